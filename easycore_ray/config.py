@@ -1,0 +1,673 @@
+"""What every job and verb is told: one flat, frozen, keyword-only dataclass per job.
+
+The same word means the same thing everywhere. Each field's text below becomes its ``--help``; all
+problems of a configuration are reported together, on construction, before any work. What changes
+the result is part of an artifact's identity; where it is computed, watched or stored is not
+(``_NOT_IDENTITY``), and inputs enter by fingerprint, not by path.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from easycore_ray.core.attacks import ATTACKS
+from easycore_ray.core.models import MODELS
+from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
+from easycore_ray.core.threat import check_eps, format_eps, parse_eps
+from easycore_ray.errors import EasyCoreError
+
+Eps = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="EPS",
+        instance_from_str=lambda args: parse_eps(args[0]),
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [format_eps(value)],
+    ),
+]
+
+
+def _one_of_spec(names: Iterable[str], metavar: str | None = None) -> PrimitiveConstructorSpec[str]:
+    """A string option whose help lists a registry, so that a new entry needs no further edit."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar or "{" + ",".join(names) + "}",
+        # Checked on construction, where the message can say more than a parser's.
+        instance_from_str=lambda args: args[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+
+
+ModelName = Annotated[str, _one_of_spec(MODELS)]
+MethodName = Annotated[str, _one_of_spec(METHODS)]
+ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
+AttackName = Annotated[str, _one_of_spec(ATTACKS)]
+ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
+Training = Literal["standard", "trades"]
+Balance = Literal["none", "class"]
+Norm = Literal["linf", "l2"]
+
+# Fields that say where and how a job runs, not what it computes.
+_NOT_IDENTITY = {
+    "out", "overwrite", "dry_run", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker",
+    "max_failures", "max_concurrent_trials", "cache_gib", "tracking_uri", "experiment",
+    # inputs: their fingerprints are part of the identity instead
+    "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores",
+}  # fmt: skip
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """All fields as JSON content (tuples become lists)."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
+    """The configuration a manifest holds; lists become tuples again, unknown fields are refused."""
+    known = {spec.name for spec in dataclasses.fields(kind)}
+    unknown = sorted(set(content) - known)
+    if unknown:
+        raise EasyCoreError(f"unknown fields {', '.join(unknown)} for {kind.__name__}; is this another job's manifest?")
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+    except TypeError as error:
+        raise EasyCoreError(f"this is no whole {kind.__name__}: {error}; is the manifest damaged?") from error
+
+
+def identity_fields(config: Any) -> dict[str, Any]:
+    """The fields that change what a job computes."""
+    return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY}
+
+
+def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
+    """Let a function of one configuration also be called with that configuration's fields as keywords."""
+
+    def decorate(function: Callable[[Any], Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(config: Any = None, /, **fields: Any) -> Any:
+            if config is not None and fields:
+                raise TypeError(f"pass a {kind.__name__} or keywords to {function.__name__}, not both")
+            return function(kind(**fields) if config is None else config)
+
+        return call
+
+    return decorate
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Fields of every job."""
+
+    out: str
+    """Folder of the result: local path, s3:// or gs://. New, empty, or an earlier run of the same job."""
+    overwrite: bool = False
+    """Replace a result in --out that was made with another configuration or input."""
+    dry_run: bool = False
+    """Say what would be done, how much it is and where it would be written; do nothing."""
+
+    def __post_init__(self) -> None:
+        """Check every field; all problems in one message.
+
+        Raises:
+            EasyCoreError: names each field, the value seen and what is allowed.
+        """
+        problems = self.problems()
+        if problems:
+            raise EasyCoreError("; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one sentence each."""
+        return []
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(JobConfig):
+    """Where distributed work runs. Changes no result of given weights."""
+
+    num_workers: int = 2
+    """Training processes (data parallel). The run records it: per-worker batch norm makes another number
+    of workers another training run."""
+    cpus_per_worker: float | None = None
+    """CPUs reserved for each worker; by default an equal share that leaves room for Ray Data."""
+    gpus_per_worker: float = 0.0
+    """GPUs reserved for each worker: 0 trains on the CPU, 1 is the usual choice on GPU nodes."""
+    threads_per_worker: int | None = None
+    """CPU threads torch uses in each worker; by default the reserved CPUs rounded up."""
+    max_failures: int = 3
+    """How often lost workers are replaced before the job gives up (it can be resumed by running it again)."""
+    cache_gib: float = 2.0
+    """A worker keeps its share of the images in memory up to this size (GiB) and streams them otherwise.
+    0 always streams."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems()
+        found += _at_least("num_workers", self.num_workers, 1)
+        found += _at_least("gpus_per_worker", self.gpus_per_worker, 0)
+        found += _at_least("max_failures", self.max_failures, 0)
+        found += _at_least("cache_gib", self.cache_gib, 0)
+        if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
+            found.append(f"cpus_per_worker must be > 0, got {self.cpus_per_worker:g}; leave it out for an equal share")
+        if self.threads_per_worker is not None:
+            found += _at_least("threads_per_worker", self.threads_per_worker, 1)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where runs are tracked. Never changes, stops or slows a run."""
+
+    tracking_uri: str | None = None
+    """MLflow server (http://…) or store (sqlite:////abs/mlflow.db); by default mlflow.db in --out.
+    'none' switches tracking off."""
+    experiment: str = "easycore"
+    """MLflow experiment the runs are filed under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """How a model is trained, apart from the objective."""
+
+    model: ModelName = "resnet18"
+    """Network: cnn is small and made for tiny images; resnet18, preactresnet18 and wrn-* are the CIFAR
+    variants; *-imagenet take large images."""
+    width: int | None = None
+    """Channels of the first block (widen factor for wrn-*); the network's own default if left out."""
+    batch_size: int = 128
+    """Samples per step and worker."""
+    lr: float = 0.1
+    """Peak learning rate of SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty; robust accuracy is sensitive to it (Pang et al. 2021)."""
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    """Learning rate over optimizer steps: constant, cosine to 0, or ×0.1 at 75 % and 90 %."""
+    warmup_fraction: float = 0.1
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    augment: Literal["none", "crop", "crop-flip"] = "crop-flip"
+    """Training views: zero-padded random crop, and horizontal flip."""
+    crop_pad: int = 4
+    """Pixels of zero padding for the random crop."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and attacks."""
+
+    def recipe_problems(self) -> list[str]:
+        """What is wrong with the recipe, one sentence each."""
+        found = _one_of("model", self.model, MODELS)
+        found += _at_least("batch_size", self.batch_size, 1)
+        found += _at_least("crop_pad", self.crop_pad, 0)
+        found += _at_least("momentum", self.momentum, 0)
+        found += _at_least("weight_decay", self.weight_decay, 0)
+        found += _at_least("seed", self.seed, 0)
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            found.append(f"lr must be a positive number, got {self.lr:g}")
+        if not 0 <= self.warmup_fraction < 1:
+            found.append(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction:g}")
+        if self.width is not None:
+            found += _at_least("width", self.width, 1)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What a model is trained for, and against which threat."""
+
+    training: Training = "standard"
+    """standard: cross-entropy. trades: cross-entropy + beta · KL of the adversarial output (Zhang et al. 2019)."""
+    beta: float = 6.0
+    """Weight of the TRADES robustness term, usually in [1, 10]; ignored by standard training."""
+    eps: Eps = 8 / 255
+    """Largest perturbation, in [0, 1] pixel units, e.g. 8/255: of the training attack, and of the evaluation
+    where nothing else is said."""
+    norm: Norm = "linf"
+    """Norm in which the perturbation is bounded."""
+    attack_steps: int = 10
+    """Gradient steps of the TRADES training attack."""
+    attack_step_size: Eps | None = None
+    """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
+
+    def objective_problems(self) -> list[str]:
+        """What is wrong with the objective, one sentence each."""
+        found = _eps_problem("eps", self.eps, self.norm) + _at_least("attack_steps", self.attack_steps, 1)
+        if not (self.beta >= 0 and math.isfinite(self.beta)):
+            found.append(f"beta must be a number >= 0, got {self.beta:g}")
+        if self.attack_step_size is not None:
+            found += _eps_problem("attack_step_size", self.attack_step_size, self.norm)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(JobConfig):
+    """Import images into sharded Parquet with fixed sample ids, a manifest and an index."""
+
+    source: str = "digits"
+    """digits (1,797 handwritten digits that come with scikit-learn), torchvision:NAME (e.g. torchvision:CIFAR10),
+    or the path of image folders, Parquet files or WebDataset tars."""
+    format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto"
+    """Layout of a path source: CLASS/image files, Hugging Face-style Parquet (image or img, label), or tar shards."""
+    test_source: str | None = None
+    """Test split, in the same layout; by default the source's own test split, else --test-fraction of the source."""
+    classes: str | None = None
+    """Text or JSON file with the class names in label order, where the source does not name them."""
+    val_fraction: float = 0.02
+    """Share of the training images held out for validation, seeded and class-balanced; 0 keeps all for training."""
+    test_fraction: float = 0.2
+    """Share held out for testing where the source has no test split of its own, seeded and class-balanced."""
+    image_size: int | None = None
+    """Pixels: shorter side is resized to this and the centre cropped. Needed where images differ in size."""
+    rows_per_shard: int = 10_000
+    """Most rows in one shard (Parquet file); shards of a split differ by at most one row."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """A corrupt image or unknown label stops the import (error), or is left out and listed in the manifest (skip)."""
+    seed: int = 0
+    """Seed of the splits and of the placement of rows in shards."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems()
+        for name, value in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
+            if not 0 <= value < 1:
+                found.append(f"{name} must be in [0, 1), got {value:g}")
+        if self.image_size is not None:
+            found += _at_least("image_size", self.image_size, 1)
+        return found + _at_least("rows_per_shard", self.rows_per_shard, 1) + _at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(RecipeConfig, TrackingConfig, ComputeConfig):
+    """Train on all samples and record every sample's input gradient norm after each epoch; then reduce."""
+
+    dataset: str
+    """Folder of a prepared dataset."""
+    coreset: str | None = None
+    """Score only these samples (folder of a coreset); all training samples if left out."""
+    epochs: int = 20
+    """Training epochs of the scoring run."""
+    score_pass: Literal["eval", "fused"] = "eval"
+    """eval: exact scores of the clean images in evaluation mode after the epoch. fused: the training step's own
+    input gradients (augmented view, training mode), nearly free."""
+    score_every: int = 1
+    """Score every this many epochs, counted back from the last one."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems() + self.recipe_problems()
+        return found + _at_least("epochs", self.epochs, 1) + _at_least("score_every", self.score_every, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceConfig(JobConfig):
+    """Reduce a score table to one row of hardness per sample."""
+
+    scores: str
+    """Folder of a scoring run (holds table/)."""
+    bucket_rows: int = 4_000_000
+    """Samples per reduction task: sets its memory (about 60 bytes a sample), not the result."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        return super().problems() + _at_least("bucket_rows", self.bucket_rows, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoresetConfig(JobConfig):
+    """Select the samples to keep."""
+
+    scores: str | None = None
+    """Folder of a scoring run (holds hardness/): the samples to choose from."""
+    dataset: str | None = None
+    """Folder of the dataset; needed without --scores, otherwise only to check that they belong together."""
+    user_scores: str | None = None
+    """Your own scores: a Parquet file of sample_id, score (higher = harder), used instead of --score."""
+    method: MethodName = "easycore"
+    """How to choose: easycore keeps the samples with the lowest AIGN; easiest, hardest, middle, band and
+    stratified go by any score; random and full by none."""
+    score: ScoreName | None = None
+    """Column that orders the samples: aign, el2n, loss, aum, forgetting, …; the method's own if left out."""
+    fraction: float = 0.5
+    """Share of the samples that is kept, in (0, 1]."""
+    balance: Balance = "none"
+    """none: over all samples. class: the same share of every class."""
+    cutoff: float = 0.0
+    """Share of the hardest samples that stratified drops first, in [0, 1) (the hard cut-off of CCS)."""
+    band: tuple[float, float] = (0.25, 0.75)
+    """Hardness quantiles between which the method band draws."""
+    seed: int = 0
+    """Seed of random draws."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems() + _one_of("method", self.method, METHODS) + _at_least("seed", self.seed, 0)
+        found += _fraction_problem(self.fraction)
+        if self.score is not None:
+            found += _one_of("score", self.score, HIGHER_IS_HARDER) or _easycore_problem(self.method, self.score)
+        if self.scores is None and self.dataset is None:
+            found.append("scores and dataset are both missing; pass --scores, or --dataset for methods without scores")
+        if not 0 <= self.cutoff < 1:
+            found.append(f"cutoff must be in [0, 1), got {self.cutoff:g}")
+        if not 0 <= self.band[0] < self.band[1] <= 1:
+            found.append(f"band must be two quantiles 0 <= LO < HI <= 1, got {self.band[0]:g} {self.band[1]:g}")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RecipeConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
+    """Train one model on one coreset, standard or TRADES."""
+
+    dataset: str
+    """Folder of a prepared dataset."""
+    coreset: str | None = None
+    """Folder of a coreset; all training samples if left out."""
+    epochs: int = 20
+    """Passes over the coreset."""
+    steps: int | None = None
+    """Optimizer steps, instead of --epochs: the same number whatever the size of the coreset."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems() + self.recipe_problems() + self.objective_problems()
+        if self.steps is not None:
+            found += _at_least("steps", self.steps, 1)
+        return found + _at_least("epochs", self.epochs, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ComputeConfig):
+    """Clean and robust accuracy of a checkpoint; images are attacked in fixed shards over Ray tasks."""
+
+    checkpoint: str
+    """Folder of a trained model."""
+    dataset: str
+    """Folder of a prepared dataset."""
+    split: Literal["test", "val"] = "test"
+    """Split that is attacked."""
+    attack: tuple[AttackName, ...] = ("pgd20",)
+    """Attacks to run; robust means correct under all of them."""
+    eps: tuple[Eps, ...] = (8 / 255,)
+    """Largest perturbations, in [0, 1] pixel units; 0 is the clean accuracy."""
+    norm: Norm = "linf"
+    """Norm in which the perturbation is bounded."""
+    num_samples: int | None = None
+    """Attack only this many images, drawn once by --seed; all if left out."""
+    seed: int = 0
+    """Seed of the drawn images and of the attacks' random starts."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems() + _at_least("seed", self.seed, 0)
+        for name in self.attack:
+            found += _one_of("attack", name, ATTACKS)
+        for eps in self.eps:
+            found += _eps_problem("eps", eps, self.norm)
+        if not self.eps or not self.attack:
+            found.append("attack and eps need at least one value each")
+        if self.num_samples is not None:
+            found += _at_least("num_samples", self.num_samples, 1)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
+    """Train and evaluate every arm × fraction × training × seed; the full data is always among them."""
+
+    dataset: str
+    """Folder of a prepared dataset."""
+    scores: str
+    """Folder of a scoring run (holds hardness/)."""
+    method: tuple[ArmName, ...] = ("easycore", "easycore/class", "random", "hardest")
+    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection."""
+    fraction: tuple[float, ...] = (0.3, 0.5)
+    """Shares of the samples that are kept, each in (0, 1]."""
+    training: tuple[Training, ...] = ("standard", "trades")
+    """Objectives to train for."""
+    beta: tuple[float, ...] = (1.0, 6.0)
+    """TRADES weights to train with."""
+    seeds: tuple[int, ...] = (0, 1)
+    """One training run per seed; random arms draw anew with each."""
+    train_epochs: int = 20
+    """Passes over the coreset in each training run."""
+    trades_epochs: int | None = None
+    """The same for TRADES runs; as --train-epochs if left out."""
+    steps: int | None = None
+    """Optimizer steps in each training run instead of epochs: the same for every fraction."""
+    eps: Eps = 8 / 255
+    """Perturbation of the TRADES training attack, in [0, 1] pixel units."""
+    norm: Norm = "linf"
+    """Norm in which perturbations are bounded."""
+    attack_steps: int = 10
+    """Gradient steps of the TRADES training attack."""
+    attack_step_size: Eps | None = None
+    """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
+    eval_eps: tuple[Eps, ...] = (8 / 255,)
+    """Perturbations of the evaluation; one result row for each."""
+    num_test_samples: int | None = None
+    """Attack only this many test images, the same for every run; all if left out."""
+    num_workers: int = 1
+    """Training processes per trial; with 1 the trial trains in its own process, which saves seconds each."""
+    max_concurrent_trials: int | None = None
+    """Trials at the same time; by default as many as the cluster can run."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems() + self.recipe_problems() + _eps_problem("eps", self.eps, self.norm)
+        for arm in self.method:
+            found += arm_problems(arm)
+        for value in self.fraction:
+            found += _fraction_problem(value)
+        for value in self.eval_eps:
+            found += _eps_problem("eval_eps", value, self.norm)
+        for beta in self.beta:
+            if not (beta >= 0 and math.isfinite(beta)):
+                found.append(f"beta must be a number >= 0, got {beta:g}")
+        for name in ("fraction", "training", "seeds", "eval_eps"):
+            if not getattr(self, name):
+                found.append(f"{name} needs at least one value")
+        if "trades" in self.training and not self.beta:
+            found.append("beta needs at least one value for trades")
+        for name in ("train_epochs", "attack_steps"):
+            found += _at_least(name, getattr(self, name), 1)
+        for name in ("steps", "trades_epochs", "num_test_samples", "max_concurrent_trials"):
+            if getattr(self, name) is not None:
+                found += _at_least(name, getattr(self, name), 1)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(JobConfig):
+    """Draw a sweep: tables, plots, easiest and hardest images, in one self-contained HTML page."""
+
+    sweep: str
+    """Folder of a finished sweep."""
+    title: str = "EasyCore: coresets for robust models"
+    """Heading of the page."""
+    note: str = ""
+    """A sentence shown under the heading, e.g. what the data cannot be compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig(RecipeConfig, TrackingConfig, ComputeConfig):
+    """Everything: prepare, score, reduce, select, sweep (train and evaluate), report."""
+
+    dataset: str | None = None
+    """Folder of a prepared dataset; if left out, --source is imported."""
+    source: str = "digits"
+    """What to import: see prepare."""
+    format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto"
+    """Layout of the source: see prepare."""
+    test_source: str | None = None
+    """Test split of the source: see prepare."""
+    image_size: int | None = None
+    """Pixels of the resized and cropped image, where images differ in size: see prepare."""
+    subset: int | None = None
+    """Work on this many training samples only, a class-balanced random draw; all if left out."""
+    score_epochs: int = 20
+    """Training epochs of the scoring run."""
+    score_pass: Literal["eval", "fused"] = "eval"
+    """How scores are taken: see score."""
+    score_every: int = 1
+    """Score every this many epochs."""
+    method: tuple[ArmName, ...] = ("easycore", "easycore/class", "random", "hardest")
+    """Arms of the sweep: METHOD, METHOD:SCORE, either with /class for class-balanced selection."""
+    fraction: tuple[float, ...] = (0.3, 0.5)
+    """Shares of the samples that are kept, each in (0, 1]."""
+    training: tuple[Training, ...] = ("standard", "trades")
+    """Objectives to train for."""
+    beta: tuple[float, ...] = (1.0, 6.0)
+    """TRADES weights to train with."""
+    seeds: tuple[int, ...] = (0, 1)
+    """One training run per seed."""
+    train_epochs: int = 20
+    """Passes over the coreset in each training run."""
+    trades_epochs: int | None = None
+    """The same for TRADES runs; as --train-epochs if left out."""
+    steps: int | None = None
+    """Optimizer steps in each training run instead of epochs."""
+    eps: Eps = 8 / 255
+    """Perturbation of the TRADES training attack, in [0, 1] pixel units."""
+    norm: Norm = "linf"
+    """Norm in which perturbations are bounded."""
+    attack_steps: int = 10
+    """Gradient steps of the TRADES training attack."""
+    attack_step_size: Eps | None = None
+    """Size of one such step; by default 2.5 · eps / attack_steps."""
+    eval_eps: tuple[Eps, ...] = (8 / 255,)
+    """Perturbations of the evaluation; one result row for each."""
+    num_test_samples: int | None = None
+    """Attack only this many test images; all if left out."""
+    trial_num_workers: int = 1
+    """Training processes per trial of the sweep."""
+    max_concurrent_trials: int | None = None
+    """Trials at the same time; by default as many as the cluster can run."""
+    note: str = ""
+    """A sentence shown in the report."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``: those of the stages."""
+        found = super().problems()
+        if self.subset is not None:
+            found += _at_least("subset", self.subset, 1)
+        for stage in (self.score_config, self.sweep_config):
+            try:
+                stage("dataset", "scores")
+            except EasyCoreError as error:
+                found += [problem for problem in str(error).split("; ") if problem not in found]
+        return found
+
+    def prepare_config(self) -> PrepareConfig:
+        """The import this pipeline makes."""
+        return self._stage(PrepareConfig, out=f"{self.out}/dataset")
+
+    def score_config(self, dataset: str, coreset: str | None = None) -> ScoreConfig:
+        """The scoring run this pipeline makes."""
+        return self._stage(
+            ScoreConfig, out=f"{self.out}/scores", dataset=dataset, coreset=coreset, epochs=self.score_epochs
+        )
+
+    def sweep_config(self, dataset: str, scores: str) -> SweepConfig:
+        """The sweep this pipeline makes."""
+        return self._stage(
+            SweepConfig,
+            out=f"{self.out}/sweep",
+            dataset=dataset,
+            scores=scores,
+            num_workers=self.trial_num_workers,
+        )
+
+    def _stage(self, kind: type[Any], **fields: Any) -> Any:
+        """The fields a stage shares with the pipeline, completed by those given."""
+        names = {spec.name for spec in dataclasses.fields(kind)}
+        shared = {key: value for key, value in vars(self).items() if key in names}
+        return kind(**{**shared, **fields})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to select: method, score that orders the samples (None: not needed), balance."""
+
+    method: str
+    score: str | None
+    balance: Balance
+
+    @property
+    def name(self) -> str:
+        """The arm as it is written on the command line, e.g. ``easiest:el2n/class``."""
+        default = METHODS[self.method].default_score
+        score = f":{self.score}" if self.score not in (None, default) else ""
+        return f"{self.method}{score}{'/class' if self.balance == 'class' else ''}"
+
+
+def parse_arm(text: str) -> Arm:
+    """``METHOD[:SCORE][/class]`` as an ``Arm``.
+
+    Raises:
+        EasyCoreError: says which part is unknown and what is allowed.
+    """
+    problems = arm_problems(text)
+    if problems:
+        raise EasyCoreError(problems[0])
+    name, _, balance = text.partition("/")
+    method, _, score = name.partition(":")
+    return Arm(method, score or METHODS[method].default_score, "class" if balance else "none")
+
+
+def arm_problems(text: str) -> list[str]:
+    """What is wrong with an arm's name."""
+    name, slash, balance = text.partition("/")
+    method, colon, score = name.partition(":")
+    found = _one_of("method", method, METHODS)
+    if slash and balance != "class":
+        found.append(f"method may end in /class only, got {text!r}")
+    if colon:
+        found += _one_of("score", score, HIGHER_IS_HARDER)
+        if not found and METHODS[method].default_score is None:
+            found.append(f"method {method} uses no score, got {text!r}; write {method}")
+        found += _easycore_problem(method, score)
+    return found
+
+
+def _easycore_problem(method: str, score: str) -> list[str]:
+    # The name stands for the paper's method; a lowest-EL2N coreset under it would mislead.
+    if method != "easycore" or score == "aign":
+        return []
+    return [f"method easycore goes by aign, got score {score!r}; write easiest for another score"]
+
+
+def _at_least(name: str, value: float, least: float) -> list[str]:
+    return [] if value >= least else [f"{name} must be >= {least:g}, got {value:g}"]
+
+
+def _one_of(name: str, value: str, allowed: Any) -> list[str]:
+    return [] if value in allowed else [f"unknown {name} {value!r}; allowed are {', '.join(sorted(allowed))}"]
+
+
+def _fraction_problem(value: float) -> list[str]:
+    if 0 < value <= 1:
+        return []
+    return [f"fraction must be in (0, 1], got {value:g}; it is the share kept: to drop 30 % of the data pass 0.7"]
+
+
+def _eps_problem(name: str, value: float, norm: str) -> list[str]:
+    try:
+        check_eps(value, norm)
+    except ValueError as error:
+        return [f"{name}: {error}"]
+    return []

@@ -1,0 +1,272 @@
+"""Adversarial inputs: FGSM and PGD for evaluation, the TRADES attack for training.
+
+Takes a model, inputs in [0, 1] and a threat model, and gives inputs of the same shape inside it. The one
+decision: an attack leaves no trace. It runs in eval mode, differentiates with respect to the input only,
+and gives back every weight, gradient, buffer and mode as it was, also when it fails. Pass the bare module,
+not its DDP wrapper.
+
+The caller may wrap an attack in ``torch.autocast``; losses are float32 all the same. Prefer bfloat16 to
+float16, in which the gradient of a confident sample becomes 0 and the attack stands still.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
+from easycore_ray.core.threat import check_eps, check_inputs, l2_norms, per_row, project
+from easycore_ray.core.threat import random_start as draw_start
+
+TRADES_START_SCALE = 1e-3  # standard deviation of the start noise in the official code
+
+
+@contextmanager
+def frozen_eval(model: nn.Module) -> Iterator[None]:
+    """Inside the block every submodule is in eval mode; afterwards each is in the mode it was in.
+
+    A blanket ``model.train()`` would also wake the layers that the caller had frozen on purpose.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def fgsm(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    generator: torch.Generator | None = None,  # noqa: ARG001  (every attack has the same signature)
+) -> Tensor:
+    """Inputs moved by one step of length eps up the cross-entropy.
+
+    Goodfellow et al. 2015; for l2 the step goes along the gradient, not along its sign.
+
+    Args:
+        model: returns logits.
+        inputs: (B, …) float pixels in [0, 1].
+        labels: int64 (B,), the true ones.
+        eps: radius in [0, 1] pixel units; 0 gives ``inputs``.
+        norm: one of ``threat.NORMS``.
+        generator: not used.
+
+    Returns:
+        Like ``inputs``, detached.
+
+    Raises:
+        ValueError: inputs outside [0, 1] or an impossible eps.
+    """
+    _check(inputs, eps, norm)
+    if eps == 0:
+        return inputs
+    with frozen_eval(model):
+        gradient, _ = _cross_entropy_gradient(model, inputs, labels)
+    return project(_ascend(inputs, gradient, eps, norm), inputs, eps, norm)
+
+
+def pgd(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    steps: int = 20,
+    step_size: float | None = None,
+    generator: torch.Generator | None = None,
+    random_start: bool = True,
+    restarts: int = 1,
+) -> Tensor:
+    """The worst points that projected gradient ascent on the cross-entropy passes through, one per row.
+
+    Worst is misclassified rather than not, then the highest loss, over all iterates of all restarts, the
+    start
+    included: more steps of the same size, or more restarts, never help the defender. Costs steps + 1
+        forward and
+    steps backward passes per restart. Madry et al. 2018; the official code keeps the last iterate instead.
+
+    Args:
+        model: returns logits.
+        inputs: (B, …) float pixels in [0, 1].
+        labels: int64 (B,), the true ones.
+        eps: radius in [0, 1] pixel units; 0 gives ``inputs``.
+        norm: one of ``threat.NORMS``.
+        steps: gradient steps per restart.
+        step_size: length of one step in the norm; 2.5 · eps / steps if not given.
+        generator: for the random starts; torch's global generator if not given.
+        random_start: start at a random point of the ball, not at the input.
+        restarts: independent runs.
+
+    Returns:
+        Like ``inputs``, detached.
+
+    Raises:
+        ValueError: inputs outside [0, 1], an impossible eps, steps or restarts below 1, or restarts that
+            would all start at the same point.
+    """
+    _check(inputs, eps, norm)
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
+    if restarts > 1 and not random_start:
+        raise ValueError(f"{restarts} restarts from the same point are one; set random_start or restarts=1")
+    if eps == 0:
+        return inputs
+    step_size = 2.5 * eps / steps if step_size is None else step_size
+    worst: _Iterates | None = None
+    with frozen_eval(model):
+        for _ in range(restarts):
+            adv_inputs = draw_start(inputs, eps, norm, generator) if random_start else inputs
+            for _ in range(steps):
+                gradient, iterates = _cross_entropy_gradient(model, adv_inputs, labels)
+                worst = _worse(worst, iterates)
+                adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
+            worst = _worse(worst, _last_iterates(model, adv_inputs, labels))
+    assert worst is not None
+    return worst.adv_inputs
+
+
+def pgd20(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``pgd`` with 20 steps of eps / 8 from one random start: the attack behind ``robust_accuracy_pgd20``."""
+    return pgd(model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator)
+
+
+def trades_attack(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    steps: int = 10,
+    step_size: float,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Inputs moved up KL(clean prediction || prediction), as official TRADES does before each update.
+
+    Starts at 0.001 · N(0, 1) from the input and takes ``steps`` sign steps (l2: unit-gradient steps, a row
+    without gradient stays), each projected; gives the last iterate. The clean prediction is computed once,
+    where the official trades.py (Zhang et al. 2019) computes the same numbers again in every step.
+
+    Args:
+        model: returns logits.
+        inputs: (B, …) float pixels in [0, 1].
+        eps: radius in [0, 1] pixel units; 0 gives ``inputs``.
+        norm: one of ``threat.NORMS``.
+        steps: gradient steps.
+        step_size: length of one step in the norm; the authors use 0.007 for linf eps 0.031, 2 · eps / steps
+            for l2.
+        generator: for the start; torch's global generator if not given.
+        noise: the N(0, 1) draws of the start, like ``inputs``, instead of fresh ones.
+
+    Returns:
+        Like ``inputs``, detached.
+
+    Raises:
+        ValueError: inputs outside [0, 1] or an impossible eps.
+    """
+    _check(inputs, eps, norm)
+    if eps == 0:
+        return inputs
+    if noise is None:
+        device = inputs.device if generator is None else generator.device
+        noise = torch.randn(inputs.shape, generator=generator, device=device)
+    adv_inputs = inputs + TRADES_START_SCALE * noise.to(inputs)
+    with frozen_eval(model):
+        with torch.no_grad():
+            clean = at_least_float32(model(inputs)).softmax(dim=1)
+        for _ in range(steps):
+            gradient, _ = _input_gradient(model, adv_inputs, lambda logits: _kl_from(clean, logits))
+            adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
+    return adv_inputs.clamp(0.0, 1.0)  # the start is not clamped, and without steps it is what is left
+
+
+ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd20": pgd20}
+"""Attacks by name, all called as ``attack(model, inputs, labels, *, eps, norm, generator)``."""
+
+
+class _Iterates(NamedTuple):
+    """One point per row and how it does: loss (B,) and whether the model gets it wrong (B,)."""
+
+    adv_inputs: Tensor
+    loss: Tensor
+    wrong: Tensor
+
+
+def _check(inputs: Tensor, eps: float, norm: str) -> None:
+    """Refuses what cannot be attacked."""
+    check_eps(eps, norm)
+    check_inputs(inputs)
+
+
+def _input_gradient(
+    model: nn.Module, points: Tensor, loss_rows: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Gradient of the summed loss at ``points``, and (logits, loss rows) there, all detached."""
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(points)
+        loss = loss_rows(logits)
+        # grad, not backward: nothing may reach the parameters' .grad.
+        (gradient,) = torch.autograd.grad(loss.sum(), points)
+    return gradient, (logits.detach(), loss.detach())
+
+
+def _kl_from(probabilities: Tensor, logits: Tensor) -> Tensor:
+    """KL(probabilities || softmax(logits)) of each row.
+
+    In the operations of the official code, not by ``losses.kl_rows``: the first gradients are differences of
+    nearly equal numbers, and another order of rounding flips the sign of some pixels.
+    """
+    log_q = F.log_softmax(at_least_float32(logits), dim=1)
+    return F.kl_div(log_q, probabilities, reduction="none").sum(dim=1)
+
+
+def _cross_entropy_gradient(model: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, "_Iterates"]:
+    """Gradient of the summed cross-entropy at ``points``, and how those points do."""
+    gradient, (logits, loss) = _input_gradient(model, points, lambda out: cross_entropy_rows(out, labels))
+    return gradient, _Iterates(points.detach(), loss, logits.argmax(dim=1) != labels)
+
+
+@torch.no_grad()
+def _last_iterates(model: nn.Module, points: Tensor, labels: Tensor) -> "_Iterates":
+    """How the points do that no further step starts from: a forward pass without a gradient."""
+    logits = model(points)
+    return _Iterates(points, cross_entropy_rows(logits, labels), logits.argmax(dim=1) != labels)
+
+
+def _worse(worst: "_Iterates | None", new: "_Iterates") -> "_Iterates":
+    """Per row the worse of the two for the defender: wrong before right, then the higher loss."""
+    if worst is None:
+        return new
+    take = torch.where(new.wrong == worst.wrong, new.loss > worst.loss, new.wrong)
+    return _Iterates(
+        torch.where(per_row(take, new.adv_inputs), new.adv_inputs, worst.adv_inputs),
+        torch.where(take, new.loss, worst.loss),
+        worst.wrong | new.wrong,
+    )
+
+
+def _ascend(points: Tensor, gradient: Tensor, step_size: float, norm: str) -> Tensor:
+    """The points one step of this length further up the gradient: its sign for linf, its direction for l2."""
+    if norm == "linf":
+        return points + step_size * gradient.sign()
+    norms = l2_norms(gradient).to(gradient.dtype)
+    return points + step_size * gradient / per_row(torch.where(norms > 0, norms, 1.0), gradient)

@@ -1,0 +1,242 @@
+"""The one training loop: an epoch of steps, the score pass after it, clean accuracy.
+
+It is fed batches of ``(sample_ids, images, labels)`` and knows nothing of where they come from or how
+many workers share them: with more than one, ``combine`` adds up gradients and counts. Losses are summed,
+not averaged, and gradients divided by the number of rows in the global batch, so that uneven batches
+and workers weigh every sample the same and the input gradient of a step is already per sample.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from easycore_ray.core.attacks import frozen_eval, trades_attack
+from easycore_ray.core.augment import augment, to_float
+from easycore_ray.core.losses import cross_entropy_rows, trades_rows
+from easycore_ray.core.schedules import learning_rate
+from easycore_ray.core.scores import fused_scores, score_batch
+from easycore_ray.core.seeding import generator
+
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+Combine = Callable[[list[Tensor], int], int]
+"""Adds the gradients (in place) and row counts of all workers; returns the global count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that changes the numbers of a training run, resolved (no None left)."""
+
+    training: str
+    beta: float
+    eps: float
+    norm: str
+    attack_steps: int
+    attack_step_size: float
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: str
+    warmup_steps: int
+    total_steps: int
+    augment: str
+    crop_pad: int
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What an epoch of training measured on this worker's rows."""
+
+    loss_sum: float
+    num_correct: int
+    num_rows: int
+    steps: int
+    scores: dict[str, np.ndarray] | None
+    """Fused scores with ``sample_id`` and ``label``, one entry a row, if they were asked for."""
+
+
+def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.SGD:
+    """SGD over all parameters; the learning rate is set before every step."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=plan.lr,
+        momentum=plan.momentum,
+        nesterov=plan.nesterov and plan.momentum > 0,
+        weight_decay=plan.weight_decay,
+        foreach=True,
+    )
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """Context in which the forward passes run: bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
+    """Pixels as models take them: float32 in [0, 1] on the device, channels last."""
+    inputs = to_float(images.to(device, non_blocking=True))
+    # Convolutions are faster in this layout on CPUs and GPUs alike (1.5 × here); single channels have no layout.
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.shape[1] > 1 else inputs
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    batches: Batches,
+    plan: Plan,
+    *,
+    epoch: int,
+    step: int,
+    rank: int = 0,
+    combine: Combine | None = None,
+    record_scores: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> EpochResult:
+    """Train on every batch once.
+
+    Args:
+        model: the bare module; left in training mode.
+        optimizer: from ``make_optimizer``.
+        batches: this worker's share; every worker has the same number of batches, none empty.
+        plan: the run's plan.
+        epoch: number of the epoch, from 1; seeds augmentation and attack together with rank.
+        step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
+        rank: this worker.
+        combine: adds up gradients and counts over workers; None for one worker.
+        record_scores: also take per-sample scores from each step's own input gradient (fused).
+        on_batch: called with the number of rows after each step.
+
+    Returns:
+        Sums over this worker's rows.
+
+    Raises:
+        ValueError: if the loss is not finite at the end of the epoch: the run has diverged.
+    """
+    device = next(model.parameters()).device
+    augment_draws = generator("augment", plan.seed, epoch, rank)
+    attack_draws = generator("attack", plan.seed, epoch, rank)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    correct_sum = torch.zeros((), dtype=torch.int64, device=device)
+    num_rows, first_step, rate = 0, step, plan.lr
+    rows_of_scores: list[dict[str, np.ndarray]] = []
+    model.train()
+    for sample_ids, images, labels in batches:
+        if step >= plan.total_steps:
+            break
+        views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
+        inputs, labels = prepare_inputs(views, device), labels.to(device)
+        inputs.requires_grad_(record_scores)
+        with autocast(device, plan.precision):
+            rows, logits = _objective(model, inputs, labels, plan, attack_draws)
+        optimizer.zero_grad(set_to_none=True)
+        rows.sum().backward()
+        rate = learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
+                             warmup_steps=plan.warmup_steps)  # fmt: skip
+        _update(optimizer, parameters, len(labels), combine, rate)
+        if record_scores:
+            assert inputs.grad is not None
+            scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
+            rows_of_scores.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
+        loss_sum += rows.detach().sum(dtype=torch.float64)
+        correct_sum += (logits.detach().argmax(dim=1) == labels).sum()
+        num_rows, step = num_rows + len(labels), step + 1
+        if on_batch is not None:
+            on_batch(len(labels))
+    _refuse_divergence(loss_sum, epoch, rate)
+    recorded = _concatenate(rows_of_scores) if record_scores else None
+    return EpochResult(float(loss_sum), int(correct_sum), num_rows, step - first_step, recorded)
+
+
+def _objective(
+    model: nn.Module, inputs: Tensor, labels: Tensor, plan: Plan, draws: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Loss of each row (float32) and logits of the clean inputs."""
+    if plan.training == "standard":
+        logits = model(inputs)
+        return cross_entropy_rows(logits, labels), logits
+    adv_inputs = trades_attack(model, inputs.detach(), eps=plan.eps, norm=plan.norm, steps=plan.attack_steps,
+                               step_size=plan.attack_step_size, generator=draws)  # fmt: skip
+    # The official code forwards the clean inputs twice in training mode; once gives the same loss, the
+    # running statistics then see natural, adversarial instead of natural, adversarial, natural.
+    logits, adv_logits = model(inputs), model(adv_inputs)
+    return trades_rows(logits, adv_logits, labels, plan.beta), logits
+
+
+def _update(
+    optimizer: torch.optim.SGD,
+    parameters: list[nn.Parameter],
+    count: int,
+    combine: Combine | None,
+    rate: float,
+) -> None:
+    """One optimizer step on the mean gradient of the global batch."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if combine is not None:
+        count = combine(gradients, count)
+    torch._foreach_div_(gradients, float(count))
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.step()
+
+
+def score_epoch(
+    model: nn.Module, batches: Batches, *, on_batch: Callable[[int], None] | None = None
+) -> dict[str, np.ndarray]:
+    """Exact scores of every row at the current weights: evaluation mode, clean view, float32.
+
+    Args:
+        model: left as it was.
+        batches: rows to score; how they are grouped changes a score by float rounding only.
+        on_batch: called with the number of rows after each batch.
+
+    Returns:
+        ``sample_id``, ``label`` and the fields of ``core.scores``, in the order of the batches.
+    """
+    device = next(model.parameters()).device
+    found = []
+    for sample_ids, images, labels in batches:
+        inputs, labels = prepare_inputs(images, device), labels.to(device)
+        scores = score_batch(model, inputs, labels)
+        found.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
+        if on_batch is not None:
+            on_batch(len(labels))
+    return _concatenate(found)
+
+
+@torch.no_grad()
+def clean_accuracy(model: nn.Module, batches: Batches) -> float:
+    """Share of rows predicted right in evaluation mode; NaN without rows."""
+    device = next(model.parameters()).device
+    num_correct = num_rows = 0
+    with frozen_eval(model):
+        for _, images, labels in batches:
+            logits = model(prepare_inputs(images, device))
+            num_correct += int((logits.argmax(dim=1).cpu() == labels).sum())
+            num_rows += len(labels)
+    return num_correct / num_rows if num_rows else math.nan
+
+
+def _refuse_divergence(loss_sum: Tensor, epoch: int, rate: float) -> None:
+    if not math.isfinite(float(loss_sum)):
+        raise ValueError(
+            f"training diverged: the loss of epoch {epoch} is {float(loss_sum)} at learning rate {rate:.4g}; "
+            "lower --lr or raise --warmup-fraction"
+        )
+
+
+def _to_numpy(columns: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: values.detach().cpu().numpy() for name, values in columns.items()}
+
+
+def _concatenate(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not pieces:
+        raise ValueError("there are no rows to score")
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -1,0 +1,245 @@
+"""Image classifiers by name, with the normalisation inside.
+
+Takes a name and sizes, gives a module that maps pixels in [0, 1] to logits. The one decision: ``Normalise``
+is the first layer of every model, so that attacks, scores and checkpoints all speak of pixels. To add a
+model, put a function ``(*, num_classes, in_channels, width=DEFAULT) -> nn.Module`` into MODELS.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from easycore_ray.core.seeding import seeded
+
+
+class Normalise(nn.Module):
+    """(inputs - mean) / std per channel; both are saved with the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or any(value <= 0 for value in std):
+            raise ValueError(f"mean and std must have one value per channel, std > 0; got {mean} and {std}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalised inputs (B, C, H, W)."""
+        return (inputs - self.mean) / self.std
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm after each, beside a shortcut (He et al. 2015)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            _conv(in_channels, channels, stride=stride),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            _conv(channels, channels),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(_conv(in_channels, channels, size=1, stride=stride), nn.BatchNorm2d(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, channels, H / stride, W / stride)."""
+        return torch.relu(self.residual(features) + self.shortcut(features))
+
+
+class PreActBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm and ReLU before each, beside a shortcut (He et al. 2016).
+
+    Where the shape changes, the shortcut starts behind the first activation, as in wide residual networks.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.activation = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True))
+        self.residual = nn.Sequential(
+            _conv(in_channels, channels, stride=stride),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            _conv(channels, channels),
+        )
+        same_shape = stride == 1 and in_channels == channels
+        self.shortcut = None if same_shape else _conv(in_channels, channels, size=1, stride=stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, channels, H / stride, W / stride)."""
+        active = self.activation(features)
+        shortcut = features if self.shortcut is None else self.shortcut(active)
+        return self.residual(active) + shortcut
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    width: int | None = None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+) -> nn.Module:
+    """A new model in train mode that maps pixels in [0, 1] to logits (B, num_classes).
+
+    Its weights depend on the arguments alone; torch's global generator is left as it was.
+
+    Args:
+        name: a key of MODELS.
+        num_classes: size of the output.
+        image_shape: (channels, height, width) of the inputs.
+        width: channels of the first block, or the widening factor of a wide residual network; the model's
+            usual one if not given.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1], above 0.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: an unknown name, or sizes that do not fit together.
+    """
+    width = default_width(name) if width is None else width
+    channels = image_shape[0]
+    if num_classes < 1 or width < 1:
+        raise ValueError(f"num_classes and width must be at least 1, got {num_classes} and {width}")
+    if len(mean) != channels:
+        raise ValueError(f"mean and std need {channels} values, one per channel, got {len(mean)}")
+    with seeded("weights", name, seed):
+        network = MODELS[name](num_classes=num_classes, in_channels=channels, width=width)
+    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network))
+
+
+def default_width(name: str) -> int:
+    """The width that a model has unless told otherwise.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(sorted(MODELS))}; got {name!r}")
+    return inspect.signature(MODELS[name]).parameters["width"].default
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many weights training can change."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def cnn(*, num_classes: int, in_channels: int, width: int = 16) -> nn.Module:
+    """Three 3x3 convolutions, the last two halving the image: seconds to train on 8x8 digits."""
+    sizes = [in_channels, width, 2 * width, 4 * width]
+    layers: list[nn.Module] = []
+    for before, after, stride in zip(sizes, sizes[1:], (1, 2, 2), strict=False):
+        layers += [_conv(before, after, stride=stride), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, *_head(sizes[-1], num_classes))
+
+
+def resnet18(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
+    """ResNet-18 for small images: 3x3 stem, no pooling before the blocks, as in kuangliu/pytorch-cifar."""
+    stem = [_conv(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    blocks = _blocks(BasicBlock, width, widths, blocks_per_stage=2)
+    return nn.Sequential(*stem, *blocks, *_head(8 * width, num_classes))
+
+
+def preactresnet18(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
+    """Pre-activation ResNet-18 for small images, with a last batch norm, as in Bag of Tricks for AT."""
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    blocks = _blocks(PreActBlock, width, widths, blocks_per_stage=2)
+    return nn.Sequential(_conv(in_channels, width), *blocks, *_preact_head(8 * width, num_classes))
+
+
+def wrn_28_10(*, num_classes: int, in_channels: int, width: int = 10) -> nn.Module:
+    """Wide residual network of depth 28 without dropout (Zagoruyko & Komodakis 2016)."""
+    return _wide_resnet(28, num_classes, in_channels, width=width)
+
+
+def wrn_34_10(*, num_classes: int, in_channels: int, width: int = 10) -> nn.Module:
+    """Wide residual network of depth 34 without dropout: the model of the TRADES paper."""
+    return _wide_resnet(34, num_classes, in_channels, width=width)
+
+
+def resnet18_imagenet(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
+    """ResNet-18 of torchvision for images around 224x224, untrained; its width is fixed."""
+    if width != 64:
+        raise ValueError(f"resnet18-imagenet has width 64, got {width}; leave the width out")
+    return _torchvision_resnet("resnet18", num_classes, in_channels, width=width)
+
+
+def resnet50_imagenet(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
+    """ResNet-50 of torchvision for images around 224x224, untrained; width is that of the bottlenecks."""
+    return _torchvision_resnet("resnet50", num_classes, in_channels, width=width)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "cnn": cnn,
+    "resnet18": resnet18,
+    "preactresnet18": preactresnet18,
+    "wrn-28-10": wrn_28_10,
+    "wrn-34-10": wrn_34_10,
+    "resnet18-imagenet": resnet18_imagenet,
+    "resnet50-imagenet": resnet50_imagenet,
+}
+
+
+def _conv(in_channels: int, channels: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the image size (up to its stride); no bias, batch norm has one."""
+    return nn.Conv2d(in_channels, channels, size, stride=stride, padding=size // 2, bias=False)
+
+
+def _blocks(
+    block: Callable[[int, int, int], nn.Module],
+    in_channels: int,
+    widths: Iterable[int],
+    *,
+    blocks_per_stage: int,
+) -> list[nn.Module]:
+    """All residual blocks; each stage but the first halves the image."""
+    layers: list[nn.Module] = []
+    for stage, channels in enumerate(widths):
+        for position in range(blocks_per_stage):
+            stride = 2 if stage > 0 and position == 0 else 1
+            layers.append(block(in_channels, channels, stride))
+            in_channels = channels
+    return layers
+
+
+def _head(channels: int, num_classes: int) -> list[nn.Module]:
+    """Mean over the image, then the logits."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+
+
+def _preact_head(channels: int, num_classes: int) -> list[nn.Module]:
+    """The activation that the last pre-activation block leaves out, then the head."""
+    return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *_head(channels, num_classes)]
+
+
+def _wide_resnet(depth: int, num_classes: int, in_channels: int, *, width: int) -> nn.Module:
+    """Stem of 16 channels, three stages of width times 16, 32, 64; He initialisation, as its paper."""
+    widths = (16 * width, 32 * width, 64 * width)
+    blocks = _blocks(PreActBlock, 16, widths, blocks_per_stage=(depth - 4) // 6)
+    network = nn.Sequential(_conv(in_channels, 16), *blocks, *_preact_head(widths[-1], num_classes))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def _torchvision_resnet(name: str, num_classes: int, in_channels: int, *, width: int) -> nn.Module:
+    """A torchvision network; its first layer is replaced where images do not have 3 channels."""
+    from torchvision.models import get_model  # a second to import, and few runs need it
+
+    network = get_model(name, weights=None, num_classes=num_classes, width_per_group=width)
+    if in_channels != 3:
+        network.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+    return network

@@ -1,0 +1,144 @@
+"""The threat model: which perturbed inputs an attacker may use.
+
+Takes clean inputs, an eps and a norm, and gives points of the allowed set: the eps-ball around each input,
+within the pixel range [0, 1]. The one decision: eps is always in [0, 1] pixel units, and normalisation
+lives inside the model; attacks in normalised space with an eps in pixels are the most frequent mistake in
+the field's issue lists.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+NORMS = ("linf", "l2")
+
+
+def check_inputs(inputs: Tensor) -> None:
+    """Refuses inputs that are not float pixels in [0, 1].
+
+    Raises:
+        ValueError: integer inputs, or values outside [0, 1] (NaN included).
+    """
+    if not inputs.is_floating_point():
+        raise ValueError(f"inputs must be float pixels in [0, 1], got {inputs.dtype}; use augment.to_float first")
+    if inputs.numel() == 0:
+        return
+    low, high = (bound.item() for bound in inputs.detach().aminmax())
+    if not (low >= 0.0 and high <= 1.0):
+        raise ValueError(
+            f"inputs must be pixels in [0, 1], got {low:.4g} .. {high:.4g}; put normalisation inside the model"
+        )
+
+
+def check_norm(norm: str) -> None:
+    """Refuses a norm that is not one of NORMS."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def check_eps(eps: float, norm: str = "linf") -> None:
+    """Refuses an eps that is negative, not finite, or for linf above 1.
+
+    Raises:
+        ValueError: with a guess at what was meant, since 8 for 8/255 is the usual slip.
+    """
+    check_norm(norm)
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be a number >= 0 in [0, 1] pixel units, got {eps}")
+    if norm == "linf" and eps > 1:
+        raise ValueError(f"eps is in [0, 1] pixel units, 8/255 = 0.031; got {float(eps)}: did you mean {eps:g}/255?")
+
+
+def parse_eps(text: str | float) -> float:
+    """The number that "8/255", "0.03" or 0.03 stands for.
+
+    Raises:
+        ValueError: the text is neither a finite number nor a fraction of two.
+    """
+    numerator, slash, denominator = str(text).partition("/")
+    try:
+        value = float(numerator) / float(denominator) if slash else float(numerator)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"eps must be a number such as 0.03 or a fraction such as 8/255, got {text!r}")
+    return value
+
+
+def format_eps(eps: float) -> str:
+    """The eps as people write it: "8/255", "0.25/255", or a decimal that is short and exact ("0.3", "0")."""
+    short = f"{eps:g}"
+    if float(short) == eps:
+        return short
+    quarters = round(eps * 255 * 4)
+    if abs(eps * 255 * 4 - quarters) < 4e-4:  # wider than the rounding of an eps that went through float32
+        return f"{quarters / 4:g}/255"
+    return repr(float(eps))
+
+
+def l2_norms(rows: Tensor) -> Tensor:
+    """Euclidean norm of each row over all its other dimensions; float32 (B,), or float64 for float64 rows.
+
+    Squares are summed in float64: the gradient of a confident sample is so small (1e-23) that its square is
+    0 in float32, and then the easiest samples would all tie.
+    """
+    norms = torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64)
+    return norms.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """The (B,) values as (B, 1, …, 1), to be broadcast over the rows of ``like``."""
+    return values.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def project(adv_inputs: Tensor, inputs: Tensor, eps: float, norm: str) -> Tensor:
+    """A nearby point of the allowed set for each row of ``adv_inputs``: in the eps-ball and in [0, 1].
+
+    For linf it is the nearest one. For l2 the box comes before the ball, as in the official TRADES code, so
+    that no part of the radius is spent on pixels outside [0, 1]; scaling towards the input cannot leave the
+    box again.
+
+    Args:
+        adv_inputs: (B, …) any values.
+        inputs: (B, …) pixels in [0, 1], the centres.
+        eps: radius in [0, 1] pixel units.
+        norm: one of NORMS.
+
+    Returns:
+        Like ``adv_inputs``; its distance is at most eps up to rounding.
+    """
+    check_norm(norm)
+    if norm == "linf":
+        return adv_inputs.clamp(inputs - eps, inputs + eps).clamp(0.0, 1.0)
+    offsets = adv_inputs.clamp(0.0, 1.0) - inputs
+    norms = l2_norms(offsets)
+    scale = torch.where(norms > eps, eps / norms, 1.0).to(offsets.dtype)
+    return (inputs + offsets * per_row(scale, offsets)).clamp(0.0, 1.0)
+
+
+def random_start(inputs: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
+    """A point drawn uniformly from the eps-ball around each input, then moved into [0, 1].
+
+    Drawn in float32 on the generator's device: a CPU generator gives the same start on every device.
+
+    Args:
+        inputs: (B, …) pixels in [0, 1].
+        eps: radius in [0, 1] pixel units.
+        norm: one of NORMS.
+        generator: the stream to draw from; torch's global one on the inputs' device if None.
+
+    Returns:
+        Like ``inputs``.
+    """
+    check_norm(norm)
+    device = inputs.device if generator is None else generator.device
+    if norm == "linf":
+        offsets = (2 * torch.rand(inputs.shape, generator=generator, device=device) - 1) * eps
+    else:
+        direction = torch.randn(inputs.shape, generator=generator, device=device)
+        share = torch.rand(len(inputs), generator=generator, device=device)
+        # Volume grows with radius**d, so a uniform point has radius eps · u**(1/d).
+        radius = eps * share ** (1.0 / max(inputs[:1].numel(), 1))
+        offsets = direction * per_row(radius / l2_norms(direction), direction)
+    return (inputs + offsets.to(inputs)).clamp(0.0, 1.0)

@@ -1,0 +1,98 @@
+"""The index of a dataset: every sample's id, origin, content hash and place, without its image.
+
+Takes and gives Arrow tables of ``SCHEMA``, in the order train, val, test and by ``sample_id`` within each. The
+one decision: whatever can be known of a dataset without its images is read from this one file.
+"""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from easycore_ray import paths
+from easycore_ray.placement import SPLITS
+
+FILE = "index.parquet"
+SCHEMA = pa.schema(
+    {
+        "split": pa.string(),
+        "sample_id": pa.int64(),
+        # Path of the image in the source, unique within the split.
+        "key": pa.string(),
+        "label": pa.int32(),
+        # Of the image as it is stored, in hex.
+        "sha256": pa.string(),
+        # L2 norm of the pixels, in [0, 1] units, of the view that is trained on.
+        "input_norm": pa.float64(),
+        # Number of the shard within the split, and the row in it.
+        "shard": pa.int32(),
+        "row": pa.int32(),
+    }
+)
+
+
+def write(index: pa.Table, folder: str) -> None:
+    """Put the index in place, one row group per split so that a split is read alone."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+        for split in SPLITS:
+            part = of_split(index, split)
+            if part.num_rows:
+                writer.write_table(part, row_group_size=part.num_rows)
+    paths.write_bytes(paths.join(folder, FILE), sink.getvalue())
+
+
+def read(folder: str, split: str) -> pa.Table:
+    """The rows of a split, sorted by ``sample_id``."""
+    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    return pq.read_table(inner, filesystem=filesystem, filters=[("split", "==", split)])
+
+
+def of_split(index: pa.Table, split: str) -> pa.Table:
+    """The rows of one split."""
+    return index.filter(pc.equal(index["split"], split))
+
+
+def fingerprint(index: pa.Table) -> str:
+    """Hash (hex) of the content: sha256 over (label, sha256 of the image) in index order.
+
+    Each label is 4 bytes, little endian, followed by the 32 bytes of the image's hash.
+    """
+    records = np.empty(index.num_rows, [("label", "<i4"), ("sha256", "V32")])
+    records["label"] = index["label"].to_numpy()
+    hashes = bytes.fromhex("".join(index["sha256"].to_pylist()))
+    records["sha256"] = np.frombuffer(hashes, "V32")
+    return hashlib.sha256(records.tobytes()).hexdigest()
+
+
+def shard_details(index: pa.Table, sizes: dict[str, list[int]], num_classes: int) -> dict[str, list[dict[str, object]]]:
+    """What the manifest says of every shard: file, rows, bytes and class histogram, by split.
+
+    Args:
+        index: of the whole dataset.
+        sizes: bytes of the shards, by split.
+        num_classes: length of each histogram.
+    """
+    found: dict[str, list[dict[str, object]]] = {}
+    for split in SPLITS:
+        part = of_split(index, split)
+        shard, label = part["shard"].to_numpy(), part["label"].to_numpy()
+        histograms = np.zeros((len(sizes[split]), num_classes), np.int64)
+        np.add.at(histograms, (shard, label), 1)
+        found[split] = [
+            {
+                "path": shard_path(split, number),
+                "rows": int(histogram.sum()),
+                "bytes": size,
+                "class_histogram": histogram.tolist(),
+            }
+            for number, (histogram, size) in enumerate(zip(histograms, sizes[split], strict=True))
+        ]
+    return found
+
+
+def shard_path(split: str, number: int) -> str:
+    """Path of a shard within the dataset's folder."""
+    return f"shards/{split}-{number:05d}.parquet"

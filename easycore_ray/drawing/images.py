@@ -1,0 +1,67 @@
+"""Images of samples: as data URIs for the page, and as a plot with captions for a file."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from PIL import Image
+
+from easycore_ray.drawing.figures import MUTED, Panel, Plot
+
+# Pixels of the longer side on the page; larger images are scaled down, small ones are enlarged by the browser.
+_LARGEST = 160
+
+
+@dataclass(frozen=True)
+class Images:
+    """Samples to look at, in order."""
+
+    sample_ids: NDArray[np.int64]
+    """(B,)."""
+    labels: NDArray[np.int64]
+    """(B,)."""
+    scores: NDArray[np.float64]
+    """(B,): AIGN."""
+    pixels: NDArray[np.uint8]
+    """(B, channels, height, width)."""
+
+
+def image_grid(name: str, images: Images, classes: Sequence[str], *, columns: int = 8) -> Plot:
+    """The images with class, score and id below each."""
+    panels = []
+    for number, label, score, pixels in zip(
+        images.sample_ids, images.labels, images.scores, images.pixels, strict=True
+    ):
+        text = f"{classes[int(label)]}\n{score:.3g}  #{number}"
+        panels.append(Panel("", text, partial(_show, np.asarray(_picture(pixels)), text), (1.15, 1.45)))
+    return Plot(name, panels, columns=columns)
+
+
+def to_data_uri(pixels: NDArray[np.uint8]) -> str:
+    """An image (channels, height, width) as a PNG inside a URI, at most 160 pixels on its longer side."""
+    picture = _picture(pixels)
+    picture.thumbnail((_LARGEST, _LARGEST))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Grey for one channel, RGB for three; of any other number the mean is shown."""
+    if pixels.shape[0] == 3:
+        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return Image.fromarray(pixels.mean(axis=0).astype(np.uint8))
+
+
+def _show(picture: NDArray[Any], text: str, axes: Axes) -> None:
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    axes.set_xlabel(text, fontsize=6.5, color=MUTED)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)

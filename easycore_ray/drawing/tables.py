@@ -1,0 +1,266 @@
+"""The words and tables of the report: findings in sentences, the arms, results by objective, the glossary."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from easycore_ray.core.selection import METHODS
+from easycore_ray.core.threat import format_eps
+from easycore_ray.drawing.figures import Row, Style, arm_name, grouped, objective, percent
+from easycore_ray.progress import duration
+
+_GLOSSARY = {
+    "AIGN": "Average input gradient norm: how strongly the loss reacts to a small change of the image, averaged over "
+    "the epochs of the scoring run. Higher is harder.",
+    "coreset": "The part of the training data that is kept.",
+    "arm": "A way to choose the coreset: a method, the score it goes by, and whether it keeps the mix of classes.",
+    "clean accuracy": "Share of the test images that are classified correctly as they are.",
+    "robust accuracy": "Share of the test images that are still classified correctly after an attacker has changed "
+    "their pixels. Here the attack is PGD with 20 steps; stronger attacks give lower numbers.",
+    "ε": "How far the attacker may change a pixel, in units of 1/255 of its range (or the length of the change, for "
+    "the Euclidean norm).",
+    "TRADES": "Training against an attacker: cross-entropy on the image plus β times the change of the output under "
+    "attack (Zhang et al. 2019).",
+    "worst class": "Accuracy on the class with the lowest one.",
+    "steps": "Optimizer steps of one training run. With equal epochs, a smaller coreset is trained for fewer steps.",
+    "±": "One standard deviation over seeds. Differences smaller than this are noise.",
+}
+_METRICS = (("clean", "clean_accuracy", "worst_class_clean_accuracy_mean"),
+            ("robust", "robust_accuracy_pgd20", "worst_class_robust_accuracy_pgd20_mean"))  # fmt: skip
+
+
+def term(word: str, text: str | None = None) -> str:
+    """A word with its explanation on hover, tap or focus."""
+    return f'<span class="term" tabindex="0" data-tip="{escape(_GLOSSARY[word])}">{text or word}</span>'
+
+
+def arm_tag(arm: str, look: Style) -> str:
+    """An arm's name behind its marker in its colour."""
+    return f'<span class="arm"><i style="color:{look.colour}">{look.symbol}</i>{escape(arm)}</span>'
+
+
+def glance(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
+    """What came out, a line per objective; how to read the page; what the arms are."""
+    arms = "".join(
+        f"<li>{arm_tag(arm, looks[arm])} {escape(_describe(members[0]))}</li>"
+        for arm, members in grouped(rows, arm_name).items()
+    )
+    several = any(len(row["seeds"]) > 1 for row in rows)
+    numbers = (
+        f"Numbers are means over seeds {term('±')} their spread." if several else "There is one seed, so no spread."
+    )
+    guide = (
+        f"<p>Each result is a model trained on a {term('coreset')}; an {term('arm')} says how it was chosen, and "
+        f"<b>full</b> is all the data, the mark to measure against. {term('clean accuracy', 'Clean accuracy')} is on "
+        f"test images as they are, {term('robust accuracy')} under an attack of size {term('ε')}. Models are trained "
+        f"as usual or with {term('TRADES')}. {numbers}</p>"
+    )
+    return f'{_findings_table(rows, looks)}<h3>How to read this</h3>{guide}<ul class="arms">{arms}</ul>'
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Robust accuracy for one objective at one eps: all data, the best coreset, random choice of the same size."""
+
+    objective: str
+    eps: float
+    full: Row | None
+    best: Row | None
+    random: Row | None
+
+    @property
+    def gain(self) -> float | None:
+        """Points by which the best coreset is ahead of random choice; None if there is nothing to compare."""
+        if self.best is None or self.random is None or self.best is self.random:
+            return None
+        return 100 * (_robust(self.best) - _robust(self.random))
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of ``gain`` over seeds, in points; None with a single seed."""
+        spreads = [row["robust_accuracy_pgd20_std"] for row in (self.best, self.random) if row is not None]
+        return None if len(spreads) < 2 or None in spreads else 100 * math.hypot(*spreads)
+
+
+def find(rows: Sequence[Row]) -> list[Finding]:
+    """The finding of every objective, at the largest eps that tells anything."""
+    found = []
+    for name, members in grouped(rows, objective).items():
+        eps = _telling_eps(members)
+        here = [row for row in members if row["eps"] == eps]
+        coresets = [row for row in here if row["method"] != "full"]
+        best = max(coresets, key=_robust, default=None)
+        drawn = [row for row in coresets if row["method"] == "random" and best and row["fraction"] == best["fraction"]]
+        full = [row for row in here if row["method"] == "full"]
+        found.append(Finding(name, eps, full[0] if full else None, best, max(drawn, key=_robust, default=None)))
+    return found
+
+
+def _findings_table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
+    heads = ("Training", "ε", "All data", "Best coreset", "Random, same size", "Best − random")
+    body = "".join(
+        f"<tr class=group><td>{found.objective}</td><td>{format_eps(found.eps)}</td>{_accuracy(found.full)}"
+        f"{_accuracy(found.best, looks)}{_accuracy(found.random)}{_gain(found)}</tr>"
+        for found in find(rows)
+    )
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    return (
+        f"<p>{term('robust accuracy', 'Robust accuracy')} in per cent, mean {term('±')} spread.</p>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        "<figcaption>The best coreset is picked by these very numbers, which flatters it a little.</figcaption>"
+    )
+
+
+def _accuracy(row: Row | None, looks: Mapping[str, Style] | None = None) -> str:
+    """A cell: robust accuracy, with arm and fraction below where the arm is not plain from the column."""
+    if row is None:
+        return "<td>–</td>"
+    name = f"{arm_tag(arm_name(row), looks[arm_name(row)])}, {percent(row['fraction'])}" if looks else ""
+    return f"<td>{_mean_std(row, 'robust_accuracy_pgd20')}<small>{name}</small></td>"
+
+
+def _gain(found: Finding) -> str:
+    """A cell: the difference, and whether it is more than noise."""
+    if found.gain is None:
+        return "<td>–</td>"
+    if found.spread is None:
+        return f"<td>{found.gain:+.1f}<small>one seed</small></td>"
+    verdict = "beyond" if found.gain > found.spread else "within"
+    return f"<td>{found.gain:+.1f}<small>{verdict} the spread of {found.spread:.1f}</small></td>"
+
+
+def result_tables(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
+    """A sortable table per objective; a column per eps; the best coreset of each size is marked."""
+    intro = (
+        f"<p>Per cent, mean {term('±')} spread; below, the {term('worst class')}. Green: the best coreset of its size "
+        f"in that column. {term('steps', 'Steps')} and time are those of one training run. Click a heading to sort.</p>"
+    )
+    tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
+    return intro + "".join(tables)
+
+
+def print_table(rows: Sequence[Row]) -> str:
+    """Result rows as aligned text for a terminal, at most 110 columns wide; accuracies in per cent."""
+    heads = ("objective", "arm", "kept", "samples", "eps", "clean", "robust", "worst", "steps", "training")
+    objectives = list(dict.fromkeys(map(objective, rows)))
+    ordered = sorted(rows, key=lambda row: (objectives.index(objective(row)), row["eps"], -row["fraction"]))
+    lines = [heads] + [
+        (
+            objective(row).replace("Standard training", "standard"),
+            arm_name(row),
+            percent(row["fraction"]),
+            f"{row['num_samples']:,}",
+            format_eps(row["eps"]),
+            _mean_std(row, "clean_accuracy"),
+            _mean_std(row, "robust_accuracy_pgd20"),
+            f"{100 * row['worst_class_robust_accuracy_pgd20_mean']:.1f}",
+            f"{row['steps']:,}",
+            duration(row["training_seconds"]),
+        )
+        for row in ordered
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    # Names read from the left, numbers from the right. A name too long for the line is cut.
+    widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(heads) - 1)))
+    text = ["  ".join(_aligned(cell, width, left=column < 2) for column, (cell, width) in
+                      enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]  # fmt: skip
+    note = (
+        "robust: PGD-20; worst: robust accuracy of the worst class; ±: standard deviation over seeds; training: per run"
+    )
+    return "\n".join([text[0], "─" * len(text[0]), *text[1:], note])
+
+
+def _aligned(cell: str, width: int, *, left: bool) -> str:
+    cut = cell if len(cell) <= width else cell[: width - 1] + "…"
+    return cut.ljust(width) if left else cut.rjust(width)
+
+
+def _describe(row: Row) -> str:
+    """What an arm does, from its method's own description."""
+    method = METHODS.get(row["method"])
+    text = method.doc if method else ""
+    if row["score"] and row["score"] != "aign":
+        text += f" Score: {row['score']}."
+    return text + (" The same share of every class." if row["balance"] == "class" else "")
+
+
+def _telling_eps(rows: Sequence[Row]) -> float:
+    """The largest eps at which full data (else anything) is still at least 10 % robust; else the smallest."""
+    reference = [row for row in rows if row["method"] == "full"] or rows
+    alive = [row["eps"] for row in reference if _robust(row) >= 0.1]
+    return max(alive) if alive else min(row["eps"] for row in reference)
+
+
+def _table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
+    all_eps = sorted({row["eps"] for row in rows})
+    heads = ["Arm", "Kept", "Samples", "Clean", *(f"Robust, ε = {format_eps(eps)}" for eps in all_eps), "Steps", "Time"]
+    groups = grouped(rows, lambda row: (row["fraction"], arm_name(row)))
+    ordered = sorted(groups.values(), key=lambda members: (members[0]["method"] != "full", members[0]["fraction"]))
+    best = _best(rows)
+    body, previous = [], None
+    for members in ordered:
+        first = members[0]
+        classes = "full" if first["method"] == "full" else "group" if first["fraction"] != previous else ""
+        previous = first["fraction"]
+        body.append(f'<tr class="{classes}">{_cells(members, all_eps, looks, best)}</tr>')
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _cells(
+    members: Sequence[Row],
+    all_eps: Sequence[float],
+    looks: Mapping[str, Style],
+    best: Mapping[tuple[str, float, float], float],
+) -> str:
+    """One line of a table: an arm with a fraction, all eps."""
+    first = members[0]
+    by_eps = {row["eps"]: row for row in members}
+    cells = [
+        f'<td data-v="{escape(arm_name(first))}">{arm_tag(arm_name(first), looks[arm_name(first)])}</td>',
+        f'<td data-v="{first["fraction"]}">{percent(first["fraction"])}</td>',
+        f'<td data-v="{first["num_samples"]}">{first["num_samples"]:,}</td>',
+    ]
+    columns = [("clean", first), *(("robust", by_eps.get(eps)) for eps in all_eps)]
+    names = {kind: (name, worst) for kind, name, worst in _METRICS}
+    for kind, row in columns:
+        if row is None:
+            cells.append('<td data-v="-1">–</td>')
+            continue
+        name, worst = names[kind]
+        value = row[f"{name}_mean"]
+        top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == value
+        cells.append(
+            f'<td data-v="{value}"{" class=best" if top else ""}>{_mean_std(row, name)}'
+            f"<small>worst {100 * row[worst]:.1f}</small></td>"
+        )
+    seconds = first["training_seconds"]
+    return "".join(cells) + (
+        f'<td data-v="{first["steps"]}">{first["steps"]:,}</td><td data-v="{seconds}">{duration(seconds)}</td>'
+    )
+
+
+def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
+    """Highest mean by (metric, eps, fraction) among coresets, where there are at least two to compare."""
+    found = {}
+    coresets = [row for row in rows if row["method"] != "full"]
+    for (eps, fraction), members in grouped(coresets, lambda row: (row["eps"], row["fraction"])).items():
+        if len(members) > 1:
+            for _, name, _ in _METRICS:
+                found[name, eps, fraction] = max(row[f"{name}_mean"] for row in members)
+    return found
+
+
+def _mean_std(row: Row, name: str) -> str:
+    """``41.2 ± 0.5`` in per cent; without spread for a single seed."""
+    std = row[f"{name}_std"]
+    mean = f"{100 * row[f'{name}_mean']:.1f}"
+    return mean if std is None else f"{mean} ± {100 * std:.1f}"
+
+
+def _robust(row: Row) -> float:
+    return row["robust_accuracy_pgd20_mean"]

@@ -1,0 +1,270 @@
+"""evaluate(): clean and robust accuracy of a checkpoint.
+
+Images are attacked in fixed shards of 250 by ``sample_id``, each with a seed of its own, so that the
+outcome of every image is the same on any number of workers. The headline is the pointwise worst: an
+image counts as robust if it stays correct under every attack that was run.
+"""
+
+import io
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from easycore_ray import cluster, paths
+from easycore_ray.config import EvaluateConfig, identity_fields, to_dict, verb
+from easycore_ray.core.attacks import ATTACKS
+from easycore_ray.core.loop import prepare_inputs
+from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
+from easycore_ray.core.seeding import generator
+from easycore_ray.core.threat import format_eps
+from easycore_ray.dataset import Dataset, Rows, draw_ids, open_dataset, read_split
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, identity
+from easycore_ray.progress import Progress, say
+from easycore_ray.training import open_checkpoint
+
+SHARD_ROWS = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threats:
+    """What images are attacked with."""
+
+    attack: tuple[str, ...]
+    eps: tuple[float, ...]
+    norm: str
+    seed: int
+
+    def columns(self) -> list[str]:
+        """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
+        return [outcome_column(name, eps) for name in self.attack for eps in self.eps]
+
+
+def outcome_column(attack: str, eps: float) -> str:
+    """Name of the column that says whether an image stays correct under an attack."""
+    return f"robust_{attack}_{format_eps(eps)}"
+
+
+@verb(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> Artifact | None:
+    """Attack a checkpoint and write what became of every image.
+
+    The folder holds ``outcomes.parquet`` (``sample_id, label, clean_correct``, one boolean column per
+    attack and eps) and ``summary.json`` (see ``summarise``).
+
+    Returns:
+        The evaluation, or None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: for a missing checkpoint or dataset, or one of other classes or image shape.
+    """
+    started = time.monotonic()
+    checkpoint, model = open_checkpoint(config.checkpoint)
+    dataset = open_dataset(config.dataset)
+    check_fits(checkpoint, dataset)
+    threats = threats_of(config)
+    sample_ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
+    out = paths.absolute(config.out)
+    if config.dry_run:
+        say(f"evaluate: would attack {len(sample_ids):,} images {len(threats.columns())} times → {out}")
+        return None
+    parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
+    made = claim_evaluation(config, parents)
+    if isinstance(made, Artifact):
+        say(f"evaluate: {out} is finished, reused")
+        return made
+    outcomes = _attack_on_ray(config, model, dataset, sample_ids, threats)
+    artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
+    summary = artifact.manifest["summary"]
+    for row in summary["robust"]:
+        say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {_percent(row['accuracy'], row['interval'])}")
+    say(
+        f"evaluate: clean {_percent(summary['clean_accuracy'], summary['clean_interval'])}, {len(sample_ids):,} images → {out}"
+    )
+    return artifact
+
+
+def threats_of(config: EvaluateConfig) -> Threats:
+    """The threats a configuration names."""
+    return Threats(attack=config.attack, eps=config.eps, norm=config.norm, seed=config.seed)
+
+
+def claim_evaluation(config: EvaluateConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
+    """Claim ``config.out`` for this evaluation; the finished one if it is there."""
+    key = identity("evaluation", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+    return claim(paths.absolute(config.out), "evaluation", key, overwrite=config.overwrite)
+
+
+def finish_evaluation(
+    config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], outcomes: pa.Table, seconds: float
+) -> Artifact:
+    """Write outcomes, summary and manifest."""
+    summary = summarise(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
+    buffer = io.BytesIO()
+    pq.write_table(outcomes, buffer, compression="zstd")
+    paths.write_bytes(paths.join(made.path, "outcomes.parquet"), buffer.getbuffer())
+    paths.write_json(paths.join(made.path, "summary.json"), summary)
+    return finish(
+        made,
+        fingerprint=content_hash(buffer.getvalue()),
+        config=to_dict(config),
+        parents=parents,
+        counts={"samples": outcomes.num_rows},
+        wall_seconds=seconds,
+        summary=summary,
+    )
+
+
+def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:
+    """Refuse a checkpoint of other classes or image shape.
+
+    Raises:
+        EasyCoreError: names what differs.
+    """
+    model = checkpoint.manifest["model"]
+    if tuple(model["image_shape"]) != tuple(dataset.image_shape) or model["num_classes"] != dataset.num_classes:
+        raise EasyCoreError(
+            f"{checkpoint.path} takes images of shape {tuple(model['image_shape'])} in {model['num_classes']} classes, "
+            f"{dataset.path} has {tuple(dataset.image_shape)} in {dataset.num_classes}; pass the dataset it was trained on"
+        )
+
+
+def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: int) -> np.ndarray:
+    """Ids to attack: all of the split, or a fixed class-balanced draw."""
+    total = dataset.num_rows(split)
+    if total == 0:
+        raise EasyCoreError(f"{dataset.path} has no {split} split; prepare it with one, or pass another --split")
+    if num_samples is None or num_samples >= total:
+        return dataset.index(split)["sample_id"].to_numpy()
+    return draw_ids(dataset, split, num_samples, seed)
+
+
+def attack_rows(model: nn.Module, rows: Rows, threats: Threats, *, device: str = "cpu") -> pa.Table:
+    """Outcomes of a set of rows, shard by shard, in this process.
+
+    Args:
+        model: returns logits of pixels in [0, 1].
+        rows: images to attack, sorted by ``sample_id``; shards start at every 250th row.
+        threats: attacks, budgets, seed.
+        device: where to compute.
+
+    Returns:
+        ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
+    """
+    model = model.to(device).eval()
+    shards = [
+        attack_shard(model, Rows(*(column[start : start + SHARD_ROWS] for column in rows)), threats, device=device)
+        for start in range(0, len(rows.labels), SHARD_ROWS)
+    ]
+    return pa.concat_tables(shards)
+
+
+def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str) -> pa.Table:
+    """Outcomes of one shard; depends on the shard's ids and the threats alone."""
+    inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
+    correct = _correct(model, inputs, labels)
+    columns: dict[str, Any] = {
+        "sample_id": rows.sample_ids.numpy(),
+        "label": rows.labels.numpy().astype(np.int32),
+    }
+    columns["clean_correct"] = correct.cpu().numpy()
+    first = int(rows.sample_ids[0])
+    for name in threats.attack:
+        for eps in threats.eps:
+            draws = generator("evaluate", threats.seed, name, first)
+            robust = correct.clone()
+            if correct.any():
+                # What is wrong already needs no attack.
+                picked, truth = inputs[correct], labels[correct]
+                adversarial = ATTACKS[name](model, picked, truth, eps=eps, norm=threats.norm, generator=draws)
+                robust[correct] = _correct(model, adversarial, truth)
+            columns[outcome_column(name, eps)] = robust.cpu().numpy()
+    return pa.table(columns)
+
+
+@torch.no_grad()
+def _correct(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return model(inputs).argmax(dim=1) == labels
+
+
+def summarise(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[str, Any]:
+    """Accuracies with 95 % Wilson intervals.
+
+    Returns:
+        ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy`` and ``robust``: one
+        entry per attack and eps, then, with several attacks, one per eps named ``worst`` (pointwise).
+    """
+    labels = outcomes["label"].to_numpy()
+    clean = outcomes["clean_correct"].to_numpy()
+    robust = []
+    for eps in threats.eps:
+        each = {name: outcomes[outcome_column(name, eps)].to_numpy() for name in threats.attack}
+        if len(each) > 1:
+            each["worst"] = np.logical_and.reduce(list(each.values()))
+        robust += [{"attack": name, "eps": eps, **_accuracy(kept, labels, num_classes)} for name, kept in each.items()]
+    whole = _accuracy(clean, labels, num_classes)
+    return {
+        "num_samples": len(labels),
+        "clean_accuracy": whole["accuracy"],
+        "clean_interval": whole["interval"],
+        "worst_class_clean_accuracy": whole["worst_class_accuracy"],
+        "robust": robust,
+    }
+
+
+def _accuracy(kept: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
+    return {
+        "accuracy": float(kept.mean()),
+        "interval": [float(bound) for bound in wilson_interval(int(kept.sum()), len(kept))],
+        "worst_class_accuracy": float(worst_class_accuracy(kept, labels, num_classes)),
+    }
+
+
+def _attack_on_ray(
+    config: EvaluateConfig, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
+) -> pa.Table:
+    """One Ray task per shard; outcomes in id order."""
+    import ray
+
+    cluster.connect()
+    cpus = config.cpus_per_worker or 1.0
+    cluster.preflight(cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker))
+    device = "cuda" if config.gpus_per_worker else "cpu"
+    threads = config.threads_per_worker or max(1, int(cpus))
+    task = ray.remote(num_cpus=cpus, num_gpus=config.gpus_per_worker, max_retries=config.max_failures)(_attack_task)
+    shared = ray.put(model)
+    chunks = [sample_ids[start : start + SHARD_ROWS] for start in range(0, len(sample_ids), SHARD_ROWS)]
+    pending = [task.remote(shared, dataset.path, config.split, chunk, threats, device, threads) for chunk in chunks]
+    refs, done = list(pending), 0
+    progress = Progress("evaluate", len(sample_ids), "images")
+    while pending:
+        ready, pending = ray.wait(pending)
+        done += len(ready)
+        progress.update(min(done * SHARD_ROWS, len(sample_ids)))
+    progress.close()
+    return pa.concat_tables(ray.get(refs))
+
+
+def _attack_task(
+    model: nn.Module,
+    path: str,
+    split: str,
+    sample_ids: np.ndarray,
+    threats: Threats,
+    device: str,
+    threads: int,
+) -> pa.Table:
+    """What each Ray task runs: read a shard's images, attack them."""
+    torch.set_num_threads(threads)
+    rows = read_split(open_dataset(path), split, sample_ids)
+    return attack_shard(model.to(device), rows, threats, device=device)
+
+
+def _percent(value: float, interval: list[float]) -> str:
+    return f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

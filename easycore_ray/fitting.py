@@ -1,0 +1,591 @@
+"""One run of the training loop, in this process or on Ray Train workers: same code, same weights.
+
+The loop commits at epoch boundaries only. A commit is one Ray Train checkpoint: weights, optimizer
+state and whatever the caller carries along (the list of score parts), registered together, so that
+they cannot diverge. A lost worker, node or driver costs at most the epoch under way.
+"""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor, nn
+
+from easycore_ray import cluster, paths
+from easycore_ray.config import ComputeConfig, RecipeConfig
+from easycore_ray.core.loop import EpochResult, Plan, clean_accuracy, make_optimizer, train_epoch
+from easycore_ray.core.models import build_model, default_width
+from easycore_ray.dataset import Dataset, Rows, open_dataset, ray_dataset, read_split
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.feeding import ExactDataConfig, Feed, MemoryFeed, batches_per_epoch, check_share, open_feed
+from easycore_ray.progress import watching
+
+# A lost peer is noticed after this long in a collective; torch's default is half an hour.
+_COLLECTIVE_TIMEOUT_SECONDS = 300
+
+
+@dataclass
+class State:
+    """What a commit holds: everything needed to go on from an epoch boundary."""
+
+    epoch: int
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every epoch so far."""
+    carried: dict[str, Any] = field(default_factory=dict)
+    """JSON content of the caller, e.g. the cumulative list of score parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A run, as plain data that can be sent to workers."""
+
+    dataset: str
+    sample_ids: np.ndarray | None
+    """Samples to train on, ascending; None for all."""
+    num_rows: int
+    model: dict[str, Any]
+    """Arguments of ``core.models.build_model``."""
+    plan: Plan
+    epochs: int
+    batch_size: int
+    cache_gib: float
+    threads: int
+    record_scores: bool = False
+    """Take fused scores in each training step."""
+
+
+class Context(Protocol):
+    """The workers a run is on, as seen from one of them."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    attempt: str
+    """Unique for every start of the worker group."""
+
+    def restore(self) -> State | None:
+        """The last committed state, if there is one."""
+        ...
+
+    def commit(self, state: State) -> None:
+        """Make a state the one to go on from; called by all workers, at epoch boundaries."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, by rank; called by all workers."""
+        ...
+
+    def combine(self, gradients: list[Tensor], count: int) -> int:
+        """Add up gradients in place and counts over all workers; returns the global count."""
+        ...
+
+    def same_weights(self, model: nn.Module) -> None:
+        """Give every worker rank 0's weights and buffers."""
+        ...
+
+    def post(self, done: float, note: str) -> None:
+        """Tell whoever watches how many rows are done."""
+        ...
+
+
+class LocalContext:
+    """One worker: this process. Nothing is kept between runs."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, device: str = "cpu", on_epoch: Callable[[dict[str, float]], None] | None = None) -> None:
+        self.device = torch.device(device)
+        self.attempt = uuid.uuid4().hex[:12]
+        self._on_epoch = on_epoch
+
+    def restore(self) -> State | None:
+        """See ``Context``."""
+        return None
+
+    def commit(self, state: State) -> None:
+        """See ``Context``."""
+        if self._on_epoch is not None:
+            self._on_epoch(state.history[-1])
+
+    def gather(self, value: Any) -> list[Any]:
+        """See ``Context``."""
+        return [value]
+
+    def combine(self, gradients: list[Tensor], count: int) -> int:
+        """See ``Context``."""
+        del gradients
+        return count
+
+    def same_weights(self, model: nn.Module) -> None:
+        """See ``Context``."""
+
+    def post(self, done: float, note: str) -> None:
+        """See ``Context``."""
+
+
+class RayContext:
+    """One of the workers Ray Train started."""
+
+    def __init__(self, board: Any) -> None:
+        import ray.train
+        import ray.train.collective
+        import ray.train.torch
+
+        info = ray.train.get_context()
+        self.rank, self.world_size = info.get_world_rank(), info.get_world_size()
+        self.device = ray.train.torch.get_device()
+        attempt = uuid.uuid4().hex[:12] if self.rank == 0 else None
+        self.attempt = ray.train.collective.broadcast_from_rank_zero(attempt)
+        self._board = board
+
+    def restore(self) -> State | None:
+        """See ``Context``."""
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return load_state(folder)
+
+    def commit(self, state: State) -> None:
+        """See ``Context``: the checkpoint's registration by the Train controller is the commit point."""
+        import ray.train
+
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                save_state(folder, state)
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            # Attempts never share a directory, so a half-uploaded older one cannot mix with this one.
+            name = f"epoch-{state.epoch:05d}-{self.attempt}"
+            ray.train.report(state.history[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
+        if self.rank == 0:
+            self._board.post_metrics.remote(state.epoch, state.history[-1])
+
+    def gather(self, value: Any) -> list[Any]:
+        """See ``Context``."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def combine(self, gradients: list[Tensor], count: int) -> int:
+        """See ``Context``.
+
+        One all-reduce over one flat buffer in a fixed layout. DDP regroups its buckets after the first
+        step of a process, so with three or more workers a restarted run would round differently from an
+        uninterrupted one.
+        """
+        if self.world_size == 1:
+            return count
+        counts = torch.tensor([float(count)], device=self.device)
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [counts])
+        torch.distributed.all_reduce(flat)
+        pieces = flat[:-1].split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [piece.view(g.shape) for piece, g in zip(pieces, gradients, strict=True)])
+        return int(flat[-1])
+
+    def same_weights(self, model: nn.Module) -> None:
+        """See ``Context``."""
+        if self.world_size > 1:
+            for tensor in model.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
+    def post(self, done: float, note: str) -> None:
+        """See ``Context``."""
+        if self.rank == 0:
+            self._board.post.remote(done, note)
+
+
+AfterEpoch = Callable[[Context, Feed, nn.Module, int, EpochResult | None, dict[str, Any]], dict[str, float]]
+"""Called with (context, feed, model, epoch, training result, carried) after each epoch, and before the
+first one with epoch 0 and no result; changes ``carried`` in place and returns metrics to log."""
+
+
+def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch | None = None) -> State:
+    """Train from the last committed state to the end; the same on every kind of context.
+
+    Raises:
+        EasyCoreError: if training diverges, or ``after_epoch`` refuses its result; on all workers.
+    """
+    torch.set_num_threads(fit.threads)
+    model = build_model(**fit.model).to(context.device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, fit.plan)
+    state = context.restore()
+    if state is None:
+        carried: dict[str, Any] = {}
+        if after_epoch is not None:
+            _together(context, lambda: after_epoch(context, feed, model, 0, None, carried))
+        state = State(0, 0, {}, {}, [], carried)
+    else:
+        model.load_state_dict(state.model)
+        load_optimizer(optimizer, model, state.optimizer)
+    validation = _validation_rows(fit, context)
+    rows_per_epoch = math.ceil(fit.num_rows / context.world_size)
+    for epoch in range(state.epoch + 1, fit.epochs + 1):
+        state = _one_epoch(fit, context, feed, model, optimizer, state, epoch, after_epoch, validation, rows_per_epoch)
+        context.commit(state)
+    return state
+
+
+def _one_epoch(
+    fit: Fit,
+    context: Context,
+    feed: Feed,
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    state: State,
+    epoch: int,
+    after_epoch: AfterEpoch | None,
+    validation: Rows | None,
+    rows_per_epoch: int,
+) -> State:
+    """Train, score, validate; the state to commit."""
+    started = time.monotonic()
+    done = (epoch - 1) * rows_per_epoch
+
+    def on_batch(rows: int) -> None:
+        nonlocal done
+        done += rows
+        context.post(done * context.world_size, f"epoch {epoch} of {fit.epochs}")
+
+    result = _together(
+        context,
+        lambda: train_epoch(
+            model,
+            optimizer,
+            feed.shuffled(epoch),
+            fit.plan,
+            epoch=epoch,
+            step=state.step,
+            rank=context.rank,
+            combine=context.combine if context.world_size > 1 else None,
+            record_scores=fit.record_scores,
+            on_batch=on_batch,
+        ),
+    )
+    trained = time.monotonic()
+    # Weights are equal already; running statistics of batch norm are each worker's own until here.
+    context.same_weights(model)
+    metrics: dict[str, float] = {"epoch": epoch, "train_seconds": trained - started}
+    if after_epoch is not None:
+        metrics |= _together(context, lambda: after_epoch(context, feed, model, epoch, result, state.carried))
+        metrics["score_seconds"] = time.monotonic() - trained
+    metrics |= _summed(context, result, model, validation)
+    return State(
+        epoch,
+        state.step + result.steps,
+        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        optimizer_tensors(optimizer, model),
+        [*state.history, metrics],
+        state.carried,
+    )
+
+
+def _together(context: Context, work: Callable[[], Any]) -> Any:
+    """Do this worker's part; if any worker refuses its input or result, all stop with that error.
+
+    Other exceptions (a bug, a dead device) pass through and make Ray restart the worker group.
+    """
+    value, problem = None, None
+    try:
+        value = work()
+    except ValueError as error:
+        problem = str(error)
+    problems = [other for other in context.gather(problem) if other is not None]
+    if problems:
+        raise EasyCoreError(problems[0])
+    return value
+
+
+def _validation_rows(fit: Fit, context: Context) -> Rows | None:
+    """This worker's part of the validation split, or None if the dataset has none."""
+    dataset = open_dataset(fit.dataset)
+    if not dataset.num_rows("val"):
+        return None
+    rows = read_split(dataset, "val")
+    return Rows(*(column[context.rank :: context.world_size] for column in rows))
+
+
+def _summed(context: Context, result: EpochResult, model: nn.Module, validation: Rows | None) -> dict[str, float]:
+    """Loss and accuracies over all workers' rows."""
+    right = total = 0
+    if validation is not None and len(validation.labels):
+        total = len(validation.labels)
+        accuracy = clean_accuracy(model, MemoryFeed(validation, num_batches=1, seed=0).ordered())
+        right = round(accuracy * total)
+    parts = context.gather((result.loss_sum, result.num_correct, result.num_rows, right, total))
+    loss, correct, rows, right, total = (sum(column) for column in zip(*parts, strict=True))
+    metrics = {"train_loss": loss / max(rows, 1), "train_accuracy": correct / max(rows, 1)}
+    return metrics | ({"val_accuracy": right / total} if total else {})
+
+
+# --- state on disk ------------------------------------------------------------------------------
+
+
+def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:
+    """Momentum by parameter name."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            found[name] = momentum.detach().cpu().contiguous()
+    return found
+
+
+def load_optimizer(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put momentum back."""
+    for name, parameter in model.named_parameters():
+        if name in tensors:
+            momentum = torch.empty_like(parameter).copy_(tensors[name])
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
+def save_state(folder: str, state: State) -> None:
+    """Write a state as safetensors and JSON: nothing that is loaded again can run code."""
+    save_file(state.model, Path(folder) / "model.safetensors")
+    save_file(state.optimizer, Path(folder) / "optimizer.safetensors")
+    content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": state.carried}
+    (Path(folder) / "state.json").write_text(json.dumps(content))
+
+
+def load_state(folder: str) -> State:
+    """Read what ``save_state`` wrote."""
+    content = json.loads((Path(folder) / "state.json").read_text())
+    return State(
+        content["epoch"],
+        content["step"],
+        load_file(Path(folder) / "model.safetensors"),
+        load_file(Path(folder) / "optimizer.safetensors"),
+        content["history"],
+        content["carried"],
+    )
+
+
+def write_model(folder: str, weights: dict[str, Tensor]) -> bytes:
+    """Write ``model.safetensors``; returns its content."""
+    content = save(dict(sorted(weights.items())))
+    paths.write_bytes(paths.join(folder, "model.safetensors"), content)
+    return content
+
+
+def read_model(folder: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model of a checkpoint, in evaluation mode.
+
+    Raises:
+        EasyCoreError: if weights and configuration do not fit.
+    """
+    where = paths.join(folder, "model.safetensors")
+    model = build_model(**arguments)
+    try:
+        model.load_state_dict(load(paths.read_bytes(where)))
+    except (RuntimeError, ValueError) as error:
+        raise EasyCoreError(f"{where} does not fit the model in its manifest: {str(error).splitlines()[0]}") from error
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+# --- building a run -----------------------------------------------------------------------------
+
+
+def model_arguments(recipe: RecipeConfig, dataset: Dataset) -> dict[str, Any]:
+    """Arguments of ``core.models.build_model`` for a recipe on a dataset."""
+    return {
+        "name": recipe.model,
+        "num_classes": dataset.num_classes,
+        "image_shape": tuple(dataset.image_shape),
+        "width": recipe.width if recipe.width is not None else default_width(recipe.model),
+        "mean": tuple(dataset.mean),
+        "std": tuple(dataset.std),
+        "seed": recipe.seed,
+    }
+
+
+def make_plan(
+    recipe: RecipeConfig,
+    *,
+    total_steps: int,
+    training: str = "standard",
+    beta: float = 0.0,
+    eps: float = 0.0,
+    norm: str = "linf",
+    attack_steps: int = 1,
+    attack_step_size: float | None = None,
+) -> Plan:
+    """A recipe and an objective, resolved into the loop's plan."""
+    return Plan(
+        training=training,
+        beta=beta,
+        eps=eps,
+        norm=norm,
+        attack_steps=attack_steps,
+        attack_step_size=2.5 * eps / attack_steps if attack_step_size is None else attack_step_size,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        warmup_steps=round(recipe.warmup_fraction * total_steps),
+        total_steps=total_steps,
+        augment=recipe.augment,
+        crop_pad=recipe.crop_pad,
+        precision=recipe.precision,
+        seed=recipe.seed,
+    )
+
+
+def fit_here(fit: Fit, rows: Rows, context: Context, after_epoch: AfterEpoch | None = None) -> State:
+    """Run in this process, on rows that are in memory."""
+    feed = MemoryFeed(rows, num_batches=batches_per_epoch(fit.num_rows, 1, fit.batch_size), seed=fit.plan.seed)
+    return run_epochs(fit, context, feed, after_epoch)
+
+
+# --- on Ray Train -------------------------------------------------------------------------------
+
+
+def fit_on_ray(
+    fit: Fit,
+    config: ComputeConfig,
+    *,
+    storage: str,
+    name: str,
+    label: str,
+    after_epoch: AfterEpoch | None = None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+) -> State:
+    """Run on Ray Train workers, going on from the last commit of the same ``storage`` and ``name``.
+
+    Args:
+        fit: the run.
+        config: workers and their resources.
+        storage: folder for checkpoints, reachable from every node.
+        name: Ray Train's run name; the same pair resumes, so it must be unique to this run.
+        label: what the progress line says.
+        after_epoch: see ``AfterEpoch``; a function that can be pickled.
+        on_metrics: called in this process with (epoch, metrics) as epochs are committed.
+
+    Returns:
+        The state after the last epoch.
+
+    Raises:
+        EasyCoreError: if the workers refused (bad values, divergence), or were lost too often.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    check_share(fit.num_rows, config.num_workers)
+    cluster.connect()
+    demand = demand_of(config)
+    cluster.preflight(demand)
+    dataset = open_dataset(fit.dataset)
+    rows = ray_dataset(dataset, "train", fit.sample_ids)
+    filesystem, root = paths.locate(storage)
+    paths.make_dir(storage)
+    resources = {"CPU": demand.cpus_per_worker}
+    if config.gpus_per_worker:
+        resources["GPU"] = config.gpus_per_worker
+    with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as board, _quiet():
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"fit": fit, "after_epoch": after_epoch, "board": board},
+            torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            datasets={"train": rows},
+            dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=root,
+                storage_filesystem=filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise EasyCoreError(
+                f"{label}: workers failed {config.max_failures + 1} times, the last time with {_cause(error)}; "
+                "run the same command again to go on from the last epoch"
+            ) from error
+    answer = result.return_value or {}
+    if answer.get("problem"):
+        raise EasyCoreError(answer["problem"])
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        return load_state(folder)
+
+
+def demand_of(config: ComputeConfig) -> cluster.Demand:
+    """What a distributed run reserves, Ray Data's share included."""
+    return cluster.Demand(
+        num_workers=config.num_workers,
+        cpus_per_worker=cluster.cpus_per_worker(config.num_workers, config.cpus_per_worker),
+        gpus_per_worker=config.gpus_per_worker,
+        data_cpus=1.0,
+    )
+
+
+def _worker(work: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs."""
+    import ray.train
+
+    fit: Fit = work["fit"]
+    context = RayContext(work["board"])
+    feed = open_feed(
+        ray.train.get_dataset_shard("train"),
+        open_dataset(fit.dataset),
+        num_rows=fit.num_rows,
+        world_size=context.world_size,
+        rank=context.rank,
+        batch_size=fit.batch_size,
+        seed=fit.plan.seed,
+        cache_gib=fit.cache_gib,
+    )
+    try:
+        run_epochs(fit, context, feed, work["after_epoch"])
+    except EasyCoreError as error:
+        # Returned, not raised: Ray would start the workers again to fail in the same way.
+        return {"problem": str(error)}
+    return {}
+
+
+def _cause(error: BaseException) -> str:
+    """The first line that says why, from the innermost exception Ray wrapped."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    inner = next(iter(failures.values()))
+    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(inner).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Train's own console output to errors; it stays in Ray's session logs."""
+    before = os.environ.get("RAY_TRAIN_ENABLE_PRINT_PATCH")
+    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_TRAIN_ENABLE_PRINT_PATCH", None)
+        else:
+            os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = before

@@ -1,0 +1,203 @@
+"""Every path of the system, local or remote, goes through here.
+
+A path is a string that ``pyarrow.fs`` can open: a local path, ``s3://…`` or ``gs://…``.
+The one decision behind this module: a file appears whole or not at all. Content is serialised
+first and then put in place by one rename (local) or one upload (remote), because an output
+stream on an object store completes its upload even when the code that feeds it raises.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from easycore_ray.errors import EasyCoreError
+
+__all__ = [
+    "absolute",
+    "copy_file",
+    "delete_tree",
+    "exists",
+    "in_submitted_job",
+    "is_dir",
+    "is_remote",
+    "join",
+    "list_files",
+    "locate",
+    "make_dir",
+    "read_bytes",
+    "read_json",
+    "size",
+    "write_bytes",
+    "write_json",
+]
+
+
+def is_remote(path: str) -> bool:
+    """True for URIs such as ``s3://bucket/key``; False for local paths."""
+    return "://" in path and not path.startswith("file://")
+
+
+def in_submitted_job() -> bool:
+    """True inside ``ray job submit``, where the working directory is a throw-away copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "working_dir_files" in str(Path.cwd())
+
+
+def absolute(path: str) -> str:
+    """The path as every process of a cluster can use it.
+
+    Relative paths are taken from ``EASYCORE_ROOT`` if that is set (it may be a URI), else from
+    the working directory.
+
+    Raises:
+        EasyCoreError: for an empty path, a URI without a bucket, and a relative path inside a submitted
+            job without ``EASYCORE_ROOT``: what is written there is lost when the job ends.
+    """
+    if not path:
+        raise EasyCoreError("a path is empty; pass a folder such as runs/digits or s3://bucket/runs/digits")
+    if is_remote(path):
+        if not path.split("://")[1].strip("/"):
+            raise EasyCoreError(f"{path} names no bucket; pass e.g. s3://bucket/runs/digits")
+        return path.rstrip("/")
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    try:
+        local = Path(path).expanduser()
+    except RuntimeError as error:
+        raise EasyCoreError(f"{path} names a user this machine does not know; write the folder out") from error
+    if local.is_absolute():
+        return os.path.normpath(local)
+    root = os.environ.get("EASYCORE_ROOT")
+    if root:
+        return join(root, path) if is_remote(root) else os.path.normpath(Path(root).absolute() / local)
+    if in_submitted_job():
+        raise EasyCoreError(
+            f"{path} is relative, and a submitted job runs in a copy that is thrown away; "
+            "pass an absolute path or URI, or set EASYCORE_ROOT to the folder relative paths start from"
+        )
+    return os.path.normpath(local.absolute())
+
+
+def join(path: str, *parts: str) -> str:
+    """``path/part/…`` with single slashes, for local paths and URIs alike."""
+    return "/".join([path.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def locate(path: str) -> tuple[pafs.FileSystem, str]:
+    """The ``pyarrow.fs`` filesystem of a path, and the path inside it."""
+    try:
+        return pafs.FileSystem.from_uri(path) if is_remote(path) else (pafs.LocalFileSystem(), path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise EasyCoreError(f"{path} cannot be opened: {error}; allowed are local paths, s3:// and gs://") from error
+
+
+def _info(path: str) -> pafs.FileInfo:
+    filesystem, inner = locate(path)
+    try:
+        return filesystem.get_file_info(inner)
+    except OSError as error:
+        raise EasyCoreError(f"{path} cannot be reached: {error}") from error
+
+
+def exists(path: str) -> bool:
+    """True if a file or folder is there."""
+    return _info(path).type != pafs.FileType.NotFound
+
+
+def is_dir(path: str) -> bool:
+    """True if the path is a folder."""
+    return _info(path).type == pafs.FileType.Directory
+
+
+def size(path: str) -> int:
+    """Size of a file in bytes."""
+    return int(_info(path).size or 0)
+
+
+def list_files(path: str, *, recursive: bool = True) -> list[str]:
+    """Paths of all files below a folder, sorted; empty if the folder does not exist."""
+    filesystem, inner = locate(path)
+    selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
+    prefix = path.split("://")[0] + "://" if is_remote(path) else ""
+    infos = filesystem.get_file_info(selector)
+    return sorted(prefix + info.path for info in infos if info.type == pafs.FileType.File)
+
+
+def make_dir(path: str) -> None:
+    """Create a folder and its parents; no error if it is there."""
+    filesystem, inner = locate(path)
+    try:
+        filesystem.create_dir(inner, recursive=True)
+    except OSError as error:
+        raise EasyCoreError(f"{path} cannot be created: {error}; choose another --out") from error
+
+
+def delete_tree(path: str) -> None:
+    """Delete a folder and all it holds; no error if it is not there."""
+    filesystem, inner = locate(path)
+    if exists(path):
+        filesystem.delete_dir(inner)
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        EasyCoreError: if it is missing or unreadable.
+    """
+    filesystem, inner = locate(path)
+    try:
+        with filesystem.open_input_file(inner) as stream:
+            return stream.read()
+    except OSError as error:
+        raise EasyCoreError(f"{path} cannot be read: {error}") from error
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        EasyCoreError: if it is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        if isinstance(error, EasyCoreError):
+            raise
+        raise EasyCoreError(f"{path} is not valid JSON: {error}; it is damaged or not ours") from error
+
+
+def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
+    """Put a file in place whole: afterwards it holds all of ``content``, or does not exist or is as before."""
+    if is_remote(path):
+        filesystem, inner = locate(path)
+        with filesystem.open_output_stream(inner) as stream:
+            stream.write(content)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str, content: Any) -> None:
+    """Put a JSON file in place whole, indented, keys in the order given."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy one file between any two paths; the target appears whole."""
+    write_bytes(target, read_bytes(source))

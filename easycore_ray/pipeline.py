@@ -1,0 +1,99 @@
+"""pipeline(): every stage in order, each one's artifact below ``--out``.
+
+Finished stages are reused and an unfinished one is resumed, so the same command goes on after any
+interruption and ends in seconds when there is nothing left to do.
+"""
+
+import time
+
+from easycore_ray import paths
+from easycore_ray.config import CoresetConfig, PipelineConfig, ReportConfig, identity_fields, to_dict, verb
+from easycore_ray.coreset import select
+from easycore_ray.dataset import open_dataset, prepare
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.progress import duration, say
+from easycore_ray.reporting import report
+from easycore_ray.scoring import score
+from easycore_ray.tracking import default_uri
+from easycore_ray.tuning import sweep
+
+
+@verb(PipelineConfig)
+def pipeline(config: PipelineConfig) -> Artifact | None:
+    """Prepare (or take) a dataset, score it, sweep over coresets, report.
+
+    Returns:
+        The pipeline's artifact: ``summary.json``, ``report.html`` and the stages' folders. None with
+        ``dry_run``.
+
+    Raises:
+        EasyCoreError: as the stages.
+    """
+    started = time.monotonic()
+    out = paths.absolute(config.out)
+    config = config.replace(out=out, tracking_uri=config.tracking_uri or default_uri(out))
+    if config.dry_run:
+        _say_plan(config)
+        return None
+    parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset).artifact}
+    fields = identity_fields(config) | {"source": None if config.dataset else config.source}
+    key = identity("pipeline", fields, {role: parent.fingerprint for role, parent in parents.items()})
+    made = claim(out, "pipeline", key, overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"pipeline: {out} is finished, reused")
+        return made
+    config = config.replace(overwrite=False)
+    dataset = parents.get("dataset") or prepare(config.prepare_config())
+    assert dataset is not None
+    pool = _draw_subset(config, dataset)
+    scores = score(config.score_config(dataset.path, pool.path if pool else None))
+    assert scores is not None
+    swept = sweep(config.sweep_config(dataset.path, scores.path))
+    assert swept is not None
+    page = report(ReportConfig(out=paths.join(out, "report"), sweep=swept.path, note=config.note))
+    assert page is not None
+    for name, stage in (("summary.json", swept), ("report.html", page)):
+        paths.copy_file(paths.join(stage.path, name), paths.join(out, name))
+    artifact = finish(
+        made,
+        fingerprint=content_hash(swept.fingerprint),
+        config=to_dict(config),
+        parents={"dataset": dataset, "scores": scores, "sweep": swept, "report": page},
+        counts=swept.manifest["counts"],
+        wall_seconds=time.monotonic() - started,
+    )
+    say(f"pipeline: finished in {duration(time.monotonic() - started)}")
+    return artifact
+
+
+def _draw_subset(config: PipelineConfig, dataset: Artifact) -> Artifact | None:
+    """The seeded, class-balanced part of the training samples to work on; None for all of them."""
+    if config.subset is None:
+        return None
+    total = open_dataset(dataset.path).num_rows("train")
+    if config.subset > total:
+        raise EasyCoreError(f"subset must be at most {total:,}, the training samples there are, got {config.subset:,}")
+    return select(
+        CoresetConfig(
+            out=paths.join(config.out, "subset"),
+            dataset=dataset.path,
+            method="random",
+            balance="class",
+            fraction=config.subset / total,
+            seed=config.seed,
+        )
+    )
+
+
+def _say_plan(config: PipelineConfig) -> None:
+    """What each stage would make, as far as it can be known before the first one has run."""
+    if config.dataset is None:
+        prepare(config.prepare_config())
+    else:
+        open_artifact(config.dataset, "dataset")
+        score(config.score_config(config.dataset))
+    plan = config.sweep_config("dataset", "scores")
+    objectives = sum(1 if kind == "standard" else len(plan.beta) for kind in plan.training)
+    trials = (1 + len(plan.method) * len(plan.fraction)) * objectives * len(plan.seeds)
+    say(f"pipeline: would then score for {config.score_epochs} epochs, run {trials} trials and report → {config.out}")

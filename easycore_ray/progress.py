@@ -1,0 +1,155 @@
+"""One line that says how far long work is: done, rate, time left.
+
+On a terminal the line is rewritten in place; elsewhere (logs of submitted jobs) a new line appears
+every few seconds. Work in other processes reports through a small Ray actor, the ``Board``.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+_TERMINAL_SECONDS = 0.2
+_LOG_SECONDS = 10.0
+
+
+class Progress:
+    """A progress line on standard error.
+
+    Args:
+        label: what is being done, e.g. ``score``.
+        total: how many units make it whole.
+        unit: plural name of a unit, e.g. ``images``.
+    """
+
+    def __init__(self, label: str, total: float, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._started = time.monotonic()
+        self._shown = 0.0
+        self._first: tuple[float, float] | None = None
+        self._done = 0.0
+        self._open = False
+
+    def update(self, done: float, note: str = "") -> None:
+        """Show that ``done`` units are finished (a total, not an increment), with a note behind."""
+        now = time.monotonic()
+        if self._first is None:
+            # The first report may stand for work of an earlier, interrupted run: the rate starts from it.
+            self._first = (now, done) if done > 0 else (self._started, 0.0)
+        self._done = done
+        pause = _TERMINAL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
+        if now - self._shown >= pause or done >= self._total:
+            self._shown = now
+            self._print(now, note)
+
+    def _print(self, now: float, note: str) -> None:
+        assert self._first is not None
+        since, start = self._first
+        rate = (self._done - start) / max(now - since, 1e-9)
+        left = f", {_duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
+        share = 100 * self._done / self._total if self._total else 100
+        speed = f", {rate:,.0f} {self._unit}/s" if rate >= 10 else f", {rate:.2f} {self._unit}/s" if rate > 0 else ""
+        text = f"{self._label}: {self._done:,.0f} of {self._total:,.0f} {self._unit} ({share:.0f} %){speed}{left}"
+        if note:
+            text += f" | {note}"
+        terminal = sys.stderr.isatty()
+        print(
+            "\r\x1b[2K" + text if terminal else text,
+            end="" if terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._open = terminal
+
+    def close(self, closing: str = "") -> None:
+        """End the line, with a closing text in its place if given."""
+        if self._open:
+            print("\r\x1b[2K" if closing else "", end="" if closing else "\n", file=sys.stderr)
+        if closing:
+            say(closing)
+
+
+def say(text: str) -> None:
+    """Print a line for the user on standard error (standard output carries results only)."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+duration = _duration
+
+
+class _Board:
+    """Holds the last report of remote work (a Ray actor, so any worker can reach it)."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, str] = (0.0, "")
+
+        self._metrics: dict[int, dict[str, float]] = {}
+
+    def post(self, done: float, note: str) -> None:
+        self._last = (done, note)
+
+    def post_metrics(self, epoch: int, metrics: dict[str, float]) -> None:
+        self._metrics[epoch] = metrics
+
+    def read(self) -> tuple[tuple[float, str], dict[int, dict[str, float]]]:
+        """The last report, and the metrics posted since the last reading."""
+        metrics, self._metrics = self._metrics, {}
+        return self._last, metrics
+
+
+@contextmanager
+def watching(
+    label: str, total: float, unit: str, on_metrics: Callable[[int, dict[str, float]], None] | None = None
+) -> Iterator[Any]:
+    """Show progress of remote work while the body runs.
+
+    Args:
+        label: what is being done.
+        total: how many units make it whole.
+        unit: plural name of a unit.
+        on_metrics: called in this process with (epoch, metrics) as they are posted.
+
+    Yields:
+        A handle for the workers: ``handle.post.remote(done, note)`` and
+        ``handle.post_metrics.remote(epoch, metrics)``.
+    """
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    stop = threading.Event()
+    line = Progress(label, total, unit)
+
+    def poll_once() -> None:
+        try:
+            (done, note), metrics = ray.get(board.read.remote(), timeout=5)
+        except Exception:
+            # Watching must never fail the work; the next round tries again.
+            return
+        if done > 0:
+            line.update(done, note)
+        for epoch in sorted(metrics):
+            if on_metrics is not None:
+                on_metrics(epoch, metrics[epoch])
+
+    def poll() -> None:
+        while not stop.wait(0.5):
+            poll_once()
+        poll_once()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join()
+        line.close()
+        ray.kill(board)

@@ -1,0 +1,236 @@
+"""score(): train on all samples and record each one's input gradient norm after every epoch.
+
+Takes a dataset, gives a scoring-run folder: ``table/`` (the score table) and ``hardness/`` (reduced to
+one row per sample). One run serves every score-based method. Rows are written by the workers, one part
+each per epoch, and become part of the table with the epoch's checkpoint, so weights and scores cannot
+diverge: after any failure the table is the one of an uninterrupted run.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from easycore_ray import paths
+from easycore_ray.config import ReduceConfig, ScoreConfig, identity_fields, to_dict, verb
+from easycore_ray.core.loop import EpochResult, score_epoch
+from easycore_ray.coreset import open_coreset, read_sample_ids
+from easycore_ray.dataset import Dataset, open_dataset
+from easycore_ray.feeding import Feed, batches_per_epoch
+from easycore_ray.fitting import (
+    Context,
+    Fit,
+    State,
+    demand_of,
+    fit_on_ray,
+    make_plan,
+    model_arguments,
+)
+from easycore_ray.manifest import Artifact, Claim, claim, finish, identity
+from easycore_ray.progress import duration, say
+from easycore_ray.reduction import reduce
+from easycore_ray.score_table import Part, check_coverage, fingerprint, id_checksum, write_part, write_samples
+from easycore_ray.tracking import Tracker
+
+_FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
+# An upper estimate for --dry-run: 4 float32 columns, a flag, and deltas of ids and labels.
+_BYTES_PER_ROW = 19
+
+
+@dataclass(frozen=True)
+class ScoreEachEpoch:
+    """After an epoch: score this worker's rows, write them as a part, check that all workers' make a whole."""
+
+    table: str
+    epochs: int
+    every: int
+    score_pass: str
+    num_samples: int
+    checksum: int
+
+    def __call__(
+        self,
+        context: Context,
+        feed: Feed,
+        model: nn.Module,
+        epoch: int,
+        result: EpochResult | None,
+        carried: dict[str, Any],
+    ) -> dict[str, float]:
+        """See ``fitting.AfterEpoch``; the parts travel in ``carried``."""
+        if (self.epochs - epoch) % self.every and epoch > 0:
+            return {}
+        if epoch > 0 and self.score_pass == "fused":
+            assert result is not None
+            columns = result.scores
+            assert columns is not None
+        else:
+            columns = score_epoch(model, feed.ordered())
+        part = write_part(
+            self.table,
+            {name: columns[name] for name in _FIELDS},
+            epoch=epoch,
+            rank=context.rank,
+            attempt=context.attempt,
+        )
+        described = context.gather((part.to_dict(), float(np.sum(columns["grad_norm"], dtype=np.float64))))
+        parts = [Part.from_dict(entry) for entry, _ in described]
+        check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
+        carried.setdefault("parts", []).extend(entry for entry, _ in described)
+        return {"mean_grad_norm": sum(total for _, total in described) / self.num_samples}
+
+
+@verb(ScoreConfig)
+def score(config: ScoreConfig) -> Artifact | None:
+    """Run (or resume, or reuse) a scoring run, then reduce its table.
+
+    Returns:
+        The scoring run: its folder holds ``table/`` and ``hardness/``. None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: for a missing or foreign dataset, workers the cluster cannot give, a diverged run.
+    """
+    started = time.monotonic()
+    dataset = open_dataset(config.dataset)
+    parents = {"dataset": dataset.artifact}
+    sample_ids = None
+    if config.coreset is not None:
+        parents["coreset"] = open_coreset(config.coreset, dataset)
+        sample_ids = read_sample_ids(parents["coreset"])
+    out = paths.absolute(config.out)
+    fit = make_fit(config, dataset, sample_ids)
+    if config.dry_run:
+        _say_plan(config, fit, out)
+        return None
+    key = identity("scoring_run", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+    made = claim(out, "scoring_run", key, overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"score: {out} is finished, reused")
+        return made
+    state = _run(config, fit, dataset, made)
+    table = _freeze(config, made, parents, state, fit, time.monotonic() - started)
+    hardness = reduce(ReduceConfig(out=paths.join(out, "hardness"), scores=out))
+    artifact = finish(
+        made,
+        fingerprint=hardness.fingerprint,
+        config=to_dict(config),
+        parents=parents | {"score_table": table, "hardness_table": hardness},
+        counts=table.manifest["counts"],
+        wall_seconds=time.monotonic() - started,
+        device_seconds=table.manifest["device_seconds"],
+        epochs=state.history,
+    )
+    taken = duration(time.monotonic() - started)
+    say(f"score: {fit.num_rows:,} samples × {config.epochs} epochs in {taken} → {out}")
+    return artifact
+
+
+def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+    """The training run that scores are taken in."""
+    num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
+    steps = config.epochs * batches_per_epoch(num_rows, config.num_workers, config.batch_size)
+    return Fit(
+        dataset=dataset.path,
+        sample_ids=sample_ids,
+        num_rows=num_rows,
+        model=model_arguments(config, dataset),
+        plan=make_plan(config, total_steps=steps),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        cache_gib=config.cache_gib,
+        threads=config.threads_per_worker or 1,
+        record_scores=config.score_pass == "fused",
+    )
+
+
+def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
+    """Train and score on Ray Train; tracked as one MLflow run."""
+    from dataclasses import replace
+
+    from easycore_ray import cluster
+
+    cluster.connect()
+    cluster.preflight(demand_of(config))
+    fit = replace(fit, threads=cluster.threads_per_worker(config.num_workers, config.threads_per_worker))
+    table = paths.join(made.path, "table")
+    samples = scored_samples(dataset, fit.sample_ids)
+    write_samples(table, samples)
+    after_epoch = ScoreEachEpoch(
+        table=table,
+        epochs=config.epochs,
+        every=config.score_every,
+        score_pass=config.score_pass,
+        num_samples=fit.num_rows,
+        checksum=id_checksum(samples["sample_id"].to_numpy()),
+    )
+    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
+    key = f"score-{made.identity[:16]}-{made.nonce}"
+    tracker.run(
+        key,
+        name="score",
+        params=to_dict(config),
+        tags={"kind": "scoring_run", "dataset": dataset.fingerprint},
+    )
+    try:
+        state = fit_on_ray(
+            fit,
+            config,
+            storage=paths.join(made.path, "commits"),
+            name=f"score-{made.identity[:12]}-{made.nonce}",
+            label="score",
+            after_epoch=after_epoch,
+            on_metrics=lambda epoch, metrics: tracker.log(key, metrics, step=epoch),
+        )
+        tracker.finish(key)
+    except BaseException:
+        tracker.finish(key, status="FAILED")
+        raise
+    finally:
+        tracker.close()
+    return state
+
+
+def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
+    """``sample_id, label, input_norm`` of the population, sorted by id."""
+    samples = dataset.index("train").select(["sample_id", "label", "input_norm"])
+    if sample_ids is None:
+        return samples
+    return samples.take(np.searchsorted(samples["sample_id"].to_numpy(), sample_ids))
+
+
+def _freeze(
+    config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State, fit: Fit, seconds: float
+) -> Artifact:
+    """Write the table's manifest from the list of parts in the last commit."""
+    parts = [Part.from_dict(entry) for entry in state.carried["parts"]]
+    wall = sum(entry["train_seconds"] + entry.get("score_seconds", 0.0) for entry in state.history)
+    return finish(
+        Claim(paths.join(made.path, "table"), "score_table", made.identity, made.nonce, made.resumed),
+        fingerprint=fingerprint(parts),
+        config=to_dict(config),
+        parents=parents,
+        counts={
+            "samples": fit.num_rows,
+            "rows": sum(part.rows for part in parts),
+            "bytes": sum(part.num_bytes for part in parts),
+        },
+        wall_seconds=seconds,
+        device_seconds=wall * config.num_workers,
+        num_workers=config.num_workers,
+        steps=state.step,
+        epochs=state.history,
+        parts=[part.to_dict() for part in parts],
+    )
+
+
+def _say_plan(config: ScoreConfig, fit: Fit, out: str) -> None:
+    scored = len(range(config.epochs, 0, -config.score_every)) + 1
+    size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
+    say(
+        f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "
+        f"{config.num_workers} workers ({fit.plan.total_steps:,} steps), score {scored} times, "
+        f"and write about {size:,.1f} MiB → {out}/table and {out}/hardness"
+    )

@@ -1,0 +1,547 @@
+"""sweep(): train and evaluate every arm × fraction × objective × seed with Ray Tune, and tabulate.
+
+Scores are taken once and serve all arms. A trial is two artifacts, a checkpoint and its evaluation; a
+sweep that is run again skips the trials whose artifacts are finished, so nothing pickled is ever
+restored. One-worker trials train in the trial's own process, several workers through Ray Train.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from easycore_ray import cluster, paths
+from easycore_ray.config import (
+    Arm,
+    EvaluateConfig,
+    SweepConfig,
+    TrainConfig,
+    identity_fields,
+    parse_arm,
+    to_dict,
+    verb,
+)
+from easycore_ray.core.selection import METHODS
+from easycore_ray.core.threat import format_eps
+from easycore_ray.coreset import arm_config, check_same_dataset, select
+from easycore_ray.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.evaluation import (
+    attack_rows,
+    claim_evaluation,
+    evaluate,
+    evaluation_ids,
+    finish_evaluation,
+    threats_of,
+)
+from easycore_ray.fitting import demand_of
+from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.progress import Progress, duration, say
+from easycore_ray.reduction import open_hardness
+from easycore_ray.tracking import Tracker
+from easycore_ray.training import (
+    claim_checkpoint,
+    finish_checkpoint,
+    make_fit,
+    open_checkpoint,
+    open_inputs,
+    train,
+    train_here,
+)
+
+FULL = Arm("full", None, "none")
+# A trial tells the driver of its epochs at most this often: reporting costs more than a tiny epoch.
+_REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run of a sweep, and where its artifacts go."""
+
+    arm: Arm
+    fraction: float
+    training: str
+    beta: float | None
+    seed: int
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+    @property
+    def name(self) -> str:
+        """What the trial is, for people and as its folder: ``easycore-class_f0.5_trades_b6_s1``."""
+        beta = f"_b{self.beta:g}" if self.beta is not None else ""
+        return f"{_slug(self.arm)}_f{self.fraction:g}_{self.training}{beta}_s{self.seed}"
+
+    def finished(self) -> bool:
+        """True if both artifacts are there and were made by this configuration from these inputs."""
+        if not all(paths.exists(paths.join(c.out, "manifest.json")) for c in (self.train, self.evaluate)):
+            return False
+        _, parents, _ = open_inputs(self.train)
+        return isinstance(claim_checkpoint(self.train, parents), Artifact)
+
+
+@verb(SweepConfig)
+def sweep(config: SweepConfig) -> Artifact | None:
+    """Run (or go on with, or reuse) a sweep.
+
+    The folder holds ``coresets/``, ``trials/`` (checkpoint and evaluation of each) and ``summary.json``:
+    ``{"rows": [one per arm, fraction, objective and eps, over seeds], "lineage": …}``.
+
+    Returns:
+        The sweep, or None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: for foreign inputs, more than the cluster can give, or trials that failed.
+    """
+    started = time.monotonic()
+    dataset = open_dataset(config.dataset)
+    hardness = open_hardness(config.scores)
+    check_same_dataset(hardness, dataset)
+    parents = {"dataset": dataset.artifact, "scores": open_artifact(config.scores, "scoring_run")}
+    out = paths.absolute(config.out)
+    if config.dry_run:
+        _say_plan(config, dataset, hardness, out)
+        return None
+    made = claim(out, "sweep", _identity(config, parents), overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"sweep: {out} is finished, reused")
+        return made
+    cluster.connect()
+    concurrency = _concurrency(config)
+    trials = make_trials(config, out, _select_coresets(config, dataset, out))
+    todo = [trial for trial in trials if not trial.finished()]
+    if len(todo) < len(trials):
+        say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
+    _run_trials(config, made, todo, concurrency)
+    rows = result_rows(trials, parents["scores"])
+    summary = {"rows": rows, "lineage": lineage(config, parents)}
+    paths.write_json(paths.join(out, "summary.json"), summary)
+    artifact = finish(
+        made,
+        fingerprint=content_hash(*(open_artifact(trial.evaluate.out).fingerprint for trial in trials)),
+        config=to_dict(config),
+        parents=parents,
+        counts={"trials": len(trials), "rows": len(rows)},
+        wall_seconds=time.monotonic() - started,
+        device_seconds=sum(open_artifact(trial.train.out).manifest["device_seconds"] for trial in trials),
+    )
+    say(f"sweep: {len(trials)} trials in {duration(time.monotonic() - started)} → {out}")
+    return artifact
+
+
+def _identity(config: SweepConfig, parents: dict[str, Artifact]) -> str:
+    return identity("sweep", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+
+
+# --- what is run --------------------------------------------------------------------------------
+
+
+def _arms(config: SweepConfig) -> list[tuple[Arm, float]]:
+    """(arm, fraction) pairs; full data first, once."""
+    chosen = [parse_arm(text) for text in config.method]
+    pairs = [(arm, fraction) for arm in chosen if arm.method != "full" for fraction in config.fraction]
+    return [(FULL, 1.0), *dict.fromkeys(pairs)]
+
+
+def _objectives(config: SweepConfig) -> list[tuple[str, float | None]]:
+    """(training, beta) pairs; beta is None for standard training."""
+    found: list[tuple[str, float | None]] = []
+    for training in dict.fromkeys(config.training):
+        found += [(training, None)] if training == "standard" else [(training, beta) for beta in config.beta]
+    return found
+
+
+def _slug(arm: Arm) -> str:
+    return arm.name.replace(":", "-").replace("/", "-")
+
+
+def _coreset_name(arm: Arm, fraction: float, seed: int) -> str:
+    """Methods that draw at random draw anew with each seed; the others select once."""
+    return f"{_slug(arm)}_f{fraction:g}" + (f"_s{seed}" if METHODS[arm.method].draws else "")
+
+
+def _select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str, str]:
+    """Select every coreset of the sweep; folders by name."""
+    found: dict[str, str] = {}
+    for arm, fraction in _arms(config):
+        for seed in config.seeds:
+            name = _coreset_name(arm, fraction, seed)
+            if name in found:
+                continue
+            where = paths.join(out, "coresets", name)
+            select(arm_config(arm, out=where, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed))
+            found[name] = where
+    return found
+
+
+def make_trials(config: SweepConfig, out: str, coresets: dict[str, str]) -> list[Trial]:
+    """Every training run of the sweep."""
+    trials = []
+    for arm, fraction in _arms(config):
+        for training, beta in _objectives(config):
+            for seed in config.seeds:
+                coreset = coresets[_coreset_name(arm, fraction, seed)]
+                trials.append(_make_trial(config, out, coreset, arm, fraction, training, beta, seed))
+    return trials
+
+
+def _make_trial(
+    config: SweepConfig,
+    out: str,
+    coreset: str,
+    arm: Arm,
+    fraction: float,
+    training: str,
+    beta: float | None,
+    seed: int,
+) -> Trial:
+    epochs = config.train_epochs
+    if training != "standard" and config.trades_epochs is not None:
+        epochs = config.trades_epochs
+    names = {spec.name for spec in fields(TrainConfig)}
+    shared = {key: value for key, value in vars(config).items() if key in names}
+    own = {"coreset": coreset, "training": training, "epochs": epochs, "seed": seed, "tracking_uri": "none"}
+    train_config = TrainConfig(**{**shared, **own, "out": "pending", "beta": beta if beta is not None else 0.0})
+    trial = Trial(
+        arm=arm,
+        fraction=fraction,
+        training=training,
+        beta=beta,
+        seed=seed,
+        train=train_config,
+        evaluate=EvaluateConfig(
+            out="pending",
+            checkpoint="pending",
+            dataset=config.dataset,
+            attack=("pgd20",),
+            eps=config.eval_eps,
+            norm=config.norm,
+            num_samples=config.num_test_samples,
+            gpus_per_worker=config.gpus_per_worker,
+            cpus_per_worker=config.cpus_per_worker,
+        ),
+    )
+    checkpoint = paths.join(out, "trials", trial.name, "checkpoint")
+    evaluation = paths.join(out, "trials", trial.name, "evaluation")
+    return replace(
+        trial,
+        train=train_config.replace(out=checkpoint, overwrite=False),
+        evaluate=trial.evaluate.replace(out=evaluation, checkpoint=checkpoint),
+    )
+
+
+def _say_plan(config: SweepConfig, dataset: Dataset, hardness: Artifact, out: str) -> None:
+    count = len(_arms(config)) * len(_objectives(config)) * len(config.seeds)
+    names = ", ".join(dict.fromkeys(arm.name for arm, _ in _arms(config)))
+    say(
+        f"sweep: would run {count} trials ({names}; {len(config.seeds)} seeds) on "
+        f"{hardness.manifest['counts']['samples']:,} samples of {dataset.path} → {out}"
+    )
+
+
+# --- running trials -----------------------------------------------------------------------------
+
+
+def _concurrency(config: SweepConfig) -> int:
+    """Trials at the same time: what the cluster can hold, at most what was asked for."""
+    ever, _ = cluster.capacity()
+    if config.num_workers > 1:
+        demand = demand_of(config)
+        cluster.preflight(demand)
+        cpus = demand.num_workers * demand.cpus_per_worker
+        room = (ever.get("CPU", 0.0) - demand.data_cpus) / cpus
+    else:
+        demand = cluster.Demand(
+            num_workers=1,
+            cpus_per_worker=config.cpus_per_worker or 1.0,
+            gpus_per_worker=config.gpus_per_worker,
+        )
+        cluster.preflight(demand)
+        room = ever.get("CPU", 0.0) / demand.cpus_per_worker
+    if config.gpus_per_worker:
+        room = min(room, ever.get("GPU", 0.0) / (config.num_workers * config.gpus_per_worker))
+    most = max(1, int(room))
+    return min(most, config.max_concurrent_trials or most)
+
+
+def _run_trials(config: SweepConfig, made: Claim, trials: list[Trial], concurrency: int) -> None:
+    """Run the trials with Ray Tune and track them; raises if any failed."""
+    from ray import tune
+
+    if not trials:
+        return
+    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
+    parent = f"sweep-{made.identity[:16]}-{made.nonce}"
+    tracker.run(parent, name="sweep", params=to_dict(config), tags={"kind": "sweep"})
+    callback = _Follow(trials, tracker, parent)
+    run = _trial_here if config.num_workers == 1 else _trial_on_ray
+    resources = {"cpu": 0.1}
+    if config.num_workers == 1:
+        resources = {"cpu": config.cpus_per_worker or 1.0}
+        if config.gpus_per_worker:
+            resources["gpu"] = config.gpus_per_worker
+    filesystem, root = paths.locate(paths.join(made.path, "tune"))
+    tuner = tune.Tuner(
+        tune.with_resources(run, resources),
+        param_space={"trial": tune.grid_search(trials)},
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=f"{made.nonce}-{int(time.time())}",
+            storage_path=root,
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        results = tuner.fit()
+        problems = callback.problems + [str(error).strip().splitlines()[-1] for error in results.errors]
+        tracker.finish(parent, status="FAILED" if problems else "FINISHED")
+    finally:
+        tracker.close()
+    # Tune's own state is never read again: finished trials are recognised by their artifacts.
+    paths.delete_tree(paths.join(made.path, "tune"))
+    if problems:
+        raise EasyCoreError(
+            f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
+            "finished trials are kept, run the same command again to go on"
+        )
+
+
+def _follow_base() -> Any:
+    from ray.tune import Callback
+
+    return Callback
+
+
+class _Follow(_follow_base()):
+    """Shows progress and tracks trials, in the driver."""
+
+    def __init__(self, trials: list[Trial], tracker: Tracker, parent: str) -> None:
+        self._tracker, self._parent = tracker, parent
+        self._progress = Progress("sweep", len(trials), "trials")
+        self._finished = 0
+        self.problems: list[str] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks for Tuner.restore, which is never used here.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Open the trial's MLflow run."""
+        spec: Trial = trial.config["trial"]
+        params = {"method": spec.arm.method, "score": spec.arm.score, "balance": spec.arm.balance,
+                  "fraction": spec.fraction, "training": spec.training, "beta": spec.beta, "seed": spec.seed,
+                  **to_dict(spec.train)}  # fmt: skip
+        self._tracker.run(
+            self._key(spec), name=spec.name, parent_key=self._parent, params=params, tags={"kind": "trial"}
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Log epochs; at the end, accuracies."""
+        spec: Trial = trial.config["trial"]
+        for entry in result.get("epochs", []):
+            self._tracker.log(self._key(spec), entry, step=int(entry["epoch"]))
+        if "problem" in result:
+            self.problems.append(f"{spec.name}: {result['problem']}")
+        if "summary" in result:
+            self._tracker.log(self._key(spec), flat_metrics(result["summary"]), step=spec.train.epochs)
+            self._tracker.finish(self._key(spec))
+            self._finished += 1
+            self._progress.update(self._finished, f"{spec.name}: {short_result(result['summary'])}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Close the trial's MLflow run as failed."""
+        self._tracker.finish(self._key(trial.config["trial"]), status="FAILED")
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """End the progress line."""
+        self._progress.close()
+
+    def _key(self, spec: Trial) -> str:
+        return f"{self._parent}-{spec.name}"
+
+
+def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """An evaluation's summary as metrics; the one without a suffix belongs to the last eps."""
+    found = {"clean_accuracy": summary["clean_accuracy"]}
+    for row in summary["robust"]:
+        found[f"robust_accuracy_{row['attack']}_eps_{format_eps(row['eps']).replace('/', '_')}"] = row["accuracy"]
+        found[f"robust_accuracy_{row['attack']}"] = row["accuracy"]
+    return found
+
+
+def short_result(summary: dict[str, Any]) -> str:
+    """``clean 91.0 %, robust 55.2 %`` (at the last eps)."""
+    return f"clean {100 * summary['clean_accuracy']:.1f} %, robust {100 * summary['robust'][-1]['accuracy']:.1f} %"
+
+
+def _trial_here(params: dict[str, Any]) -> None:
+    """A trial in its own process: train, evaluate, write both artifacts."""
+    _reporting_problems(params["trial"], _train_and_attack)
+
+
+def _trial_on_ray(params: dict[str, Any]) -> None:
+    """A trial whose training and evaluation are distributed: this process only drives them."""
+
+    def work(trial: Trial, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
+        checkpoint = train(trial.train)
+        assert checkpoint is not None
+        for entry in checkpoint.manifest["epochs"]:
+            report(entry)
+        evaluation = evaluate(trial.evaluate)
+        assert evaluation is not None
+        return evaluation.manifest["summary"]
+
+    _reporting_problems(params["trial"], work)
+
+
+def _reporting_problems(
+    trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], dict[str, Any]]
+) -> None:
+    """Do the work and report epochs, summary, or what is wrong (which no retry would mend)."""
+    from ray import tune
+
+    waiting: list[dict[str, float]] = []
+    last = time.monotonic()
+
+    def report(entry: dict[str, float]) -> None:
+        nonlocal last
+        waiting.append(entry)
+        if time.monotonic() - last > _REPORT_SECONDS:
+            tune.report({"epochs": list(waiting)})
+            waiting.clear()
+            last = time.monotonic()
+
+    try:
+        summary = work(trial, report)
+    except ValueError as error:
+        tune.report({"epochs": waiting, "problem": str(error)})
+        return
+    tune.report({"epochs": waiting, "summary": summary})
+
+
+def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
+    """Train and evaluate in this process, unless an earlier attempt finished either."""
+    device = "cuda" if trial.train.gpus_per_worker else "cpu"
+    dataset, parents, sample_ids = open_inputs(trial.train)
+    made = claim_checkpoint(trial.train, parents)
+    if isinstance(made, Claim):
+        started = time.monotonic()
+        threads = trial.train.threads_per_worker or max(1, int(trial.train.cpus_per_worker or 1))
+        fit = replace(make_fit(trial.train, dataset, sample_ids), threads=threads)
+        rows = _pick(_split_rows(dataset.path, "train"), sample_ids)
+        state = train_here(fit, rows, device=device, on_epoch=report)
+        finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
+    return _attack(trial.evaluate, dataset, device).manifest["summary"]
+
+
+def _attack(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
+    """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
+    checkpoint, model = open_checkpoint(config.checkpoint)
+    parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
+    made = claim_evaluation(config, parents)
+    if isinstance(made, Artifact):
+        return made
+    started = time.monotonic()
+    ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
+    outcomes = attack_rows(
+        model, _pick(_split_rows(dataset.path, config.split), ids), threats_of(config), device=device
+    )
+    return finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
+
+
+@functools.lru_cache(maxsize=4)
+def _split_rows(path: str, split: str) -> Rows:
+    """A split in memory; trials that follow one another in the same process share it."""
+    return read_split(open_dataset(path), split)
+
+
+def _pick(rows: Rows, sample_ids: np.ndarray | None) -> Rows:
+    """The rows with these ids."""
+    if sample_ids is None:
+        return rows
+    at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.ascontiguousarray(sample_ids)))
+    return Rows(*(column[at] for column in rows))
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def result_rows(trials: Iterable[Trial], scores: Artifact) -> list[dict[str, Any]]:
+    """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.arm, trial.fraction, trial.training, trial.beta), []).append(trial)
+    rows = []
+    for members in groups.values():
+        checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
+        summaries = [open_artifact(trial.evaluate.out, "evaluation").manifest["summary"] for trial in members]
+        for number, eps in enumerate(members[0].evaluate.eps):
+            rows.append(_result_row(members, checkpoints, summaries, number, eps, scores))
+    return rows
+
+
+def _result_row(
+    members: list[Trial],
+    checkpoints: list[dict[str, Any]],
+    summaries: list[dict[str, Any]],
+    number: int,
+    eps: float,
+    scores: Artifact,
+) -> dict[str, Any]:
+    first = members[0]
+    robust = [summary["robust"][number] for summary in summaries]
+    uses_scores = METHODS[first.arm.method].needs_score
+    return {
+        "method": first.arm.method,
+        "score": first.arm.score,
+        "balance": first.arm.balance,
+        "fraction": first.fraction,
+        "training": first.training,
+        "beta": first.beta,
+        "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
+        "seeds": [trial.seed for trial in members],
+        **_mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
+        **_mean_std("robust_accuracy_pgd20", [row["accuracy"] for row in robust]),
+        "worst_class_clean_accuracy_mean": _mean(summary["worst_class_clean_accuracy"] for summary in summaries),
+        "worst_class_robust_accuracy_pgd20_mean": _mean(row["worst_class_accuracy"] for row in robust),
+        "eps": eps,
+        "steps": checkpoints[0]["steps"],
+        "num_samples": checkpoints[0]["counts"]["samples"],
+        "scoring_seconds": scores.manifest["device_seconds"] if uses_scores else 0.0,
+        "training_seconds": round(_mean(checkpoint["device_seconds"] for checkpoint in checkpoints), 3),
+        "device": "cuda" if first.train.gpus_per_worker else "cpu",
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation (None for a single value)."""
+    return {
+        f"{name}_mean": _mean(values),
+        f"{name}_std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def lineage(config: SweepConfig, parents: dict[str, Artifact]) -> dict[str, Any]:
+    """What the rows came from: parents with fingerprints, the configuration, versions."""
+    from easycore_ray.manifest import git_commit, versions
+
+    return {
+        "parents": {role: parent.as_parent() for role, parent in parents.items()},
+        "config": to_dict(config),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }

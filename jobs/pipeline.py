@@ -1,0 +1,24 @@
+"""Every stage in order: ``python -m jobs.pipeline --preset digits --out runs/digits``."""
+
+from easycore_ray.reporting import print_table
+
+from easycore_ray import paths
+from easycore_ray.config import PipelineConfig
+from easycore_ray.manifest import Artifact
+from easycore_ray.pipeline import pipeline
+from easycore_ray.tracking import ui_command
+from jobs.command import run
+
+
+def main(config: PipelineConfig) -> Artifact | None:
+    """Run the pipeline, then show the table, the report and the line that opens MLflow."""
+    done = pipeline(config)
+    if done is not None:
+        print(print_table(paths.read_json(paths.join(done.path, "summary.json"))["rows"]))
+        print(f"report: {paths.join(done.path, 'report.html')}")
+        print(f"runs:   {ui_command(done.manifest['config']['tracking_uri'])}")
+    return done
+
+
+if __name__ == "__main__":
+    run(PipelineConfig, main)

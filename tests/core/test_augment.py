@@ -1,0 +1,107 @@
+"""Crops and flips: equal to a plain loop, drawn per image."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from easycore_ray.core.augment import AUGMENTATIONS, augment, to_float
+
+
+def images_of(batch=40, channels=3, height=7, width=9):
+    """Random bytes; height and width differ, so that swapping them shows."""
+    draws = torch.Generator().manual_seed(4)
+    return torch.randint(1, 256, (batch, channels, height, width), dtype=torch.uint8, generator=draws)
+
+
+def all_views(image, pad, *, flip):
+    """Every view that crop (and flip) can make of one image, by slicing."""
+    height, width = image.shape[1:]
+    padded = F.pad(image, (pad, pad, pad, pad))
+    crops = [
+        padded[:, top : top + height, left : left + width] for top in range(2 * pad + 1) for left in range(2 * pad + 1)
+    ]
+    return crops + ([crop.flip(2) for crop in crops] if flip else [])
+
+
+@pytest.mark.parametrize(("kind", "flip"), [("crop", False), ("crop-flip", True)])
+def test_every_view_is_a_crop_that_slicing_gives(kind, flip):
+    """Each output is one of the views a plain loop makes of its own image."""
+    images = images_of()
+    views = augment(images, kind, generator=torch.Generator().manual_seed(0), pad=2)
+    for image, view in zip(images, views, strict=True):
+        assert any(torch.equal(view, candidate) for candidate in all_views(image, 2, flip=flip))
+
+
+@pytest.mark.parametrize(("kind", "num_views"), [("crop", 9), ("crop-flip", 18)])
+def test_all_views_are_drawn_equally_often(kind, num_views):
+    """Of one image repeated, every offset and side turns up about as often as any other."""
+    repeats = 400 * num_views
+    image = images_of(1, 1, 3, 3)
+    views = augment(image.expand(repeats, -1, -1, -1), kind, generator=torch.Generator().manual_seed(0), pad=1)
+    _, counts = views.flatten(1).unique(dim=0, return_counts=True)
+    assert len(counts) == num_views
+    assert counts.min() > 300
+    assert counts.max() < 500
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_float_and_uint8_give_the_same_view(kind):
+    """Augmenting bytes and then scaling equals scaling and then augmenting."""
+    images = images_of()
+    bytes_first, floats_first = (
+        augment(batch, kind, generator=torch.Generator().manual_seed(1)) for batch in (images, to_float(images))
+    )
+    assert bytes_first.dtype == torch.uint8
+    assert torch.equal(to_float(bytes_first), floats_first)
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_views_repeat_under_a_seed_and_leave_the_images_alone(kind):
+    """The same stream draws the same views; the images passed in do not change."""
+    images = images_of()
+    before = images.clone()
+    first, again = (augment(images, kind, generator=torch.Generator().manual_seed(2)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(images, before)
+    assert first.shape == images.shape
+
+
+def test_crop_without_padding_is_the_image():
+    """With no room to move there is one crop."""
+    images = images_of()
+    assert torch.equal(augment(images, "crop", generator=torch.Generator(), pad=0), images)
+
+
+def test_none_draws_nothing():
+    """Without augmentation the stream stays where it was."""
+    draws = torch.Generator().manual_seed(3)
+    state = draws.get_state()
+    images = images_of()
+    assert augment(images, "none", generator=draws) is images
+    assert torch.equal(draws.get_state(), state)
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_an_empty_batch_stays_empty(kind):
+    """No image, no view, no error."""
+    assert augment(images_of(0), kind, generator=torch.Generator()).shape == (0, 3, 7, 9)
+
+
+def test_unknown_augmentation_names_the_known_ones():
+    """A typo lists what there is."""
+    with pytest.raises(ValueError, match=r"none, crop, crop-flip, got 'cutout'"):
+        augment(images_of(), "cutout", generator=torch.Generator())
+
+
+def test_to_float_divides_every_byte_by_255():
+    """0 .. 255 become k / 255 in float32, both ends exactly 0 and 1."""
+    pixels = to_float(torch.arange(256, dtype=torch.uint8))
+    assert torch.equal(pixels, torch.arange(256, dtype=torch.float32) / 255)
+    assert pixels[0] == 0
+    assert pixels[255] == 1
+
+
+def test_to_float_refuses_floats():
+    """Pixels that may have been divided already are not divided again."""
+    with pytest.raises(ValueError, match="uint8"):
+        to_float(torch.rand(1, 1, 2, 2))

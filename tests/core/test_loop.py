@@ -1,0 +1,199 @@
+"""The training loop: steps, scores taken on the way, divergence."""
+
+import numpy as np
+import pytest
+import torch
+
+from easycore_ray.core.augment import to_float
+from easycore_ray.core.loop import Plan, clean_accuracy, make_optimizer, prepare_inputs, score_epoch, train_epoch
+from easycore_ray.core.losses import cross_entropy_rows
+from easycore_ray.core.models import build_model
+
+
+def make_plan(**changes):
+    fields = dict(
+        training="standard", beta=6.0, eps=0.1, norm="linf", attack_steps=2, attack_step_size=0.05, lr=0.1,
+        momentum=0.9, nesterov=True, weight_decay=5e-4, schedule="constant", warmup_steps=0, total_steps=10**6,
+        augment="none", crop_pad=1, precision="fp32", seed=0,
+    )  # fmt: skip
+    return Plan(**fields | changes)
+
+
+def make_model(seed=0):
+    return build_model("cnn", num_classes=3, image_shape=(1, 8, 8), width=4, mean=(0.5,), std=(0.25,), seed=seed)
+
+
+def make_batches(sizes=(5, 4, 1), seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    total = sum(sizes)
+    images = torch.randint(0, 256, (total, 1, 8, 8), dtype=torch.uint8, generator=draws)
+    labels = torch.randint(0, 3, (total,), generator=draws)
+    ids = torch.randperm(1000, generator=draws)[:total]
+    return list(zip(ids.split(sizes), images.split(sizes), labels.split(sizes), strict=True))
+
+
+def test_a_step_equals_torch_sgd_on_the_mean_loss():
+    """One epoch moves the weights as plain PyTorch with mean reduction does."""
+    batches, plan = make_batches((6, 4)), make_plan()
+    ours, theirs = make_model(), make_model()
+    train_epoch(ours, make_optimizer(ours, plan), batches, plan, epoch=1, step=0)
+
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    theirs.train()
+    for _, images, labels in batches:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(to_float(images)), labels).backward()
+        optimizer.step()
+
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_fused_scores_are_the_steps_own_input_gradient_rescaled_to_the_sum():
+    """A fused row's gradient norm is the training step's input gradient times the batch size (mean to sum)."""
+    (ids, images, labels), plan = make_batches((7,))[0], make_plan(lr=1e-9)
+    model = make_model()
+    result = train_epoch(model, make_optimizer(model, plan), [(ids, images, labels)], plan, epoch=1, step=0,
+                         record_scores=True)  # fmt: skip
+
+    twin = make_model().train()
+    inputs = to_float(images).requires_grad_()
+    torch.nn.functional.cross_entropy(twin(inputs), labels).backward()
+    expected = inputs.grad.flatten(1).norm(dim=1) * len(labels)
+
+    np.testing.assert_array_equal(result.scores["sample_id"], ids.numpy())
+    np.testing.assert_allclose(result.scores["grad_norm"], expected.numpy(), rtol=1e-5)
+
+
+def test_recording_scores_does_not_change_the_weights():
+    """Taking fused scores leaves training bit-identical."""
+    weights = []
+    for record in (False, True):
+        model, plan = make_model(), make_plan(augment="crop")
+        train_epoch(model, make_optimizer(model, plan), make_batches(), plan, epoch=1, step=0, record_scores=record)
+        weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+
+    assert torch.equal(*weights)
+
+
+def test_the_score_pass_leaves_the_model_as_it_was():
+    """Scoring touches neither weights, running statistics, gradients nor the mode."""
+    model = make_model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    score_epoch(model, make_batches())
+
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_scores_do_not_depend_on_how_rows_are_grouped():
+    """Batches of one give the scores of batches of ten."""
+    model, together = make_model(), make_batches((10,))
+    single = [tuple(column[i : i + 1] for column in together[0]) for i in range(10)]
+    whole, apart = score_epoch(model, together), score_epoch(model, single)
+
+    for name in ("grad_norm", "loss", "margin", "el2n"):
+        np.testing.assert_allclose(whole[name], apart[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_epoch_is_repeated_bit_for_bit():
+    """Seed, epoch and rank decide augmentation and attack noise."""
+    weights = []
+    for _ in range(2):
+        model, plan = make_model(), make_plan(training="trades", augment="crop-flip")
+        train_epoch(model, make_optimizer(model, plan), make_batches(), plan, epoch=3, step=0, rank=1)
+        weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+
+    assert torch.equal(*weights)
+
+
+def test_another_epoch_sees_other_views():
+    """The augmentation of epoch 2 is not that of epoch 1."""
+    weights = []
+    for epoch in (1, 2):
+        model, plan = make_model(), make_plan(augment="crop")
+        train_epoch(model, make_optimizer(model, plan), make_batches((10,)), plan, epoch=epoch, step=0)
+        weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
+
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("training", ["standard", "trades"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_together_take_the_one_process_step(training, world):
+    """Gradients summed over uneven workers and divided by the global count equal one process on all rows."""
+    model_arguments = dict(num_classes=3, in_features=64)
+    rows, plan = make_batches((11,))[0], make_plan(training=training, eps=0.0 if training == "trades" else 0.1)
+    whole = _without_batch_norm(**model_arguments)
+    train_epoch(whole, make_optimizer(whole, plan), [rows], plan, epoch=1, step=0)
+
+    parts = [tuple(column.tensor_split(world)[rank] for column in rows) for rank in range(world)]
+    shared = [_gradients(_without_batch_norm(**model_arguments), part, plan) for part in parts]
+    total = [sum(each) for each in zip(*shared, strict=True)]
+
+    def combine(gradients, count):
+        torch._foreach_copy_(gradients, total)
+        return len(rows[2])
+
+    one = _without_batch_norm(**model_arguments)
+    train_epoch(one, make_optimizer(one, plan), [parts[0]], plan, epoch=1, step=0, combine=combine)
+
+    for mine, other in zip(one.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def _without_batch_norm(num_classes, in_features):
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_features, 8), torch.nn.ReLU(),
+                               torch.nn.Linear(8, num_classes))  # fmt: skip
+
+
+def _gradients(model, part, plan):
+    """A worker's summed gradients, caught where they are handed over."""
+    caught = []
+
+    def combine(gradients, count):
+        caught.extend(gradient.clone() for gradient in gradients)
+        return count
+
+    train_epoch(model, make_optimizer(model, plan), [part], plan, epoch=1, step=0, combine=combine)
+    return caught
+
+
+def test_training_stops_at_the_last_step():
+    """An epoch ends early when the run's steps are used up."""
+    model, plan = make_model(), make_plan(total_steps=2)
+    result = train_epoch(model, make_optimizer(model, plan), make_batches((4, 4, 4)), plan, epoch=1, step=0)
+
+    assert (result.steps, result.num_rows) == (2, 8)
+
+
+def test_divergence_is_said_with_epoch_and_learning_rate():
+    """A loss that is not a number stops the run by name."""
+    model, plan = make_model(), make_plan(lr=1e30)
+
+    with pytest.raises(ValueError, match=r"epoch 4 is .* at learning rate 1e\+30; lower --lr"):
+        train_epoch(model, make_optimizer(model, plan), make_batches((4,) * 4), plan, epoch=4, step=0)
+
+
+def test_clean_accuracy_counts_right_predictions():
+    """Accuracy equals a count by hand, in evaluation mode, and leaves the mode alone."""
+    model, batches = make_model().train(), make_batches()
+    accuracy = clean_accuracy(model, batches)
+
+    assert model.training
+    model.eval()
+    right = sum(int((model(to_float(images)).argmax(1) == labels).sum()) for _, images, labels in batches)
+    assert accuracy == right / 10
+
+
+def test_the_fused_loss_is_the_training_loss():
+    """Loss and correctness recorded on the way are those of the step itself."""
+    model, plan, batches = make_model(), make_plan(lr=1e-9), make_batches((8,))
+    result = train_epoch(model, make_optimizer(model, plan), batches, plan, epoch=1, step=0, record_scores=True)
+    with torch.no_grad():
+        logits = make_model().train()(prepare_inputs(batches[0][1], torch.device("cpu")))
+
+    np.testing.assert_allclose(result.scores["loss"], cross_entropy_rows(logits, batches[0][2]).numpy(), rtol=1e-5)
+    assert result.loss_sum == pytest.approx(float(result.scores["loss"].sum()), rel=1e-5)

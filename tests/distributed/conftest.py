@@ -1,0 +1,22 @@
+"""A prepared digits dataset and a small population of it, shared by the distributed tests."""
+
+import pytest
+
+from easycore_ray import prepare, select
+
+# 97 mod (world · batch) = 1 for 2 workers at batch 16 and for 1 and 3 workers at batch 32: the awkward remainder.
+POPULATION = 97
+
+
+@pytest.fixture(scope="session")
+def digits(ray_session, tmp_path_factory):
+    """The embedded digits, prepared."""
+    return prepare(source="digits", out=str(tmp_path_factory.mktemp("digits") / "dataset"))
+
+
+@pytest.fixture(scope="session")
+def population(digits, tmp_path_factory):
+    """A coreset of 97 digits to score and train on."""
+    fraction = POPULATION / digits.manifest["counts"]["train"]
+    out = str(tmp_path_factory.mktemp("population") / "coreset")
+    return select(dataset=digits.path, method="random", fraction=fraction, out=out)

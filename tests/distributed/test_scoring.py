@@ -1,0 +1,207 @@
+"""Scoring runs on real Ray Train workers: exact, exactly once, reproducible, resumable."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from easycore_ray import score
+from easycore_ray.core.augment import to_float
+from easycore_ray.core.models import build_model
+from easycore_ray.coreset import read_sample_ids
+from easycore_ray.dataset import open_dataset, read_split
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.fitting import model_arguments
+from easycore_ray.reduction import open_hardness, read_hardness
+from easycore_ray.score_table import open_table
+from easycore_ray.scoring import ScoreConfig
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+FIELDS = ["grad_norm", "loss", "margin", "el2n", "correct"]
+
+
+def settings(digits, population, out, **changes):
+    fields = dict(
+        dataset=digits.path, coreset=population.path, out=str(out), model="cnn", width=4, epochs=2, batch_size=16,
+        augment="crop", crop_pad=1, seed=3, tracking_uri="none", threads_per_worker=1,
+    )  # fmt: skip
+    return fields | changes
+
+
+def rows_of(run, epoch):
+    """All rows of an epoch, by sample_id, read with plain pyarrow."""
+    table = open_table(run.path + "/table")
+    parts = [pq.read_table(f"{table.path}/{part.path}", partitioning=None) for part in table.of_epoch(epoch)]
+    merged = {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in ["sample_id", *FIELDS]}
+    order = np.argsort(merged["sample_id"], kind="stable")
+    return {name: values[order] for name, values in merged.items()}
+
+
+@pytest.fixture(scope="module")
+def two_workers(digits, population, tmp_path_factory):
+    """An uninterrupted run on two workers: what the others are compared with."""
+    return score(**settings(digits, population, tmp_path_factory.mktemp("two") / "run"))
+
+
+def test_scores_equal_a_slow_loop_over_single_images(two_workers, digits, population):
+    """At the initial weights every row equals a plain one-image computation to 1e-5."""
+    dataset = open_dataset(digits.path)
+    config = ScoreConfig(**settings(digits, population, "unused"))
+    model = build_model(**model_arguments(config, dataset)).eval()
+    rows = read_split(dataset, "train", read_sample_ids(population))
+    found = rows_of(two_workers, 0)
+
+    for at in range(0, len(rows.labels), 7):
+        inputs = to_float(rows.images[at : at + 1]).requires_grad_()
+        logits = model(inputs)
+        loss = torch.nn.functional.cross_entropy(logits, rows.labels[at : at + 1], reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, inputs)
+        probabilities = logits.softmax(1)[0].detach().numpy()
+        onehot = np.eye(10)[int(rows.labels[at])]
+        assert found["sample_id"][at] == int(rows.sample_ids[at])
+        np.testing.assert_allclose(found["grad_norm"][at], float(gradient.norm()), rtol=1e-5)
+        np.testing.assert_allclose(found["loss"][at], float(loss.detach()), rtol=1e-5)
+        np.testing.assert_allclose(found["el2n"][at], np.linalg.norm(probabilities - onehot), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib"), [(1, 32, 2.0), (3, 32, 2.0), (3, 32, 0.0)])
+def test_every_sample_is_scored_once_whatever_the_workers(
+    two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib
+):
+    """1, 2 and 3 workers, in memory or streamed, score each sample once; scores of given weights are the same."""
+    changes = dict(num_workers=num_workers, batch_size=batch_size, cache_gib=cache_gib, cpus_per_worker=0.5)
+    run = score(**settings(digits, population, tmp_path / "run", **changes))
+    ids = read_sample_ids(population)
+
+    for epoch in (0, 1, 2):
+        np.testing.assert_array_equal(rows_of(run, epoch)["sample_id"], ids)
+    ours, theirs = rows_of(run, 0), rows_of(two_workers, 0)
+    for name in FIELDS:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_table_bit_for_bit(two_workers, digits, population, tmp_path):
+    """A second run of the same configuration has the same fingerprint, part by part."""
+    again = score(**settings(digits, population, tmp_path / "run"))
+
+    assert open_table(again.path + "/table").artifact.fingerprint == open_table(two_workers.path + "/table").artifact.fingerprint
+
+
+def test_another_seed_gives_another_table(two_workers, digits, population, tmp_path):
+    """The fingerprint would notice different scores."""
+    other = score(**settings(digits, population, tmp_path / "run", seed=4))
+
+    assert open_table(other.path + "/table").artifact.fingerprint != open_table(two_workers.path + "/table").artifact.fingerprint
+
+
+def test_aign_is_the_mean_over_epochs_without_the_initial_weights(two_workers):
+    """The hardness table holds the mean gradient norm of epochs 1 and 2, and the control apart."""
+    hardness = read_hardness(open_hardness(two_workers.path))
+    expected = (rows_of(two_workers, 1)["grad_norm"].astype(float) + rows_of(two_workers, 2)["grad_norm"]) / 2
+
+    np.testing.assert_allclose(hardness["aign"].to_numpy(), expected, rtol=1e-12)
+    np.testing.assert_array_equal(hardness["aign_epoch0"].to_numpy(), rows_of(two_workers, 0)["grad_norm"])
+
+
+def test_fused_scores_cover_every_sample_once(digits, population, tmp_path):
+    """score_pass=fused takes one row per sample from the training steps themselves, and says so."""
+    run = score(**settings(digits, population, tmp_path / "run", score_pass="fused", score_every=2))
+
+    np.testing.assert_array_equal(rows_of(run, 2)["sample_id"], read_sample_ids(population))
+    assert open_table(run.path + "/table").epochs() == [0, 2]
+    assert open_hardness(run.path).manifest["score_pass"] == "fused"
+
+
+def test_a_finished_run_is_reused_without_work(two_workers, digits, population):
+    """The same configuration returns the finished run at once."""
+    started = time.monotonic()
+    again = score(**settings(digits, population, two_workers.path))
+
+    assert again.manifest["created"] == two_workers.manifest["created"]
+    assert time.monotonic() - started < 5
+
+
+def test_another_configuration_does_not_replace_a_run(two_workers, digits, population):
+    """A run with another seed is refused at the same place."""
+    with pytest.raises(EasyCoreError, match="another configuration or input; choose another --out"):
+        score(**settings(digits, population, two_workers.path, seed=9))
+
+
+def test_a_diverged_run_says_so_and_is_not_retried(digits, population, tmp_path):
+    """An absurd learning rate ends in one clear error."""
+    with pytest.raises(EasyCoreError, match=r"diverged|not finite"):
+        score(**settings(digits, population, tmp_path / "run", lr=1e30, warmup_fraction=0.0))
+
+
+def test_more_workers_than_the_cluster_can_give_are_refused(digits, population, tmp_path):
+    """Demands that would hang are refused before any work."""
+    with pytest.raises(EasyCoreError, match=r"64 CPUs are wanted, the cluster has 3; lower --num-workers"):
+        score(**settings(digits, population, tmp_path / "a", num_workers=2, cpus_per_worker=32))
+    with pytest.raises(EasyCoreError, match=r"leave 0 of 3 CPUs for Ray Data"):
+        score(**settings(digits, population, tmp_path / "b", num_workers=3, cpus_per_worker=1))
+    with pytest.raises(EasyCoreError, match=r"2 GPUs are wanted, the cluster has 0"):
+        score(**settings(digits, population, tmp_path / "c", gpus_per_worker=1))
+
+
+def test_a_run_whose_processes_were_killed_goes_on_to_the_same_table(two_workers, digits, population, tmp_path):
+    """SIGKILL of a worker after its part was written, then of the driver: the same command ends in the same table."""
+    out, marker = tmp_path / "run", tmp_path / "killed"
+    fields = settings(digits, population, out)
+    script = tmp_path / "run.py"
+    script.write_text(_KILLED_RUN.format(fields=json.dumps(fields), marker=str(marker)))
+    environment = os.environ | {"RAY_TMPDIR": os.environ["RAY_TMPDIR"] + "k"}
+    driver = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    commits = out / "commits"
+    deadline = time.monotonic() + 240
+    while not (marker.exists() and list(commits.glob("*/epoch-00001-*/state.json"))):
+        assert driver.poll() is None, "the driver ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+    run = score(**fields)
+    table = open_table(run.path + "/table")
+    listed = {part.path for part in table.parts}
+    written = {str(path.relative_to(table.path)) for path in Path(table.path).glob("epoch=*/*.parquet")}
+
+    assert table.artifact.fingerprint == open_table(two_workers.path + "/table").artifact.fingerprint
+    assert written - listed, "the kill left no orphan, so it came too late to test anything"
+
+
+_KILLED_RUN = """
+import json, os, signal
+from pathlib import Path
+import easycore_ray.scoring as scoring
+
+class KillOnce(scoring.ScoreEachEpoch):
+    def __call__(self, context, feed, model, epoch, result, carried):
+        gather = context.gather
+        def killing(value):
+            marker = Path({marker!r})
+            if epoch == 1 and context.rank == 1 and isinstance(value, tuple) and not marker.exists():
+                marker.write_text("")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return gather(value)
+        context.gather = killing
+        try:
+            return super().__call__(context, feed, model, epoch, result, carried)
+        finally:
+            context.gather = gather
+
+if __name__ == "__main__":
+    import ray
+    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=200 * 1024**2, log_to_driver=False)
+    scoring.ScoreEachEpoch = KillOnce
+    scoring.score(**json.loads('''{fields}'''))
+"""

@@ -1,0 +1,96 @@
+"""Training and evaluation: the same weights and outcomes in one process and on Ray."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from easycore_ray import evaluate, train
+from easycore_ray.config import EvaluateConfig, TrainConfig
+from easycore_ray.dataset import open_dataset, read_split
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.evaluation import attack_rows, evaluation_ids, threats_of
+from easycore_ray.training import make_fit, open_checkpoint, open_inputs, train_here
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def settings(digits, population, out, **changes):
+    fields = dict(
+        dataset=digits.path, coreset=population.path, out=str(out), model="cnn", width=4, epochs=2, batch_size=16,
+        augment="crop", crop_pad=1, eps=0.1, attack_steps=2, tracking_uri="none", threads_per_worker=1, num_workers=1,
+    )  # fmt: skip
+    return fields | changes
+
+
+@pytest.fixture(scope="module")
+def checkpoint(digits, population, tmp_path_factory):
+    """A TRADES model trained on one Ray Train worker."""
+    return train(**settings(digits, population, tmp_path_factory.mktemp("train") / "model", training="trades"))
+
+
+def test_one_ray_worker_and_this_process_train_the_same_weights(checkpoint, digits, population):
+    """TorchTrainer with one worker and the loop run directly (as in a Tune trial) agree bit for bit."""
+    config = TrainConfig(**settings(digits, population, "unused", training="trades"))
+    dataset, _, sample_ids = open_inputs(config)
+    threads = torch.get_num_threads()
+    try:
+        state = train_here(make_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
+    finally:
+        torch.set_num_threads(threads)
+    stored = load_file(checkpoint.path + "/model.safetensors")
+
+    assert stored.keys() == state.model.keys()
+    assert all(torch.equal(stored[name], state.model[name]) for name in stored)
+
+
+def test_a_checkpoint_builds_the_model_that_was_trained(checkpoint):
+    """The manifest says how to build the model; the weights fill it, normalisation included."""
+    _, model = open_checkpoint(checkpoint.path)
+    stored = load_file(checkpoint.path + "/model.safetensors")
+
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+def test_outcomes_on_ray_equal_the_same_shards_in_this_process(checkpoint, digits, tmp_path):
+    """Fixed, seeded shards make every image's outcome independent of where it was computed."""
+    fields = dict(checkpoint=checkpoint.path, dataset=digits.path, out=str(tmp_path / "evaluation"), attack=("pgd20",),
+                  eps=(0.0, 0.05, 0.2), seed=5)  # fmt: skip
+    evaluation = evaluate(**fields)
+    config = EvaluateConfig(**fields)
+    dataset = open_dataset(digits.path)
+    rows = read_split(dataset, "test", evaluation_ids(dataset, "test", None, 5))
+    here = attack_rows(open_checkpoint(checkpoint.path)[1], rows, threats_of(config))
+    stored = pq.read_table(evaluation.path + "/outcomes.parquet")
+
+    assert len(rows.labels) > 250, "more than one shard, or there is nothing to divide"
+    assert stored.equals(here)
+    clean, weak, strong = (stored[name].to_numpy() for name in stored.column_names[3:])
+    np.testing.assert_array_equal(clean, stored["clean_correct"].to_numpy())
+    assert clean.sum() >= weak.sum() >= strong.sum()
+    assert evaluation.manifest["summary"]["clean_accuracy"] == clean.mean()
+
+
+def test_equal_steps_train_equally_long_whatever_the_size(digits, population, tmp_path):
+    """--steps sets the optimizer steps, not the passes over the data."""
+    model = train(**settings(digits, population, tmp_path / "model", steps=3, augment="none"))
+
+    assert model.manifest["steps"] == 3
+
+
+def test_a_checkpoint_of_other_images_is_refused(checkpoint, digits, tmp_path):
+    """Evaluation on a dataset of another shape or other classes says what differs."""
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint.path, copy)
+    manifest = copy / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["model"]["num_classes"] = 7
+    manifest.write_text(json.dumps(content))
+
+    with pytest.raises(EasyCoreError, match=r"does not fit|takes images of shape"):
+        evaluate(checkpoint=str(copy), dataset=digits.path, out=str(tmp_path / "e"))

@@ -1,0 +1,204 @@
+"""The whole pipeline on real digits, as users start it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+ROW_KEYS = {
+    "method", "score", "balance", "fraction", "training", "beta", "scoring_seed", "seeds", "clean_accuracy_mean",
+    "clean_accuracy_std", "robust_accuracy_pgd20_mean", "robust_accuracy_pgd20_std", "eps", "steps",
+    "scoring_seconds", "training_seconds", "device",
+}  # fmt: skip
+
+
+def run_job(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
+        timeout=800, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny pipeline, run as a job; its folder and what it printed."""
+    out = tmp_path_factory.mktemp("pipeline") / "tiny"
+    done = run_job("jobs.pipeline", "--preset", "tiny", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_the_pipeline_ends_with_table_report_and_mlflow_line(finished):
+    """The closing lines say what came out and where to look."""
+    out, done = finished
+
+    assert "easycore" in done.stdout
+    assert f"report: {out}/report.html" in done.stdout
+    assert f"mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db" in done.stdout
+
+
+def test_progress_shows_rate_and_time_left(finished):
+    """Long work says how far it is and how fast."""
+    assert re.search(r"score: [\d,]+ of [\d,]+ images \(\d+ %\), [\d,.]+ images/s", finished[1].stderr)
+
+
+def test_the_summary_has_every_arm_with_the_contracts_columns(finished):
+    """Full and easycore, standard and TRADES, each with accuracies between 0 and 1, robust at most clean."""
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    arms = {(row["method"], row["fraction"], row["training"], row["beta"]) for row in summary["rows"]}
+
+    assert arms == {(method, fraction, training, beta) for method, fraction in (("full", 1.0), ("easycore", 0.5))
+                    for training, beta in (("standard", None), ("trades", 6.0))}  # fmt: skip
+    for row in summary["rows"]:
+        assert set(row) >= ROW_KEYS
+        assert 0 <= row["robust_accuracy_pgd20_mean"] <= row["clean_accuracy_mean"] <= 1
+    assert summary["lineage"]["parents"]["dataset"]["fingerprint"]
+
+
+def test_mlflow_holds_the_sweep_and_its_trials(finished):
+    """Parent and child runs, with the accuracies of the summary."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{finished[0]}/mlflow.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    parents = {run.info.run_id for run in runs if run.info.run_name == "sweep"}
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents]
+    summary = json.loads((finished[0] / "summary.json").read_text())
+
+    assert len(parents) == 1
+    assert len(children) == 4
+    measured = sorted(row["robust_accuracy_pgd20_mean"] for row in summary["rows"])
+    assert sorted(run.data.metrics["robust_accuracy_pgd20"] for run in children) == pytest.approx(measured)
+    assert all(run.info.status == "FINISHED" for run in runs)
+
+
+def test_the_report_needs_nothing_from_elsewhere(finished):
+    """report.html is one file without references to other files or hosts."""
+    page = (finished[0] / "report.html").read_text()
+    references = re.findall(r"""(?:src|href)=["']([^"'#]+)""", page)
+
+    assert "<table" in page
+    assert all(reference.startswith("data:") for reference in references), references
+
+
+def test_run_again_it_finds_its_finished_artifacts(finished):
+    """The same command ends in seconds, with the same table."""
+    out, first = finished
+    started = time.monotonic()
+    again = run_job("jobs.pipeline", "--preset", "tiny", "--out", str(out))
+
+    assert again.returncode == 0, again.stderr
+    assert f"pipeline: {out} is finished, reused" in again.stderr
+    assert again.stdout == first.stdout
+    assert time.monotonic() - started < 60
+
+
+def test_a_sweep_with_a_lost_trial_runs_only_that_one(finished, tmp_path):
+    """Finished trials are recognised by their artifacts; only what is missing is trained, to the same result."""
+    out = finished[0]
+    evaluation = out / "sweep" / "trials" / "easycore_f0.5_standard_s0" / "evaluation" / "manifest.json"
+    before = json.loads(evaluation.read_text())["fingerprint"]
+    summary = (out / "sweep" / "summary.json").read_text()
+    evaluation.unlink()
+    (out / "sweep" / "manifest.json").unlink()
+    again = run_job("jobs.sweep", "--preset", "tiny", "--dataset", str(out / "dataset"), "--scores", str(out / "scores"),
+                    "--out", str(out / "sweep"))  # fmt: skip
+
+    assert again.returncode == 0, again.stderr
+    assert "3 of 4 trials are finished already" in again.stderr
+    assert json.loads(evaluation.read_text())["fingerprint"] == before
+    assert json.loads((out / "sweep" / "summary.json").read_text())["rows"] == json.loads(summary)["rows"]
+
+
+def test_an_unreachable_tracking_server_is_a_warning(finished, tmp_path):
+    """Tracking warns and spools; the job goes on to its end."""
+    out = finished[0]
+    done = run_job("jobs.sweep", "--preset", "tiny", "--dataset", str(out / "dataset"), "--scores", str(out / "scores"),
+                   "--out", str(tmp_path / "sweep"), "--training", "standard",
+                   "--tracking-uri", "http://127.0.0.1:9")  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "http://127.0.0.1:9" in done.stderr
+    assert list((tmp_path / "sweep" / "tracking").glob("*")), "nothing was spooled"
+    assert json.loads((tmp_path / "sweep" / "summary.json").read_text())["rows"]
+
+
+def test_a_submitted_job_runs_the_pipeline(tmp_path):
+    """``ray job submit`` of the tiny pipeline to a real head: status, logs and artifacts are as they should be."""
+    port, client_port, gcs_port = _free_ports(3)
+    environment = os.environ | {"RAY_TMPDIR": str(_short_folder()), "EASYCORE_ROOT": str(tmp_path)}
+    environment.pop("RAY_ADDRESS", None)
+    ray = str(Path(sys.executable).with_name("ray"))
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", f"--port={gcs_port}", "--num-cpus=3", "--dashboard-host=127.0.0.1",
+         f"--dashboard-port={port}", f"--ray-client-server-port={client_port}", "--object-store-memory=300000000"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_for(f"{address}/api/version", head)
+        command = [ray, "job", "submit", "--address", address, "--working-dir", ".", "--submission-id", "tiny",
+                   "--runtime-env-json", json.dumps({"env_vars": {"EASYCORE_ROOT": str(tmp_path)}}), "--",
+                   sys.executable, "-m", "jobs.pipeline", "--preset", "tiny", "--out", "submitted"]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=700, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        status = subprocess.run([ray, "job", "status", "--address", address, "tiny"], env=environment,
+                                capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+        assert "SUCCEEDED" in status.stdout + status.stderr
+        assert "report: " in done.stdout
+        assert (tmp_path / "submitted" / "report.html").exists()
+        assert len(json.loads((tmp_path / "submitted" / "summary.json").read_text())["rows"]) == 4
+    finally:
+        _end_group(head)
+
+
+def _free_ports(count):
+    import socket
+
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _short_folder():
+    import tempfile
+
+    # Unix socket paths are limited to some 100 characters, pytest's folders are too deep.
+    return tempfile.mkdtemp(prefix="ej", dir="/tmp")
+
+
+def _wait_for(url, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while True:
+        assert process.poll() is None, "the head ended early"
+        assert time.monotonic() < deadline, f"{url} did not answer"
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.5)
+
+
+def _end_group(process):
+    """End the head and all its processes: the group this test started."""
+    import signal
+
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)

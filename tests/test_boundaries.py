@@ -1,0 +1,128 @@
+"""Who may import whom: core is mathematics only, MLflow has one place, and importing the package starts nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "easycore_ray"
+CORE = sorted((PACKAGE / "core").glob("*.py"))
+SOURCES = sorted(path for folder in (PACKAGE, ROOT / "jobs") for path in folder.rglob("*.py"))
+# Names under which files, processes and machines are reached.
+OUTSIDE = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "pickle", "urllib"}
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path):
+    """Whole names of the modules a file imports, wherever in it; relative imports are resolved."""
+    package = list(path.relative_to(ROOT).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return found
+
+
+def roots(path):
+    """First words of the modules a file imports."""
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def loaded(statement):
+    """First words of all modules that a fresh interpreter has loaded after a statement."""
+    program = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_core_imports_mathematics_only(path):
+    """PyTorch, torchvision, NumPy, the standard library without its ways to the outside, and core."""
+    allowed = {"torch", "torchvision", "numpy", "easycore_ray"} | (sys.stdlib_module_names - OUTSIDE)
+
+    assert roots(path) <= allowed
+    ours = {name for name in imported(path) if name.split(".")[0] == "easycore_ray"}
+    assert all(name.startswith("easycore_ray.core") for name in ours)
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_core_opens_no_file(path):
+    """Numbers in, numbers out."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {ast.unparse(function) for function in calls}
+
+    assert not names & {"open", "torch.load", "torch.save", "np.load", "np.save", "np.savez"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_only_tracking_imports_mlflow(path):
+    """It can be replaced, and its absence survived, in one place."""
+    assert "mlflow" not in roots(path) or path == PACKAGE / "tracking.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_imports_upward(path):
+    """The package knows no job and no test; what every stage stands on knows no stage."""
+    if PACKAGE in path.parents:
+        assert not roots(path) & {"jobs", "tests"}
+    allowed = {
+        "errors.py": set(),
+        "paths.py": {"errors"},
+        "manifest.py": {"errors", "paths"},
+        "score_table.py": {"errors", "paths", "manifest"},
+        "config.py": {"errors", "core"},
+        "presets.py": {"config"},
+    }
+    if path.parent == PACKAGE and path.name in allowed:
+        names = [name.split(".") for name in imported(path)]
+        assert {name[1] for name in names if name[0] == "easycore_ray" and len(name) > 1} <= allowed[path.name]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_file_is_read_that_could_run_code(path):
+    """Artifacts hold no pickles."""
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+
+    if path.name not in {"importing.py", "samples.py"}:  # these hand work to Ray tasks, as Ray itself does
+        assert "pickle" not in roots(path)
+    assert not roots(path) & {"cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    assert not calls & {"pickle.load", "pickle.dump"}
+    assert not calls & {"torch.load", "torch.save", "pd.read_pickle", "Tuner.restore", "tune.Tuner.restore"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.literal_eval(node.value) is False
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=name_of)
+def test_jobs_only_parse_and_call(path):
+    """No Ray, Arrow or PyTorch of their own: what they do can be done from Python."""
+    assert roots(path) <= {"easycore_ray", "jobs", "tyro"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import easycore_ray", {"ray", "torch", "pyarrow", "mlflow", "numpy", "tyro", "safetensors"}),
+        (
+            "; ".join(f"import easycore_ray.core.{path.stem}" for path in CORE if path.stem != "__init__"),
+            {"ray", "pyarrow", "mlflow", "safetensors", "tyro"},
+        ),
+        ("import easycore_ray.score_table", {"ray", "torch", "mlflow", "tyro"}),
+        ("import easycore_ray.samples, easycore_ray.shards", {"torch", "mlflow"}),
+    ],
+    ids=["package", "core", "score_table", "what import workers load"],
+)
+def test_a_fresh_interpreter_loads_no_more_than_it_needs(statement, forbidden):
+    """Importing starts nothing, and workers that need no PyTorch do not wait for it."""
+    assert not loaded(statement) & forbidden
