@@ -93,7 +93,7 @@ def plan(config: PrepareConfig) -> str:
     if not is_path(config.source):
         return f"{config.source} into {shards}"
     source = list_source(config.source, layout=config.format, test_source=config.test_source, classes=config.classes)
-    images = "images" if source.num_rows is None else f"{source.num_rows:,} images"
+    images = "images" if source.total is None else f"{source.total:,} images"
     classes = "" if source.classes is None else f" in {len(source.classes):,} classes"
     pieces = " and ".join(f"{len(found):,} {split}" for split, found in source.pieces.items())
     return f"{images}{classes} from {config.source} ({pieces} pieces) into {shards}"
@@ -126,16 +126,17 @@ def _check(source: Source, image_size: int | None) -> Checked:
         batch_format="pyarrow",
         fn_kwargs={"classes": source.classes, "image_size": image_size},
     )
-    line = Progress("check", source.num_rows or len(pieces), "images" if source.num_rows else "pieces")
+    line = Progress("check", source.total or len(pieces), "images" if source.total else "files")
     blocks: list[Any] = []
     sizes: list[int] = []
-    rows = 0
+    rows, begun = 0, set[int]()
     # Held here, the blocks outlive the execution and are dealt out to shards without being read again.
-    for number, bundle in enumerate(data.iter_internal_ref_bundles(), start=1):
+    for bundle in data.iter_internal_ref_bundles():
         blocks += bundle.block_refs
         sizes += [entry.size_bytes or 0 for entry in bundle.metadata]
         rows += bundle.num_rows() or 0
-        line.update(rows if source.num_rows else min(number, len(pieces)))
+        begun |= {entry.exec_stats.task_idx for entry in bundle.metadata if entry.exec_stats}
+        line.update(rows if source.total else len(begun))
     line.close()
     return Checked(blocks, sizes, _described(blocks))
 

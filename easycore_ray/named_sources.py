@@ -26,7 +26,7 @@ def digits() -> Source:
     found = load_digits()
     pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
     pieces = _arrays("digits", list(pixels), found.target.tolist())
-    return Source({"train": pieces}, [str(name) for name in range(10)], len(pixels))
+    return Source({"train": pieces}, [str(name) for name in range(10)], {"train": len(pixels)})
 
 
 def torchvision_dataset(name: str) -> Source:
@@ -40,7 +40,7 @@ def torchvision_dataset(name: str) -> Source:
     root.mkdir(parents=True, exist_ok=True)
     pieces: dict[Split, list[Piece]] = {}
     classes: list[str] | None = None
-    num_rows = 0
+    num_rows: dict[Split, int] = {}
     for split, choice in splits.items():
         try:
             found = made(root=str(root), download=True, **choice)
@@ -50,7 +50,7 @@ def torchvision_dataset(name: str) -> Source:
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise EasyCoreError(f"torchvision:{name} cannot be loaded: {error}; its files are in {root}") from error
         classes = classes or [str(title) for title in getattr(found, "classes", [])] or None
-        num_rows += len(images)
+        num_rows[split] = len(images)
     return Source(pieces, classes, num_rows)
 
 

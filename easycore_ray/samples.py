@@ -206,12 +206,17 @@ class Source:
     Attributes:
         pieces: what to read, in source order, by split.
         classes: names in label order, or None if they are not known before the labels are.
-        num_rows: samples, or None if that takes reading (tar shards).
+        num_rows: samples by split, or None if counting them takes reading (tar shards).
     """
 
     pieces: dict[Split, list[Piece]]
     classes: list[str] | None
-    num_rows: int | None
+    num_rows: dict[Split, int] | None
+
+    @property
+    def total(self) -> int | None:
+        """Samples of all splits, if that is known."""
+        return None if self.num_rows is None else sum(self.num_rows.values())
 
 
 def label_index(label: Any, classes: dict[str, int] | None) -> int:

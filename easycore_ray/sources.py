@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -58,14 +59,21 @@ def list_source(
         raise EasyCoreError(
             f"{source} has no training split, only {' and '.join(listed.pieces)}; pass its parent folder"
         )
-    pieces, num_rows = dict(listed.pieces), listed.num_rows
     if test_source is not None:
-        test = _list(test_source, layout)
-        pieces["test"] = test.pieces.get("test") or next(iter(test.pieces.values()))
-        # Rows of splits that are not used may be counted here; it is the length of a progress line only.
-        num_rows = None if num_rows is None or test.num_rows is None else num_rows + test.num_rows
-    names = listed.classes if classes is None else read_classes(paths.absolute(classes))
-    return Source(pieces, names, num_rows)
+        listed = _with_test(listed, _list(test_source, layout))
+    if classes is not None:
+        listed = replace(listed, classes=read_classes(paths.absolute(classes)))
+    return listed
+
+
+def _with_test(source: Source, other: Source) -> Source:
+    """The source with the other's test split, or all of the other if it has none of that name."""
+    split: Split = "test" if "test" in other.pieces else next(iter(other.pieces))
+    return Source(
+        {**source.pieces, "test": other.pieces[split]},
+        source.classes,
+        {**source.num_rows, "test": other.num_rows[split]} if source.num_rows and other.num_rows else None,
+    )
 
 
 def _list(source: str, layout: str) -> Source:
@@ -97,7 +105,7 @@ def _list_path(root: str, layout: str) -> Source:
     by_split = whole if one_file else _by_split(root, names, folders_only=layout == "imagefolder")
     lister = {"imagefolder": _image_folders, "parquet": _parquet, "webdataset": _tars}[layout]
     listed = lister(root, by_split)
-    return Source(listed.pieces, listed.classes or _classes_beside(root), listed.num_rows)
+    return replace(listed, classes=listed.classes or _classes_beside(root))
 
 
 def _layout(root: str, names: Sequence[str]) -> str:
@@ -158,7 +166,7 @@ def _image_folders(root: str, by_split: dict[Split, list[str]]) -> Source:
     # Folders, not files, say which classes there should be: an empty one is a mistake to be reported.
     tops = sorted({name.split("/")[0] for name in by_split.get("train", [])}) if depth else [""]
     folders = {name for top in tops for name in _folders(f"{root}/{top}".rstrip("/"))}
-    return Source(pieces, sorted(folders), sum(len(names) for names in by_split.values()))
+    return Source(pieces, sorted(folders), {split: len(names) for split, names in by_split.items()})
 
 
 def _folders(path: str) -> list[str]:
@@ -178,15 +186,15 @@ def _parquet(root: str, by_split: dict[Split, list[str]]) -> Source:
     """Row groups of all files; class names from the first file that has Hugging Face's metadata."""
     pieces: dict[Split, list[Piece]] = {}
     classes: list[str] | None = None
-    num_rows = 0
+    num_rows: dict[Split, int] = {}
     for split, names in by_split.items():
-        pieces[split] = []
+        pieces[split], num_rows[split] = [], 0
         with ThreadPoolExecutor(16) as pool:
             footers = pool.map(lambda name: _footer(paths.join(root, name)), names)
         for name, (metadata, schema) in zip(names, footers, strict=True):
             classes = classes or _class_label_names(schema)
             pieces[split] += _row_groups(root, name, metadata, _image_column(paths.join(root, name), schema))
-            num_rows += metadata.num_rows
+            num_rows[split] += metadata.num_rows
     return Source(pieces, classes, num_rows)
 
 

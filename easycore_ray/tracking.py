@@ -29,7 +29,7 @@ from easycore_ray.journal import Courier, Event, Refused, lock
 from easycore_ray.manifest import git_commit
 from easycore_ray.progress import say
 
-__all__ = ["TRIAL_KEY", "Tracker", "ui_command"]
+__all__ = ["TRIAL_KEY", "Tracker", "default_uri", "ui_command"]
 
 TRIAL_KEY = "easycore.trial_key"
 NON_FINITE = "easycore.non_finite_metrics"
@@ -55,6 +55,11 @@ def ui_command(uri: str) -> str:
     if uri.startswith(("http://", "https://")):
         return _without_credentials(uri)
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+
+
+def default_uri(out: str) -> str:
+    """The store a job uses if none is named: ``mlflow.db`` in its folder; ``none`` for a remote folder."""
+    return "none" if paths.is_remote(out) else f"sqlite:///{out}/mlflow.db"
 
 
 class Tracker:
@@ -85,7 +90,7 @@ class Tracker:
         if uri == "none" or (uri is None and paths.is_remote(out)):
             return cls(None, None)
         artifacts = Path(out, "mlflow_artifacts").as_uri() if uri is None else None
-        uri = uri or f"sqlite:///{out}/mlflow.db"
+        uri = uri or default_uri(out)
         folder = _journal_folder(out)
         store = _Store(uri, experiment=experiment, artifacts=artifacts, lock=folder / "lock")
         shown = _without_credentials(uri)

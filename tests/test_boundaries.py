@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import easycore_ray
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "easycore_ray"
 CORE = sorted((PACKAGE / "core").glob("*.py"))
@@ -126,3 +128,12 @@ def test_jobs_only_parse_and_call(path):
 def test_a_fresh_interpreter_loads_no_more_than_it_needs(statement, forbidden):
     """Importing starts nothing, and workers that need no PyTorch do not wait for it."""
     assert not loaded(statement) & forbidden
+
+
+@pytest.mark.parametrize("name", [name for name in easycore_ray.__all__ if not name.startswith("_")])
+def test_a_verb_stays_a_function(name):
+    """However often it is looked up, and whatever has been imported before."""
+    first = getattr(easycore_ray, name)
+
+    assert callable(first)
+    assert getattr(easycore_ray, name) is first

@@ -97,7 +97,7 @@ def allowed_values(field):
 def shown_default(field):
     """A default as help prints it."""
     values = field.default if isinstance(field.default, tuple) else [field.default]
-    if "eps" in field.name and field.default is not None and field.type is not int:
+    if field.name in ("eps", "eval_eps"):
         values = [format_eps(value) for value in values]
     return f"(default: {shlex.join(map(str, values))})"
 

@@ -10,7 +10,6 @@ import html.parser
 import io
 import json
 import re
-import statistics
 
 import numpy as np
 import pyarrow as pa
@@ -416,15 +415,21 @@ def test_one_seed_has_no_spread():
 
 
 def test_a_finding_compares_with_random_choice_of_the_same_size():
-    """The best coreset is set against random at the same fraction, objective and eps."""
-    found = {entry.objective: entry for entry in find(make_rows())}["TRADES, β = 6"]
-    same = [row for row in make_rows() if (row["beta"], row["fraction"], row["eps"]) == (6.0, 0.5, 8 / 255)]
-    robust = {row["method"] + row["balance"]: row["robust_accuracy_pgd20_mean"] for row in same}
-    std = same[0]["robust_accuracy_pgd20_std"]
+    """The best coreset, here a small one, is set against random at its own fraction, objective and eps."""
+    rows = make_rows(arms=("easycore", "random"))
+    (best,) = [row for row in rows if row["method"] == "easycore" and at(row) == (6.0, 0.3, 8 / 255)]
+    (random,) = [row for row in rows if row["method"] == "random" and at(row) == (6.0, 0.3, 8 / 255)]
+    best["robust_accuracy_pgd20_mean"] = 0.9
+    found = {entry.objective: entry for entry in find(rows)}["TRADES, β = 6"]
 
-    assert found.best["balance"] == "class"
-    assert found.gain == pytest.approx(100 * (robust["easycoreclass"] - robust["randomnone"]))
-    assert found.spread == pytest.approx(100 * statistics.fmean([std, std]) * 2**0.5)
+    assert found.best is best
+    assert found.random is random
+    assert found.gain == pytest.approx(100 * (0.9 - random["robust_accuracy_pgd20_mean"]))
+    assert found.spread == pytest.approx(100 * best["robust_accuracy_pgd20_std"] * 2**0.5)
+
+
+def at(row):
+    return row["beta"], row["fraction"], row["eps"]
 
 
 def test_a_finding_uses_the_largest_eps_that_tells_anything():
@@ -457,6 +462,9 @@ def test_robust_by_fraction_draws_the_rows():
     for arm in ("easycore", "random"):
         assert [round(100 * row["robust_accuracy_pgd20_mean"], 6) for row in rows if row["method"] == arm] in heights
     assert [round(100 * rows[0]["robust_accuracy_pgd20_mean"], 6)] * 2 in heights
+    (_, _, (whiskers,)), *_ = axes.containers
+    lengths = [top - bottom for (_, bottom), (_, top) in whiskers.get_segments()]
+    assert lengths == pytest.approx([200 * r["robust_accuracy_pgd20_std"] for r in rows if r["method"] == "easycore"])
 
 
 def test_beta_needs_two_values_to_be_a_plot():

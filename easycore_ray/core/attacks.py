@@ -86,14 +86,14 @@ def pgd(
     generator: torch.Generator | None = None,
     random_start: bool = True,
     restarts: int = 1,
+    until_fooled: bool = False,
 ) -> Tensor:
     """The worst points that projected gradient ascent on the cross-entropy passes through, one per row.
 
     Worst is misclassified rather than not, then the highest loss, over all iterates of all restarts, the
-    start
-    included: more steps of the same size, or more restarts, never help the defender. Costs steps + 1
-        forward and
-    steps backward passes per restart. Madry et al. 2018; the official code keeps the last iterate instead.
+    start included: more steps of the same size, or more restarts, never help the defender. Costs steps + 1
+    forward and steps backward passes per restart. Madry et al. 2018; the official code keeps the last
+    iterate instead.
 
     Args:
         model: returns logits.
@@ -106,6 +106,8 @@ def pgd(
         generator: for the random starts; torch's global generator if not given.
         random_start: start at a random point of the ball, not at the input.
         restarts: independent runs.
+        until_fooled: leave a row at its first misclassified iterate and compute no further on it: the same
+            rows are fooled, at a part of the cost where the model is weak.
 
     Returns:
         Like ``inputs``, detached.
@@ -125,7 +127,12 @@ def pgd(
     worst: _Iterates | None = None
     with frozen_eval(model):
         for _ in range(restarts):
-            adv_inputs = draw_start(inputs, eps, norm, generator) if random_start else inputs
+            # Drawn for all rows, also those that are left out below: a row's start is its own.
+            start = draw_start(inputs, eps, norm, generator) if random_start else inputs
+            if until_fooled:
+                worst = _worse(worst, _climb_until_fooled(model, inputs, start, labels, eps, norm, steps, step_size))
+                continue
+            adv_inputs = start
             for _ in range(steps):
                 gradient, iterates = _cross_entropy_gradient(model, adv_inputs, labels)
                 worst = _worse(worst, iterates)
@@ -145,7 +152,7 @@ def pgd20(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """``pgd`` with 20 steps of eps / 8 from one random start: the attack behind ``robust_accuracy_pgd20``."""
-    return pgd(model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator)
+    return pgd(model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator, until_fooled=True)
 
 
 def trades_attack(
@@ -250,6 +257,39 @@ def _last_iterates(model: nn.Module, points: Tensor, labels: Tensor) -> "_Iterat
     """How the points do that no further step starts from: a forward pass without a gradient."""
     logits = model(points)
     return _Iterates(points, cross_entropy_rows(logits, labels), logits.argmax(dim=1) != labels)
+
+
+def _climb_until_fooled(
+    model: nn.Module,
+    inputs: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    eps: float,
+    norm: str,
+    steps: int,
+    step_size: float,
+) -> "_Iterates":
+    """The worst iterates of one run in which rows stop where they are first misclassified."""
+    found: _Iterates | None = None
+    active, points = torch.arange(len(labels), device=inputs.device), start
+    for step in range(steps + 1):
+        if step < steps:
+            gradient, iterates = _cross_entropy_gradient(model, points, labels[active])
+        else:
+            iterates = _last_iterates(model, points, labels[active])
+        if found is None:
+            found = _Iterates(*(column.clone() for column in iterates))
+        else:
+            held = _Iterates(*(column[active] for column in found))
+            for column, value in zip(found, _worse(held, iterates), strict=True):
+                column[active] = value
+        left = ~iterates.wrong
+        active, points = active[left], points[left]
+        if step == steps or len(active) == 0:
+            break
+        points = project(_ascend(points, gradient[left], step_size, norm), inputs[active], eps, norm)
+    assert found is not None
+    return found
 
 
 def _worse(worst: "_Iterates | None", new: "_Iterates") -> "_Iterates":

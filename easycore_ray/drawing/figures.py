@@ -54,6 +54,8 @@ _RC: Any = {
     "lines.linewidth": 1.8,
     "lines.markersize": 6,
     "hatch.linewidth": 0.6,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
     "svg.hashsalt": "easycore",  # equal data give equal files
 }
 

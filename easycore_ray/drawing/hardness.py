@@ -111,7 +111,7 @@ def _class_panel(aign: NDArray[Any], labels: NDArray[Any], classes: Sequence[str
     ordered = sorted(present, key=lambda label: quantiles[label][1])
     half = _MOST_CLASSES_NAMED // 2
     shown = ordered if len(ordered) <= _MOST_CLASSES_NAMED else ordered[:half] + ordered[-half:]
-    title = "By class" if shown == ordered else f"By class: the {half} easiest and the {half} hardest"
+    title = "By class" if shown == ordered else f"By class: {half} easiest, {half} hardest"
     rows = [(str(classes[label]), quantiles[label]) for label in shown]
     return Panel(title, "AIGN by class", partial(_class_bars, rows), (4.5, max(3.2, 0.9 + 0.2 * len(shown))))
 

@@ -38,9 +38,14 @@ def image_grid(name: str, images: Images, classes: Sequence[str], *, columns: in
     for number, label, score, pixels in zip(
         images.sample_ids, images.labels, images.scores, images.pixels, strict=True
     ):
-        text = f"{classes[int(label)]}\n{score:.3g}  #{number}"
+        text = f"{classes[int(label)]}\n{short(score)}  #{number}"
         panels.append(Panel("", text, partial(_show, np.asarray(_picture(pixels)), text), (1.15, 1.45)))
     return Plot(name, panels, columns=columns)
+
+
+def short(score: float) -> str:
+    """A score in three digits: ``3.00``, ``0.0121``, ``276``."""
+    return f"{score:#.3g}".rstrip(".")
 
 
 def to_data_uri(pixels: NDArray[np.uint8]) -> str:
@@ -64,4 +69,5 @@ def _show(picture: NDArray[Any], text: str, axes: Axes) -> None:
     axes.set_xlabel(text, fontsize=6.5, color=MUTED)
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.spines[:].set_visible(False)
     axes.grid(visible=False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from easycore_ray.core.threat import format_eps
 from easycore_ray.drawing.figures import Plot, Row, Style, percent, styles, to_svg
 from easycore_ray.drawing.hardness import Mix
-from easycore_ray.drawing.images import Images, to_data_uri
+from easycore_ray.drawing.images import Images, short, to_data_uri
 from easycore_ray.drawing.tables import arm_tag, glance, result_tables, term
 
 Columns = Mapping[str, NDArray[Any]]
@@ -148,7 +148,7 @@ def _grid(images: Images, classes: Sequence[str]) -> str:
         name = escape(str(classes[int(label)]))
         cells.append(
             f'<figure><img{small} loading="lazy" src="{to_data_uri(pixels)}" alt="{name}, sample {number}">'
-            f"<b>{name}</b><span>AIGN {score:.3g}</span><span>id {number}</span></figure>"
+            f"<b>{name}</b><span>AIGN {short(score)}</span><span>id {number}</span></figure>"
         )
     return "".join(cells)
 

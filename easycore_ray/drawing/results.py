@@ -115,7 +115,7 @@ def _cost(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None:
     for place, end in zip(places, training + scoring, strict=True):
         axes.annotate(f" {end:.3g}", (end, place), va="center", fontsize=8.5, color=MUTED)
     axes.set_yticks(places, [f"{arm_name(row)}, {percent(row['fraction'])}" for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(right=1.14 * float((training + scoring).max()))
     axes.set_xlabel(f"device {unit} per run")
     axes.grid(visible=False, axis="y")

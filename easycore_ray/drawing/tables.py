@@ -179,7 +179,7 @@ def _aligned(cell: str, width: int, *, left: bool) -> str:
 def _describe(row: Row) -> str:
     """What an arm does, from its method's own description."""
     method = METHODS.get(row["method"])
-    text = method.doc if method else ""
+    text = method.doc.replace("``", "") if method else ""
     if row["score"] and row["score"] != "aign":
         text += f" Score: {row['score']}."
     return text + (" The same share of every class." if row["balance"] == "class" else "")
@@ -194,7 +194,15 @@ def _telling_eps(rows: Sequence[Row]) -> float:
 
 def _table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
     all_eps = sorted({row["eps"] for row in rows})
-    heads = ["Arm", "Kept", "Samples", "Clean", *(f"Robust, ε = {format_eps(eps)}" for eps in all_eps), "Steps", "Time"]
+    heads = [
+        "Arm",
+        "Kept",
+        "Samples",
+        "Clean",
+        *(f"Robust,<br>ε = {format_eps(eps)}" for eps in all_eps),
+        "Steps",
+        "Time",
+    ]
     groups = grouped(rows, lambda row: (row["fraction"], arm_name(row)))
     ordered = sorted(groups.values(), key=lambda members: (members[0]["method"] != "full", members[0]["fraction"]))
     best = _best(rows)

@@ -435,3 +435,26 @@ def test_inputs_that_are_not_pixels_are_refused(bad):
 def test_an_empty_batch_of_inputs_is_fine():
     """No pixel is wrong where there is none."""
     check_inputs(torch.empty(0, 3, 8, 8))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_stopping_at_the_first_mistake_fools_the_same_rows(model, norm, restarts):
+    """until_fooled saves work on rows that are lost; which rows are lost, and the ball, stay the same."""
+    eps = 0.02 if norm == "linf" else 0.3
+    inputs = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        labels = model.eval()(inputs).argmax(dim=1)
+    found = {}
+    for early in (False, True):
+        draws = torch.Generator().manual_seed(7)
+        adv_inputs = pgd(model, inputs, labels, eps=eps, norm=norm, steps=6, generator=draws, restarts=restarts,
+                         until_fooled=early)  # fmt: skip
+        moved = (adv_inputs - inputs).flatten(1)
+        length = moved.abs().amax(dim=1) if norm == "linf" else moved.norm(dim=1)
+        assert float(length.max()) <= eps * (1 + 1e-5)
+        with torch.no_grad():
+            found[early] = model(adv_inputs).argmax(dim=1) != labels
+
+    assert 0 < int(found[True].sum()) < 64, "all or none fooled: nothing is compared"
+    assert torch.equal(found[False], found[True])
