@@ -83,10 +83,10 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
     artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
     summary = artifact.manifest["summary"]
     for row in summary["robust"]:
-        say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {_percent(row['accuracy'], row['interval'])}")
-    say(
-        f"evaluate: clean {_percent(summary['clean_accuracy'], summary['clean_interval'])}, {len(sample_ids):,} images → {out}"
-    )
+        robust = _percent(row["accuracy"], row["interval"])
+        say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {robust}")
+    clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
+    say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
     return artifact
 
 
@@ -131,7 +131,8 @@ def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:
     if tuple(model["image_shape"]) != tuple(dataset.image_shape) or model["num_classes"] != dataset.num_classes:
         raise EasyCoreError(
             f"{checkpoint.path} takes images of shape {tuple(model['image_shape'])} in {model['num_classes']} classes, "
-            f"{dataset.path} has {tuple(dataset.image_shape)} in {dataset.num_classes}; pass the dataset it was trained on"
+            f"{dataset.path} has {tuple(dataset.image_shape)} in {dataset.num_classes}; "
+            "pass the dataset it was trained on"
         )
 
 

@@ -225,7 +225,7 @@ def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch |
         EasyCoreError: if training diverges, or ``after_epoch`` refuses its result; on all workers.
     """
     torch.set_num_threads(fit.threads)
-    model = build_model(**fit.model).to(context.device, memory_format=torch.channels_last)
+    model = build_model(**fit.model).to(context.device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, fit.plan)
     state = context.restore()
     if state is None:

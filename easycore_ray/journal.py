@@ -61,8 +61,9 @@ class Courier:
         self._news, self._written_out, self._closing = threading.Event(), threading.Event(), threading.Event()
         self._away = False
         self._said: set[str] = set()
-        threading.Thread(target=self._write, name="journal", daemon=True).start()
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._sender = threading.Thread(target=self._send, name="courier", daemon=True)
+        self._writer.start()
         self._sender.start()
 
     def put(self, event: Event) -> None:
@@ -76,7 +77,10 @@ class Courier:
             return
         self._closing.set()
         self._queue.put(None)
-        self._sender.join(timeout)
+        started = time.monotonic()
+        # First what makes sure that nothing is lost: the sender may give up long before all is written.
+        self._writer.join(timeout)
+        self._sender.join(max(0.0, timeout - (time.monotonic() - started)))
         left = sum(map(_undelivered, _journals(self._folder)))
         if left:
             say(f"tracking: {left} events wait in {self._folder}; the next run with this --out sends them")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray import tune
 
 from easycore_ray import cluster, paths
 from easycore_ray.config import (
@@ -205,7 +206,13 @@ def _make_trial(
         epochs = config.trades_epochs
     names = {spec.name for spec in fields(TrainConfig)}
     shared = {key: value for key, value in vars(config).items() if key in names}
-    own = {"coreset": coreset, "training": training, "epochs": epochs, "seed": seed, "tracking_uri": "none"}
+    own: dict[str, Any] = {
+        "coreset": coreset,
+        "training": training,
+        "epochs": epochs,
+        "seed": seed,
+        "tracking_uri": "none",
+    }
     train_config = TrainConfig(**{**shared, **own, "out": "pending", "beta": beta if beta is not None else 0.0})
     trial = Trial(
         arm=arm,
@@ -271,8 +278,6 @@ def _concurrency(config: SweepConfig) -> int:
 
 def _run_trials(config: SweepConfig, made: Claim, trials: list[Trial], concurrency: int) -> None:
     """Run the trials with Ray Tune and track them; raises if any failed."""
-    from ray import tune
-
     if not trials:
         return
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
@@ -314,13 +319,7 @@ def _run_trials(config: SweepConfig, made: Claim, trials: list[Trial], concurren
         )
 
 
-def _follow_base() -> Any:
-    from ray.tune import Callback
-
-    return Callback
-
-
-class _Follow(_follow_base()):
+class _Follow(tune.Callback):
     """Shows progress and tracks trials, in the driver."""
 
     def __init__(self, trials: list[Trial], tracker: Tracker, parent: str) -> None:
@@ -408,8 +407,6 @@ def _reporting_problems(
     trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], dict[str, Any]]
 ) -> None:
     """Do the work and report epochs, summary, or what is wrong (which no retry would mend)."""
-    from ray import tune
-
     waiting: list[dict[str, float]] = []
     last = time.monotonic()
 

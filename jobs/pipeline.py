@@ -1,11 +1,10 @@
 """Every stage in order: ``python -m jobs.pipeline --preset digits --out runs/digits``."""
 
-from easycore_ray.reporting import print_table
-
 from easycore_ray import paths
 from easycore_ray.config import PipelineConfig
 from easycore_ray.manifest import Artifact
 from easycore_ray.pipeline import pipeline
+from easycore_ray.reporting import print_table
 from easycore_ray.tracking import ui_command
 from jobs.command import run
 

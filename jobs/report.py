@@ -1,10 +1,9 @@
 """Draw a finished sweep: ``python -m jobs.report --help``."""
 
-from easycore_ray.reporting import report
-
 from easycore_ray import paths
 from easycore_ray.config import ReportConfig
 from easycore_ray.manifest import Artifact
+from easycore_ray.reporting import report
 from jobs.command import run
 
 

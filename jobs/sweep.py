@@ -1,10 +1,9 @@
 """Train and evaluate arms × fractions × objectives × seeds: ``python -m jobs.sweep --help``."""
 
-from easycore_ray.reporting import print_table
-
 from easycore_ray import paths
 from easycore_ray.config import SweepConfig
 from easycore_ray.manifest import Artifact
+from easycore_ray.reporting import print_table
 from easycore_ray.tracking import default_uri, ui_command
 from easycore_ray.tuning import sweep
 from jobs.command import run

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from easycore_ray.dataset import Rows
@@ -88,6 +88,7 @@ def test_too_few_rows_are_refused(num_rows, world, allowed):
 
 
 @given(situations(), st.data())
+@settings(deadline=None)
 def test_a_share_becomes_batches_of_real_rows(situation, data):
     """Exactly as many as every other worker has, none empty, each row once and in order, wherever padding lies."""
     num_rows, world, batch_size = situation
@@ -119,6 +120,17 @@ def test_batches_are_nearly_equal(situation):
     sizes = [b.num_rows for b in rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)]
 
     assert 2 * min(sizes) + 1 >= max(sizes)
+
+
+@given(st.integers(1, 200), st.data())
+def test_a_share_without_padding_is_cut_evenly(share, data):
+    """Sizes differ by at most one, as for rows kept in memory."""
+    num_batches = data.draw(st.integers(1, share))
+    batches = rebatch([table(range(share))], share=share, padding=0, num_batches=num_batches)
+    sizes = [batch.num_rows for batch in batches]
+
+    assert len(sizes) == num_batches
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_many_workers_with_small_batches_leave_none_empty():

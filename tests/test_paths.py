@@ -201,7 +201,7 @@ class TestBothKindsOfStore:
     """One behaviour, whichever filesystem is behind a path."""
 
     @pytest.fixture(params=["local", "s3://bucket/runs"])
-    def root(self, request, tmp_path, bucket):  # noqa: ARG002
+    def root(self, request, tmp_path, bucket):
         """A folder that is there and empty."""
         if request.param != "local":
             return request.param

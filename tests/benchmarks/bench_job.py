@@ -41,7 +41,8 @@ def main() -> None:
         fraction = options.images / dataset.num_rows("train")
         coreset = select(dataset=dataset.path, method="random", fraction=fraction, out=f"{folder}/coreset")
         config = ScoreConfig(
-            dataset=dataset.path, coreset=coreset.path, out=f"{folder}/scores", model=options.model, width=options.width,
+            dataset=dataset.path, coreset=coreset.path, out=f"{folder}/scores", model=options.model,
+            width=options.width,
             epochs=options.epochs, num_workers=options.workers, threads_per_worker=2 // options.workers or 1,
             tracking_uri="none",
         )  # fmt: skip

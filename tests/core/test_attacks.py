@@ -30,7 +30,7 @@ def draws(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def trades(model, inputs, labels, *, eps, norm, generator):  # noqa: ARG001
+def trades(model, inputs, labels, *, eps, norm, generator):
     """The TRADES attack under the signature of the others."""
     return trades_attack(model, inputs, eps=eps, norm=norm, step_size=eps / 4, generator=generator)
 

@@ -337,7 +337,7 @@ def test_a_new_method_is_one_decorated_function(monkeypatch):
     monkeypatch.setattr(selection, "METHODS", dict(METHODS))
 
     @selection_method("last")
-    def last(scores, sample_ids, labels, k, *, rng):  # noqa: ARG001
+    def last(scores, sample_ids, labels, k, *, rng):
         """The highest ids."""
         return sample_ids[-k:]
 

@@ -46,6 +46,11 @@ def rows_of(run, epoch):
     return {name: values[order] for name, values in merged.items()}
 
 
+def fingerprint_of(run):
+    """Hash of the content of a run's score table."""
+    return open_table(run.path + "/table").artifact.fingerprint
+
+
 @pytest.fixture(scope="module")
 def two_workers(digits, population, tmp_path_factory):
     """An uninterrupted run on two workers: what the others are compared with."""
@@ -93,14 +98,14 @@ def test_the_same_seed_gives_the_same_table_bit_for_bit(two_workers, digits, pop
     """A second run of the same configuration has the same fingerprint, part by part."""
     again = score(**settings(digits, population, tmp_path / "run"))
 
-    assert open_table(again.path + "/table").artifact.fingerprint == open_table(two_workers.path + "/table").artifact.fingerprint
+    assert fingerprint_of(again) == fingerprint_of(two_workers)
 
 
 def test_another_seed_gives_another_table(two_workers, digits, population, tmp_path):
     """The fingerprint would notice different scores."""
     other = score(**settings(digits, population, tmp_path / "run", seed=4))
 
-    assert open_table(other.path + "/table").artifact.fingerprint != open_table(two_workers.path + "/table").artifact.fingerprint
+    assert fingerprint_of(other) != fingerprint_of(two_workers)
 
 
 def test_aign_is_the_mean_over_epochs_without_the_initial_weights(two_workers):
@@ -175,7 +180,7 @@ def test_a_run_whose_processes_were_killed_goes_on_to_the_same_table(two_workers
     listed = {part.path for part in table.parts}
     written = {str(path.relative_to(table.path)) for path in Path(table.path).glob("epoch=*/*.parquet")}
 
-    assert table.artifact.fingerprint == open_table(two_workers.path + "/table").artifact.fingerprint
+    assert table.artifact.fingerprint == fingerprint_of(two_workers)
     assert written - listed, "the kill left no orphan, so it came too late to test anything"
 
 
@@ -201,7 +206,8 @@ class KillOnce(scoring.ScoreEachEpoch):
 
 if __name__ == "__main__":
     import ray
-    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=200 * 1024**2, log_to_driver=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=200 * 1024**2,
+             log_to_driver=False)
     scoring.ScoreEachEpoch = KillOnce
     scoring.score(**json.loads('''{fields}'''))
 """

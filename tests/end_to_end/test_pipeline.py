@@ -102,7 +102,7 @@ def test_run_again_it_finds_its_finished_artifacts(finished):
     assert time.monotonic() - started < 60
 
 
-def test_a_sweep_with_a_lost_trial_runs_only_that_one(finished, tmp_path):
+def test_a_sweep_with_a_lost_trial_runs_only_that_one(finished):
     """Finished trials are recognised by their artifacts; only what is missing is trained, to the same result."""
     out = finished[0]
     evaluation = out / "sweep" / "trials" / "easycore_f0.5_standard_s0" / "evaluation" / "manifest.json"
@@ -110,8 +110,8 @@ def test_a_sweep_with_a_lost_trial_runs_only_that_one(finished, tmp_path):
     summary = (out / "sweep" / "summary.json").read_text()
     evaluation.unlink()
     (out / "sweep" / "manifest.json").unlink()
-    again = run_job("jobs.sweep", "--preset", "tiny", "--dataset", str(out / "dataset"), "--scores", str(out / "scores"),
-                    "--out", str(out / "sweep"))  # fmt: skip
+    again = run_job("jobs.sweep", "--preset", "tiny", "--dataset", str(out / "dataset"),
+                    "--scores", str(out / "scores"), "--out", str(out / "sweep"))  # fmt: skip
 
     assert again.returncode == 0, again.stderr
     assert "3 of 4 trials are finished already" in again.stderr
@@ -149,7 +149,9 @@ def test_a_submitted_job_runs_the_pipeline(tmp_path):
         command = [ray, "job", "submit", "--address", address, "--working-dir", ".", "--submission-id", "tiny",
                    "--runtime-env-json", json.dumps({"env_vars": {"EASYCORE_ROOT": str(tmp_path)}}), "--",
                    sys.executable, "-m", "jobs.pipeline", "--preset", "tiny", "--out", "submitted"]  # fmt: skip
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=700, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=700, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         status = subprocess.run([ray, "job", "status", "--address", address, "tiny"], env=environment,
                                 capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
