@@ -19,7 +19,7 @@ _VERBS = {
     "evaluate": "evaluation",
     "sweep": "tuning",
     "report": "reporting",
-    "pipeline": "pipeline",
+    "pipeline": "workflow",
 }
 __all__ = ["__version__", *_VERBS]
 

@@ -76,7 +76,15 @@ def capacity() -> tuple[dict[str, float], bool]:
     return ever, any(ever[name] > now.get(name, 0.0) for name in names)
 
 
-def cpus_per_worker(num_workers: int, requested: float | None) -> float:
+def node_shapes() -> list[dict[str, float]]:
+    """Resources of every kind of node there is, or that the autoscaler may add."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else []
+    possible = [{key: float(value) for key, value in group.resources.items()} for group in groups]
+    return possible + [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def cpus_per_worker(num_workers: int, requested: float | None, gpus_per_worker: float = 0.0) -> float:
     """CPUs to reserve for each training worker: as requested, or an equal share beside Ray Data's.
 
     Whole numbers where the share is 1 or more, fractions of a CPU on small machines.
@@ -86,17 +94,29 @@ def cpus_per_worker(num_workers: int, requested: float | None) -> float:
     ever, _ = capacity()
     share = (ever.get("CPU", 1.0) - _DATA_CPUS) / num_workers
     if share >= 1:
-        return float(math.floor(share))
+        # A worker lives on one node, however many CPUs the others bring; if it needs a GPU, on one with GPUs.
+        homes = [shape for shape in node_shapes() if shape.get("GPU", 0.0) >= gpus_per_worker]
+        most = max((shape.get("CPU", 0.0) / _workers_on(shape, gpus_per_worker) for shape in homes), default=share)
+        return max(1.0, float(math.floor(min(share, most))))
     # On a laptop: two workers on two CPUs get half a CPU each and still use both cores.
     return max(math.floor(share * 100) / 100, 0.01)
 
 
-def threads_per_worker(num_workers: int, requested: int | None) -> int:
-    """CPU threads torch uses in each worker: as requested, or an equal share of one node's CPUs."""
+def _workers_on(shape: dict[str, float], gpus_per_worker: float) -> int:
+    """Workers that share a node: as many as it has GPUs for; one where none are asked for."""
+    return int(shape.get("GPU", 0.0) // gpus_per_worker) if gpus_per_worker else 1
+
+
+def threads_per_worker(num_workers: int, requested: int | None, cpus: float) -> int:
+    """CPU threads torch uses in each worker: as requested, or one for each reserved CPU.
+
+    Where less than a CPU is reserved (see ``cpus_per_worker``), an equal share of this small machine's.
+    """
     if requested is not None:
         return requested
-    nodes = [node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]]
-    return max(1, int(max(nodes)) // num_workers)
+    if cpus >= 1:
+        return int(cpus)
+    return max(1, int(max(shape.get("CPU", 1.0) for shape in node_shapes())) // num_workers)
 
 
 def preflight(demand: Demand) -> None:
@@ -109,6 +129,12 @@ def preflight(demand: Demand) -> None:
     limit = "can ever give" if growing else "has"
     _check("CPU", demand.num_workers * demand.cpus_per_worker, ever, limit, "--num-workers or --cpus-per-worker")
     _check("GPU", demand.num_workers * demand.gpus_per_worker, ever, limit, "--num-workers or --gpus-per-worker")
+    worker = {"CPU": demand.cpus_per_worker, "GPU": demand.gpus_per_worker}
+    if not any(all(shape.get(key, 0.0) >= value for key, value in worker.items()) for shape in node_shapes()):
+        raise EasyCoreError(
+            f"a worker wants {worker['CPU']:g} CPUs and {worker['GPU']:g} GPUs on one node, and no node the cluster "
+            f"{limit} is that large; lower --cpus-per-worker or --gpus-per-worker"
+        )
     left = ever.get("CPU", 0.0) - demand.num_workers * demand.cpus_per_worker
     if left < demand.data_cpus:
         raise EasyCoreError(

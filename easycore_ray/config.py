@@ -207,8 +207,6 @@ class RecipeConfig:
     """Pixels of zero padding for the random crop."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32."""
-    seed: int = 0
-    """Seed of weights, order, augmentation and attacks."""
 
     def recipe_problems(self) -> list[str]:
         """What is wrong with the recipe, one sentence each."""
@@ -217,7 +215,6 @@ class RecipeConfig:
         found += _at_least("crop_pad", self.crop_pad, 0)
         found += _at_least("momentum", self.momentum, 0)
         found += _at_least("weight_decay", self.weight_decay, 0)
-        found += _at_least("seed", self.seed, 0)
         if not (self.lr > 0 and math.isfinite(self.lr)):
             found.append(f"lr must be a positive number, got {self.lr:g}")
         if not 0 <= self.warmup_fraction < 1:
@@ -225,6 +222,18 @@ class RecipeConfig:
         if self.width is not None:
             found += _at_least("width", self.width, 1)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeededRecipeConfig(RecipeConfig):
+    """A recipe for one training run."""
+
+    seed: int = 0
+    """Seed of weights, order, augmentation and attacks."""
+
+    def recipe_problems(self) -> list[str]:
+        """What is wrong with the recipe, one sentence each."""
+        return super().recipe_problems() + _at_least("seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +302,7 @@ class PrepareConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(RecipeConfig, TrackingConfig, ComputeConfig):
+class ScoreConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Train on all samples and record every sample's input gradient norm after each epoch; then reduce."""
 
     dataset: str
@@ -370,7 +379,7 @@ class CoresetConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RecipeConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
+class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
     """Train one model on one coreset, standard or TRADES."""
 
     dataset: str
@@ -504,7 +513,7 @@ class ReportConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineConfig(RecipeConfig, TrackingConfig, ComputeConfig):
+class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Everything: prepare, score, reduce, select, sweep (train and evaluate), report."""
 
     dataset: str | None = None
@@ -669,5 +678,6 @@ def _eps_problem(name: str, value: float, norm: str) -> list[str]:
     try:
         check_eps(value, norm)
     except ValueError as error:
-        return [f"{name}: {error}"]
+        # The message begins with the word eps; --eval-eps and --attack-step-size say which one is meant.
+        return [str(error) if name == "eps" else f"{name}: {error}"]
     return []

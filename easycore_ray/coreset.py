@@ -18,7 +18,7 @@ from easycore_ray.config import Arm, CoresetConfig, identity_fields, to_dict, ve
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS, choose
 from easycore_ray.dataset import Dataset, open_dataset
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.manifest import Artifact, claim, content_hash, finish, giving_back, identity, open_artifact
 from easycore_ray.progress import say
 from easycore_ray.reduction import open_hardness, read_hardness
 
@@ -57,14 +57,9 @@ def select(config: CoresetConfig) -> Artifact | None:
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
         return made
-    try:
+    with giving_back(made):
         population = _population(config, parents, dataset)
         chosen = _choose(config, population)
-    except EasyCoreError:
-        # A mistake in the call must not block the folder for the corrected one.
-        if not made.resumed:
-            paths.delete_tree(out)
-        raise
     rows = _chosen_rows(population, chosen, dataset)
     _write_files(out, rows)
     labels = rows["label"].to_numpy()

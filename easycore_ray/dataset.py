@@ -17,16 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from easycore_ray import cluster, dataset_index, importing, manifest, paths, shards
+from easycore_ray import cluster, dataset_index, manifest, paths, shards
 from easycore_ray.config import PrepareConfig, identity_fields, to_dict, verb
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import class_quotas
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.importing import steps
+from easycore_ray.importing.placement import SPLITS, equal_parts
+from easycore_ray.importing.sources import is_path, list_source
 from easycore_ray.manifest import Artifact
-from easycore_ray.placement import SPLITS, equal_parts
 from easycore_ray.progress import duration, say
 from easycore_ray.shards import Layout
-from easycore_ray.sources import is_path, list_source
 
 KIND = "dataset"
 _BLOCK_BYTES = 16 * 1024 * 1024
@@ -130,23 +131,18 @@ def prepare(config: PrepareConfig) -> Artifact | None:
     started = time.monotonic()
     out = paths.absolute(config.out)
     if config.dry_run:
-        say(f"prepare: would import {importing.plan(config)} → {out}")
+        say(f"prepare: would import {steps.plan(config)} → {out}")
         return None
     made = manifest.claim(out, KIND, _identity(config), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"prepare: {out} is finished already, with this configuration; nothing to do")
         return made
-    try:
+    with manifest.giving_back(made):
         source = list_source(
             config.source, layout=config.format, test_source=config.test_source, classes=config.classes
         )
         cluster.connect()
-        imported = importing.run(source, config, out)
-    except EasyCoreError:
-        # A mistake in the call must not block the folder for the corrected one.
-        if not made.resumed:
-            paths.delete_tree(out)
-        raise
+        imported = steps.run(source, config, out)
     seconds = time.monotonic() - started
     artifact = manifest.finish(
         made,
@@ -157,7 +153,7 @@ def prepare(config: PrepareConfig) -> Artifact | None:
         wall_seconds=seconds,
         **imported.details,
     )
-    say(f"prepare: {importing.summary(artifact.manifest)} in {duration(seconds)} → {out}")
+    say(f"prepare: {steps.summary(artifact.manifest)} in {duration(seconds)} → {out}")
     return artifact
 
 

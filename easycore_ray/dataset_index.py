@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from easycore_ray import paths
-from easycore_ray.placement import SPLITS
+from easycore_ray.importing.placement import SPLITS
 
 FILE = "index.parquet"
 SCHEMA = pa.schema(

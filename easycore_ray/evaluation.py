@@ -25,7 +25,7 @@ from easycore_ray.core.seeding import generator
 from easycore_ray.core.threat import format_eps
 from easycore_ray.dataset import Dataset, Rows, draw_ids, open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, identity
+from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity
 from easycore_ray.progress import Progress, say
 from easycore_ray.training import open_checkpoint
 
@@ -79,6 +79,10 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
     if isinstance(made, Artifact):
         say(f"evaluate: {out} is finished, reused")
         return made
+    with giving_back(made):
+        cluster.connect()
+        cpus = config.cpus_per_worker or 1.0
+        cluster.preflight(cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker))
     outcomes = _attack_on_ray(config, model, dataset, sample_ids, threats)
     artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
     summary = artifact.manifest["summary"]
@@ -233,9 +237,7 @@ def _attack_on_ray(
     """One Ray task per shard; outcomes in id order."""
     import ray
 
-    cluster.connect()
     cpus = config.cpus_per_worker or 1.0
-    cluster.preflight(cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker))
     device = "cuda" if config.gpus_per_worker else "cpu"
     threads = config.threads_per_worker or max(1, int(cpus))
     task = ray.remote(num_cpus=cpus, num_gpus=config.gpus_per_worker, max_retries=config.max_failures)(_attack_task)

@@ -23,7 +23,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from easycore_ray import cluster, paths
-from easycore_ray.config import ComputeConfig, RecipeConfig
+from easycore_ray.config import ComputeConfig, SeededRecipeConfig
 from easycore_ray.core.loop import EpochResult, Plan, clean_accuracy, make_optimizer, train_epoch
 from easycore_ray.core.models import build_model, default_width
 from easycore_ray.dataset import Dataset, Rows, open_dataset, ray_dataset, read_split
@@ -403,7 +403,7 @@ def read_model(folder: str, arguments: dict[str, Any]) -> nn.Module:
 # --- building a run -----------------------------------------------------------------------------
 
 
-def model_arguments(recipe: RecipeConfig, dataset: Dataset) -> dict[str, Any]:
+def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, Any]:
     """Arguments of ``core.models.build_model`` for a recipe on a dataset."""
     return {
         "name": recipe.model,
@@ -417,7 +417,7 @@ def model_arguments(recipe: RecipeConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def make_plan(
-    recipe: RecipeConfig,
+    recipe: SeededRecipeConfig,
     *,
     total_steps: int,
     training: str = "standard",
@@ -539,7 +539,7 @@ def demand_of(config: ComputeConfig) -> cluster.Demand:
     """What a distributed run reserves, Ray Data's share included."""
     return cluster.Demand(
         num_workers=config.num_workers,
-        cpus_per_worker=cluster.cpus_per_worker(config.num_workers, config.cpus_per_worker),
+        cpus_per_worker=cluster.cpus_per_worker(config.num_workers, config.cpus_per_worker, config.gpus_per_worker),
         gpus_per_worker=config.gpus_per_worker,
         data_cpus=1.0,
     )

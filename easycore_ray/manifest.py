@@ -12,7 +12,8 @@ import importlib.metadata
 import json
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,20 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
     made = Claim(path, kind, identity, uuid.uuid4().hex[:8], resumed=False)
     _write_claim(made)
     return made
+
+
+@contextmanager
+def giving_back(made: Claim) -> Iterator[None]:
+    """Give a fresh claim back if the body is refused: a mistake must not block the folder for the corrected call.
+
+    For what comes before the work; an unfinished run that was resumed is never touched.
+    """
+    try:
+        yield
+    except EasyCoreError:
+        if not made.resumed:
+            paths.delete_tree(made.path)
+        raise
 
 
 def _found(path: str) -> dict[str, Any] | None:

@@ -40,9 +40,10 @@ class Progress:
         if self._first is None:
             # The first report may stand for work of an earlier, interrupted run: the rate starts from it.
             self._first = (now, done) if done > 0 else (self._started, 0.0)
+        ended = done >= self._total > self._done
         self._done = done
         pause = _TERMINAL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
-        if now - self._shown >= pause or done >= self._total:
+        if ended or (now - self._shown >= pause and done < self._total):
             self._shown = now
             self._print(now, note)
 
@@ -52,7 +53,7 @@ class Progress:
         rate = (self._done - start) / max(now - since, 1e-9)
         left = f", {_duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
         share = 100 * self._done / self._total if self._total else 100
-        speed = f", {rate:,.0f} {self._unit}/s" if rate >= 10 else f", {rate:.2f} {self._unit}/s" if rate > 0 else ""
+        speed = f", {_speed(rate)}".replace("/", f" {self._unit}/") if rate > 0 else ""
         text = f"{self._label}: {self._done:,.0f} of {self._total:,.0f} {self._unit} ({share:.0f} %){speed}{left}"
         if note:
             text += f" | {note}"
@@ -71,6 +72,13 @@ class Progress:
             print("\r\x1b[2K" if closing else "", end="" if closing else "\n", file=sys.stderr)
         if closing:
             say(closing)
+
+
+def _speed(rate: float) -> str:
+    """A rate per second, or per minute where that is easier to grasp."""
+    if rate >= 1:
+        return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+    return f"{60 * rate:.1f}/min"
 
 
 def say(text: str) -> None:

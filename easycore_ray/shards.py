@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from easycore_ray import images, paths
+from easycore_ray import paths
+from easycore_ray.importing import images
 
 COLUMNS = ["sample_id", "label", "image"]
 _DEALT = pa.schema({"row": pa.int32(), "sample_id": pa.int64(), "label": pa.int32(), "image": pa.large_binary()})

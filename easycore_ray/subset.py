@@ -17,10 +17,10 @@ from easycore_ray import cluster, dataset_index, manifest, paths, shards
 from easycore_ray.dataset import KIND, Dataset, locate
 from easycore_ray.dataset_index import shard_path
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.importing.placement import equal_parts
+from easycore_ray.importing.shuffle import collect, watch
 from easycore_ray.manifest import Artifact
-from easycore_ray.placement import equal_parts
 from easycore_ray.progress import duration, say
-from easycore_ray.shuffle import collect, watch
 
 
 def materialize(

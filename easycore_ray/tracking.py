@@ -16,6 +16,7 @@ import hashlib
 import math
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -54,7 +55,10 @@ def ui_command(uri: str) -> str:
     """The line that shows the runs: a command to type, or a server's address."""
     if uri.startswith(("http://", "https://")):
         return _without_credentials(uri)
-    return f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+    # The command of this environment, whether or not it has been activated.
+    command = os.path.relpath(Path(sys.executable).with_name("mlflow"))
+    command = "mlflow" if shutil.which("mlflow") or command.startswith("..") else command
+    return f"{shlex.quote(command)} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
 
 
 def default_uri(out: str) -> str:

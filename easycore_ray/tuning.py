@@ -41,7 +41,7 @@ from easycore_ray.evaluation import (
     threats_of,
 )
 from easycore_ray.fitting import demand_of
-from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity, open_artifact
 from easycore_ray.progress import Progress, duration, say
 from easycore_ray.reduction import open_hardness
 from easycore_ray.tracking import Tracker
@@ -112,8 +112,9 @@ def sweep(config: SweepConfig) -> Artifact | None:
     if isinstance(made, Artifact):
         say(f"sweep: {out} is finished, reused")
         return made
-    cluster.connect()
-    concurrency = _concurrency(config)
+    with giving_back(made):
+        cluster.connect()
+        concurrency = _concurrency(config)
     trials = make_trials(config, out, _select_coresets(config, dataset, out))
     todo = [trial for trial in trials if not trial.finished()]
     if len(todo) < len(trials):

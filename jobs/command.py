@@ -22,8 +22,8 @@ from easycore_ray.config import (
     from_dict,
 )
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.importing.sources import is_path
 from easycore_ray.presets import PRESETS
-from easycore_ray.sources import is_path
 
 _SOURCES = {"source", "test_source"}
 _PATHS = {"out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes"} | _SOURCES

@@ -3,9 +3,9 @@
 from easycore_ray import paths
 from easycore_ray.config import PipelineConfig
 from easycore_ray.manifest import Artifact
-from easycore_ray.pipeline import pipeline
 from easycore_ray.reporting import print_table
 from easycore_ray.tracking import ui_command
+from easycore_ray.workflow import pipeline
 from jobs.command import run
 
 

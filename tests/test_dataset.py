@@ -18,7 +18,6 @@ import ray.data
 import torch
 from PIL import Image
 
-from easycore_ray import shuffle, sources
 from easycore_ray.dataset import (
     draw_ids,
     image_bytes_per_row,
@@ -29,6 +28,7 @@ from easycore_ray.dataset import (
     table_to_rows,
 )
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.importing import shuffle, sources
 from easycore_ray.subset import materialize
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

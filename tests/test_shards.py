@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easycore_ray import samples, shards
+from easycore_ray import shards
+from easycore_ray.importing import samples
 from easycore_ray.shards import Layout
 
 RAW = Layout("raw", (1, 2, 3), None)
@@ -129,6 +130,6 @@ def test_pixels_of_raw_rows_are_a_view():
 
 def test_workers_need_no_torch():
     """A Ray worker that only reads and writes shards starts seconds faster without it."""
-    code = "import sys, easycore_ray.samples, easycore_ray.shards; sys.exit('torch' in sys.modules)"
+    code = "import sys, easycore_ray.importing.samples, easycore_ray.shards; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

@@ -204,11 +204,17 @@ def score_epoch(
     found = []
     for sample_ids, images, labels in batches:
         inputs, labels = prepare_inputs(images, device), labels.to(device)
-        scores = score_batch(model, inputs, labels)
+        with _full_float32(device):
+            scores = score_batch(model, inputs, labels)
         found.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
         if on_batch is not None:
             on_batch(len(labels))
     return _concatenate(found)
+
+
+def _full_float32(device: torch.device) -> Any:
+    """Context without TF32, which GPUs use for float32 convolutions unless told not to (10 bits of mantissa)."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
 
 
 @torch.no_grad()

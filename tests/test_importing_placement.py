@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.placement import TEST, TRAIN, VAL, assign_splits, class_names, equal_parts, place
+from easycore_ray.importing.placement import TEST, TRAIN, VAL, assign_splits, class_names, equal_parts, place
 
 
 def split(labels, own=None, own_splits=("train",), val=0.2, test=0.2, seed=0):

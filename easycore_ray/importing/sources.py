@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from easycore_ray import named_sources, paths
+from easycore_ray import paths
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.samples import IMAGE_SUFFIXES, Files, Piece, RowGroups, Source, Split, Tar
+from easycore_ray.importing import named_sources
+from easycore_ray.importing.samples import IMAGE_SUFFIXES, Files, Piece, RowGroups, Source, Split, Tar
 
 TORCHVISION = "torchvision:"
 _FILES_PER_PIECE = 500

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import class_quotas
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.samples import Split
+from easycore_ray.importing.samples import Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from easycore_ray import images, paths
+from easycore_ray import paths
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.importing import images
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 ROWS_PER_TABLE = 1000

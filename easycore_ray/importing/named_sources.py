@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.samples import Arrays, Piece, Source, Split
+from easycore_ray.importing.samples import Arrays, Piece, Source, Split
 
 _ROWS_PER_PIECE = 1000
 

@@ -17,16 +17,17 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from easycore_ray import dataset_index, placement, samples, shuffle
+from easycore_ray import dataset_index
 from easycore_ray.config import PrepareConfig
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.images import MAX_RAW_BYTES
-from easycore_ray.placement import SPLITS, TRAIN, Placement
+from easycore_ray.importing import placement, samples, shuffle
+from easycore_ray.importing.images import MAX_RAW_BYTES
+from easycore_ray.importing.placement import SPLITS, TRAIN, Placement
+from easycore_ray.importing.samples import Source
+from easycore_ray.importing.shuffle import collect
+from easycore_ray.importing.sources import is_path, list_source
 from easycore_ray.progress import Progress
-from easycore_ray.samples import Source
 from easycore_ray.shards import Layout, Written
-from easycore_ray.shuffle import collect
-from easycore_ray.sources import is_path, list_source
 
 _SHOWN = 3
 _BLOCKS_PER_TASK = 64

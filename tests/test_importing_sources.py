@@ -11,8 +11,8 @@ import pytest
 import torchvision.transforms.functional as vision
 from PIL import Image
 
-from easycore_ray import images, samples, sources
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.importing import images, samples, sources
 
 
 def picture(width, height, mode="RGB", seed=0):

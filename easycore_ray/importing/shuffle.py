@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from easycore_ray import paths, shards
 from easycore_ray.dataset_index import shard_path
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.placement import Placement
+from easycore_ray.importing.placement import Placement
 from easycore_ray.progress import Progress
 from easycore_ray.shards import Layout, Written
 

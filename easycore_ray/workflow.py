@@ -37,7 +37,9 @@ def pipeline(config: PipelineConfig) -> Artifact | None:
         _say_plan(config)
         return None
     parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset).artifact}
-    fields = identity_fields(config) | {"source": None if config.dataset else config.source}
+    # Sources have no fingerprint before they are read, so their names count.
+    sources = None if config.dataset else [config.source, config.test_source]
+    fields = identity_fields(config) | {"sources": sources}
     key = identity("pipeline", fields, {role: parent.fingerprint for role, parent in parents.items()})
     made = claim(out, "pipeline", key, overwrite=config.overwrite)
     if isinstance(made, Artifact):

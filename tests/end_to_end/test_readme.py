@@ -1,0 +1,87 @@
+"""The README's commands parse as they stand, and its ten lines of Python run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from easycore_ray import config
+from jobs.command import parse
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+KINDS = {
+    "prepare": config.PrepareConfig,
+    "score": config.ScoreConfig,
+    "reduce": config.ReduceConfig,
+    "coreset": config.CoresetConfig,
+    "train": config.TrainConfig,
+    "evaluate": config.EvaluateConfig,
+    "sweep": config.SweepConfig,
+    "report": config.ReportConfig,
+    "pipeline": config.PipelineConfig,
+}
+
+
+def blocks(language):
+    """Contents of the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def job_commands():
+    """Every full command line of a job in the README's shell blocks."""
+    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+    found = [line.split("#")[0] for line in text.splitlines() if "python -m jobs." in line]
+    return [line[line.index("python -m jobs.") :] for line in found]
+
+
+def test_there_are_commands_to_test():
+    """The README shows how to start jobs."""
+    assert len(job_commands()) >= 3
+
+
+@pytest.mark.parametrize("command", job_commands())
+def test_a_command_of_the_readme_parses(command):
+    """Every job command in the README names existing options with allowed values."""
+    _, _, module, *arguments = shlex.split(command)
+
+    assert parse(KINDS[module.removeprefix("jobs.")], arguments)
+
+
+def test_every_job_is_in_the_readme():
+    """The table of jobs is complete, and names no job that is not there."""
+    named = set(re.findall(r"`python -m jobs\.(\w+)`", README))
+    there = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "command"}
+
+    assert named == there == set(KINDS)
+
+
+def test_files_the_readme_names_exist():
+    """Pictures and modules that the README points to are there."""
+    for path in re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"`((?:core/)?\w+\.py)`", README):
+        assert (ROOT / "easycore_ray" / module).exists(), module
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_python_story_runs(tmp_path):
+    """The ten lines of Python in the README run as they stand and leave a report."""
+    (story,) = [block for block in blocks("python") if "prepare(" in block]
+    imports, _, body = story.partition("\n\n")
+    script = tmp_path / "story.py"
+    script.write_text(f"{imports}\n\nif __name__ == '__main__':\n{textwrap.indent(body, '    ')}")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=850,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "clean_accuracy" in done.stdout
+    assert (tmp_path / "runs" / "mine" / "report" / "report.html").exists()
