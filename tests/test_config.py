@@ -145,7 +145,7 @@ BAD = [
     (TrainConfig, {"epochs": 0}, "epochs must be >= 1"),
     (EvaluateConfig, {"attack": ("pdg20",)}, "unknown attack 'pdg20'; allowed are .*pgd20"),
     (EvaluateConfig, {"attack": ()}, "attack and eps need at least one value"),
-    (EvaluateConfig, {"eps": (0.1, 8.0)}, "eps: .*got 8"),
+    (EvaluateConfig, {"eps": (0.1, 8.0)}, "eps is in .*got 8"),
     (EvaluateConfig, {"eps": ()}, "attack and eps need at least one value"),
     (EvaluateConfig, {"num_samples": 0}, "num_samples must be >= 1"),
     (SweepConfig, {"method": ("easycore", "random:aign")}, "method random uses no score"),

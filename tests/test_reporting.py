@@ -32,6 +32,9 @@ from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Claim, open_artifact
 from easycore_ray.reporting import gather, make_plots, print_table, report
 
+# Every page draws a dozen plots.
+pytestmark = pytest.mark.slow
+
 ARMS = ("easycore", "easycore/class", "random", "hardest")
 # Points of robust accuracy an arm gains or loses against random choice, for the formula below.
 GAINS = {"full": 0.0, "easycore": 0.02, "easycore/class": 0.035, "random": 0.0, "hardest": -0.09}

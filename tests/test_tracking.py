@@ -312,6 +312,7 @@ print(os.environ["MLFLOW_DISABLE_TELEMETRY"])
 """
 
 
+@pytest.mark.slow
 def test_the_first_use_of_a_fresh_store_does_not_slow_the_caller(tmp_path):
     """Importing MLflow and setting up its database happen elsewhere, in silence, without a call home."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
@@ -370,6 +371,7 @@ def healthy(port):
         return False
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_up_later_gets_every_event_once(tmp_path, start_server, monkeypatch):
     """What two jobs could not send is sent by the third, in order and once, artifacts included."""
     monkeypatch.setattr(journal, "_PAUSES", (0.01, 0.01))
