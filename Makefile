@@ -18,7 +18,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not ray and not slow" -q
+	$(BIN)/python -m pytest -m "not ray and not slow" -q -n 2
 
 install: $(VENV)/.installed-dev
 
