@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from easycore_ray.core.models import build_model, default_width
 from easycore_ray.dataset import Dataset, Rows, open_dataset, ray_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.feeding import ExactDataConfig, Feed, MemoryFeed, batches_per_epoch, check_share, open_feed
+from easycore_ray.manifest import Claim, giving_back
 from easycore_ray.progress import watching
 
 # A lost peer is noticed after this long in a collective; torch's default is half an hour.
@@ -488,10 +489,7 @@ def fit_on_ray(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    check_share(fit.num_rows, config.num_workers)
-    cluster.connect()
     demand = demand_of(config)
-    cluster.preflight(demand)
     dataset = open_dataset(fit.dataset)
     rows = ray_dataset(dataset, "train", fit.sample_ids)
     filesystem, root = paths.locate(storage)
@@ -533,6 +531,21 @@ def fit_on_ray(
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return load_state(folder)
+
+
+def settle(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
+    """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads settled.
+
+    Raises:
+        EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
+    """
+    with giving_back(made):
+        check_share(fit.num_rows, config.num_workers)
+        cluster.connect()
+        demand = demand_of(config)
+        cluster.preflight(demand)
+    threads = cluster.threads_per_worker(config.num_workers, config.threads_per_worker, demand.cpus_per_worker)
+    return replace(fit, threads=threads)
 
 
 def demand_of(config: ComputeConfig) -> cluster.Demand:

@@ -19,17 +19,17 @@ from easycore_ray.config import ReduceConfig, ScoreConfig, identity_fields, to_d
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.coreset import open_coreset, read_sample_ids
 from easycore_ray.dataset import Dataset, open_dataset
-from easycore_ray.feeding import Feed, batches_per_epoch, check_share
+from easycore_ray.feeding import Feed, batches_per_epoch
 from easycore_ray.fitting import (
     Context,
     Fit,
     State,
-    demand_of,
     fit_on_ray,
     make_plan,
     model_arguments,
+    settle,
 )
-from easycore_ray.manifest import Artifact, Claim, claim, finish, giving_back, identity
+from easycore_ray.manifest import Artifact, Claim, claim, finish, identity
 from easycore_ray.progress import duration, say
 from easycore_ray.reduction import reduce
 from easycore_ray.score_table import Part, check_coverage, fingerprint, id_checksum, write_part, write_samples
@@ -148,17 +148,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
 
 def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
     """Train and score on Ray Train; tracked as one MLflow run."""
-    from dataclasses import replace
-
-    from easycore_ray import cluster
-
-    with giving_back(made):
-        check_share(fit.num_rows, config.num_workers)
-        cluster.connect()
-        demand = demand_of(config)
-        cluster.preflight(demand)
-    threads = cluster.threads_per_worker(config.num_workers, config.threads_per_worker, demand.cpus_per_worker)
-    fit = replace(fit, threads=threads)
+    fit = settle(fit, config, made)
     table = paths.join(made.path, "table")
     samples = scored_samples(dataset, fit.sample_ids)
     write_samples(table, samples)

@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from easycore_ray import cluster, paths
+from easycore_ray import paths
 from easycore_ray.config import TrainConfig, identity_fields, to_dict, verb
 from easycore_ray.coreset import open_coreset, read_sample_ids
 from easycore_ray.dataset import Dataset, Rows, open_dataset
-from easycore_ray.feeding import batches_per_epoch, check_share
+from easycore_ray.feeding import batches_per_epoch
 from easycore_ray.fitting import (
     Fit,
     LocalContext,
     State,
-    demand_of,
     fit_here,
     fit_on_ray,
     make_plan,
     model_arguments,
     read_model,
+    settle,
     write_model,
 )
-from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity, open_artifact
+from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, identity, open_artifact
 from easycore_ray.progress import duration, say
 from easycore_ray.tracking import Tracker
 
@@ -148,15 +148,7 @@ def open_checkpoint(path: str) -> tuple[Artifact, Any]:
 
 def _run(config: TrainConfig, fit: Fit, made: Claim) -> State:
     """Train on Ray Train; tracked as one MLflow run."""
-    from dataclasses import replace
-
-    with giving_back(made):
-        check_share(fit.num_rows, config.num_workers)
-        cluster.connect()
-        demand = demand_of(config)
-        cluster.preflight(demand)
-    threads = cluster.threads_per_worker(config.num_workers, config.threads_per_worker, demand.cpus_per_worker)
-    fit = replace(fit, threads=threads)
+    fit = settle(fit, config, made)
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
     key = f"train-{made.identity[:16]}-{made.nonce}"
     tracker.run(key, name=f"train {config.training}", params=to_dict(config), tags={"kind": "checkpoint"})
