@@ -139,8 +139,8 @@ class ComputeConfig(JobConfig):
     """Where distributed work runs. Changes no result of given weights."""
 
     num_workers: int = 2
-    """Training processes (data parallel). The run records it: per-worker batch norm makes another number
-    of workers another training run."""
+    """Processes that work at the same time. A training run records it: per-worker batch norm makes another
+    number of workers another run; an evaluation has the same outcome with any."""
     cpus_per_worker: float | None = None
     """CPUs reserved for each worker; by default an equal share that leaves room for Ray Data."""
     gpus_per_worker: float = 0.0

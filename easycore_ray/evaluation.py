@@ -234,7 +234,7 @@ def _accuracy(kept: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[st
 def _attack_on_ray(
     config: EvaluateConfig, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
 ) -> pa.Table:
-    """One Ray task per shard; outcomes in id order."""
+    """One Ray task per shard, at most ``num_workers`` at a time; outcomes in id order."""
     import ray
 
     cpus = config.cpus_per_worker or 1.0
@@ -243,13 +243,16 @@ def _attack_on_ray(
     task = ray.remote(num_cpus=cpus, num_gpus=config.gpus_per_worker, max_retries=config.max_failures)(_attack_task)
     shared = ray.put(model)
     chunks = [sample_ids[start : start + SHARD_ROWS] for start in range(0, len(sample_ids), SHARD_ROWS)]
-    pending = [task.remote(shared, dataset.path, config.split, chunk, threats, device, threads) for chunk in chunks]
-    refs, done = list(pending), 0
+    refs: list[Any] = []
+    running: list[Any] = []
     progress = Progress("evaluate", len(sample_ids), "images")
-    while pending:
-        ready, pending = ray.wait(pending)
-        done += len(ready)
-        progress.update(min(done * SHARD_ROWS, len(sample_ids)))
+    while running or len(refs) < len(chunks):
+        while len(running) < config.num_workers and len(refs) < len(chunks):
+            chunk = chunks[len(refs)]
+            refs.append(task.remote(shared, dataset.path, config.split, chunk, threats, device, threads))
+            running.append(refs[-1])
+        _, running = ray.wait(running)
+        progress.update(min((len(refs) - len(running)) * SHARD_ROWS, len(sample_ids)))
     progress.close()
     return pa.concat_tables(ray.get(refs))
 

@@ -60,8 +60,9 @@ def test_a_checkpoint_builds_the_model_that_was_trained(checkpoint):
 def test_outcomes_on_ray_equal_the_same_shards_in_this_process(checkpoint, digits, tmp_path):
     """Fixed, seeded shards make every image's outcome independent of where it was computed."""
     fields = dict(checkpoint=checkpoint.path, dataset=digits.path, out=str(tmp_path / "evaluation"), attack=("pgd20",),
-                  eps=(0.0, 0.05, 0.2), seed=5)  # fmt: skip
+                  eps=(0.0, 0.05, 0.2), seed=5, num_workers=1)  # fmt: skip
     evaluation = evaluate(**fields)
+    together = evaluate(**fields | {"out": str(tmp_path / "together"), "num_workers": 2})
     config = EvaluateConfig(**fields)
     dataset = open_dataset(digits.path)
     rows = read_split(dataset, "test", evaluation_ids(dataset, "test", None, 5))
@@ -70,6 +71,7 @@ def test_outcomes_on_ray_equal_the_same_shards_in_this_process(checkpoint, digit
 
     assert len(rows.labels) > 250, "more than one shard, or there is nothing to divide"
     assert stored.equals(here)
+    assert together.fingerprint == evaluation.fingerprint
     clean, weak, strong = (stored[name].to_numpy() for name in stored.column_names[3:])
     np.testing.assert_array_equal(clean, stored["clean_correct"].to_numpy())
     assert clean.sum() >= weak.sum() >= strong.sum()
