@@ -18,9 +18,9 @@ from easycore_ray.config import Arm, CoresetConfig, identity_fields, to_dict, ve
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS, choose
 from easycore_ray.dataset import Dataset, open_dataset
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.hardness_table import open_hardness, read_hardness
 from easycore_ray.manifest import Artifact, claim, content_hash, finish, giving_back, identity, open_artifact
 from easycore_ray.progress import say
-from easycore_ray.reduction import open_hardness, read_hardness
 
 # Where each score stands in the hardness table.
 _COLUMNS = {name: name for name in HIGHER_IS_HARDER} | {"forgetting": "forgetting_events"}

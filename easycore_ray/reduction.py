@@ -6,38 +6,21 @@ table. Sums are float64 in epoch order: the result depends neither on the order 
 many workers wrote them. Each task also proves that every sample has exactly one row per epoch.
 """
 
-import hashlib
-import io
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from easycore_ray import paths
 from easycore_ray.config import ReduceConfig, identity_fields, to_dict, verb
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.hardness_table import SCHEMA, write_hardness
+from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity
 from easycore_ray.progress import Progress, say
 from easycore_ray.score_table import ScoreTable, open_table, read_range, read_samples
 
-SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.int64(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("num_scores", pa.int32(), nullable=False),
-        pa.field("aign", pa.float64(), nullable=False),
-        pa.field("el2n", pa.float64(), nullable=False),
-        pa.field("loss", pa.float64(), nullable=False),
-        pa.field("aum", pa.float64(), nullable=False),
-        pa.field("forgetting_events", pa.int32(), nullable=False),
-        pa.field("first_learned_epoch", pa.int32(), nullable=False),
-        pa.field("input_norm", pa.float32(), nullable=False),
-        pa.field("aign_epoch0", pa.float32(), nullable=True),
-    ]
-)
 _FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
 
 
@@ -92,22 +75,6 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     return artifact
 
 
-def open_hardness(path: str) -> Artifact:
-    """Open the hardness table of a scoring run (its folder, or its ``hardness`` folder)."""
-    path = paths.absolute(path)
-    inner = paths.join(path, "hardness")
-    return open_artifact(inner if paths.exists(inner) else path, "hardness_table")
-
-
-def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Table:
-    """Rows of a hardness table, sorted by ``sample_id``; all columns unless some are named."""
-    tables = [
-        pq.read_table(pa.BufferReader(paths.read_bytes(paths.join(hardness.path, entry["path"]))), columns=columns)
-        for entry in hardness.manifest["files"]
-    ]
-    return pa.concat_tables(tables)
-
-
 def _fingerprints(parents: dict[str, Artifact]) -> dict[str, str]:
     return {role: parent.fingerprint for role, parent in parents.items()}
 
@@ -148,12 +115,7 @@ def _reduce_ranges(table: ScoreTable, out: str, bucket_rows: int) -> list[dict[s
 
 def reduce_range(table: ScoreTable, out: str, number: int, low: int, high: int) -> dict[str, Any]:
     """Reduce the ids in [low, high) and write them; idempotent, so it may run twice."""
-    rows = _Range(table, low, high).reduce()
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    path = f"hardness-{number:05d}.parquet"
-    paths.write_bytes(paths.join(out, path), buffer.getbuffer())
-    return {"path": path, "rows": rows.num_rows, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()}
+    return write_hardness(out, number, _Range(table, low, high).reduce())
 
 
 @dataclass

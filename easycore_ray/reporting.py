@@ -22,9 +22,9 @@ from easycore_ray.drawing.hardness import Mix
 from easycore_ray.drawing.images import Images, image_grid
 from easycore_ray.drawing.page import Findings, render
 from easycore_ray.drawing.tables import print_table
+from easycore_ray.hardness_table import open_hardness, read_hardness
 from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity, open_artifact
 from easycore_ray.progress import say
-from easycore_ray.reduction import open_hardness, read_hardness
 
 __all__ = ["gather", "make_plots", "print_table", "report", "write_report"]
 

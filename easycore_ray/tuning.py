@@ -41,9 +41,9 @@ from easycore_ray.evaluation import (
     threats_of,
 )
 from easycore_ray.fitting import demand_of
+from easycore_ray.hardness_table import open_hardness
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity, open_artifact
 from easycore_ray.progress import Progress, duration, say
-from easycore_ray.reduction import open_hardness
 from easycore_ray.tracking import Tracker
 from easycore_ray.training import (
     claim_checkpoint,

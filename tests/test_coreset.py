@@ -13,8 +13,9 @@ from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.coreset import arm_config, check_same_dataset, open_coreset, read_sample_ids, select
 from easycore_ray.dataset import open_dataset
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.hardness_table import open_hardness, read_hardness
 from easycore_ray.manifest import Artifact
-from easycore_ray.reduction import open_hardness, read_hardness, reduce
+from easycore_ray.reduction import reduce
 from tests.artifacts import draw_rows, edit_manifest, finish_table, make_dataset, samples_of, write_parts
 
 COUNT = 101

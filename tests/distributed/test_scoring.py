@@ -20,7 +20,7 @@ from easycore_ray.coreset import read_sample_ids
 from easycore_ray.dataset import open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.fitting import model_arguments
-from easycore_ray.reduction import open_hardness, read_hardness
+from easycore_ray.hardness_table import open_hardness, read_hardness
 from easycore_ray.score_table import open_table
 from easycore_ray.scoring import ScoreConfig
 

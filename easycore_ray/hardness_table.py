@@ -1,0 +1,100 @@
+"""The hardness table: one row per sample, in Parquet files that each hold a range of ids.
+
+What ``reduce`` writes and everything after it reads. Files are in id order and rows sorted by id, so a
+range of samples is a range of files, and a job at scale can work file by file. pyarrow only, no Ray.
+"""
+
+import hashlib
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from easycore_ray import paths
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.manifest import Artifact, open_artifact
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("num_scores", pa.int32(), nullable=False),
+        pa.field("aign", pa.float64(), nullable=False),
+        pa.field("el2n", pa.float64(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("aum", pa.float64(), nullable=False),
+        pa.field("forgetting_events", pa.int32(), nullable=False),
+        pa.field("first_learned_epoch", pa.int32(), nullable=False),
+        pa.field("input_norm", pa.float32(), nullable=False),
+        pa.field("aign_epoch0", pa.float32(), nullable=True),
+    ]
+)
+
+# As in the score table: ids and counts as deltas, floats plain, so that one column is read at memory speed.
+_DELTA = ("sample_id", "label", "num_scores", "forgetting_events", "first_learned_epoch")
+_ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAIN" for spec in SCHEMA}
+_ROW_GROUP_ROWS = 1 << 20
+
+
+def write_hardness(folder: str, number: int, rows: pa.Table) -> dict[str, Any]:
+    """Write one file of the table; the entry of the manifest that lists it.
+
+    Args:
+        folder: of the hardness table.
+        number: place of the file in id order.
+        rows: of ``SCHEMA``, sorted by ``sample_id``.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(
+        rows,
+        buffer,
+        compression="NONE",
+        use_dictionary=False,
+        column_encoding=_ENCODINGS,
+        write_statistics=["sample_id"],
+        row_group_size=_ROW_GROUP_ROWS,
+    )
+    path = f"hardness-{number:05d}.parquet"
+    content = buffer.getbuffer()
+    paths.write_bytes(paths.join(folder, path), content)
+    ids = rows["sample_id"]
+    return {
+        "path": path,
+        "rows": rows.num_rows,
+        "first_id": ids[0].as_py() if rows.num_rows else -1,
+        "last_id": ids[-1].as_py() if rows.num_rows else -1,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def open_hardness(path: str) -> Artifact:
+    """Open the hardness table of a scoring run (its folder, or its ``hardness`` folder)."""
+    path = paths.absolute(path)
+    inner = paths.join(path, "hardness")
+    return open_artifact(inner if paths.exists(inner) else path, "hardness_table")
+
+
+def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+    """One file of the table, as the manifest lists it; local files are memory-mapped.
+
+    Raises:
+        EasyCoreError: if it is missing, damaged, or has another number of rows than the manifest says.
+    """
+    where = paths.join(folder, entry["path"])
+    try:
+        source = pa.BufferReader(paths.read_bytes(where)) if paths.is_remote(where) else pa.memory_map(where)
+        rows = pq.read_table(source, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        if isinstance(error, EasyCoreError):
+            raise
+        raise EasyCoreError(f"{where} is listed in the manifest but cannot be read: {error}") from error
+    if rows.num_rows != entry["rows"]:
+        raise EasyCoreError(f"{where} has {rows.num_rows:,} rows, the manifest lists {entry['rows']:,}; it is damaged")
+    return rows
+
+
+def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Table:
+    """Rows of a hardness table, sorted by ``sample_id``; all columns unless some are named."""
+    return pa.concat_tables(read_hardness_file(hardness.path, entry, columns) for entry in hardness.manifest["files"])
