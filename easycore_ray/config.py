@@ -40,7 +40,10 @@ def parse_workers(text: str) -> int | tuple[int, int]:
         ValueError: anything else.
     """
     low, colon, high = text.partition(":")
-    return (int(low), int(high)) if colon else int(low)
+    try:
+        return (int(low), int(high)) if colon else int(low)
+    except ValueError:
+        raise ValueError(f"must be N or MIN:MAX, e.g. 4 or 2:8, got {text!r}") from None
 
 
 def format_workers(value: int | tuple[int, int]) -> str:
@@ -442,9 +445,7 @@ class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeCo
         if self.steps is not None:
             found += _at_least("steps", self.steps, 1)
             if isinstance(self.num_workers, tuple):
-                found.append(
-                    "steps cannot be counted with num_workers MIN:MAX; pass --epochs, or one number of workers"
-                )
+                found.append("steps needs one number of workers, got MIN:MAX; pass --epochs, or --num-workers N")
         return found + _at_least("epochs", self.epochs, 1)
 
 

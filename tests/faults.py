@@ -1,6 +1,6 @@
 """Runs that lose processes at chosen moments: a driver script for tests and for the soak benchmark.
 
-    python tests/faults.py '{"fields": {…}, "kills": [{"point": "after_part", "epoch": 1, "rank": 1, "marker": "/t/a"}]}'
+    python tests/faults.py '{"fields": {}, "kills": [{"point": "after_part", "epoch": 1, "rank": 1, "marker": "/a"}]}'
 
 Scores with the given fields. Each kill ends its own process with SIGKILL, once: a marker file remembers it, so that a
 restarted worker group, or the same command given again, passes that moment alive. Points in a worker, in order:
