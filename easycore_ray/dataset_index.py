@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from easycore_ray import paths
@@ -48,6 +49,14 @@ def read(folder: str, split: str) -> pa.Table:
     """The rows of a split, sorted by ``sample_id``."""
     filesystem, inner = paths.locate(paths.join(folder, FILE))
     return pq.read_table(inner, filesystem=filesystem, filters=[("split", "==", split)])
+
+
+def read_samples(folder: str, split: str, sample_ids: np.ndarray) -> pa.Table:
+    """The rows of these samples, sorted by ``sample_id``; ids that are not there are left out."""
+    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    wanted = (pc.field("split") == split) & pc.field("sample_id").isin(pa.array(np.sort(sample_ids)))
+    # A batch at a time, so that a large index is never in memory whole.
+    return ds.dataset(inner, filesystem=filesystem, format="parquet").to_table(filter=wanted).sort_by("sample_id")
 
 
 def of_split(index: pa.Table, split: str) -> pa.Table:

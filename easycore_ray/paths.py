@@ -6,11 +6,12 @@ first and then put in place by one rename (local) or one upload (remote), becaus
 stream on an object store completes its upload even when the code that feeds it raises.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,9 +19,13 @@ import pyarrow.fs as pafs
 from easycore_ray.errors import EasyCoreError
 
 __all__ = [
+    "Entry",
     "absolute",
     "copy_file",
+    "delete_empty_dir",
+    "delete_file",
     "delete_tree",
+    "entries",
     "exists",
     "in_submitted_job",
     "is_dir",
@@ -35,6 +40,16 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
+
+
+class Entry(NamedTuple):
+    """A file that is there."""
+
+    path: str
+    size: int
+    """Bytes."""
+    modified: float
+    """Seconds since 1970, by the clock of the store."""
 
 
 def is_remote(path: str) -> bool:
@@ -120,11 +135,16 @@ def size(path: str) -> int:
 
 def list_files(path: str, *, recursive: bool = True) -> list[str]:
     """Paths of all files below a folder, sorted; empty if the folder does not exist."""
+    return [entry.path for entry in entries(path, recursive=recursive)]
+
+
+def entries(path: str, *, recursive: bool = True) -> list[Entry]:
+    """All files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
     filesystem, inner = locate(path)
     selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     prefix = path.split("://")[0] + "://" if is_remote(path) else ""
-    infos = filesystem.get_file_info(selector)
-    return sorted(prefix + info.path for info in infos if info.type == pafs.FileType.File)
+    files = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
 
 
 def make_dir(path: str) -> None:
@@ -141,6 +161,24 @@ def delete_tree(path: str) -> None:
     filesystem, inner = locate(path)
     if exists(path):
         filesystem.delete_dir(inner)
+
+
+def delete_file(path: str) -> None:
+    """Delete one file; no error if it is gone already."""
+    filesystem, inner = locate(path)
+    try:
+        filesystem.delete_file(inner)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EasyCoreError(f"{path} cannot be deleted: {error}") from error
+
+
+def delete_empty_dir(path: str) -> None:
+    """Delete a local folder if there is nothing in it; object stores have no folders to delete."""
+    if not is_remote(path):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()
 
 
 def read_bytes(path: str) -> bytes:

@@ -87,11 +87,16 @@ def id_checksum(sample_ids: np.ndarray) -> int:
     chance of 2**-64, when an id is missing, doubled or foreign. The mixing function is splitmix64
     (Steele, Lea and Flood 2014).
     """
+    return int(np.sum(hash_ids(sample_ids), dtype=np.uint64))
+
+
+def hash_ids(sample_ids: np.ndarray) -> np.ndarray:
+    """The splitmix64 hash of each id: uint64, as if drawn at random, the same everywhere."""
     mixed = sample_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    return int(np.sum(mixed, dtype=np.uint64))
+    return mixed
 
 
 def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, rank: int, attempt: str) -> Part:
