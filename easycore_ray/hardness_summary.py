@@ -30,6 +30,10 @@ _COLUMNS = {name: [name] for name in HIGHER_IS_HARDER} | {
 }
 
 
+class NotRecordedError(EasyCoreError):
+    """Another score must be asked for; the table itself is well."""
+
+
 @dataclass(frozen=True)
 class Extremes:
     """Samples from one end of the ranking, the most extreme first; ties by id."""
@@ -62,7 +66,8 @@ def summarise(hardness: Artifact, *, score: str = "aign", count: int = 10) -> Su
         count: samples at each end; fewer if there are no more.
 
     Raises:
-        EasyCoreError: if a file is damaged, or the run did not record ``score``.
+        NotRecordedError: if the run did not record ``score``.
+        EasyCoreError: if a file is missing or damaged.
     """
     total = hardness.manifest["counts"]["samples"]
     chosen: dict[str, list[NDArray[np.float64]]] = {name: [] for name in HIGHER_IS_HARDER}
@@ -82,7 +87,7 @@ def summarise(hardness: Artifact, *, score: str = "aign", count: int = 10) -> Su
                 chosen[name].append(values[keep])
                 ends[name].append((float(values.min()), float(values.max())))
         if score in missing:
-            raise EasyCoreError(f"the scoring run did not record {score}; choose another --score")
+            raise NotRecordedError(f"the scoring run did not record {score}; choose another --score")
         values = _values(table, score)
         assert values is not None
         mine = Extremes(ids, table["label"].to_numpy().astype(np.int64), values)

@@ -17,7 +17,7 @@ from easycore_ray import dataset_index, paths
 from easycore_ray.config import InspectConfig, verb
 from easycore_ray.contents import Folder, read_commits, survey
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_summary import QUANTILES, Extremes, Summary, summarise
+from easycore_ray.hardness_summary import QUANTILES, Extremes, NotRecordedError, Summary, summarise
 from easycore_ray.manifest import MANIFEST, RUN, Artifact, open_artifact
 
 _CONFIGS: dict[str, type[Any]] = {
@@ -44,7 +44,8 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Returns:
         JSON content. Always: ``path, kind, state`` (``finished`` or ``unfinished``)``, bytes, num_files, files``.
         For a finished one also ``created, fingerprint, counts, coverage, parents, config, versions, cost, schema,
-        details``; ``scores`` where there are any; for an unfinished one ``progress``. ``inside``: the artifacts in
+        details``; ``scores`` where there are any
+        (``scores_problem`` if they cannot be read); for an unfinished one ``progress``. ``inside``: the artifacts in
         its folder. With ``verify``, ``verified``: what is wrong with each, by path.
 
     Raises:
@@ -63,7 +64,15 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     facts["inside"] = [_named(inner, folder) for inner in folders[1:]]
     hardness = _hardness(folder)
     if hardness is not None:
-        facts["scores"] = _scores(hardness, config)
+        try:
+            facts["scores"] = _scores(hardness, config)
+        except NotRecordedError:
+            raise
+        except EasyCoreError as error:
+            # The rest can still be told, and a verification is to name all that is wrong.
+            if config.images is not None:
+                raise
+            facts["scores_problem"] = str(error)
     elif config.images is not None:
         raise EasyCoreError(f"{folder.path} holds no finished hardness table to draw images by; leave --images out")
     if config.verify:
@@ -184,10 +193,8 @@ def _state_of(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
             return "gone", None
         now = open_artifact(entry["path"]).manifest
     except EasyCoreError:
-        claimed = paths.exists(paths.join(entry["path"], "run.json"))
-        return (
-            "unfinished" if claimed and not paths.exists(paths.join(entry["path"], MANIFEST)) else "unreadable"
-        ), None
+        claimed, finished = (paths.exists(paths.join(entry["path"], name)) for name in (RUN, MANIFEST))
+        return ("unfinished" if claimed and not finished else "unreadable"), None
     return ("unchanged" if now["fingerprint"] == entry["fingerprint"] else "changed"), now
 
 

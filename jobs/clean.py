@@ -4,26 +4,26 @@ from easycore_ray import paths
 from easycore_ray.cleaning import Leftover, clean
 from easycore_ray.config import CleanConfig
 from easycore_ray.drawing.facts import bytes_text
-from jobs.command import run
+from jobs.command import run, show
 
 
 def main(config: CleanConfig) -> list[Leftover]:
     """Clean, and print each file with its size and reason."""
     found = clean(config)
     root = paths.absolute(config.path)
-    reason = ""
-    for leftover in sorted(found, key=lambda leftover: (leftover.reason, leftover.path)):
-        if leftover.reason != reason:
-            reason = leftover.reason
-            print(f"{reason}:")
-        print(f"  {bytes_text(leftover.size):>10}  {leftover.path[len(root) + 1 :]}")
+    lines: list[str] = []
+    for reason in sorted({leftover.reason for leftover in found}):
+        lines.append(f"{reason}:")
+        mine = [each for each in found if each.reason == reason]
+        lines += [f"  {bytes_text(each.size):>10}  {each.path[len(root) + 1 :]}" for each in mine]
     total = f"{len(found):,} file{'' if len(found) == 1 else 's'}, {bytes_text(sum(each.size for each in found))}"
     if not found:
-        print(f"nothing to remove in {root}")
+        lines.append(f"nothing to remove in {root}")
     elif config.yes:
-        print(f"removed {total} from {root}")
+        lines.append(f"removed {total} from {root}")
     else:
-        print(f"would remove {total} from {root}; pass --yes to do it")
+        lines.append(f"would remove {total} from {root}; pass --yes to do it")
+    show("\n".join(lines))
     return found
 
 

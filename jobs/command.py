@@ -5,6 +5,7 @@ that escapes is a bug and keeps its traceback.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,6 +50,14 @@ def run(kind: type[Any], verb: Callable[[Any], Any], argv: Sequence[str] | None 
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def show(text: str) -> None:
+    """Print a result; no error if the reader (``| head``) has seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(kind: type[Any], arguments: list[str]) -> Any:

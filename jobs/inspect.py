@@ -6,13 +6,13 @@ from typing import Any
 from easycore_ray.config import InspectConfig
 from easycore_ray.drawing.facts import to_text
 from easycore_ray.inspection import inspect
-from jobs.command import run
+from jobs.command import run, show
 
 
 def main(config: InspectConfig) -> dict[str, Any]:
     """Print what is known; exit code 1 if --verify found something wrong."""
     facts = inspect(config)
-    print(json.dumps(facts, indent=2) if config.json else to_text(facts))
+    show(json.dumps(facts, indent=2) if config.json else to_text(facts))
     if any(entry["problems"] for entry in facts.get("verified", [])):
         raise SystemExit(1)
     return facts

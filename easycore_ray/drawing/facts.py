@@ -82,8 +82,9 @@ def _details(facts: Facts) -> Iterator[str]:
     if kind == "dataset":
         yield from _dataset(details)
     elif kind == "coreset":
-        chosen = [details["method"], f"by {details['score']}" if details["score"] else "",
-                  f"fraction {details['fraction']:g}", "" if details["balance"] == "none" else "balanced by class"]  # fmt: skip
+        score = f"by {details['score']}" if details["score"] else ""
+        balance = "balanced by class" if details["balance"] == "class" else ""
+        chosen = [details["method"], score, f"fraction {details['fraction']:g}", balance]
         yield from _line("method", ", ".join(word for word in chosen if word))
         yield from _line("classes", _histogram(details["classes"], details["class_histogram"]))
     elif kind == "checkpoint":
@@ -203,6 +204,8 @@ def _config(facts: Facts) -> Iterator[str]:
 
 def _scores(facts: Facts) -> Iterator[str]:
     scores = facts.get("scores")
+    if "scores_problem" in facts:
+        yield from _wrapped(f"Scores cannot be read: {facts['scores_problem']}", 0, hang=2)
     if not scores or not scores["quantiles"]:
         return
     part = (
