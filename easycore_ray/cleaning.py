@@ -28,7 +28,10 @@ _RAY_OWN = re.compile(
     r"commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8}/"
     r"(?:checkpoint_manager_snapshot\.json|\.validate_storage_marker)"
 )
-_NUMBERED = {"hardness_table": re.compile(r"hardness-\d{5}\.parquet"), "coreset": re.compile(r"coreset-\d{5}\.parquet")}
+_NUMBERED = {
+    "hardness_table": re.compile(r"hardness-\d{5}(-of-\d{5})?\.parquet"),
+    "coreset": re.compile(r"(coreset\.parquet/)?coreset-\d{5}(-of-\d{5})?\.parquet"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
                 yield entry, "score part of a lost worker; the table does not list it"
         elif numbered and numbered.fullmatch(name):
             # Only where the manifest lists files of this sort is one that it leaves out known to be left over.
-            if name not in listed and any(numbered.fullmatch(other) for other in listed):
+            beside = {other for other in listed if other.rpartition("/")[0] == name.rpartition("/")[0]}
+            if name not in listed and any(numbered.fullmatch(other) for other in beside):
                 yield entry, f"not among the files of this {folder.kind.replace('_', ' ')}"
         elif folder.kind in ("scoring_run", "checkpoint") and (_is_state(name) or _RAY_OWN.fullmatch(name)):
             yield entry, "training state of a finished run"

@@ -14,7 +14,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from easycore_ray.core.selection import HIGHER_IS_HARDER
-from easycore_ray.coreset import hardness_column
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.hardness_table import read_hardness_file
 from easycore_ray.manifest import Artifact
@@ -107,7 +106,11 @@ def _values(table: pa.Table, score: str) -> NDArray[np.float64] | None:
     """A score of every row, or None if the run did not record it."""
     if any(table[name].null_count for name in _COLUMNS[score]):
         return None
-    return np.asarray(hardness_column(table, score).to_numpy(), np.float64)
+    if score != "forgetting":
+        return np.asarray(table[score].to_numpy(), np.float64)
+    # As in selection: what was never learned ranks above what was forgotten every time.
+    events, first, epochs = (table[name].to_numpy() for name in _COLUMNS[score])
+    return np.where(first < 0, epochs + 1.0, events)
 
 
 def _sampled(ids: NDArray[np.int64], total: int) -> NDArray[np.bool_]:

@@ -202,7 +202,7 @@ def _schema(folder: Folder, root: Folder) -> dict[str, dict[str, str]]:
     """Columns of an artifact's own Parquet files, one file of each sort; numbers and attempts are stars."""
     found = {}
     for entry in folder.files:
-        sort = re.sub(r"(?<=[-=])\d{5}(?=[./])|(?<=part-).*(?=\.parquet)", "*", root.relative(entry))
+        sort = re.sub(r"(?<=[-=])\d{5}(?=[-./])|(?<=part-).*(?=\.parquet)", "*", root.relative(entry))
         if sort.endswith(".parquet") and sort not in found:
             found[sort] = _columns(entry.path)
     return found

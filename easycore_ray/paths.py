@@ -135,16 +135,11 @@ def size(path: str) -> int:
 
 def list_files(path: str, *, recursive: bool = True) -> list[str]:
     """Paths of all files below a folder, sorted; empty if the folder does not exist."""
-    return [entry.path for entry in entries(path, recursive=recursive)]
-
-
-def entries(path: str, *, recursive: bool = True) -> list[Entry]:
-    """All files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
     filesystem, inner = locate(path)
     selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     prefix = path.split("://")[0] + "://" if is_remote(path) else ""
-    files = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
-    return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
+    infos = filesystem.get_file_info(selector)
+    return sorted(prefix + info.path for info in infos if info.type == pafs.FileType.File)
 
 
 def make_dir(path: str) -> None:
@@ -161,24 +156,6 @@ def delete_tree(path: str) -> None:
     filesystem, inner = locate(path)
     if exists(path):
         filesystem.delete_dir(inner)
-
-
-def delete_file(path: str) -> None:
-    """Delete one file; no error if it is gone already."""
-    filesystem, inner = locate(path)
-    try:
-        filesystem.delete_file(inner)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise EasyCoreError(f"{path} cannot be deleted: {error}") from error
-
-
-def delete_empty_dir(path: str) -> None:
-    """Delete a local folder if there is nothing in it; object stores have no folders to delete."""
-    if not is_remote(path):
-        with contextlib.suppress(OSError):
-            Path(path).rmdir()
 
 
 def read_bytes(path: str) -> bytes:
@@ -239,3 +216,30 @@ def write_json(path: str, content: Any) -> None:
 def copy_file(source: str, target: str) -> None:
     """Copy one file between any two paths; the target appears whole."""
     write_bytes(target, read_bytes(source))
+
+
+def entries(path: str) -> list[Entry]:
+    """All files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
+    filesystem, inner = locate(path)
+    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
+    prefix = path.split("://")[0] + "://" if is_remote(path) else ""
+    files = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
+
+
+def delete_file(path: str) -> None:
+    """Delete one file; no error if it is gone already."""
+    filesystem, inner = locate(path)
+    try:
+        filesystem.delete_file(inner)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EasyCoreError(f"{path} cannot be deleted: {error}") from error
+
+
+def delete_empty_dir(path: str) -> None:
+    """Delete a local folder if there is nothing in it; object stores have no folders to delete."""
+    if not is_remote(path):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()

@@ -102,6 +102,12 @@ def own(tmp_path):
     return tmp_path / "run"
 
 
+def hardness_file(folder):
+    """The only file of a hardness table."""
+    (found,) = folder.glob("hardness-*.parquet")
+    return found
+
+
 def problems(path):
     """What verification finds, in one string."""
     facts = inspect(path=str(path), verify=True, count=0)
@@ -177,7 +183,7 @@ def test_without_its_dataset_a_table_is_still_told(own):
 
 def test_a_damaged_table_is_still_told(own):
     """What cannot be read of it is said in place of the scores."""
-    (own / "scores" / "hardness" / "hardness-00000.parquet").unlink()
+    hardness_file(own / "scores" / "hardness").unlink()
     text = to_text(inspect(path=f"{own}/scores"))
 
     assert "Scores cannot be read" in text
@@ -464,10 +470,10 @@ DAMAGE = {
     ),
     "a bit of hardness": (
         "scores",
-        lambda f: flip(f / "hardness/hardness-00000.parquet", 300),
+        lambda f: flip(hardness_file(f / "hardness"), 300),
         "checksum in the manifest",
     ),
-    "a hardness file that is gone": ("scores/hardness", lambda f: (f / "hardness-00000.parquet").unlink(), "not there"),
+    "a hardness file that is gone": ("scores/hardness", lambda f: hardness_file(f).unlink(), "not there"),
     "a foreign hardness table": (
         "scores",
         lambda f: edit_manifest(f / "hardness", fingerprint="0" * 64),
