@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from tyro.conf import Positional
+import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from easycore_ray.core.attacks import ATTACKS
@@ -517,7 +517,7 @@ class ReportConfig(JobConfig):
 class InspectConfig:
     """Tell what an artifact is: how it was made, what is in it, and whether all of it is still there."""
 
-    path: Positional[str]
+    path: tyro.conf.Positional[str]
     """Folder of any artifact, finished or not: local path, s3:// or gs://."""
     verify: bool = False
     """Reread everything: checksums, rows, schema, coverage; exit code 1 if anything is wrong."""
@@ -549,7 +549,7 @@ class InspectConfig:
 class CleanConfig:
     """List, and with --yes remove, what no artifact in a folder needs: orphaned parts, old training states."""
 
-    path: Positional[str]
+    path: tyro.conf.Positional[str]
     """Folder of any artifact, finished or not; the artifacts inside it are cleaned as well."""
     yes: bool = False
     """Remove what is listed; otherwise it is only listed."""
