@@ -306,7 +306,7 @@ def test_an_object_store_is_cleaned_alike(root, tmp_path, monkeypatch):
     monkeypatch.setattr(
         paths, "locate", lambda path: (filesystem, path[5:]) if path.startswith("s3://") else real(path)
     )
-    monkeypatch.setattr(paths, "reach", lambda *places: None, raising=False)  # a question to the real store
+    monkeypatch.setattr(paths, "reach", lambda *_: None, raising=False)  # a question to the real store
     put(root, "scores/table/epoch=00001/part-0123-r00000.parquet", "scores/notes.txt")
     found = clean(path="s3://run/scores", yes=True)
 
