@@ -20,6 +20,8 @@ _VERBS = {
     "sweep": "tuning",
     "report": "reporting",
     "pipeline": "workflow",
+    "inspect": "inspection",
+    "clean": "cleaning",
 }
 __all__ = ["__version__", *_VERBS]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
+import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from easycore_ray.core.attacks import ATTACKS
@@ -562,6 +563,59 @@ class ReportConfig(JobConfig):
     """Heading of the page."""
     note: str = ""
     """A sentence shown under the heading, e.g. what the data cannot be compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Tell what an artifact is: how it was made, what is in it, and whether all of it is still there."""
+
+    path: tyro.conf.Positional[str]
+    """Folder of any artifact, finished or not: local path, s3:// or gs://."""
+    verify: bool = False
+    """Reread everything: checksums, rows, schema, coverage; exit code 1 if anything is wrong."""
+    score: ScoreName = "aign"
+    """Score the easiest and hardest samples are shown by."""
+    count: int = 10
+    """How many of the easiest and hardest samples to show; 0 for none."""
+    images: str | None = None
+    """Draw these samples with their scores and labels into this PNG file."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        """Check every field; all problems in one message.
+
+        Raises:
+            EasyCoreError: names each field, the value seen and what is allowed.
+        """
+        problems = _one_of("score", self.score, HIGHER_IS_HARDER) + _at_least("count", self.count, 0)
+        if self.images is not None and not self.images.endswith(".png"):
+            problems.append(f"images must end in .png, got {self.images!r}")
+        if self.images is not None and not 1 <= self.count <= 100:
+            problems.append(f"count must be in 1..100 to draw images, got {self.count}")
+        if problems:
+            raise EasyCoreError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """List, and with --yes remove, what no artifact in a folder needs: orphaned parts, old training states."""
+
+    path: tyro.conf.Positional[str]
+    """Folder of any artifact, finished or not; the artifacts inside it are cleaned as well."""
+    yes: bool = False
+    """Remove what is listed; otherwise it is only listed."""
+    older_than: float = 24.0
+    """Hours a file of an unfinished artifact must have been left alone: a writer may be at work."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            EasyCoreError: if ``older_than`` is negative or not a number.
+        """
+        if not self.older_than >= 0:
+            raise EasyCoreError(f"older_than must be >= 0 hours, got {self.older_than:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

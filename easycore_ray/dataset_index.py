@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from easycore_ray import paths
@@ -96,3 +97,11 @@ def shard_details(index: pa.Table, sizes: dict[str, list[int]], num_classes: int
 def shard_path(split: str, number: int) -> str:
     """Path of a shard within the dataset's folder."""
     return f"shards/{split}-{number:05d}.parquet"
+
+
+def read_samples(folder: str, split: str, sample_ids: np.ndarray) -> pa.Table:
+    """The rows of these samples, sorted by ``sample_id``; ids that are not there are left out."""
+    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    wanted = (pc.field("split") == split) & pc.field("sample_id").isin(pa.array(np.sort(sample_ids)))
+    # A batch at a time, so that a large index is never in memory whole.
+    return ds.dataset(inner, filesystem=filesystem, format="parquet").to_table(filter=wanted).sort_by("sample_id")

@@ -88,7 +88,7 @@ def open_artifact(path: str, kind: str | None = None) -> Artifact:
     if not paths.exists(paths.join(path, MANIFEST)):
         if not paths.exists(path):
             raise EasyCoreError(f"{path} does not exist; pass the folder of a finished {wanted}")
-        state = "still being written" if paths.exists(paths.join(path, RUN)) else f"no {wanted}: it has no {MANIFEST}"
+        state = "still being written" if _is_claimed(path) else f"no {wanted}: it has no {MANIFEST}"
         raise EasyCoreError(f"{path} is {state}; pass the folder of a finished {wanted}, or run its job (again) first")
     manifest = paths.read_json(paths.join(path, MANIFEST))
     if not isinstance(manifest, dict) or "kind" not in manifest or "fingerprint" not in manifest:
@@ -101,6 +101,14 @@ def open_artifact(path: str, kind: str | None = None) -> Artifact:
     if kind is not None and manifest["kind"] != kind:
         raise EasyCoreError(f"{path} holds a {manifest['kind'].replace('_', ' ')}, not a {wanted}; check the path")
     return Artifact(path, manifest)
+
+
+def _is_claimed(path: str) -> bool:
+    """True for an unfinished artifact, and for what lies directly in one, as a scoring run's table does."""
+    above = path.rpartition("/")[0]
+    return paths.exists(paths.join(path, RUN)) or (
+        paths.exists(paths.join(above, RUN)) and not paths.exists(paths.join(above, MANIFEST))
+    )
 
 
 def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Artifact | Claim:

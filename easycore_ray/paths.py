@@ -6,11 +6,12 @@ first and then put in place by one rename (local) or one upload (remote), becaus
 stream on an object store completes its upload even when the code that feeds it raises.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,9 +19,13 @@ import pyarrow.fs as pafs
 from easycore_ray.errors import EasyCoreError
 
 __all__ = [
+    "Entry",
     "absolute",
     "copy_file",
+    "delete_empty_dir",
+    "delete_file",
     "delete_tree",
+    "entries",
     "exists",
     "in_submitted_job",
     "is_dir",
@@ -35,6 +40,16 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
+
+
+class Entry(NamedTuple):
+    """A file that is there."""
+
+    path: str
+    size: int
+    """Bytes."""
+    modified: float
+    """Seconds since 1970, by the clock of the store."""
 
 
 def is_remote(path: str) -> bool:
@@ -201,3 +216,30 @@ def write_json(path: str, content: Any) -> None:
 def copy_file(source: str, target: str) -> None:
     """Copy one file between any two paths; the target appears whole."""
     write_bytes(target, read_bytes(source))
+
+
+def entries(path: str) -> list[Entry]:
+    """All files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
+    filesystem, inner = locate(path)
+    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
+    prefix = path.split("://")[0] + "://" if is_remote(path) else ""
+    files = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
+
+
+def delete_file(path: str) -> None:
+    """Delete one file; no error if it is gone already."""
+    filesystem, inner = locate(path)
+    try:
+        filesystem.delete_file(inner)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EasyCoreError(f"{path} cannot be deleted: {error}") from error
+
+
+def delete_empty_dir(path: str) -> None:
+    """Delete a local folder if there is nothing in it; object stores have no folders to delete."""
+    if not is_remote(path):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir()

@@ -5,6 +5,7 @@ that escapes is a bug and keeps its traceback.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import tyro
 from easycore_ray import paths
 from easycore_ray.config import (
     EvaluateConfig,
+    JobConfig,
     PipelineConfig,
     PrepareConfig,
     ScoreConfig,
@@ -26,7 +28,9 @@ from easycore_ray.importing.sources import is_path
 from easycore_ray.presets import PRESETS
 
 _SOURCES = {"source", "test_source"}
-_PATHS = {"out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes"} | _SOURCES
+_PATHS = {
+    "out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes", "path", "images",
+} | _SOURCES  # fmt: skip
 
 _FIRST = f"""
 Besides the options below: --preset {{{",".join(PRESETS)}}} fills in what is left out, and
@@ -48,8 +52,18 @@ def run(kind: type[Any], verb: Callable[[Any], Any], argv: Sequence[str] | None 
         raise SystemExit(130) from None
 
 
+def show(text: str) -> None:
+    """Print a result; no error if the reader (``| head``) has seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def parse(kind: type[Any], arguments: list[str]) -> Any:
     """The configuration a command line describes."""
+    if not issubclass(kind, JobConfig):
+        return _parse(kind, arguments, {}, kind.__doc__ or "")
     preset, arguments = _take(arguments, "--preset")
     saved, arguments = _take(arguments, "--config")
     if preset is not None and saved is not None:
@@ -59,8 +73,12 @@ def parse(kind: type[Any], arguments: list[str]) -> Any:
         fields = preset_fields(kind, preset)
     if saved is not None:
         fields = saved_fields(kind, saved)
+    return _parse(kind, arguments, fields, (kind.__doc__ or "") + "\n" + _FIRST)
+
+
+def _parse(kind: type[Any], arguments: list[str], fields: dict[str, Any], description: str) -> Any:
+    """The flags, with other defaults for some fields."""
     name = f"python -m jobs.{kind.__name__.removesuffix('Config').lower()}"
-    description = (kind.__doc__ or "") + "\n" + _FIRST
     parsed = tyro.cli(_unchecked(kind, fields), args=arguments, prog=name, description=description)
     return kind(**{key: _from_here(key, value) for key, value in vars(parsed).items()})
 

@@ -1,5 +1,6 @@
 """Small finished artifacts for tests, written with the package's own writers but without images or training."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from easycore_ray import dataset_index, manifest, score_table
+from easycore_ray import dataset_index, manifest, score_table, shards
+from easycore_ray.config import ScoreConfig, to_dict
 from easycore_ray.manifest import Artifact, Claim
+from easycore_ray.reduction import reduce
 from easycore_ray.score_table import Part
 
 
@@ -107,3 +110,101 @@ def edit_manifest(folder: Path | str, **changes: Any) -> None:
     """Replace entries of a finished artifact's manifest."""
     path = Path(folder) / manifest.MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def make_image_dataset(folder: Path | str, labels: Sequence[int]) -> Artifact:
+    """A whole dataset: training images of 1 × 4 × 4 random pixels in two shards, no val, no test."""
+    count, layout = len(labels), shards.Layout("raw", (1, 4, 4), None)
+    rng = np.random.default_rng(7)
+    images = rng.integers(0, 256, (count, 16), np.uint8)
+    shard, row = np.arange(count) % 2, np.arange(count) // 2
+    sizes = []
+    for number in (0, 1):
+        mine = np.flatnonzero(shard == number)
+        columns = {
+            "sample_id": pa.array(mine, pa.int64()),
+            "label": pa.array(np.asarray(labels)[mine], pa.int32()),
+            "image": pa.array([images[at].tobytes() for at in mine], pa.binary(16)),
+        }
+        path = f"{folder}/{dataset_index.shard_path('train', number)}"
+        sizes.append(shards.write_rows(path, layout, pa.table(columns)))
+    columns = {
+        "split": ["train"] * count,
+        "sample_id": range(count),
+        "key": [f"class {label}/{number}.png" for number, label in enumerate(labels)],
+        "label": labels,
+        "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
+        "input_norm": np.linalg.norm(images / 255, axis=1),
+        "shard": shard,
+        "row": row,
+    }
+    index = pa.table(columns, schema=dataset_index.SCHEMA)
+    dataset_index.write(index, str(folder))
+    classes = [f"class {label}" for label in range(max(labels) + 1)]
+    return manifest.finish(
+        Claim(str(folder), "dataset", "identity", "nonce", resumed=False),
+        fingerprint=dataset_index.fingerprint(index),
+        config={},
+        parents={},
+        counts={"train": count, "val": 0, "test": 0},
+        wall_seconds=1.5,
+        classes=classes,
+        storage="raw",
+        image_shape=[1, 4, 4],
+        image_size=None,
+        mean=[0.5],
+        std=[0.25],
+        shards=dataset_index.shard_details(index, {"train": sizes, "val": [], "test": []}, len(classes)),
+    )
+
+
+def make_scoring_run(run: Path | str, dataset: Artifact, labels: Sequence[int], epochs: int = 2) -> Artifact:
+    """A finished scoring run of a dataset: table and hardness, made-up scores, a training state for each of two epochs.
+
+    The training states lie where Ray Train puts them, with files of its own sort and its list of what is registered.
+    """
+    ids = np.arange(len(labels))
+    config = to_dict(ScoreConfig(dataset=dataset.path, out=str(run), epochs=epochs))
+    made = manifest.claim(str(run), "scoring_run", "0123456789abcdef" * 4)
+    assert isinstance(made, Claim)
+    rows = draw_rows(ids, np.asarray(labels), range(epochs + 1))
+    parts = write_parts(f"{run}/table", rows, ids % 2)
+    write_commits(run, parts, epochs)
+    finish_table(run, parts, samples_of(ids, np.asarray(labels)), dataset)
+    edit_manifest(f"{run}/table", config=config, epochs=[{"epoch": 1, "train_loss": 2.0}])
+    table = manifest.open_artifact(f"{run}/table")
+    hardness = reduce(out=f"{run}/hardness", scores=str(run))
+    assert hardness is not None
+    return manifest.finish(
+        made,
+        fingerprint=hardness.fingerprint,
+        config=config,
+        parents={"dataset": dataset, "score_table": table, "hardness_table": hardness},
+        counts=table.manifest["counts"],
+        wall_seconds=3.0,
+        epochs=[{"epoch": 1, "train_loss": 2.0}],
+    )
+
+
+def commits_of(run: Path | str) -> Path:
+    """Where a scoring run keeps its training states."""
+    claim = json.loads((Path(run) / "run.json").read_text())
+    return Path(run) / "commits" / f"score-{claim['identity'][:12]}-{claim['nonce']}"
+
+
+def write_commits(run: Path | str, parts: Sequence[Part], epoch: int) -> None:
+    """Training states of the last two epochs, registered as Ray Train 2.60 does it, listing the parts so far."""
+    names = []
+    for done in range(max(1, epoch - 1), epoch + 1):
+        names.append(f"epoch-{done:05d}-{'a' * 12}")
+        folder = commits_of(run) / names[-1]
+        folder.mkdir(parents=True)
+        listed = [part.to_dict() for part in parts if part.epoch <= done]
+        state = {"epoch": done, "step": done, "history": [{"epoch": e, "train_loss": 2.0} for e in range(1, done + 1)]}
+        (folder / "state.json").write_text(json.dumps(state | {"carried": {"parts": listed}}))
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            (folder / name).write_bytes(b"weights")
+    results = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
+    snapshot = {"ray_version": "2.60.0", "checkpoint_results": results, "latest_checkpoint_result": results[-1]}
+    (commits_of(run) / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+    (commits_of(run) / ".validate_storage_marker").touch()

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +43,20 @@ def image_grid(name: str, images: Images, classes: Sequence[str], *, columns: in
     return Plot(name, panels, columns=columns)
 
 
+def extremes_grid(easiest: Images, hardest: Images, classes: Sequence[str], *, score: str, columns: int = 10) -> Plot:
+    """The easiest images above the hardest ones, each with a heading, class, score and id."""
+    panels: list[Panel] = []
+    for heading, images in ((f"Easiest by {score}", easiest), (f"Hardest by {score}", hardest)):
+        grid = list(image_grid("", images, classes).panels)
+        grid += [Panel("", "", _nothing, grid[0].size)] * (-len(grid) % columns)
+        for row, first in enumerate(range(0, len(grid), columns)):
+            # Every row has a heading's height, so that all images are of one size.
+            panel = grid[first]
+            grid[first] = Panel("", panel.alt, partial(_headed, heading if row == 0 else "", panel.draw), panel.size)
+        panels += grid
+    return Plot("extremes", panels, columns=columns)
+
+
 def short(score: float) -> str:
     """A score in three digits: ``3.00``, ``0.0121``, ``276``."""
     return f"{score:#.3g}".rstrip(".")
@@ -62,6 +76,16 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
     if pixels.shape[0] == 3:
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     return Image.fromarray(pixels.mean(axis=0).astype(np.uint8))
+
+
+def _nothing(axes: Axes) -> None:
+    axes.set_axis_off()
+
+
+def _headed(heading: str, draw: Callable[[Axes], None], axes: Axes) -> None:
+    draw(axes)
+    # Out of the layout, or the column would become as wide as the words.
+    axes.set_title(heading or " ").set_in_layout(False)
 
 
 def _show(picture: NDArray[Any], text: str, axes: Axes) -> None:

@@ -1,0 +1,31 @@
+"""List or remove what an artifact no longer needs: ``python -m jobs.clean runs/digits``."""
+
+from easycore_ray import paths
+from easycore_ray.cleaning import Leftover, clean
+from easycore_ray.config import CleanConfig
+from easycore_ray.drawing.facts import bytes_text
+from jobs.command import run, show
+
+
+def main(config: CleanConfig) -> list[Leftover]:
+    """Clean, and print each file with its size and reason."""
+    found = clean(config)
+    root = paths.absolute(config.path)
+    lines: list[str] = []
+    for reason in sorted({leftover.reason for leftover in found}):
+        lines.append(f"{reason}:")
+        mine = [each for each in found if each.reason == reason]
+        lines += [f"  {bytes_text(each.size):>10}  {each.path[len(root) + 1 :]}" for each in mine]
+    total = f"{len(found):,} file{'' if len(found) == 1 else 's'}, {bytes_text(sum(each.size for each in found))}"
+    if not found:
+        lines.append(f"nothing to remove in {root}")
+    elif config.yes:
+        lines.append(f"removed {total} from {root}")
+    else:
+        lines.append(f"would remove {total} from {root}; pass --yes to do it")
+    show("\n".join(lines))
+    return found
+
+
+if __name__ == "__main__":
+    run(CleanConfig, main)

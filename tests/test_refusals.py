@@ -1,0 +1,127 @@
+"""What does not belong together is refused by name, before Ray starts and before anything is written."""
+
+import numpy as np
+import pytest
+
+from easycore_ray import inspect, manifest, reduce, score, select, sweep, train
+from easycore_ray.config import ScoreConfig, identity_fields
+from easycore_ray.dataset import open_dataset
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.hardness_table import open_hardness
+from easycore_ray.manifest import Claim
+from easycore_ray.score_table import open_table
+from tests.artifacts import draw_rows, edit_manifest, make_image_dataset, make_scoring_run, write_parts
+
+LABELS = [number % 3 for number in range(30)]
+OTHER = [number % 3 for number in range(1, 31)]
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """Nothing here may come so far."""
+
+    def never(*arguments, **options):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", never)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two datasets of equal shape, a scoring run and a coreset of the first."""
+    dataset = make_image_dataset(tmp_path / "dataset", LABELS)
+    make_image_dataset(tmp_path / "other", OTHER)
+    scores = make_scoring_run(tmp_path / "scores", dataset, LABELS)
+    select(out=f"{tmp_path}/coreset", scores=scores.path, fraction=0.5)
+    return tmp_path
+
+
+def refuse(message, verb, **fields):
+    """The verb ends in this sentence."""
+    with pytest.raises(EasyCoreError, match=message):
+        verb(**fields)
+
+
+def test_another_datasets_coreset_trains_and_scores_nothing(root):
+    """Its ids would name other images."""
+    wrong = (
+        rf"{root}/coreset was selected from {root}/dataset .*, not from {root}/other .*pass the dataset it belongs to"
+    )
+    for verb in (train, score):
+        refuse(wrong, verb, out=f"{root}/new", dataset=f"{root}/other", coreset=f"{root}/coreset")
+    assert not (root / "new").exists()
+
+
+def test_another_datasets_scores_sweep_and_select_nothing(root):
+    """Both datasets are named."""
+    wrong = (
+        rf"{root}/scores/hardness holds scores of {root}/dataset .*, not of {root}/other .*pass the dataset that was"
+    )
+    refuse(wrong, sweep, out=f"{root}/new", dataset=f"{root}/other", scores=f"{root}/scores")
+    refuse(wrong, select, out=f"{root}/new", dataset=f"{root}/other", scores=f"{root}/scores")
+    assert not (root / "new").exists()
+
+
+def test_a_dataset_that_was_imported_anew_no_longer_fits_its_scores(root):
+    """Same path, other images: what was made from it says so, and nothing more is made from both."""
+    (root / "dataset").rename(root / "before")
+    make_image_dataset(root / "dataset", OTHER)
+
+    refuse("not of .*/dataset .*pass the dataset that was scored", select, out=f"{root}/new", scores=f"{root}/scores")
+    refuse("not from .*/dataset", train, out=f"{root}/new", dataset=f"{root}/dataset", coreset=f"{root}/coreset")
+    facts = inspect(path=f"{root}/scores", verify=True, count=0)
+    assert {line["role"]: line["state"] for line in facts["parents"]}["dataset"] == "changed"
+    assert any("which is changed since" in problem for entry in facts["verified"] for problem in entry["problems"])
+    assert not (root / "new").exists()
+
+
+def test_a_table_of_a_newer_release_is_refused_wherever_it_is_read(root):
+    """Score and hardness table, by the number of the format."""
+    newer = "has format_version 2, this release reads up to 1; upgrade easycore-ray"
+    edit_manifest(root / "scores" / "table", format_version=2)
+    refuse(newer, reduce, out=f"{root}/new", scores=f"{root}/scores")
+    refuse(newer, inspect, path=f"{root}/scores/table")
+    edit_manifest(root / "scores" / "hardness", format_version=2)
+    refuse(newer, select, out=f"{root}/new", scores=f"{root}/scores")
+    refuse(newer, sweep, out=f"{root}/new", dataset=f"{root}/dataset", scores=f"{root}/scores")
+    assert not (root / "new").exists()
+
+
+def test_a_run_that_goes_on_is_still_being_written(root):
+    """Claimed, with parts, but without its manifest: the run, its table and its hardness are all refused as such."""
+    claimed = manifest.claim(str(root / "young"), "scoring_run", "i" * 64)
+    assert isinstance(claimed, Claim)
+    ids, labels = np.arange(30), np.array(LABELS)
+    write_parts(root / "young" / "table", draw_rows(ids, labels, [0, 1]), ids % 2)
+
+    for opened in (open_table, open_hardness):
+        where = f"{root}/young/table" if opened is open_table else f"{root}/young"
+        with pytest.raises(EasyCoreError, match=r"is still being written; pass the folder of a finished"):
+            opened(where)
+    refuse("young/table is still being written", reduce, out=f"{root}/new", scores=f"{root}/young")
+    refuse("is still being written", select, out=f"{root}/new", scores=f"{root}/young")
+    refuse("is still being written", sweep, out=f"{root}/new", dataset=f"{root}/dataset", scores=f"{root}/young")
+    assert not (root / "new").exists()
+
+
+def test_a_run_does_not_go_on_with_another_score_pass(root):
+    """Exact and fused scores never come into one table: an interrupted run of one is no run of the other."""
+    config = ScoreConfig(out=f"{root}/young", dataset=f"{root}/dataset", score_pass="eval")
+    fingerprints = {"dataset": open_dataset(config.dataset).fingerprint}
+    key = manifest.identity("scoring_run", identity_fields(config), fingerprints)
+    manifest.claim(config.out, "scoring_run", key)
+
+    refuse("made with another configuration or input", score, **vars(config.replace(score_pass="fused")))
+    resumed = manifest.claim(config.out, "scoring_run", key)
+    assert isinstance(resumed, Claim)
+    assert resumed.resumed
+
+
+def test_every_table_says_how_its_scores_were_taken(root):
+    """So that whoever looks at two can tell; reduction hands it on."""
+    edit_manifest(root / "scores" / "table", config={"score_pass": "fused"}, fingerprint="e" * 64)
+    again = reduce(out=f"{root}/again", scores=f"{root}/scores")
+
+    assert open_hardness(f"{root}/scores").manifest["score_pass"] == "eval"
+    assert again.manifest["score_pass"] == "fused"
+    assert inspect(path=f"{root}/again")["scores"]["score_pass"] == "fused"
