@@ -82,6 +82,7 @@ ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
 AttackName = Annotated[str, _one_of_spec(ATTACKS)]
 ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
 Training = Literal["standard", "trades"]
+ScorePass = Literal["eval", "fused", "fused+eval"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
 
@@ -352,9 +353,10 @@ class ScoreConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Score only these samples (folder of a coreset); all training samples if left out."""
     epochs: int = 20
     """Training epochs of the scoring run."""
-    score_pass: Literal["eval", "fused"] = "eval"
+    score_pass: ScorePass = "eval"
     """eval: exact scores of the clean images in evaluation mode after the epoch. fused: the training step's own
-    input gradients (augmented view, training mode), nearly free."""
+    input gradients (augmented view, training mode), nearly free. fused+eval: fused, and one exact pass with the
+    final weights, which counts as one more epoch: agrees with another seed's exact scores as well as they do."""
     score_every: int = 1
     """Score every this many epochs, counted back from the last one."""
     stop_when_stable: float | None = None
@@ -636,7 +638,7 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Work on this many training samples only, a class-balanced random draw; all if left out."""
     score_epochs: int = 20
     """Training epochs of the scoring run."""
-    score_pass: Literal["eval", "fused"] = "eval"
+    score_pass: ScorePass = "eval"
     """How scores are taken: see score."""
     score_every: int = 1
     """Score every this many epochs."""

@@ -26,6 +26,7 @@ def digits(out: str = "runs/digits") -> PipelineConfig:
         augment="crop",
         crop_pad=1,
         score_epochs=15,
+        score_pass="fused+eval",
         method=("easycore", "easycore/class", "random", "hardest"),
         fraction=(0.3, 0.6),
         training=("standard", "trades"),
@@ -68,6 +69,7 @@ def cifar10_cpu(out: str = "runs/cifar10") -> PipelineConfig:
         batch_size=64,
         lr=0.1,
         score_epochs=5,
+        score_pass="fused+eval",
         method=("easycore", "easycore/class", "random", "hardest"),
         fraction=(0.5,),
         training=("standard", "trades"),
@@ -102,7 +104,8 @@ def cifar10(out: str = "runs/cifar10-full") -> PipelineConfig:
         lr=0.1,
         precision="bf16",
         score_epochs=200,
-        score_every=4,
+        # Measured in docs/schedules: for a seventh of the cost of exact passes, as good an agreement across seeds.
+        score_pass="fused+eval",
         method=(
             "easycore",
             "easycore/class",

@@ -64,9 +64,22 @@ class ScoreEachEpoch:
         carried: dict[str, Any],
     ) -> dict[str, float]:
         """See ``fitting.AfterEpoch``; the parts travel in ``carried``."""
-        if (self.epochs - epoch) % self.every and epoch > 0:
+        if epoch > 0 and (self.epochs - epoch) % self.every:
             return {}
-        columns = self._scores(feed, model, epoch, result)
+        if epoch == 0 or self.score_pass == "eval":
+            return self._record(context, score_epoch(model, feed.ordered()), epoch, carried)
+        assert result is not None
+        assert result.scores is not None
+        metrics = self._record(context, result.scores, epoch, carried)
+        if self.score_pass == "fused+eval" and (epoch == self.epochs or carried.get("stopped")):
+            # The weights after the last epoch are those with which one more would begin.
+            metrics |= self._record(context, score_epoch(model, feed.ordered()), epoch + 1, carried)
+        return metrics
+
+    def _record(
+        self, context: Context, columns: dict[str, np.ndarray], epoch: int, carried: dict[str, Any]
+    ) -> dict[str, float]:
+        """Write this worker's rows, check the parts of all, and follow how AIGN settles."""
         part = write_part(
             self.table,
             {name: columns[name] for name in _FIELDS},
@@ -82,20 +95,11 @@ class ScoreEachEpoch:
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
         metrics = {"mean_grad_norm": sum(total for _, total, _ in described) / self.num_samples}
-        if epoch == 0:
-            return metrics
-        change = _follow_sample([sample for _, _, sample in described], carried)
-        if self.stop_when_stable is not None and change.get("easiest_overlap", 0.0) >= self.stop_when_stable:
+        if epoch > 0:
+            metrics |= _follow_sample([sample for _, _, sample in described], carried)
+        if self.stop_when_stable is not None and metrics.get("easiest_overlap", 0.0) >= self.stop_when_stable:
             carried["stopped"] = True
-        return metrics | change
-
-    def _scores(self, feed: Feed, model: nn.Module, epoch: int, result: EpochResult | None) -> dict[str, np.ndarray]:
-        """This worker's scores: of the training steps (fused), or of the weights as they are now."""
-        if epoch > 0 and self.score_pass == "fused":
-            assert result is not None
-            assert result.scores is not None
-            return result.scores
-        return score_epoch(model, feed.ordered())
+        return metrics
 
 
 def _follow_sample(shares: list[tuple[np.ndarray, np.ndarray]], carried: dict[str, Any]) -> dict[str, float]:
@@ -176,7 +180,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         cache_gib=config.cache_gib,
         threads=config.threads_per_worker or 1,
         warmup_fraction=config.warmup_fraction,
-        record_scores=config.score_pass == "fused",
+        record_scores=config.score_pass != "eval",
     )
 
 
@@ -258,7 +262,8 @@ def _freeze(
 
 
 def _say_plan(config: ScoreConfig, fit: Fit, out: str) -> None:
-    scored = len(range(config.epochs, 0, -config.score_every)) + 1
+    # The initial weights, every so many epochs, and perhaps the final weights.
+    scored = 1 + len(range(config.epochs, 0, -config.score_every)) + (config.score_pass == "fused+eval")
     size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
     say(
         f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "

@@ -130,24 +130,21 @@ class Schedule:
 
 def schedules(epochs: int) -> list[Schedule]:
     """Every schedule that a long run holds."""
-    last, middle = epochs - 1, epochs // 2 - 1
     exact = {f"every {every}": [at - 1 for at in range(epochs, 0, -every)] for every in (2, 4)}
-    exact |= {"last epoch only": [last]}
+    exact |= {"last epoch only": [epochs - 1]}
     exact |= {f"first {count}": list(range(count)) for count in (1, 2, epochs // 2)}
-    helped = {"last": [last], "middle and last": [middle, last]}
     return [
         Schedule("exact, every epoch", lambda run: run.exact.mean(0), epochs),
         *(Schedule(f"exact, {name}", lambda run, at=at: run.exact[at].mean(0), len(at)) for name, at in exact.items()),
         Schedule("fused, every epoch", lambda run: run.fused.mean(0), 0),
-        Schedule("fused, last half", lambda run: run.fused[middle + 1 :].mean(0), 0),
-        *(Schedule(f"fused, with exact {name}", lambda run, at=at: _mean_rank(run.fused.mean(0), run.exact[at].mean(0)),
-                   len(at)) for name, at in helped.items()),
-    ]  # fmt: skip
+        Schedule("fused, last half", lambda run: run.fused[epochs // 2 :].mean(0), 0),
+        Schedule("fused, and exact at the end", fused_and_exact, 1),
+    ]
 
 
-def _mean_rank(*scores: np.ndarray) -> np.ndarray:
-    """Scores of different scales combined: the mean of their ranks."""
-    return sum(np.argsort(np.argsort(score, kind="stable"), kind="stable") for score in scores) / len(scores)
+def fused_and_exact(run: Run) -> np.ndarray:
+    """``--score-pass fused+eval``: the exact pass of the final weights counts as one more epoch."""
+    return np.concatenate([run.fused, run.exact[-1:]]).mean(0)
 
 
 def compare(folder: Path) -> list[dict[str, Any]]:
@@ -160,23 +157,28 @@ def compare(folder: Path) -> list[dict[str, Any]]:
         cost = statistics.mean(run.cost(schedule.passes) for run in long)
         own = statistics.mean(_overlap(schedule.aign(run), run.exact.mean(0)) for run in long)
         rows.append(_row(schedule.name, cost / plain, pairs) | {"own_run": own})
-    for kind in ("exact", "fused"):
+    ways = {
+        "exact": (lambda run: run.exact.mean(0), len(long[0].exact)),
+        "fused": (lambda run: run.fused.mean(0), 0),
+        "fused, and exact at the end": (fused_and_exact, 1),
+    }
+    for name, (aign, passes) in ways.items():
         groups = [(pair, [run for run in long if all(run is not one for one in pair)])
                   for pair in itertools.combinations(long, 2)]  # fmt: skip
-        rows.append(_several(f"{kind}, mean of 2 seeds", kind, groups, plain))
-    for kind, count in itertools.product(("exact", "fused"), (1, 2, 4)):
-        name = f"{kind}, half the epochs" + (f", mean of {count} seeds" if count > 1 else "")
+        rows.append(_several(Schedule(f"{name}, mean of 2 seeds", aign, passes), groups, plain))
+    for (name, (aign, passes)), count in itertools.product(ways.items(), (1, 2, 4)):
+        name = f"half the epochs: {name}" + (f", mean of {count} seeds" if count > 1 else "")
         groups = [(group, long) for group in itertools.combinations(short, count)]
-        rows.append(_several(name, kind, groups, plain))
+        rows.append(_several(Schedule(name, aign, passes if passes < 2 else len(short[0].exact)), groups, plain))
     return rows
 
 
-def _several(name: str, kind: str, groups: list[tuple[tuple[Run, ...], list[Run]]], plain: float) -> dict[str, Any]:
+def _several(schedule: Schedule, groups: list[tuple[tuple[Run, ...], list[Run]]], plain: float) -> dict[str, Any]:
     """The mean over the runs of a group against the exact AIGN of the runs it does not hold."""
-    means = [(sum(getattr(run, kind).mean(0) for run in group) / len(group), others) for group, others in groups]
+    means = [(sum(schedule.aign(run) for run in group) / len(group), others) for group, others in groups]
     pairs = [(mean, other.exact.mean(0)) for mean, others in means for other in others]
-    cost = statistics.mean(sum(run.cost(len(run.exact) * (kind == "exact")) for run in group) for group, _ in groups)
-    return _row(name, cost / plain, pairs)
+    cost = statistics.mean(sum(run.cost(schedule.passes) for run in group) for group, _ in groups)
+    return _row(schedule.name, cost / plain, pairs)
 
 
 def _row(name: str, cost: float, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
