@@ -29,6 +29,7 @@ __all__ = [
     "list_files",
     "locate",
     "make_dir",
+    "open_input",
     "read_bytes",
     "read_json",
     "size",
@@ -141,6 +142,22 @@ def delete_tree(path: str) -> None:
     filesystem, inner = locate(path)
     if exists(path):
         filesystem.delete_dir(inner)
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """A file to read in part: seekable, used as a context manager, fit for ``pq.ParquetFile``.
+
+    Local files are mapped into memory; of remote ones only the ranges that are asked for are fetched, so
+    pass ``pre_buffer=paths.is_remote(path)`` to Parquet readers, which joins small ranges to few requests.
+
+    Raises:
+        EasyCoreError: if it is missing or unreadable.
+    """
+    filesystem, inner = locate(path)
+    try:
+        return filesystem.open_input_file(inner) if is_remote(path) else pa.memory_map(inner)
+    except OSError as error:
+        raise EasyCoreError(f"{path} cannot be read: {error}") from error
 
 
 def read_bytes(path: str) -> bytes:
