@@ -24,7 +24,7 @@ _FIRST_ATTEMPTS, _ATTEMPTS = 2, 10
 # Seconds for a connection to come about, and without a single byte on it, before an attempt is given up. The
 # SDK's own 1 and 3 s are too short for a store on a busy machine, which hashes large uploads before it answers.
 _CONNECT_SECONDS, _SILENT_SECONDS = 3.0, 10.0
-_FIRST_SILENT_SECONDS = 4.0
+_FIRST_SILENT_SECONDS = 3.0
 
 
 class _S3(pafs.S3FileSystem):
