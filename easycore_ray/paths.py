@@ -85,7 +85,7 @@ def absolute(path: str) -> str:
         return os.path.normpath(local)
     root = os.environ.get("EASYCORE_ROOT")
     if root:
-        return join(root, path) if is_remote(root) else os.path.normpath(Path(root).absolute() / local)
+        return absolute(join(root, path)) if is_remote(root) else os.path.normpath(Path(root).absolute() / local)
     if in_submitted_job():
         raise EasyCoreError(
             f"{path} is relative, and a submitted job runs in a copy that is thrown away; "

@@ -11,6 +11,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from easycore_ray.errors import EasyCoreError
@@ -18,13 +19,18 @@ from easycore_ray.errors import EasyCoreError
 SCHEMES = ("s3://", "gs://")
 
 # Attempts of a request, with pauses of random length up to 1, 2, 4, 8, 16, then 20 s between them: where
-# connections are refused, two give up after a second or so, ten after about a minute (half of all runs of bad
-# luck with the pauses), which outlasts the restart of a server and a store that says "slow down".
+# connections are refused, two give up within a second, ten after about a minute, which outlasts the restart of
+# a server and a store that says "slow down".
 _FIRST_ATTEMPTS, _ATTEMPTS = 2, 10
 # Seconds for a connection to come about, and without a single byte on it, before an attempt is given up. The
 # SDK's own 1 and 3 s are too short for a store on a busy machine, which hashes large uploads before it answers.
 _CONNECT_SECONDS, _SILENT_SECONDS = 3.0, 10.0
 _FIRST_SILENT_SECONDS = 3.0
+# Google's client counts seconds of retrying in all, a quarter of an hour if nothing is said.
+_FIRST_RETRY_SECONDS, _RETRY_SECONDS = 5, 60
+# Small files go up in one request instead of three; mistakes are then seen on closing, which is as good. Older
+# releases do not know the option.
+_LATER_OPTIONS = {"allow_delayed_open": True} if int(pa.__version__.partition(".")[0]) >= 21 else {}
 
 
 class _S3(pafs.S3FileSystem):
@@ -41,7 +47,7 @@ def open_store(scheme: str, bucket: str) -> pafs.FileSystem:
         EasyCoreError: for another scheme than s3 and gs, or an endpoint that is no address.
         OSError: the region of the bucket cannot be found out.
     """
-    return _open(scheme, bucket, _ATTEMPTS, _SILENT_SECONDS)
+    return _open(scheme, bucket, first=False)
 
 
 def reach(scheme: str, bucket: str) -> None:
@@ -56,20 +62,20 @@ def reach(scheme: str, bucket: str) -> None:
 
 @functools.cache
 def _reach(scheme: str, bucket: str, *_environment: Any) -> None:
-    filesystem = _open(scheme, bucket, _FIRST_ATTEMPTS, _FIRST_SILENT_SECONDS)
-    if filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
-        raise FileNotFoundError("NO_SUCH_BUCKET")
+    if _open(scheme, bucket, first=True).get_file_info(bucket).type == pafs.FileType.NotFound:
+        raise FileNotFoundError("AWS Error NO_SUCH_BUCKET")
 
 
-def _open(scheme: str, bucket: str, attempts: int, silent_seconds: float) -> pafs.FileSystem:
+def _open(scheme: str, bucket: str, *, first: bool) -> pafs.FileSystem:
     if scheme == "gs":
-        return _open_gs(bucket)
+        return _open_gs(bucket, _FIRST_RETRY_SECONDS if first else _RETRY_SECONDS)
     if scheme != "s3":
         raise EasyCoreError(f"{scheme}://{bucket} cannot be opened; allowed are local paths, s3:// and gs://")
     endpoint = _endpoint()
     # Stores with an endpoint of their own take any region; on AWS the bucket knows where it lies.
     region = (_region() or "us-east-1") if endpoint else _region_of(bucket)
-    return _open_s3(endpoint, region, attempts, silent_seconds)
+    patience = (_FIRST_ATTEMPTS, _FIRST_SILENT_SECONDS) if first else (_ATTEMPTS, _SILENT_SECONDS)
+    return _open_s3(endpoint, region, *patience)
 
 
 # Opening takes tens of milliseconds, and each client has connections and threads of its own.
@@ -83,16 +89,15 @@ def _open_s3(endpoint: str | None, region: str, attempts: int, silent_seconds: f
         connect_timeout=_CONNECT_SECONDS,
         request_timeout=silent_seconds,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-        # Small files go up in one request instead of three; mistakes are then seen on closing, which is as good.
-        allow_delayed_open=True,
+        **_LATER_OPTIONS,
     )
     opened.arguments = (endpoint, region, attempts, silent_seconds)
     return opened
 
 
 @functools.cache
-def _open_gs(bucket: str) -> pafs.FileSystem:
-    return pafs.FileSystem.from_uri(f"gs://{bucket}")[0]
+def _open_gs(bucket: str, retry_seconds: int) -> pafs.FileSystem:
+    return pafs.FileSystem.from_uri(f"gs://{bucket}?retry_limit_seconds={retry_seconds}")[0]
 
 
 @functools.cache
@@ -121,13 +126,15 @@ def _endpoint() -> str | None:
         if endpoint:
             parts = urlsplit(endpoint)
             if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-                raise EasyCoreError(f"{name} is {endpoint!r}; allowed is an address such as http://minio:9000")
+                seen = "an address with credentials" if "@" in endpoint else repr(endpoint)
+                raise EasyCoreError(f"{name} is {seen}; allowed is an address such as http://minio:9000")
             return endpoint
     return None
 
 
-_REFUSED = ("ACCESS_DENIED", "HTTP status 403", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "TOKEN", "HTTP status 401")
-_AWAY = ("NETWORK_CONNECTION", "curlCode", "HTTP status 50", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE")
+_REFUSED = ("ACCESS_DENIED", "403", "401", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN")
+_AWAY = ("NETWORK_CONNECTION", "HTTP status 50", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "THROTTLING")
+_MOST_CHARACTERS = 300
 
 
 def reason(path: str, error: OSError) -> str:
@@ -135,24 +142,18 @@ def reason(path: str, error: OSError) -> str:
     text = str(error)
     bucket = path.partition("://")[2].partition("/")[0]
     name = _endpoint() or path.partition("://")[0]
-    if "NO_SUCH_BUCKET" in text or f"Bucket '{bucket}' not found" in text:
+    # "… AWS Error CODE (HTTP status 403) during HeadObject operation: …", where … may hold any key.
+    code = text.partition("AWS Error ")[2].partition(" during ")[0]
+    if "NO_SUCH_BUCKET" in code or text.startswith(f"Bucket '{bucket}' not found"):
         return f"{name} has no bucket {bucket}; create it or pass another"
-    if any(word in text for word in _REFUSED):
+    if any(word in code for word in _REFUSED):
         return (
             f"{name} refuses access to bucket {bucket}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the "
             "node's role, and that they may list, read, write and delete there"
         )
-    if any(word in text for word in _AWAY):
-        return f"{name} does not answer ({_brief(text)}); check AWS_ENDPOINT_URL and the network"
+    if any(word in code for word in _AWAY):
+        why = text.partition("Details: ")[2].partition(" (Request ID")[0].strip().rstrip(".") or code
+        return f"{name} does not answer ({why}); check AWS_ENDPOINT_URL and the network"
     if "Path does not exist" in text:
         return "it does not exist"
-    return text
-
-
-def _brief(text: str) -> str:
-    """The part of a network error that says why."""
-    for start in ("Details: ", "AWS Error "):
-        if start in text:
-            text = text.partition(start)[2]
-            break
-    return text.partition(" (Request ID")[0].strip().rstrip(".")
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"

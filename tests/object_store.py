@@ -44,9 +44,10 @@ class Store:
         keys = dict(zip(("aws_access_key_id", "aws_secret_access_key"), CREDENTIALS.values(), strict=True))
         self.client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **keys)
 
-    def keys(self, bucket):
-        """Names of all objects."""
-        return [entry["Key"] for entry in self.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+    def keys(self, bucket, prefix=""):
+        """Names of all objects that start with a prefix."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def uploads(self, bucket):
         """Names of objects whose upload in parts was begun and neither completed nor aborted."""

@@ -42,7 +42,7 @@ QUICK_SECONDS = 20
 
 @pytest.fixture(scope="module")
 def store():
-    with running_store(BUCKET, "pictures") as running:
+    with running_store(BUCKET, "pictures", "classes.json") as running:
         yield running
 
 
@@ -231,7 +231,7 @@ def test_images_are_read_from_a_store_as_from_a_disk(root, tmp_path, layout, req
 
 
 def test_a_whole_bucket_can_be_the_source(root):
-    """Its parent, where class names may lie, is not asked for: there is none."""
+    """It has no parent in which class names may lie: a bucket that is called like their file is another's."""
     for number in range(2):
         paths.write_bytes(f"s3://pictures/class{number}/0.png", png(number))
 
@@ -387,6 +387,7 @@ def test_an_endpoint_that_is_no_address_is_refused(root, endpoint, monkeypatch, 
     said, _ = refused(root, capsys)
 
     assert "allowed is an address such as http://minio:9000" in said
+    assert "secret" not in said
 
 
 def test_credentials_in_a_path_are_refused_unrepeated(root, capsys):
