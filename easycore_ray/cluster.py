@@ -21,7 +21,8 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 
-# CPUs Ray Data keeps beside the training workers; with none, reading the dataset hangs silently.
+# CPUs left to reading where nothing else is said. Reading reserves none of its own (see ``dataset.ray_dataset``), so
+# workers may also be given every CPU.
 _DATA_CPUS = 1.0
 
 
@@ -32,7 +33,6 @@ class Demand:
     num_workers: int
     cpus_per_worker: float
     gpus_per_worker: float = 0.0
-    data_cpus: float = 0.0
 
 
 def connect() -> None:
@@ -134,13 +134,6 @@ def preflight(demand: Demand) -> None:
         raise EasyCoreError(
             f"a worker wants {worker['CPU']:g} CPUs and {worker['GPU']:g} GPUs on one node, and no node the cluster "
             f"{limit} is that large; lower --cpus-per-worker or --gpus-per-worker"
-        )
-    left = ever.get("CPU", 0.0) - demand.num_workers * demand.cpus_per_worker
-    if left < demand.data_cpus:
-        raise EasyCoreError(
-            f"{demand.num_workers} workers × {demand.cpus_per_worker:g} CPUs leave {left:g} of "
-            f"{ever.get('CPU', 0.0):g} CPUs for Ray Data, which needs {demand.data_cpus:g} and would hang; "
-            "lower --num-workers or --cpus-per-worker"
         )
 
 

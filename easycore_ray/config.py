@@ -34,6 +34,36 @@ Eps = Annotated[
 ]
 
 
+def parse_workers(text: str) -> int | tuple[int, int]:
+    """``4`` as 4, ``2:8`` as (2, 8).
+
+    Raises:
+        ValueError: anything else.
+    """
+    low, colon, high = text.partition(":")
+    try:
+        return (int(low), int(high)) if colon else int(low)
+    except ValueError:
+        raise ValueError(f"must be N or MIN:MAX, e.g. 4 or 2:8, got {text!r}") from None
+
+
+def format_workers(value: int | tuple[int, int]) -> str:
+    """4 as ``4``, (2, 8) as ``2:8``."""
+    return f"{value[0]}:{value[1]}" if isinstance(value, tuple) else str(value)
+
+
+Workers = Annotated[
+    int | tuple[int, int],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N|MIN:MAX",
+        instance_from_str=lambda args: parse_workers(args[0]),
+        is_instance=lambda value: isinstance(value, int | tuple),
+        str_from_instance=lambda value: [format_workers(value)],
+    ),
+]
+
+
 def _one_of_spec(names: Iterable[str], metavar: str | None = None) -> PrimitiveConstructorSpec[str]:
     """A string option whose help lists a registry, so that a new entry needs no further edit."""
     return PrimitiveConstructorSpec(
@@ -144,9 +174,10 @@ class JobConfig:
 class ComputeConfig(JobConfig):
     """Where distributed work runs. Changes no result of given weights."""
 
-    num_workers: int = 2
-    """Processes that work at the same time. A training run records it: per-worker batch norm makes another
-    number of workers another run; an evaluation has the same outcome with any."""
+    num_workers: Workers = 2
+    """Processes that work at the same time; MIN:MAX lets a training run go on with what the cluster has, from one
+    epoch to the next. A training run records it: per-worker batch norm makes another number of workers another run;
+    an evaluation has the same outcome with any."""
     cpus_per_worker: float | None = None
     """CPUs reserved for each worker; by default an equal share that leaves room for Ray Data."""
     gpus_per_worker: float = 0.0
@@ -161,8 +192,7 @@ class ComputeConfig(JobConfig):
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""
-        found = super().problems()
-        found += _at_least("num_workers", self.num_workers, 1)
+        found = super().problems() + _workers_problems(self.num_workers)
         found += _at_least("gpus_per_worker", self.gpus_per_worker, 0)
         found += _at_least("max_failures", self.max_failures, 0)
         found += _at_least("cache_gib", self.cache_gib, 0)
@@ -171,6 +201,16 @@ class ComputeConfig(JobConfig):
         if self.threads_per_worker is not None:
             found += _at_least("threads_per_worker", self.threads_per_worker, 1)
         return found
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest processes a run goes on with."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """Most processes a run uses."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,10 +362,18 @@ class ScoreConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     input gradients (augmented view, training mode), nearly free."""
     score_every: int = 1
     """Score every this many epochs, counted back from the last one."""
+    stop_when_stable: float | None = None
+    """End the run once the easiest half by AIGN changes less than this from one scored epoch to the next: the share
+    that stays, e.g. 0.98, in (0, 1]. Never, if left out."""
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""
         found = super().problems() + self.recipe_problems()
+        if self.stop_when_stable is not None and not 0 < self.stop_when_stable <= 1:
+            found.append(
+                f"stop_when_stable must be in (0, 1], got {self.stop_when_stable:g}; it is the share of the easiest "
+                "half that stays from one scored epoch to the next"
+            )
         return found + _at_least("epochs", self.epochs, 1) + _at_least("score_every", self.score_every, 1)
 
 
@@ -402,6 +450,8 @@ class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeCo
         found = super().problems() + self.recipe_problems() + self.objective_problems()
         if self.steps is not None:
             found += _at_least("steps", self.steps, 1)
+            if isinstance(self.num_workers, tuple):
+                found.append("steps needs one number of workers, got MIN:MAX; pass --epochs, or --num-workers N")
         return found + _at_least("epochs", self.epochs, 1)
 
 
@@ -476,14 +526,16 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     """Perturbations of the evaluation; one result row for each."""
     num_test_samples: int | None = None
     """Attack only this many test images, the same for every run; all if left out."""
-    num_workers: int = 1
-    """Training processes per trial; with 1 the trial trains in its own process, which saves seconds each."""
+    num_workers: Workers = 1
+    """Training processes per trial, one number; 1 trains in the trial's own process, which saves seconds each."""
     max_concurrent_trials: int | None = None
     """Trials at the same time; by default as many as the cluster can run."""
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""
         found = super().problems() + self.recipe_problems() + _eps_problem("eps", self.eps, self.norm)
+        if isinstance(self.num_workers, tuple):
+            found.append(f"num_workers must be one number in a sweep, got {format_workers(self.num_workers)}")
         for arm in self.method:
             found += arm_problems(arm)
         for value in self.fraction:
@@ -540,6 +592,8 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """How scores are taken: see score."""
     score_every: int = 1
     """Score every this many epochs."""
+    stop_when_stable: float | None = None
+    """End the scoring run once the easiest half is this stable: see score."""
     method: tuple[ArmName, ...] = ("easycore", "easycore/class", "random", "hardest")
     """Arms of the sweep: METHOD, METHOD:SCORE, either with /class for class-balanced selection."""
     fraction: tuple[float, ...] = (0.3, 0.5)
@@ -664,6 +718,14 @@ def _easycore_problem(method: str, score: str) -> list[str]:
     if method != "easycore" or score == "aign":
         return []
     return [f"method easycore goes by aign, got score {score!r}; write easiest for another score"]
+
+
+def _workers_problems(value: int | tuple[int, int]) -> list[str]:
+    if not isinstance(value, tuple):
+        return _at_least("num_workers", value, 1)
+    if len(value) == 2 and 1 <= value[0] <= value[1]:
+        return []
+    return [f"num_workers must be N >= 1 or MIN:MAX with 1 <= MIN <= MAX, got {':'.join(map(str, value))}"]
 
 
 def _at_least(name: str, value: float, least: float) -> list[str]:

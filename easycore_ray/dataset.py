@@ -250,7 +250,10 @@ def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | 
         return ray.data.from_arrow(dataset.shard_schema.empty_table())
     data = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     data.context.execution_options.preserve_order = True
-    return data.map_batches(shards.read_tasks, batch_size=None, batch_format="pyarrow")
+    # Reading reserves no CPU: training workers may hold them all, and a task that waits for one would wait for ever.
+    # As many at a time as there are CPUs, since nothing else would bound them.
+    at_once = ray.data.TaskPoolStrategy(size=max(2, int(ray.cluster_resources().get("CPU", 2))))
+    return data.map_batches(shards.read_tasks, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=at_once)
 
 
 def _read_tasks(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> list[dict[str, Any]]:

@@ -247,7 +247,7 @@ def _attack_on_ray(
     running: list[Any] = []
     progress = Progress("evaluate", len(sample_ids), "images")
     while running or len(refs) < len(chunks):
-        while len(running) < config.num_workers and len(refs) < len(chunks):
+        while len(running) < config.max_workers and len(refs) < len(chunks):
             chunk = chunks[len(refs)]
             refs.append(task.remote(shared, dataset.path, config.split, chunk, threats, device, threads))
             running.append(refs[-1])

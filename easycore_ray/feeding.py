@@ -184,7 +184,7 @@ class ExactDataConfig(ray.train.DataConfig):
         """Complete each dataset to a multiple of the world size, then split it equally."""
         padding = _padding(self._num_rows, world_size)
         if padding:
-            pad = ray.data.from_arrow(padding_rows(self._schema, padding))
+            pad = ray.data.from_blocks([padding_rows(self._schema, padding)])
             datasets = {name: dataset.union(pad) for name, dataset in datasets.items()}
         return super().configure(datasets, world_size, *args, **kwargs)
 

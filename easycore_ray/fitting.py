@@ -47,7 +47,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of every epoch so far."""
     carried: dict[str, Any] = field(default_factory=dict)
-    """JSON content of the caller, e.g. the cumulative list of score parts."""
+    """The caller's: JSON content, e.g. the cumulative list of score parts, and tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,24 @@ class Fit:
     batch_size: int
     cache_gib: float
     threads: int
+    warmup_fraction: float = 0.0
+    fixed_steps: bool = False
+    """The budget is ``plan.total_steps``; otherwise it is ``epochs``, and the plan is that of the largest number of
+    workers the run may have."""
     record_scores: bool = False
     """Take fused scores in each training step."""
+
+    def schedule(self, world_size: int, state: State) -> tuple[Plan, int]:
+        """The plan for this many workers, and the step in it from which the state goes on.
+
+        Progress carries over in epochs: another number of workers takes another number of steps for the same.
+        """
+        if self.fixed_steps:
+            return self.plan, state.step
+        steps = batches_per_epoch(self.num_rows, world_size, self.batch_size)
+        total = self.epochs * steps
+        plan = replace(self.plan, total_steps=total, warmup_steps=round(self.warmup_fraction * total))
+        return plan, state.epoch * steps
 
 
 class Context(Protocol):
@@ -240,6 +256,8 @@ def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch |
     validation = _validation_rows(fit, context)
     rows_per_epoch = math.ceil(fit.num_rows / context.world_size)
     for epoch in range(state.epoch + 1, fit.epochs + 1):
+        if state.carried.get("stopped"):
+            break
         state = _one_epoch(fit, context, feed, model, optimizer, state, epoch, after_epoch, validation, rows_per_epoch)
         context.commit(state)
     return state
@@ -264,17 +282,18 @@ def _one_epoch(
     def on_batch(rows: int) -> None:
         nonlocal done
         done += rows
-        context.post(done * context.world_size, f"epoch {epoch} of {fit.epochs}")
+        context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
 
+    plan, step = fit.schedule(context.world_size, state)
     result = _together(
         context,
         lambda: train_epoch(
             model,
             optimizer,
             feed.shuffled(epoch),
-            fit.plan,
+            plan,
             epoch=epoch,
-            step=state.step,
+            step=step,
             rank=context.rank,
             combine=context.combine if context.world_size > 1 else None,
             record_scores=fit.record_scores,
@@ -284,7 +303,11 @@ def _one_epoch(
     trained = time.monotonic()
     # Weights are equal already; running statistics of batch norm are each worker's own until here.
     context.same_weights(model)
-    metrics: dict[str, float] = {"epoch": epoch, "train_seconds": trained - started}
+    metrics: dict[str, float] = {
+        "epoch": epoch,
+        "num_workers": context.world_size,
+        "train_seconds": trained - started,
+    }
     if after_epoch is not None:
         metrics |= _together(context, lambda: after_epoch(context, feed, model, epoch, result, state.carried))
         metrics["score_seconds"] = time.monotonic() - trained
@@ -362,7 +385,10 @@ def save_state(folder: str, state: State) -> None:
     """Write a state as safetensors and JSON: nothing that is loaded again can run code."""
     save_file(state.model, Path(folder) / "model.safetensors")
     save_file(state.optimizer, Path(folder) / "optimizer.safetensors")
-    content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": state.carried}
+    tensors = {name: value for name, value in state.carried.items() if isinstance(value, Tensor)}
+    save_file(tensors, Path(folder) / "carried.safetensors")
+    carried = {name: value for name, value in state.carried.items() if name not in tensors}
+    content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": carried}
     (Path(folder) / "state.json").write_text(json.dumps(content))
 
 
@@ -375,7 +401,7 @@ def load_state(folder: str) -> State:
         load_file(Path(folder) / "model.safetensors"),
         load_file(Path(folder) / "optimizer.safetensors"),
         content["history"],
-        content["carried"],
+        content["carried"] | load_file(Path(folder) / "carried.safetensors"),
     )
 
 
@@ -498,39 +524,59 @@ def fit_on_ray(
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
     with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as board, _quiet():
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"fit": fit, "after_epoch": after_epoch, "board": board},
-            torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=config.gpus_per_worker > 0,
-                resources_per_worker=resources,
-            ),
-            datasets={"train": rows},
-            dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=root,
-                storage_filesystem=filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise EasyCoreError(
-                f"{label}: workers failed {config.max_failures + 1} times, the last time with {_cause(error)}; "
-                "run the same command again to go on from the last epoch"
-            ) from error
+
+        def trainer() -> TorchTrainer:
+            return TorchTrainer(
+                _worker,
+                train_loop_config={"fit": fit, "after_epoch": after_epoch, "board": board},
+                torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=config.num_workers,  # (MIN, MAX) makes Ray Train go on with what there is
+                    use_gpu=config.gpus_per_worker > 0,
+                    resources_per_worker=resources,
+                ),
+                datasets={"train": rows},
+                dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
+                run_config=ray.train.RunConfig(
+                    name=name,
+                    storage_path=root,
+                    storage_filesystem=filesystem,
+                    # A drained node (spot instances) is no failure of the run.
+                    failure_config=ray.train.FailureConfig(
+                        max_failures=config.max_failures, max_preemption_failures=-1
+                    ),
+                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                    logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                ),
+            )
+
+        result = _fit_to_the_end(trainer, config.max_failures, label)
     answer = result.return_value or {}
     if answer.get("problem"):
         raise EasyCoreError(answer["problem"])
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return load_state(folder)
+
+
+def _fit_to_the_end(trainer: Callable[[], Any], max_failures: int, label: str) -> Any:
+    """The result of a run; begins anew, from its last commit, where Ray Train's controller itself was lost.
+
+    Ray Train replaces lost workers, but nobody replaces its controller.
+    """
+    import ray.train
+
+    for lost in range(max_failures + 1):
+        try:
+            return trainer().fit()
+        except ray.train.TrainingFailedError as error:
+            problem = f"workers failed {max_failures + 1} times, the last time with {_cause(error)}"
+            cause: Exception = error
+            break
+        except ray.exceptions.RayActorError as error:
+            problem = f"the training controller was lost {lost + 1} times"
+            cause = error
+    raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last epoch") from cause
 
 
 def settle(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
@@ -540,21 +586,20 @@ def settle(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
     """
     with giving_back(made):
-        check_share(fit.num_rows, config.num_workers)
+        check_share(fit.num_rows, config.max_workers)
         cluster.connect()
         demand = demand_of(config)
         cluster.preflight(demand)
-    threads = cluster.threads_per_worker(config.num_workers, config.threads_per_worker, demand.cpus_per_worker)
+    threads = cluster.threads_per_worker(config.max_workers, config.threads_per_worker, demand.cpus_per_worker)
     return replace(fit, threads=threads)
 
 
 def demand_of(config: ComputeConfig) -> cluster.Demand:
-    """What a distributed run reserves, Ray Data's share included."""
+    """What a distributed run must at least be given."""
     return cluster.Demand(
-        num_workers=config.num_workers,
-        cpus_per_worker=cluster.cpus_per_worker(config.num_workers, config.cpus_per_worker, config.gpus_per_worker),
+        num_workers=config.min_workers,
+        cpus_per_worker=cluster.cpus_per_worker(config.max_workers, config.cpus_per_worker, config.gpus_per_worker),
         gpus_per_worker=config.gpus_per_worker,
-        data_cpus=1.0,
     )
 
 

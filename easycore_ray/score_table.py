@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray import paths
+from easycore_ray.core.hashing import mix64
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, content_hash, open_artifact
 
@@ -84,14 +85,9 @@ def id_checksum(sample_ids: np.ndarray) -> int:
     """Order-free checksum of a set of ids: the sum of their splitmix64 hashes, modulo 2**64.
 
     Equal for any division of the same ids into parts (their checksums add up), different, but for a
-    chance of 2**-64, when an id is missing, doubled or foreign. The mixing function is splitmix64
-    (Steele, Lea and Flood 2014).
+    chance of 2**-64, when an id is missing, doubled or foreign.
     """
-    mixed = sample_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return int(np.sum(mixed, dtype=np.uint64))
+    return int(np.sum(mix64(sample_ids), dtype=np.uint64))
 
 
 def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, rank: int, attempt: str) -> Part:

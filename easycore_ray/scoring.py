@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import nn
 
 from easycore_ray import paths
-from easycore_ray.config import ReduceConfig, ScoreConfig, identity_fields, to_dict, verb
+from easycore_ray.config import ReduceConfig, ScoreConfig, format_workers, identity_fields, to_dict, verb
 from easycore_ray.core.loop import EpochResult, score_epoch
+from easycore_ray.core.stability import in_sample, stability
 from easycore_ray.coreset import open_coreset, read_sample_ids
 from easycore_ray.dataset import Dataset, open_dataset
 from easycore_ray.feeding import Feed, batches_per_epoch
@@ -50,6 +52,7 @@ class ScoreEachEpoch:
     score_pass: str
     num_samples: int
     checksum: int
+    stop_when_stable: float | None = None
 
     def __call__(
         self,
@@ -63,12 +66,7 @@ class ScoreEachEpoch:
         """See ``fitting.AfterEpoch``; the parts travel in ``carried``."""
         if (self.epochs - epoch) % self.every and epoch > 0:
             return {}
-        if epoch > 0 and self.score_pass == "fused":
-            assert result is not None
-            columns = result.scores
-            assert columns is not None
-        else:
-            columns = score_epoch(model, feed.ordered())
+        columns = self._scores(feed, model, epoch, result)
         part = write_part(
             self.table,
             {name: columns[name] for name in _FIELDS},
@@ -76,11 +74,45 @@ class ScoreEachEpoch:
             rank=context.rank,
             attempt=context.attempt,
         )
-        described = context.gather((part.to_dict(), float(np.sum(columns["grad_norm"], dtype=np.float64))))
-        parts = [Part.from_dict(entry) for entry, _ in described]
+        chosen = in_sample(columns["sample_id"], self.num_samples)
+        sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
+        total = float(np.sum(columns["grad_norm"], dtype=np.float64))
+        described = context.gather((part.to_dict(), total, sample))
+        parts = [Part.from_dict(entry) for entry, _, _ in described]
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
-        carried.setdefault("parts", []).extend(entry for entry, _ in described)
-        return {"mean_grad_norm": sum(total for _, total in described) / self.num_samples}
+        carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
+        metrics = {"mean_grad_norm": sum(total for _, total, _ in described) / self.num_samples}
+        if epoch == 0:
+            return metrics
+        change = _follow_sample([sample for _, _, sample in described], carried)
+        if self.stop_when_stable is not None and change.get("easiest_overlap", 0.0) >= self.stop_when_stable:
+            carried["stopped"] = True
+        return metrics | change
+
+    def _scores(self, feed: Feed, model: nn.Module, epoch: int, result: EpochResult | None) -> dict[str, np.ndarray]:
+        """This worker's scores: of the training steps (fused), or of the weights as they are now."""
+        if epoch > 0 and self.score_pass == "fused":
+            assert result is not None
+            assert result.scores is not None
+            return result.scores
+        return score_epoch(model, feed.ordered())
+
+
+def _follow_sample(shares: list[tuple[np.ndarray, np.ndarray]], carried: dict[str, Any]) -> dict[str, float]:
+    """Add an epoch's gradient norms of the fixed sample to its sums in ``carried``; how much that changed AIGN.
+
+    The sums travel in the checkpoint, so that a restarted run compares the same means.
+    """
+    ids = np.concatenate([ids for ids, _ in shares])
+    order = np.argsort(ids)
+    norms = np.concatenate([norms for _, norms in shares])[order].astype(np.float64)
+    count = carried.get("sample_epochs", 0)
+    before = carried["sample_sums"].numpy() if count else np.zeros_like(norms)
+    carried["sample_sums"] = torch.from_numpy(before + norms)
+    carried["sample_epochs"] = count + 1
+    if not count:
+        return {}
+    return stability(ids[order], before / count, (before + norms) / (count + 1))
 
 
 @verb(ScoreConfig)
@@ -124,14 +156,15 @@ def score(config: ScoreConfig) -> Artifact | None:
         epochs=state.history,
     )
     taken = duration(time.monotonic() - started)
-    say(f"score: {fit.num_rows:,} samples × {config.epochs} epochs in {taken} → {out}")
+    early = f" (stable: ended {config.epochs - state.epoch} early)" if state.epoch < config.epochs else ""
+    say(f"score: {fit.num_rows:,} samples × {state.epoch} epochs{early} in {taken} → {out}")
     return artifact
 
 
 def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The training run that scores are taken in."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
-    steps = config.epochs * batches_per_epoch(num_rows, config.num_workers, config.batch_size)
+    steps = config.epochs * batches_per_epoch(num_rows, config.max_workers, config.batch_size)
     return Fit(
         dataset=dataset.path,
         sample_ids=sample_ids,
@@ -142,6 +175,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         batch_size=config.batch_size,
         cache_gib=config.cache_gib,
         threads=config.threads_per_worker or 1,
+        warmup_fraction=config.warmup_fraction,
         record_scores=config.score_pass == "fused",
     )
 
@@ -159,6 +193,7 @@ def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
         score_pass=config.score_pass,
         num_samples=fit.num_rows,
         checksum=id_checksum(samples["sample_id"].to_numpy()),
+        stop_when_stable=config.stop_when_stable,
     )
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
     key = f"score-{made.identity[:16]}-{made.nonce}"
@@ -200,7 +235,9 @@ def _freeze(
 ) -> Artifact:
     """Write the table's manifest from the list of parts in the last commit."""
     parts = [Part.from_dict(entry) for entry in state.carried["parts"]]
-    wall = sum(entry["train_seconds"] + entry.get("score_seconds", 0.0) for entry in state.history)
+    device_seconds = sum(
+        (entry["train_seconds"] + entry.get("score_seconds", 0.0)) * entry["num_workers"] for entry in state.history
+    )
     return finish(
         Claim(paths.join(made.path, "table"), "score_table", made.identity, made.nonce, made.resumed),
         fingerprint=fingerprint(parts),
@@ -212,8 +249,8 @@ def _freeze(
             "bytes": sum(part.num_bytes for part in parts),
         },
         wall_seconds=seconds,
-        device_seconds=wall * config.num_workers,
-        num_workers=config.num_workers,
+        device_seconds=device_seconds,
+        num_workers=max(entry["num_workers"] for entry in state.history),
         steps=state.step,
         epochs=state.history,
         parts=[part.to_dict() for part in parts],
@@ -225,6 +262,6 @@ def _say_plan(config: ScoreConfig, fit: Fit, out: str) -> None:
     size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
     say(
         f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "
-        f"{config.num_workers} workers ({fit.plan.total_steps:,} steps), score {scored} times, "
+        f"{format_workers(config.num_workers)} workers ({fit.plan.total_steps:,} steps), score {scored} times, "
         f"and write about {size:,.1f} MiB → {out}/table and {out}/hardness"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from easycore_ray import paths
-from easycore_ray.config import TrainConfig, identity_fields, to_dict, verb
+from easycore_ray.config import TrainConfig, format_workers, identity_fields, to_dict, verb
 from easycore_ray.coreset import open_coreset, read_sample_ids
 from easycore_ray.dataset import Dataset, Rows, open_dataset
 from easycore_ray.feeding import batches_per_epoch
@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> Artifact | None:
     if config.dry_run:
         say(
             f"train: would train {config.model} ({config.training}) for {fit.plan.total_steps:,} steps on "
-            f"{fit.num_rows:,} samples with {config.num_workers} workers → {out}"
+            f"{fit.num_rows:,} samples with {format_workers(config.num_workers)} workers → {out}"
         )
         return None
     made = claim_checkpoint(config, parents)
@@ -75,7 +75,7 @@ def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.n
 def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The run this configuration describes."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
-    steps_per_epoch = batches_per_epoch(num_rows, config.num_workers, config.batch_size)
+    steps_per_epoch = batches_per_epoch(num_rows, config.max_workers, config.batch_size)
     steps = config.steps or config.epochs * steps_per_epoch
     plan = make_plan(
         config,
@@ -97,6 +97,8 @@ def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         batch_size=config.batch_size,
         cache_gib=config.cache_gib,
         threads=config.threads_per_worker or 1,
+        warmup_fraction=config.warmup_fraction,
+        fixed_steps=config.steps is not None,
     )
 
 
@@ -125,10 +127,10 @@ def finish_checkpoint(
         parents=parents,
         counts={"samples": fit.num_rows, "steps": state.step, "epochs": state.epoch},
         wall_seconds=seconds,
-        device_seconds=trained * config.num_workers,
+        device_seconds=sum(entry["train_seconds"] * entry["num_workers"] for entry in state.history),
         model={key: list(value) if isinstance(value, tuple) else value for key, value in fit.model.items()},
         classes=list(parents["dataset"].manifest["classes"]),
-        num_workers=config.num_workers,
+        num_workers=max(entry["num_workers"] for entry in state.history),
         steps=state.step,
         training_seconds=round(trained, 3),
         epochs=state.history,

@@ -258,11 +258,11 @@ def _say_plan(config: SweepConfig, dataset: Dataset, hardness: Artifact, out: st
 def _concurrency(config: SweepConfig) -> int:
     """Trials at the same time: what the cluster can hold, at most what was asked for."""
     ever, _ = cluster.capacity()
-    if config.num_workers > 1:
+    if config.max_workers > 1:
         demand = demand_of(config)
         cluster.preflight(demand)
         cpus = demand.num_workers * demand.cpus_per_worker
-        room = (ever.get("CPU", 0.0) - demand.data_cpus) / cpus
+        room = ever.get("CPU", 0.0) / cpus
     else:
         demand = cluster.Demand(
             num_workers=1,
@@ -272,7 +272,7 @@ def _concurrency(config: SweepConfig) -> int:
         cluster.preflight(demand)
         room = ever.get("CPU", 0.0) / demand.cpus_per_worker
     if config.gpus_per_worker:
-        room = min(room, ever.get("GPU", 0.0) / (config.num_workers * config.gpus_per_worker))
+        room = min(room, ever.get("GPU", 0.0) / (config.max_workers * config.gpus_per_worker))
     most = max(1, int(room))
     return min(most, config.max_concurrent_trials or most)
 
@@ -285,9 +285,9 @@ def _run_trials(config: SweepConfig, made: Claim, trials: list[Trial], concurren
     parent = f"sweep-{made.identity[:16]}-{made.nonce}"
     tracker.run(parent, name="sweep", params=to_dict(config), tags={"kind": "sweep"})
     callback = _Follow(trials, tracker, parent)
-    run = _trial_here if config.num_workers == 1 else _trial_on_ray
+    run = _trial_here if config.max_workers == 1 else _trial_on_ray
     resources = {"cpu": 0.1}
-    if config.num_workers == 1:
+    if config.max_workers == 1:
         resources = {"cpu": config.cpus_per_worker or 1.0}
         if config.gpus_per_worker:
             resources["gpu"] = config.gpus_per_worker

@@ -32,6 +32,8 @@ def ray_session():
     # Short, because the paths of Unix sockets are limited to some 100 characters.
     folder = tempfile.mkdtemp(prefix="ec", dir="/tmp")
     os.environ["RAY_TMPDIR"] = folder
+    # Inherited by every process of this Ray, so that a test that kills some finds its own.
+    os.environ["EASYCORE_TEST_PROCESSES"] = folder
     ray.init(
         address="local",
         num_cpus=3,

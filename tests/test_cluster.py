@@ -30,7 +30,7 @@ def test_a_laptop_shares_its_cores_beside_ray_data(nodes):
 
     assert cpus_per_worker(2, None) == 0.5
     assert threads_per_worker(2, None, 0.5) == 1
-    preflight(Demand(num_workers=2, cpus_per_worker=0.5, data_cpus=1.0))
+    preflight(Demand(num_workers=2, cpus_per_worker=0.5))
 
 
 def test_a_worker_never_asks_for_more_than_a_node_has(nodes):
@@ -62,11 +62,10 @@ def test_what_is_requested_is_taken(nodes):
         (Demand(num_workers=40, cpus_per_worker=4), "160 CPUs are wanted, the cluster has 80"),
         (Demand(num_workers=2, cpus_per_worker=1, gpus_per_worker=1), "2 GPUs are wanted, the cluster has 1"),
         (Demand(num_workers=1, cpus_per_worker=20, gpus_per_worker=1), "20 CPUs and 1 GPUs on one node"),
-        (Demand(num_workers=5, cpus_per_worker=16, data_cpus=1), "leave 0 of 80 CPUs for Ray Data"),
     ],
 )
 def test_what_would_hang_is_refused(nodes, demand, message):
-    """More than there is, more than one node has, or nothing left for Ray Data: an error, before any work."""
+    """More than there is, or more than one node has: an error, before any work."""
     nodes(HEAD, DATA, GPU)
 
     with pytest.raises(EasyCoreError, match=message):
@@ -77,6 +76,6 @@ def test_nodes_that_may_still_come_count(nodes):
     """On an autoscaling cluster the message speaks of what it can ever give."""
     nodes(HEAD, GPU, growing=True)
 
-    preflight(Demand(num_workers=1, cpus_per_worker=15, gpus_per_worker=1, data_cpus=1))
+    preflight(Demand(num_workers=1, cpus_per_worker=15, gpus_per_worker=1))
     with pytest.raises(EasyCoreError, match="the cluster can ever give 16"):
         preflight(Demand(num_workers=2, cpus_per_worker=16))

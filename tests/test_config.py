@@ -18,9 +18,11 @@ from easycore_ray.config import (
     ScoreConfig,
     SweepConfig,
     TrainConfig,
+    format_workers,
     from_dict,
     identity_fields,
     parse_arm,
+    parse_workers,
     to_dict,
     verb,
 )
@@ -301,3 +303,33 @@ def test_a_verb_refuses_both_and_checks_fields():
         look(ReduceConfig(out="o", scores="s"), out="x")
     with pytest.raises(EasyCoreError, match="bucket_rows must be >= 1"):
         look(out="o", scores="s", bucket_rows=0)
+
+
+@pytest.mark.parametrize(("text", "value"), [("4", 4), ("2:8", (2, 8))])
+def test_workers_are_a_number_or_a_range(text, value):
+    """As written on the command line, and back."""
+    assert parse_workers(text) == value
+    assert format_workers(value) == text
+    config = ScoreConfig(out="o", dataset="d", num_workers=value)
+    assert (config.min_workers, config.max_workers) == (value if isinstance(value, tuple) else (value, value))
+    assert from_dict(ScoreConfig, to_dict(config)) == config
+
+
+@pytest.mark.parametrize("value", [0, (0, 2), (3, 2)])
+def test_impossible_numbers_of_workers_are_refused(value):
+    """Zero, or a range upside down."""
+    with pytest.raises(EasyCoreError, match=r"num_workers must be .* got"):
+        ScoreConfig(out="o", dataset="d", num_workers=value)
+
+
+def test_a_sweep_takes_one_number_of_workers():
+    """Trials are compared, so they train alike."""
+    with pytest.raises(EasyCoreError, match="num_workers must be one number in a sweep, got 1:2"):
+        SweepConfig(out="o", dataset="d", scores="s", num_workers=(1, 2))
+
+
+@pytest.mark.parametrize("value", [0, 1.5, -0.1])
+def test_a_stable_share_is_a_share(value):
+    """--stop-when-stable is a share of the easiest half."""
+    with pytest.raises(EasyCoreError, match=r"stop_when_stable must be in \(0, 1\], got"):
+        ScoreConfig(out="o", dataset="d", stop_when_stable=value)

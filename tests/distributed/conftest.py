@@ -2,7 +2,7 @@
 
 import pytest
 
-from easycore_ray import prepare, select
+from easycore_ray import prepare, score, select
 
 # 97 mod (world · batch) = 1 for 2 workers at batch 16 and for 1 and 3 workers at batch 32: the awkward remainder.
 POPULATION = 97
@@ -20,3 +20,23 @@ def population(digits, tmp_path_factory):
     fraction = POPULATION / digits.manifest["counts"]["train"]
     out = str(tmp_path_factory.mktemp("population") / "coreset")
     return select(dataset=digits.path, method="random", fraction=fraction, out=out)
+
+
+@pytest.fixture(scope="session")
+def settings(digits, population):
+    """A function that gives the fields of a small scoring run into a folder."""
+
+    def fields_of(out, **changes):
+        fields = dict(
+            dataset=digits.path, coreset=population.path, out=str(out), model="cnn", width=4, epochs=2, batch_size=16,
+            augment="crop", crop_pad=1, seed=3, tracking_uri="none", threads_per_worker=1,
+        )  # fmt: skip
+        return fields | changes
+
+    return fields_of
+
+
+@pytest.fixture(scope="session")
+def two_workers(settings, tmp_path_factory):
+    """An uninterrupted run on two workers: what the others are compared with."""
+    return score(**settings(tmp_path_factory.mktemp("two") / "run"))
