@@ -69,7 +69,7 @@ def absolute(path: str) -> str:
         if "@" in inner.partition("/")[0]:
             # It would be kept in configurations and manifests.
             raise EasyCoreError(
-                f"a {scheme}:// path holds credentials; put them into the environment (AWS_ACCESS_KEY_ID, "
+                f"the {scheme}:// path holds credentials; put them into the environment (AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY) and pass the bucket alone"
             )
         if not inner.strip("/"):
@@ -124,8 +124,8 @@ def reach(*candidates: object) -> None:
     Raises:
         EasyCoreError: there is no such bucket, the credentials are missing or wrong, nothing answers.
     """
-    remote = [value for value in candidates if isinstance(value, str) and value.startswith(stores.SCHEMES)]
-    for path in [*remote, *(root for root in [os.environ.get("EASYCORE_ROOT", "")] if is_remote(root))]:
+    named = [value for value in candidates if isinstance(value, str)] + [os.environ.get("EASYCORE_ROOT", "")]
+    for path in [absolute(value) for value in named if value.startswith(stores.SCHEMES)]:
         scheme, _, inner = path.partition("://")
         with _told(path, "reached"):
             stores.reach(scheme, inner.partition("/")[0])

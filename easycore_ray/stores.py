@@ -23,7 +23,7 @@ SCHEMES = ("s3://", "gs://")
 # a server and a store that says "slow down".
 _FIRST_ATTEMPTS, _ATTEMPTS = 2, 10
 # Seconds for a connection to come about, and without a single byte on it, before an attempt is given up. The
-# SDK's own 1 and 3 s are too short for a store on a busy machine, which hashes large uploads before it answers.
+# SDK's own 3 s of silence are too short for a busy store, which puts large uploads together before it answers.
 _CONNECT_SECONDS, _SILENT_SECONDS = 3.0, 10.0
 _FIRST_SILENT_SECONDS = 3.0
 # Google's client counts seconds of retrying in all, a quarter of an hour if nothing is said.

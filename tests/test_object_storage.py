@@ -399,6 +399,9 @@ def test_credentials_in_a_path_are_refused_unrepeated(root, capsys):
 
     assert "holds credentials" in said
     assert "SECRET" not in said.replace("AWS_SECRET_ACCESS_KEY", "")
+    with pytest.raises(EasyCoreError, match=r"^the s3:// path holds credentials") as caught:
+        reduce(scores=f"s3://KEY:SECRET@{BUCKET}/runs", out=f"{root}/out")
+    assert "SECRET@" not in str(caught.value)
 
 
 def test_a_root_of_relative_paths_is_asked_too(root, monkeypatch, capsys, tmp_path):
