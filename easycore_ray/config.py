@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from easycore_ray import paths
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.models import MODELS
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
@@ -118,14 +119,19 @@ def identity_fields(config: Any) -> dict[str, Any]:
 
 
 def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
-    """Let a function of one configuration also be called with that configuration's fields as keywords."""
+    """Let a function of one configuration also be called with that configuration's fields as keywords.
+
+    The object stores it names are asked first (see ``paths.reach``).
+    """
 
     def decorate(function: Callable[[Any], Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(config: Any = None, /, **fields: Any) -> Any:
             if config is not None and fields:
                 raise TypeError(f"pass a {kind.__name__} or keywords to {function.__name__}, not both")
-            return function(kind(**fields) if config is None else config)
+            config = kind(**fields) if config is None else config
+            paths.reach(*vars(config).values())
+            return function(config)
 
         return call
 

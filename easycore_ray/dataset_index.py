@@ -47,8 +47,9 @@ def write(index: pa.Table, folder: str) -> None:
 
 def read(folder: str, split: str) -> pa.Table:
     """The rows of a split, sorted by ``sample_id``."""
-    filesystem, inner = paths.locate(paths.join(folder, FILE))
-    return pq.read_table(inner, filesystem=filesystem, filters=[("split", "==", split)])
+    path = paths.join(folder, FILE)
+    with paths.open_input(path) as stream:
+        return pq.read_table(stream, filters=[("split", "==", split)], pre_buffer=paths.is_remote(path))
 
 
 def of_split(index: pa.Table, split: str) -> pa.Table:

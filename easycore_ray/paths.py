@@ -10,12 +10,14 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from easycore_ray import stores
 from easycore_ray.errors import EasyCoreError
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "list_files",
     "locate",
     "make_dir",
+    "open_input",
+    "reach",
     "read_bytes",
     "read_json",
     "size",
@@ -75,7 +79,14 @@ def absolute(path: str) -> str:
     if not path:
         raise EasyCoreError("a path is empty; pass a folder such as runs/digits or s3://bucket/runs/digits")
     if is_remote(path):
-        if not path.split("://")[1].strip("/"):
+        scheme, _, inner = path.partition("://")
+        if "@" in inner.partition("/")[0]:
+            # It would be kept in configurations and manifests.
+            raise EasyCoreError(
+                f"the {scheme}:// path holds credentials; put them into the environment (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY) and pass the bucket alone"
+            )
+        if not inner.strip("/"):
             raise EasyCoreError(f"{path} names no bucket; pass e.g. s3://bucket/runs/digits")
         return path.rstrip("/")
     if path.startswith("file://"):
@@ -88,7 +99,7 @@ def absolute(path: str) -> str:
         return os.path.normpath(local)
     root = os.environ.get("EASYCORE_ROOT")
     if root:
-        return join(root, path) if is_remote(root) else os.path.normpath(Path(root).absolute() / local)
+        return absolute(join(root, path)) if is_remote(root) else os.path.normpath(Path(root).absolute() / local)
     if in_submitted_job():
         raise EasyCoreError(
             f"{path} is relative, and a submitted job runs in a copy that is thrown away; "
@@ -103,19 +114,51 @@ def join(path: str, *parts: str) -> str:
 
 
 def locate(path: str) -> tuple[pafs.FileSystem, str]:
-    """The ``pyarrow.fs`` filesystem of a path, and the path inside it."""
+    """The ``pyarrow.fs`` filesystem of a path, and the path inside it.
+
+    The filesystem may be sent to other processes; each opens a store once (see ``stores``).
+
+    Raises:
+        EasyCoreError: for other URIs than s3:// and gs://, and a bucket whose region cannot be found out.
+    """
+    if not is_remote(path):
+        return pafs.LocalFileSystem(), path
+    scheme, _, inner = path.partition("://")
+    with _told(path, "opened"):
+        # Not parsed as a URI: keys may hold spaces, % and ?, which mean something else there.
+        return stores.open_store(scheme, inner.partition("/")[0]), inner
+
+
+def reach(*candidates: object) -> None:
+    """Ask each object store among these values for its bucket, once per process.
+
+    Called before any work, so that a mistake ends within seconds; later requests are repeated for a minute
+    where a store fails or is away. Values that are no remote paths are passed over.
+
+    Raises:
+        EasyCoreError: there is no such bucket, the credentials are missing or wrong, nothing answers.
+    """
+    named = [value for value in candidates if isinstance(value, str)] + [os.environ.get("EASYCORE_ROOT", "")]
+    for path in [absolute(value) for value in named if value.startswith(stores.SCHEMES)]:
+        scheme, _, inner = path.partition("://")
+        with _told(path, "reached"):
+            stores.reach(scheme, inner.partition("/")[0])
+
+
+@contextlib.contextmanager
+def _told(path: str, done: str, then: str = "") -> Iterator[None]:
+    """Turn a filesystem's error into one sentence: the path, and why it cannot be opened, read and so on."""
     try:
-        return pafs.FileSystem.from_uri(path) if is_remote(path) else (pafs.LocalFileSystem(), path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise EasyCoreError(f"{path} cannot be opened: {error}; allowed are local paths, s3:// and gs://") from error
+        yield
+    except OSError as error:
+        why = stores.reason(path, error) if is_remote(path) else str(error)
+        raise EasyCoreError(f"{path} cannot be {done}: {why}{then}") from error
 
 
 def _info(path: str) -> pafs.FileInfo:
     filesystem, inner = locate(path)
-    try:
+    with _told(path, "reached"):
         return filesystem.get_file_info(inner)
-    except OSError as error:
-        raise EasyCoreError(f"{path} cannot be reached: {error}") from error
 
 
 def exists(path: str) -> bool:
@@ -138,24 +181,41 @@ def list_files(path: str, *, recursive: bool = True) -> list[str]:
     filesystem, inner = locate(path)
     selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     prefix = path.split("://")[0] + "://" if is_remote(path) else ""
-    infos = filesystem.get_file_info(selector)
+    with _told(path, "listed"):
+        infos = filesystem.get_file_info(selector)
     return sorted(prefix + info.path for info in infos if info.type == pafs.FileType.File)
 
 
 def make_dir(path: str) -> None:
-    """Create a folder and its parents; no error if it is there."""
-    filesystem, inner = locate(path)
-    try:
-        filesystem.create_dir(inner, recursive=True)
-    except OSError as error:
-        raise EasyCoreError(f"{path} cannot be created: {error}; choose another --out") from error
+    """Create a folder and its parents; no error if it is there, nothing to do in an object store."""
+    if is_remote(path):
+        return
+    with _told(path, "created", "; choose another --out"):
+        pafs.LocalFileSystem().create_dir(path, recursive=True)
 
 
 def delete_tree(path: str) -> None:
     """Delete a folder and all it holds; no error if it is not there."""
     filesystem, inner = locate(path)
-    if exists(path):
-        filesystem.delete_dir(inner)
+    with _told(path, "deleted"):
+        if is_remote(path) and "/" not in inner:
+            filesystem.delete_dir_contents(inner)  # a bucket stays
+        elif exists(path):
+            filesystem.delete_dir(inner)
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """A file to read in part: seekable, used as a context manager, fit for ``pq.ParquetFile``.
+
+    Local files are mapped into memory; of remote ones only the ranges that are asked for are fetched, so
+    pass ``pre_buffer=paths.is_remote(path)`` to Parquet readers, which joins small ranges to few requests.
+
+    Raises:
+        EasyCoreError: if it is missing or unreadable.
+    """
+    filesystem, inner = locate(path)
+    with _told(path, "read"):
+        return filesystem.open_input_file(inner) if is_remote(path) else pa.memory_map(inner)
 
 
 def read_bytes(path: str) -> bytes:
@@ -165,11 +225,8 @@ def read_bytes(path: str) -> bytes:
         EasyCoreError: if it is missing or unreadable.
     """
     filesystem, inner = locate(path)
-    try:
-        with filesystem.open_input_file(inner) as stream:
-            return stream.read()
-    except OSError as error:
-        raise EasyCoreError(f"{path} cannot be read: {error}") from error
+    with _told(path, "read"), filesystem.open_input_file(inner) as stream:
+        return stream.read()
 
 
 def read_json(path: str) -> Any:
@@ -190,7 +247,7 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
     """Put a file in place whole: afterwards it holds all of ``content``, or does not exist or is as before."""
     if is_remote(path):
         filesystem, inner = locate(path)
-        with filesystem.open_output_stream(inner) as stream:
+        with _told(path, "written"), filesystem.open_output_stream(inner) as stream:
             stream.write(content)
         return
     target = Path(path)

@@ -135,8 +135,7 @@ def read_rows(path: str, rows: NDArray[np.integer] | None = None) -> pa.Table:
 
     Reads only the row groups that hold them.
     """
-    filesystem, inner = paths.locate(path)
-    with filesystem.open_input_file(inner) as stream:
+    with paths.open_input(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=paths.is_remote(path))
         if rows is None:
             return _plain(file.read(columns=COLUMNS))

@@ -62,8 +62,14 @@ def ui_command(uri: str) -> str:
 
 
 def default_uri(out: str) -> str:
-    """The store a job uses if none is named: ``mlflow.db`` in its folder; ``none`` for a remote folder."""
-    return "none" if paths.is_remote(out) else f"sqlite:///{out}/mlflow.db"
+    """The store a job uses if none is named: ``mlflow.db`` in its folder; ``none`` for a remote folder, said in a line.
+
+    An object store cannot hold a database, and one on this machine would be lost with the driver's node.
+    """
+    if not paths.is_remote(out):
+        return f"sqlite:///{out}/mlflow.db"
+    say(f"tracking is off: {out} cannot hold a database; pass --tracking-uri to track this run")
+    return "none"
 
 
 class Tracker:
@@ -89,12 +95,10 @@ class Tracker:
             out: absolute folder of the job's result.
             experiment: MLflow experiment, made if missing.
         """
-        if uri is None and paths.is_remote(out):
-            say(f"tracking is off: {out} cannot hold a database; pass --tracking-uri to track this run")
-        if uri == "none" or (uri is None and paths.is_remote(out)):
-            return cls(None, None)
-        artifacts = Path(out, "mlflow_artifacts").as_uri() if uri is None else None
+        artifacts = Path(out, "mlflow_artifacts").as_uri() if uri is None and not paths.is_remote(out) else None
         uri = uri or default_uri(out)
+        if uri == "none":
+            return cls(None, None)
         folder = _journal_folder(out)
         store = _Store(uri, experiment=experiment, artifacts=artifacts, lock=folder / "lock")
         shown = _without_credentials(uri)

@@ -95,7 +95,9 @@ def saved_fields(kind: type[Any], path: str) -> dict[str, Any]:
     Raises:
         EasyCoreError: if there is none, or it is another job's.
     """
-    manifest = paths.read_json(paths.absolute(path))
+    path = paths.absolute(path)
+    paths.reach(path)
+    manifest = paths.read_json(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
         raise EasyCoreError(f"{path} holds no configuration; pass the manifest.json of an artifact")
     config = from_dict(kind, manifest["config"])

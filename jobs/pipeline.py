@@ -15,7 +15,8 @@ def main(config: PipelineConfig) -> Artifact | None:
     if done is not None:
         print(print_table(paths.read_json(paths.join(done.path, "summary.json"))["rows"]))
         print(f"report: {paths.join(done.path, 'report.html')}")
-        print(f"runs:   {ui_command(done.manifest['config']['tracking_uri'])}")
+        if (uri := done.manifest["config"]["tracking_uri"]) != "none":
+            print(f"runs:   {ui_command(uri)}")
     return done
 
 

@@ -259,6 +259,30 @@ class TestBothKindsOfStore:
         assert (tmp_path / "back").read_bytes() == b"content"
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_opened_input_gives_any_stretch_of_a_file(remote, tmp_path, bucket):
+    """Reads what lies at an offset, to the end and past it, locally and remotely; empty files too."""
+    root = "s3://bucket/runs" if remote else str(tmp_path)
+    content = bytes(range(256)) * 40
+    paths.write_bytes(f"{root}/a", content)
+    paths.write_bytes(f"{root}/empty", b"")
+    with paths.open_input(f"{root}/a") as stream:
+        assert stream.size() == len(content)
+        stream.seek(1000)
+        assert stream.read(300) == content[1000:1300]
+        assert stream.read_at(20, len(content) - 10) == content[-10:]
+    with paths.open_input(f"{root}/empty") as stream:
+        assert stream.read() == b""
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_input_that_is_not_there_is_named(remote, tmp_path, bucket):
+    """A missing file cannot be opened: one sentence that names it."""
+    root = "s3://bucket/runs" if remote else str(tmp_path)
+    with pytest.raises(EasyCoreError, match=r"/nowhere cannot be read"):
+        paths.open_input(f"{root}/nowhere")
+
+
 def test_json_keeps_the_order_of_keys(tmp_path):
     """A manifest reads from what it is to the details."""
     paths.write_json(str(tmp_path / "x.json"), {"z": 1, "a": 2})

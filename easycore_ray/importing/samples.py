@@ -99,17 +99,19 @@ class RowGroups:
             EasyCoreError: the file is damaged.
         """
         whole = paths.join(self.root, self.path)
-        filesystem, inner = paths.locate(whole)
         row = self.first_row
-        for group in self.groups:
-            try:
-                with filesystem.open_input_file(inner) as stream:
-                    table = pq.ParquetFile(stream).read_row_group(group, columns=[self.image_column, "label"])
-            except (OSError, pa.ArrowInvalid) as error:
-                raise EasyCoreError(f"{whole} cannot be read (row group {group}): {error}") from error
-            for image, label in zip(table[self.image_column], table["label"], strict=True):
-                yield self._sample(row, image.as_py(), label.as_py())
-                row += 1
+        with paths.open_input(whole) as stream:
+            file = None
+            for group in self.groups:
+                try:
+                    # One footer for all groups; of a remote file, only the ranges of both columns are fetched.
+                    file = file or pq.ParquetFile(stream, pre_buffer=paths.is_remote(whole))
+                    table = file.read_row_group(group, columns=[self.image_column, "label"])
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise EasyCoreError(f"{whole} cannot be read (row group {group}): {error}") from error
+                for image, label in zip(table[self.image_column], table["label"], strict=True):
+                    yield self._sample(row, image.as_py(), label.as_py())
+                    row += 1
 
     def _sample(self, row: int, image: Any, label: Any) -> Sample:
         where = f"{self.path}#{row}"

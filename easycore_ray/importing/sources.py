@@ -200,9 +200,8 @@ def _parquet(root: str, by_split: dict[Split, list[str]]) -> Source:
 
 
 def _footer(path: str) -> tuple[pq.FileMetaData, pa.Schema]:
-    filesystem, inner = paths.locate(path)
     try:
-        with filesystem.open_input_file(inner) as stream:
+        with paths.open_input(path) as stream:
             file = pq.ParquetFile(stream)
             return file.metadata, file.schema_arrow
     except (OSError, pa.ArrowInvalid) as error:
@@ -250,7 +249,8 @@ def _tars(root: str, by_split: dict[Split, list[str]]) -> Source:
 
 def _classes_beside(root: str) -> list[str] | None:
     """Content of a ``classes.json`` in the folder or its parent."""
-    for folder in (root, root.rsplit("/", 1)[0]):
+    parent = root.rsplit("/", 1)[0]
+    for folder in [root] if parent.endswith("/") else [root, parent]:  # a bucket has no parent
         path = f"{folder}/classes.json"
         if paths.exists(path):
             return read_classes(path)
