@@ -176,14 +176,20 @@ def size(path: str) -> int:
     return int(_info(path).size or 0)
 
 
-def list_files(path: str, *, recursive: bool = True) -> list[str]:
+def list_files(path: str) -> list[str]:
     """Paths of all files below a folder, sorted; empty if the folder does not exist."""
+    return [entry.path for entry in entries(path)]
+
+
+def entries(path: str) -> list[Entry]:
+    """All files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
     filesystem, inner = locate(path)
-    selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
+    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
     prefix = path.split("://")[0] + "://" if is_remote(path) else ""
     with _told(path, "listed"):
         infos = filesystem.get_file_info(selector)
-    return sorted(prefix + info.path for info in infos if info.type == pafs.FileType.File)
+    files = [info for info in infos if info.type == pafs.FileType.File]
+    return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
 
 
 def make_dir(path: str) -> None:
@@ -275,24 +281,11 @@ def copy_file(source: str, target: str) -> None:
     write_bytes(target, read_bytes(source))
 
 
-def entries(path: str) -> list[Entry]:
-    """All files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
-    filesystem, inner = locate(path)
-    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
-    prefix = path.split("://")[0] + "://" if is_remote(path) else ""
-    files = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
-    return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
-
-
 def delete_file(path: str) -> None:
     """Delete one file; no error if it is gone already."""
     filesystem, inner = locate(path)
-    try:
+    with _told(path, "deleted"), contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(inner)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise EasyCoreError(f"{path} cannot be deleted: {error}") from error
 
 
 def delete_empty_dir(path: str) -> None:
