@@ -200,7 +200,7 @@ def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
         raise
     finally:
         for ref in pending:
-            ray.cancel(ref, force=True)
+            ray.cancel(ref)
         progress.close()
     return [files[number] for number in sorted(files)]
 
