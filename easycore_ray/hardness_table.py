@@ -46,7 +46,9 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
         count: files of the table. It is part of the name: a late task of a killed job that cut ids otherwise
             cannot replace a file of this one.
     """
-    sink = pa.BufferOutputStream()
+    # Allocated at once, with room for the worst of delta encoding: a buffer that grows copies itself as it does.
+    buffer = pa.allocate_buffer(int(1.1 * rows.nbytes) + (1 << 20))
+    sink = pa.FixedSizeBufferWriter(buffer)
     pq.write_table(
         rows,
         sink,
@@ -57,7 +59,7 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
         row_group_size=_ROW_GROUP_ROWS,
     )
     path = f"hardness-{number:05d}-of-{count:05d}.parquet"
-    content = sink.getvalue()
+    content = buffer.slice(0, sink.tell())
     paths.write_bytes(paths.join(folder, path), content)
     ids = rows["sample_id"]
     return {

@@ -7,7 +7,7 @@ them. Each task also proves that every sample has exactly one row per epoch.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ from easycore_ray.progress import Progress, say
 from easycore_ray.score_table import Part, ScoreTable, open_table, population, read_range, read_samples, verify_part
 
 _FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
-_COLUMNS = ["sample_id", *_FLOATS.values(), "correct"]
 # A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
 _MOST_CUTS = 4
 
@@ -207,11 +206,11 @@ def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
 
 def reduce_range(plan: Plan, number: int) -> dict[str, Any]:
     """Reduce one range of ids and write its file; idempotent, so it may run twice."""
-    rows = _Range(plan, number).reduce()
+    rows = Range(plan, number).reduce()
     return write_hardness(plan.out, number, rows, count=len(plan.ranges))
 
 
-class _Range:
+class Range:
     """Reduction of one id range, epoch by epoch.
 
     A worker keeps its share of the samples from epoch to epoch, so parts list the same ids in the same order
@@ -220,41 +219,51 @@ class _Range:
     number of workers), they find their places through a table, and their order is the new one.
     """
 
-    def __init__(self, plan: Plan, number: int) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, number: int, floats: Mapping[str, str] = _FLOATS, *, history: bool = True) -> None:
+        self._plan, self._floats, self._history = plan, dict(floats), history
+        self._columns = ["sample_id", *self._floats.values(), *(["correct"] if history else [])]
         self._table = plan.table
         self._low, self._high = plan.ranges[number]
+        self._num_scores = len([epoch for epoch in plan.epochs if epoch > 0])
         self._unverified = set(plan.verified[number])
         samples = read_samples(plan.table.path, self._low, self._high)
         self._ids = samples["sample_id"].to_numpy()
         _check_increasing(self._ids, paths.join(plan.table.path, "the list of samples"))
         size = len(self._ids)
         self._places: np.ndarray | None = None
-        self._state: dict[str, np.ndarray] = {
-            **{name: np.zeros(size) for name in _FLOATS},
-            "forgetting_events": np.zeros(size, np.int32),
-            "first_learned_epoch": np.full(size, -1, np.int32),
-            "correct": np.zeros(size, bool),
-            "aign_epoch0": np.zeros(size, np.float32),
-        }
+        self._state: dict[str, np.ndarray] = {name: np.zeros(size) for name in floats}
+        self._state["aign_epoch0"] = np.zeros(size, np.float32)
+        if history:
+            self._state["forgetting_events"] = np.zeros(size, np.int32)
+            self._state["first_learned_epoch"] = np.full(size, -1, np.int32)
+            self._state["correct"] = np.zeros(size, bool)
 
     def reduce(self) -> pa.Table:
         """The range's rows of the hardness table."""
+        self.add_all()
+        return self._rows()
+
+    def add_all(self) -> None:
+        """Add up all epochs and make sure that nothing is missing, doubled, foreign, damaged or not finite."""
         for epoch in self._plan.epochs:
             self._add_epoch(epoch)
         # Parts that no range reads: those of workers without rows.
         for part in self._unverified:
             verify_part(self._table.path, part)
-        if not all(np.isfinite(self._state[name]).all() for name in _FLOATS):
+        if not all(np.isfinite(self._state[name]).all() for name in self._floats):
             self._refuse_non_finite(self._plan.epochs)
-        return self._rows()
+
+    def means(self) -> dict[str, np.ndarray]:
+        """Sorted ids and the means of the added scores (float64), for whom these are enough."""
+        at = np.argsort(self._ids, kind="stable")
+        return {"sample_id": self._ids[at], **{name: self._state[name][at] / self._num_scores for name in self._floats}}
 
     def _batches(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
         """The epoch's rows in this range, part by part, each part's in id order."""
         for part in self._table.of_epoch(epoch):
             verify = part in self._unverified and part.rows > 0
-            for batch in read_range(self._table.path, part, self._low, self._high, _COLUMNS, verify=verify):
-                rows = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in _COLUMNS}
+            for batch in read_range(self._table.path, part, self._low, self._high, self._columns, verify=verify):
+                rows = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in self._columns}
                 _check_increasing(rows["sample_id"], part.path)
                 yield rows
             if verify:
@@ -316,25 +325,26 @@ class _Range:
         self._ids, self._places = ids, None
 
     def _add_rows(self, epoch: int, at: slice | np.ndarray, rows: dict[str, np.ndarray]) -> None:
-        state = self._state
+        # Views where rows come in the order of the sums, copies where they do not.
+        block = {name: self._state[name][at] for name in self._state}
         if epoch == 0:
-            if not all(np.isfinite(rows[name]).all() for name in _FLOATS.values()):
+            if not all(np.isfinite(rows[name]).all() for name in self._floats.values()):
                 self._refuse_non_finite((0,))
-            state["aign_epoch0"][at] = rows["grad_norm"]
-            return
-        # Whether scores are finite shows in their sums.
-        for name, source in _FLOATS.items():
-            state[name][at] += rows[source]
-        correct, learned = rows["correct"], state["first_learned_epoch"][at]
-        state["forgetting_events"][at] += state["correct"][at] > correct
-        state["correct"][at] = correct
-        np.copyto(learned, epoch, where=(learned < 0) & correct)
-        state["first_learned_epoch"][at] = learned
+            block["aign_epoch0"][:] = rows["grad_norm"]
+        else:
+            # Whether scores are finite shows in their sums.
+            for name, source in self._floats.items():
+                block[name] += rows[source].astype(np.float64)
+            if self._history:
+                _add_history(block, rows["correct"], epoch)
+        if not isinstance(at, slice):
+            for name, values in block.items():
+                self._state[name][at] = values
 
     def _refuse_non_finite(self, epochs: tuple[int, ...]) -> None:
         """Read the scores again and name the first epoch and the ids whose are not finite."""
         for epoch in epochs:
-            bad: dict[str, list[int]] = {name: [] for name in _FLOATS.values()}
+            bad: dict[str, list[int]] = {name: [] for name in self._floats.values()}
             for rows in self._batches(epoch):
                 for name, ids in bad.items():
                     ids += rows["sample_id"][~np.isfinite(rows[name])].tolist()
@@ -348,20 +358,27 @@ class _Range:
     def _rows(self) -> pa.Table:
         samples = read_samples(self._table.path, self._low, self._high)
         at = np.argsort(self._ids, kind="stable")
-        num_scores = len([epoch for epoch in self._plan.epochs if epoch > 0])
         # Each column gives up its sums before the next is made: that is the peak of memory.
         sums = {name: self._state.pop(name) for name in list(self._state)}
         columns: dict[str, Any] = {
             "sample_id": samples["sample_id"],
             "label": samples["label"],
-            "num_scores": np.full(len(at), num_scores, np.int32),
-            **{name: sums.pop(name)[at] / num_scores for name in _FLOATS},
+            "num_scores": np.full(len(at), self._num_scores, np.int32),
+            **{name: sums.pop(name)[at] / self._num_scores for name in _FLOATS},
             "forgetting_events": sums.pop("forgetting_events")[at],
             "first_learned_epoch": sums.pop("first_learned_epoch")[at],
             "input_norm": samples["input_norm"],
             "aign_epoch0": sums.pop("aign_epoch0")[at] if 0 in self._plan.epochs else pa.nulls(len(at), pa.float32()),
         }
-        return pa.table(columns, schema=SCHEMA).combine_chunks()
+        return pa.table(columns, schema=SCHEMA)
+
+
+def _add_history(block: dict[str, np.ndarray], correct: np.ndarray, epoch: int) -> None:
+    """Count what was forgotten in this epoch, and note what was learned for the first time."""
+    first = block["first_learned_epoch"]
+    block["forgetting_events"] += block["correct"] > correct
+    block["correct"][:] = correct
+    np.copyto(first, epoch, where=(first < 0) & correct)
 
 
 def _check_increasing(ids: np.ndarray, name: str) -> None:

@@ -3,16 +3,21 @@
     python tests/benchmarks/bench_reduce.py --folder /tmp/bench_reduce [--samples 1000000] [--epochs 10] [--ranks 4]
         [--cpus 2] [--repeats 3] [--encodings] [--memory-check]
 
-Ours is the whole job: all scores, counts and control, every check, checksums of all parts, the hardness table
-written. DuckDB and Polars compute means only, check nothing, and also write their result to Parquet. Each
-measurement is a process of its own that works twice, the contenders alternate, and medians are shown: of the first
-time (ours: with the start of Ray) and of the second. The score table is made once per folder; it always has the
-control (epoch 0) too, which only ours reads on purpose; rows are those of the scored epochs for everyone.
+"ours" is the whole job on Ray: all scores, counts and control, every check, checksums of all parts, the hardness
+table written and flushed. "ours aign" is the same code for sample_id and aign only, with every check but the
+checksums, in a process per CPU. DuckDB and Polars compute means only and check nothing. All write Parquet.
+Each measurement is a process of its own that works twice, the contenders alternate, and medians are shown: of the
+first time ("ours": with the start of Ray) and of the second, with its CPU seconds, which other work on the machine
+changes less; the peak of memory is that of the process, for "ours" of the largest task. The score table is made once
+per folder; it has the control (epoch 0) too, which only "ours" reads; rows are those of the scored epochs for everyone.
 """
 
 import argparse
+import concurrent.futures
 import cProfile
+import dataclasses
 import json
+import multiprocessing
 import os
 import pstats
 import resource
@@ -31,11 +36,11 @@ import pyarrow.parquet as pq
 
 from easycore_ray import manifest, score_table
 from easycore_ray.manifest import Artifact, Claim
-from easycore_ray.reduction import make_plan, reduce, reduce_range
+from easycore_ray.reduction import Range, make_plan, reduce, reduce_range
 from easycore_ray.score_table import ScoreTable, open_table
 
 MEANS = {"aign": ("grad_norm",), "four means": ("grad_norm", "loss", "margin", "el2n")}
-CONTENDERS = ("ours", "duckdb aign", "duckdb four means", "polars aign", "polars four means")
+CONTENDERS = ("ours", "ours aign", "duckdb aign", "duckdb four means", "polars aign", "polars four means")
 
 
 def main() -> None:
@@ -123,11 +128,16 @@ def _one(options: argparse.Namespace) -> dict[str, Any]:
         if options.one == "ours":
             return _measure_ours(run, out, options.cpus)
         library, means = options.one.split(" ", 1)
-        work = {"duckdb": _duckdb, "polars": _polars}[library](run, str(out / "means.parquet"), MEANS[means], options)
-        seconds = [_timed(work), _timed(work)]
-        rows = pq.ParquetFile(out / "means.parquet").metadata.num_rows
+        work = {"ours": _aign_only, "duckdb": _duckdb, "polars": _polars}[library](
+            run, str(out / "means"), MEANS[means], options
+        )
+        seconds = [_timed(work)]
+        before = _cpu_seconds()
+        seconds.append(_timed(work))
+        cpu = _cpu_seconds() - before
+        rows = sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("means*"))
         assert rows == options.samples, rows
-        return {"seconds": seconds, "peak": _peak_mib()}
+        return {"seconds": seconds, "cpu": cpu, "peak": _peak_mib()}
     finally:
         shutil.rmtree(out)
 
@@ -138,8 +148,35 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of the children that still run."""
+    own, ticks = resource.getrusage(resource.RUSAGE_SELF), 0
+    for child in multiprocessing.active_children():
+        ticks += sum(map(int, Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+    return own.ru_utime + own.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _aign_only(run: Path, out: str, means: tuple[str, ...], options: argparse.Namespace) -> Callable[[], object]:
+    pool = concurrent.futures.ProcessPoolExecutor(options.cpus, mp_context=multiprocessing.get_context("spawn"))
+    count = options.cpus * -(-options.samples // (options.cpus * 4_000_000))
+
+    def work() -> None:
+        list(pool.map(_aign_range, [str(run)] * count, [out] * count, range(count), [count] * count))
+
+    return work
+
+
+def _aign_range(run: str, out: str, number: int, count: int) -> None:
+    table = open_table(f"{run}/table")
+    plan = make_plan(table, tuple(epoch for epoch in table.epochs() if epoch > 0), out, count)
+    plan = dataclasses.replace(plan, verified=((),) * count)
+    mine = Range(plan, number, {"aign": "grad_norm"}, history=False)
+    mine.add_all()
+    pq.write_table(pa.table(mine.means()), f"{out}-{number}.parquet", compression="NONE", use_dictionary=False)
 
 
 def _duckdb(run: Path, out: str, means: tuple[str, ...], options: argparse.Namespace) -> Callable[[], object]:
@@ -175,17 +212,22 @@ def _measure_ours(run: Path, out: Path, cpus: int) -> dict[str, Any]:
                      logging_level=logging.ERROR)  # fmt: skip
         reduce(scores=str(run), out=f"{out}/{name}")
 
-    seconds = [_timed(lambda: work("a")), _timed(lambda: work("b"))]
-
-    def peak() -> tuple[int, float]:
+    def look() -> tuple[int, tuple[float, float]]:
         time.sleep(0.5)
-        return os.getpid(), _peak_mib()
+        return os.getpid(), (_peak_mib(), _cpu_seconds())
 
-    tasks = dict(ray.get([ray.remote(peak).remote() for _ in range(cpus)]))
+    def workers() -> dict[int, tuple[float, float]]:
+        return dict(ray.get([ray.remote(look).remote() for _ in range(cpus)]))
+
+    seconds = [_timed(lambda: work("a"))]
+    before, mine = workers(), _cpu_seconds()
+    seconds.append(_timed(lambda: work("b")))
+    after = workers()
+    cpu = _cpu_seconds() - mine + sum(used - before.get(pid, (0.0, 0.0))[1] for pid, (_, used) in after.items())
     shutil.rmtree(run / "hardness", ignore_errors=True)
     shutil.move(f"{out}/b", run / "hardness")
     ray.shutdown()
-    return {"seconds": seconds, "peak": max(tasks.values())}
+    return {"seconds": seconds, "cpu": cpu, "peak": max(peak for peak, _ in after.values())}
 
 
 def _measure_range(table: ScoreTable, range_rows: int) -> dict[str, Any]:
@@ -224,8 +266,8 @@ def _compare(options: argparse.Namespace) -> None:
         for name in options.contenders:
             found[name].append(_spawn(options, name, options.samples))
             print(f"  {name}: {found[name][-1]}", file=sys.stderr, flush=True)
-    print(f"{'':>18} {'M rows/s':>9} {'s per 1e9':>9} {'seconds (spread)':>19} {'first time':>10} {'peak MiB':>9}"
-          f" {'DuckDB AIGN = 1':>16}")  # fmt: skip
+    print(f"{'':>18} {'M rows/s':>9} {'s per 1e9':>9} {'seconds (spread)':>19} {'first time':>10} {'CPU s':>6} "
+          f"{'peak MiB':>9} {'DuckDB AIGN = 1':>16}")  # fmt: skip
     ours_to = _medians(found.get("duckdb aign", []))
     for name, runs in found.items():
         second = [run["seconds"][1] for run in runs]
@@ -233,7 +275,8 @@ def _compare(options: argparse.Namespace) -> None:
         first = statistics.median(run["seconds"][0] for run in runs)
         ratio = f"{ours_to / median:.2f} ×" if ours_to else ""
         print(f"{name:>18} {rows / median / 1e6:9.1f} {median / rows * 1e9:9.1f} {median:8.2f} [{min(second):.2f}, "
-              f"{max(second):.2f}] {first:10.2f} {max(run['peak'] for run in runs):9,.0f} {ratio:>16}")  # fmt: skip
+              f"{max(second):.2f}] {first:10.2f} {statistics.median(run['cpu'] for run in runs):6.1f} "
+              f"{max(run['peak'] for run in runs):9,.0f} {ratio:>16}")  # fmt: skip
     _show_phases(table)
 
 
