@@ -19,8 +19,9 @@ from easycore_ray import paths, reduction, score_table
 from easycore_ray.config import ReduceConfig
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.hardness_table import SCHEMA, open_hardness, read_hardness
+from easycore_ray.id_range import make_plan, reduce_range
 from easycore_ray.manifest import Artifact, open_artifact
-from easycore_ray.reduction import make_plan, reduce, reduce_range
+from easycore_ray.reduction import reduce
 from easycore_ray.score_table import open_table
 from tests.artifacts import draw_rows, edit_manifest, finish_table, samples_of, write_parts
 

@@ -8,8 +8,9 @@ table written and flushed. "ours aign" is the same code for sample_id and aign o
 checksums, in a process per CPU. DuckDB and Polars compute means only and check nothing. All write Parquet.
 Each measurement is a process of its own that works twice, the contenders alternate, and medians are shown: of the
 first time ("ours": with the start of Ray) and of the second, with its CPU seconds, which other work on the machine
-changes less; the peak of memory is that of the process, for "ours" of the largest task. The score table is made once
-per folder; it has the control (epoch 0) too, which only "ours" reads; rows are those of the scored epochs for everyone.
+changes less; the peak of memory is that of the process above its imports, for "ours" of the largest task, imports
+included. The score table is made once per folder; it has the control (epoch 0) too, which only "ours" reads; rows are
+those of the scored epochs for everyone.
 """
 
 import argparse
@@ -35,8 +36,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray import manifest, score_table
+from easycore_ray.id_range import Range, make_plan, reduce_range
 from easycore_ray.manifest import Artifact, Claim
-from easycore_ray.reduction import Range, make_plan, reduce, reduce_range
+from easycore_ray.reduction import reduce
 from easycore_ray.score_table import ScoreTable, open_table
 
 MEANS = {"aign": ("grad_norm",), "four means": ("grad_norm", "loss", "margin", "el2n")}
@@ -119,6 +121,7 @@ def _make_table(folder: str, samples: int, epochs: int, ranks: int) -> None:
 
 
 def _one(options: argparse.Namespace) -> dict[str, Any]:
+    imported = _peak_mib()
     run = _run_folder(options, options.samples)
     if options.one == "range":
         return _measure_range(open_table(str(run / "table")), options.range_rows)
@@ -137,7 +140,7 @@ def _one(options: argparse.Namespace) -> dict[str, Any]:
         cpu = _cpu_seconds() - before
         rows = sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("means*"))
         assert rows == options.samples, rows
-        return {"seconds": seconds, "cpu": cpu, "peak": _peak_mib()}
+        return {"seconds": seconds, "cpu": cpu, "peak": _peak_mib() - imported}
     finally:
         shutil.rmtree(out)
 
@@ -267,28 +270,28 @@ def _compare(options: argparse.Namespace) -> None:
             found[name].append(_spawn(options, name, options.samples))
             print(f"  {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     print(f"{'':>18} {'M rows/s':>9} {'s per 1e9':>9} {'seconds (spread)':>19} {'first time':>10} {'CPU s':>6} "
-          f"{'peak MiB':>9} {'DuckDB AIGN = 1':>16}")  # fmt: skip
-    ours_to = _medians(found.get("duckdb aign", []))
+          f"{'peak MiB':>9} {'DuckDB AIGN = 1: rows/s':>24} {'CPU':>6}")  # fmt: skip
+    base = found.get("duckdb aign")
     for name, runs in found.items():
         second = [run["seconds"][1] for run in runs]
-        median = statistics.median(second)
+        median, cpu = statistics.median(second), statistics.median(run["cpu"] for run in runs)
         first = statistics.median(run["seconds"][0] for run in runs)
-        ratio = f"{ours_to / median:.2f} ×" if ours_to else ""
-        print(f"{name:>18} {rows / median / 1e6:9.1f} {median / rows * 1e9:9.1f} {median:8.2f} [{min(second):.2f}, "
-              f"{max(second):.2f}] {first:10.2f} {statistics.median(run['cpu'] for run in runs):6.1f} "
-              f"{max(run['peak'] for run in runs):9,.0f} {ratio:>16}")  # fmt: skip
+        ratios = ""
+        if base:
+            ratios = f"{statistics.median(run['seconds'][1] for run in base) / median:22.2f} × "
+            ratios += f"{statistics.median(run['cpu'] for run in base) / cpu:5.2f} ×"
+        print(f"{name:>18} {rows / median / 1e6:9.1f} {median / rows * 1e9:9.1f} {median:6.2f} [{min(second):.2f}, "
+              f"{max(second):.2f}] {first:10.2f} {cpu:6.1f} {max(run['peak'] for run in runs):9,.0f} "
+              f"{ratios}")  # fmt: skip
     _show_phases(table)
-
-
-def _medians(runs: list[dict[str, Any]]) -> float:
-    return statistics.median(run["seconds"][1] for run in runs) if runs else 0.0
 
 
 def _show_phases(table: ScoreTable) -> None:
     """Where the time of the tasks goes, all ranges in one process one after another."""
     out = f"{table.path}/../out-phases"
     plan = make_plan(table, tuple(table.epochs()), out, -(-table.artifact.manifest["counts"]["samples"] // 2_500_000))
-    profile = cProfile.Profile()
+    # CPU time: what waits for the disk or for other work does not count.
+    profile = cProfile.Profile(time.process_time)
     profile.enable()
     for number in range(len(plan.ranges)):
         reduce_range(plan, number)
@@ -306,7 +309,7 @@ def _show_phases(table: ScoreTable) -> None:
     }
     total = stats.total_tt  # type: ignore[attr-defined]
     shares = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in phases.items())
-    print(f"one process, {total:.2f} s: {shares}, rest {100 * (1 - sum(phases.values()) / total):.0f} %")
+    print(f"one process, {total:.2f} CPU s: {shares}, rest {100 * (1 - sum(phases.values()) / total):.0f} %")
 
 
 def _compare_encodings(table: ScoreTable) -> None:
