@@ -273,15 +273,15 @@ def test_a_driver_killed_amid_the_ranges_changes_nothing(run):
         "import os, signal, sys\n"
         "from easycore_ray import reduction\n"
         "reduction.Progress.update = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "reduction.reduce(out=sys.argv[1] + '/hardness', scores=sys.argv[1], bucket_rows=5)\n"
+        "reduction.reduce(out=sys.argv[1] + '/hardness', scores=sys.argv[1], bucket_rows=20)\n"
     )
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run([sys.executable, "-c", program, run], env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert list((run / "hardness").glob("hardness-*-of-00022.parquet"))
+    assert list((run / "hardness").glob("hardness-*-of-00006.parquet"))
     assert not (run / "hardness" / "manifest.json").exists()
-    again = reduce(out=f"{run}/hardness", scores=str(run), bucket_rows=5)
-    undisturbed = reduce(out=f"{run}/other", scores=str(run), bucket_rows=5)
+    again = reduce(out=f"{run}/hardness", scores=str(run), bucket_rows=20)
+    undisturbed = reduce(out=f"{run}/other", scores=str(run), bucket_rows=20)
     ids, labels = population()
 
     assert read_hardness(again).equals(expected(draw_rows(ids, labels, EPOCHS), samples_of(ids, labels)))

@@ -9,7 +9,7 @@ checksums, in a process per CPU. DuckDB and Polars compute means only and check 
 Each measurement is a process of its own that works twice, the contenders alternate, and medians are shown: of the
 first time ("ours": with the start of Ray) and of the second, with its CPU seconds, which other work on the machine
 changes less; the peak of memory is that of the process above its imports, for "ours" of the largest task, imports
-included. The score table is made once per folder; it has the control (epoch 0) too, which only "ours" reads; rows are
+included (of "ours aign" only the starting process is seen). The score table is made once per folder; it has the control (epoch 0) too, which only "ours" reads; rows are
 those of the scored epochs for everyone.
 """
 
@@ -38,7 +38,6 @@ import pyarrow.parquet as pq
 from easycore_ray import manifest, score_table
 from easycore_ray.id_range import Range, make_plan, reduce_range
 from easycore_ray.manifest import Artifact, Claim
-from easycore_ray.reduction import reduce
 from easycore_ray.score_table import ScoreTable, open_table
 
 MEANS = {"aign": ("grad_norm",), "four means": ("grad_norm", "loss", "margin", "el2n")}
@@ -160,7 +159,9 @@ def _cpu_seconds() -> float:
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not ru_maxrss, which a new program inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def _aign_only(run: Path, out: str, means: tuple[str, ...], options: argparse.Namespace) -> Callable[[], object]:
@@ -208,6 +209,9 @@ def _measure_ours(run: Path, out: Path, cpus: int) -> dict[str, Any]:
     import logging
 
     import ray
+
+    # Not at the top: it loads PyTorch, and memory is measured here.
+    from easycore_ray.reduction import reduce
 
     def work(name: str) -> None:
         if not ray.is_initialized():
