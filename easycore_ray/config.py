@@ -9,6 +9,7 @@ the result is part of an artifact's identity; where it is computed, watched or s
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -386,12 +387,20 @@ class ReduceConfig(JobConfig):
 
     scores: str
     """Folder of a scoring run (holds table/)."""
+    score_epochs: str | None = None
+    """Use the scores of these training epochs only: A:B, both inclusive, 1 <= A <= B; all if left out."""
     bucket_rows: int = 4_000_000
-    """Samples per reduction task: sets its memory (about 60 bytes a sample), not the result."""
+    """Most samples in one reduction task: sets its memory (about 200 bytes a sample), not the result."""
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""
-        return super().problems() + _at_least("bucket_rows", self.bucket_rows, 1)
+        found = super().problems() + _at_least("bucket_rows", self.bucket_rows, 1)
+        if self.score_epochs is not None:
+            try:
+                parse_epochs(self.score_epochs)
+            except EasyCoreError as error:
+                found.append(str(error))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -782,6 +791,21 @@ def _workers_problems(value: int | tuple[int, int]) -> list[str]:
     if len(value) == 2 and 1 <= value[0] <= value[1]:
         return []
     return [f"num_workers must be N >= 1 or MIN:MAX with 1 <= MIN <= MAX, got {':'.join(map(str, value))}"]
+
+
+def parse_epochs(text: str) -> tuple[int, int]:
+    """``A:B``, a range of scored epochs, both ends inclusive, as two numbers.
+
+    Raises:
+        EasyCoreError: if the text is no such range or not 1 <= A <= B.
+    """
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text.strip())
+    first, last = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise EasyCoreError(
+            f"score_epochs must be A:B with 1 <= A <= B, got {text!r}; e.g. 1:10 for the first ten epochs"
+        )
+    return first, last
 
 
 def _at_least(name: str, value: float, least: float) -> list[str]:

@@ -1,27 +1,22 @@
 """reduce(): score table → hardness table, one row per sample.
 
-Ids are cut into ranges; one Ray task per range adds up its rows in dense arrays. Parts are sorted by
-id, so a task reads only its own stretch of each, and its memory is set by the range, not by the
-table. Sums are float64 in epoch order: the result depends neither on the order of parts nor on how
-many workers wrote them. Each task also proves that every sample has exactly one row per epoch.
+Ids are cut into ranges, and one Ray task per range does the work (``id_range``). Here: which epochs, how
+many ranges, and the artifact.
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from easycore_ray import paths
-from easycore_ray.config import ReduceConfig, identity_fields, to_dict, verb
+from easycore_ray.config import ReduceConfig, identity_fields, parse_epochs, to_dict, verb
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import SCHEMA, write_hardness
+from easycore_ray.id_range import Plan, make_plan, reduce_range
 from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity
 from easycore_ray.progress import Progress, say
-from easycore_ray.score_table import ScoreTable, open_table, read_range, read_samples
+from easycore_ray.score_table import ScoreTable, open_table, population
 
-_FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
+# A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
+_MOST_CUTS = 4
 
 
 @verb(ReduceConfig)
@@ -32,185 +27,121 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     ``loss`` and ``aum`` are the means of the rows' ``el2n``, ``loss`` and ``margin``;
     ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al.
     2019); ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
+    With ``score_epochs`` A:B all of them are over the scored epochs A..B, and parts of later or
+    earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``.
 
     Returns:
         The hardness table; ``config.out`` is usually ``<scores>/hardness``. None with ``dry_run``.
 
     Raises:
-        EasyCoreError: if the table is unfinished or damaged, or a sample lacks or doubles a row.
+        EasyCoreError: if the table is unfinished or damaged, a sample lacks or doubles a row, or
+            ``score_epochs`` holds no scored epoch or ends after the last one.
     """
     started = time.monotonic()
     table = open_table(paths.join(paths.absolute(config.scores), "table"))
     parents = {"score_table": table.artifact}
     out = paths.absolute(config.out)
+    between = parse_epochs(config.score_epochs) if config.score_epochs is not None else None
+    epochs = _used_epochs(table, between)
     if config.dry_run:
         samples = table.artifact.manifest["counts"]["samples"]
-        say(f"reduce: would reduce {samples:,} samples × {len(table.epochs())} epochs → {out}")
+        say(f"reduce: would reduce {samples:,} samples × {len(epochs)} epochs → {out}")
         return None
-    # How ids are cut into ranges changes no value: only where rows are filed.
-    fields = {key: value for key, value in identity_fields(config).items() if key != "bucket_rows"}
-    made = claim(out, "hardness_table", identity("hardness_table", fields, _fingerprints(parents)),
+    made = claim(out, "hardness_table", identity("hardness_table", _fields(config, between), _fingerprints(parents)),
                  overwrite=config.overwrite)  # fmt: skip
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
-    files = _reduce_ranges(table, out, config.bucket_rows)
+    files = _reduce_ranges(table, epochs, out, config.bucket_rows)
     rows = sum(entry["rows"] for entry in files)
-    expected = table.artifact.manifest["counts"]["samples"]
-    if rows != expected:
-        raise EasyCoreError(f"{table.path}: {rows:,} of {expected:,} samples have scores; the table is damaged")
     artifact = finish(
         made,
-        # The rows follow from the table alone, however they are cut into files.
-        fingerprint=content_hash("hardness_table", table.artifact.fingerprint),
+        # The rows follow from the table and the epochs alone, however they are cut into files.
+        fingerprint=content_hash("hardness_table", table.artifact.fingerprint, *map(str, between or ())),
         config=to_dict(config),
         parents=parents,
-        counts={"samples": rows, "scored_epochs": len([epoch for epoch in table.epochs() if epoch > 0])},
+        counts={"samples": rows, "scored_epochs": len([epoch for epoch in epochs if epoch > 0])},
         wall_seconds=time.monotonic() - started,
         files=files,
+        score_epochs=None if between is None else list(between),
         score_pass=table.artifact.manifest["config"]["score_pass"],
         dataset=table.artifact.manifest["parents"]["dataset"],
     )
-    say(f"reduce: {rows:,} samples × {len(table.epochs())} epochs → {out}")
+    say(f"reduce: {rows:,} samples × {len(epochs)} epochs → {out}")
     return artifact
+
+
+def _fields(config: ReduceConfig, between: tuple[int, int] | None) -> dict[str, Any]:
+    # How ids are cut into ranges changes no value: only where rows are filed.
+    fields = {
+        key: value for key, value in identity_fields(config).items() if key not in ("bucket_rows", "score_epochs")
+    }
+    return fields if between is None else {**fields, "score_epochs": list(between)}
 
 
 def _fingerprints(parents: dict[str, Artifact]) -> dict[str, str]:
     return {role: parent.fingerprint for role, parent in parents.items()}
 
 
-def _reduce_ranges(table: ScoreTable, out: str, bucket_rows: int) -> list[dict[str, Any]]:
-    """Run one task per id range; the files they wrote, in id order."""
-    first = min((part.first_id for part in table.parts if part.rows), default=0)
-    last = max((part.last_id for part in table.parts if part.rows), default=-1)
-    lows = range(first, last + 1, bucket_rows)
-    ranges = [(low, min(low + bucket_rows, last + 1)) for low in lows]
-    if len(ranges) == 1:
-        # A table this small is reduced before a Ray task has started.
-        return [reduce_range(table, out, 0, *ranges[0])]
-    import ray
+def _used_epochs(table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:
+    """Epochs to read, ascending: the control, and the scored ones of the range."""
+    scored = [epoch for epoch in table.epochs() if epoch > 0]
+    if not scored:
+        raise EasyCoreError(f"{table.path} holds no scored epoch after the first weights; nothing to average")
+    if between is None:
+        return tuple(table.epochs())
+    first, last = between
+    if last > scored[-1]:
+        raise EasyCoreError(
+            f"score_epochs {first}:{last} ends after the last scored epoch of {table.path}, {scored[-1]}; "
+            f"B must be at most {scored[-1]}"
+        )
+    chosen = [epoch for epoch in scored if first <= epoch <= last]
+    if not chosen:
+        near = [epoch for epoch in scored if epoch < first][-1:] + [epoch for epoch in scored if epoch > last][:1]
+        raise EasyCoreError(
+            f"score_epochs {first}:{last} holds no scored epoch of {table.path}; the nearest are "
+            f"{' and '.join(map(str, near))}"
+        )
+    return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)
 
-    from easycore_ray.cluster import connect
+
+def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, bucket_rows: int) -> list[dict[str, Any]]:
+    """Run one task per id range; the files they wrote, in id order."""
+    first, last, _ = population(table.path)
+    num_ranges = -(-(last + 1 - first) // bucket_rows)
+    if num_ranges == 1:
+        # A table this small is reduced before a Ray task has started.
+        return [reduce_range(make_plan(table, epochs, out, 1), 0)]
+    from easycore_ray.cluster import capacity, connect
 
     connect()
-    shared = ray.put(table)
+    cpus = max(1, int(capacity()[0].get("CPU", 1.0)))
+    even = -(-num_ranges // cpus) * cpus
+    return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges)))
+
+
+def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
+    import ray
+
+    shared = ray.put(plan)
     task = ray.remote(max_retries=5)(reduce_range)
-    pending = [task.remote(shared, out, number, low, high) for number, (low, high) in enumerate(ranges)]
+    pending = [task.remote(shared, number) for number in range(len(plan.ranges))]
     order = {ref: number for number, ref in enumerate(pending)}
     files: dict[int, dict[str, Any]] = {}
-    progress = Progress("reduce", len(ranges), "ranges")
-    while pending:
-        done, pending = ray.wait(pending)
-        try:
+    progress = Progress("reduce", len(plan.epochs) * plan.table.artifact.manifest["counts"]["samples"], "rows")
+    try:
+        while pending:
+            done, pending = ray.wait(pending)
             files[order[done[0]]] = ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            # Our own sentence, without the task's traceback around it.
-            if isinstance(error.cause, EasyCoreError):
-                raise error.cause from None
-            raise
-        progress.update(len(files))
-    progress.close()
+            progress.update(len(plan.epochs) * sum(entry["rows"] for entry in files.values()))
+    except ray.exceptions.RayTaskError as error:
+        # Our own sentence, without the task's traceback around it.
+        if isinstance(error.cause, EasyCoreError):
+            raise error.cause from None
+        raise
+    finally:
+        for ref in pending:
+            ray.cancel(ref)
+        progress.close()
     return [files[number] for number in sorted(files)]
-
-
-def reduce_range(table: ScoreTable, out: str, number: int, low: int, high: int) -> dict[str, Any]:
-    """Reduce the ids in [low, high) and write them; idempotent, so it may run twice."""
-    return write_hardness(out, number, _Range(table, low, high).reduce())
-
-
-@dataclass
-class _Sums:
-    """Running sums of one id range; index = sample_id − low."""
-
-    values: dict[str, np.ndarray]
-    num_scores: np.ndarray
-    forgetting: np.ndarray
-    first_learned: np.ndarray
-    was_correct: np.ndarray
-    epoch0: np.ndarray
-
-
-class _Range:
-    """Dense reduction of one id range, epoch by epoch."""
-
-    def __init__(self, table: ScoreTable, low: int, high: int) -> None:
-        self._table, self._low, self._high = table, low, high
-        size = high - low
-        self._sums = _Sums(
-            values={name: np.zeros(size) for name in _FLOATS},
-            num_scores=np.zeros(size, np.int32),
-            forgetting=np.zeros(size, np.int32),
-            first_learned=np.full(size, -1, np.int32),
-            was_correct=np.zeros(size, bool),
-            epoch0=np.full(size, np.nan, np.float32),
-        )
-
-    def reduce(self) -> pa.Table:
-        """The range's rows of the hardness table."""
-        samples = read_samples(self._table.path)
-        ids = samples["sample_id"].to_numpy()
-        start, stop = np.searchsorted(ids, [self._low, self._high])
-        samples = samples.slice(start, stop - start)
-        expected = np.zeros(self._high - self._low, bool)
-        expected[samples["sample_id"].to_numpy() - self._low] = True
-        labels = samples["label"].to_numpy()
-        for epoch in self._table.epochs():
-            self._add_epoch(epoch, expected)
-        return self._rows(samples, labels)
-
-    def _add_epoch(self, epoch: int, expected: np.ndarray) -> None:
-        seen = np.zeros(len(expected), bool)
-        columns = ["sample_id", "grad_norm", "loss", "margin", "el2n", "correct"]
-        for part in self._table.of_epoch(epoch):
-            # Once per part, by the task that holds its first id: hashing reads all of it.
-            verify = self._low <= part.first_id < self._high
-            for batch in read_range(self._table.path, part, self._low, self._high, columns, verify=verify):
-                at = batch.column("sample_id").to_numpy() - self._low
-                if np.any(np.diff(at) <= 0):
-                    raise EasyCoreError(f"{part.path} is not sorted by sample_id, or holds one twice; it is damaged")
-                if seen[at].any():
-                    twice = int(at[seen[at]][0]) + self._low
-                    raise EasyCoreError(f"epoch {epoch}: sample_id {twice} has more than one row; the table is damaged")
-                seen[at] = True
-                self._add_rows(epoch, at, batch)
-        if not np.array_equal(seen, expected):
-            wrong = np.flatnonzero(seen != expected) + self._low
-            raise EasyCoreError(
-                f"epoch {epoch}: {len(wrong):,} samples have no row or are foreign (first sample_id: {wrong[0]}); "
-                "the table is damaged"
-            )
-
-    def _add_rows(self, epoch: int, at: np.ndarray, batch: pa.RecordBatch) -> None:
-        sums = self._sums
-        column = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
-        if not all(np.isfinite(column[name]).all() for name in _FLOATS.values()):
-            raise EasyCoreError(f"epoch {epoch} holds scores that are not finite; the scoring run has diverged")
-        if epoch == 0:
-            sums.epoch0[at] = column["grad_norm"]
-            return
-        for name, source in _FLOATS.items():
-            sums.values[name][at] += column[source]
-        correct = column["correct"]
-        sums.num_scores[at] += 1
-        sums.forgetting[at] += sums.was_correct[at] & ~correct
-        sums.was_correct[at] = correct
-        sums.first_learned[at] = np.where((sums.first_learned[at] < 0) & correct, epoch, sums.first_learned[at])
-
-    def _rows(self, samples: pa.Table, labels: np.ndarray) -> pa.Table:
-        at = samples["sample_id"].to_numpy() - self._low
-        sums = self._sums
-        count = sums.num_scores[at]
-        if len(count) and count.min() == 0:
-            raise EasyCoreError(f"{self._table.path} holds no scored epoch after the first weights; nothing to average")
-        epoch0 = sums.epoch0[at]
-        columns: dict[str, Any] = {
-            "sample_id": samples["sample_id"],
-            "label": labels,
-            "num_scores": count,
-            **{name: sums.values[name][at] / count for name in _FLOATS},
-            "forgetting_events": sums.forgetting[at],
-            "first_learned_epoch": sums.first_learned[at],
-            "input_norm": samples["input_norm"],
-            "aign_epoch0": pa.array(epoch0, mask=np.isnan(epoch0)),
-        }
-        return pa.table(columns, schema=SCHEMA).combine_chunks()

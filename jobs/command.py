@@ -126,8 +126,9 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
     found = {key: value for key, value in vars(source).items() if key in names}
     if kind in stages:
         return found
-    # A job that trains or selects once has no use for the sweep's lists.
-    found = {key: value for key, value in found.items() if not isinstance(value, tuple)}
+    # A job that trains or selects once has no use for the sweep's lists; and the pipeline's score_epochs is how
+    # long the scoring run trains, elsewhere a range of its epochs.
+    found = {key: value for key, value in found.items() if not isinstance(value, tuple) and key != "score_epochs"}
     if kind is TrainConfig:
         found["epochs"] = config.train_epochs
     if kind is EvaluateConfig:
