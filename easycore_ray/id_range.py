@@ -6,7 +6,7 @@ how many workers wrote them. It also proves that every sample has exactly one ro
 tasks; loads neither Ray nor PyTorch, for which a task would wait longer than it works.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,25 @@ class Plan:
     """First id and one past the last id of each task, ascending."""
     verified: tuple[tuple[Part, ...], ...]
     """Parts whose checksum each task compares; every part that is used is among them once."""
+    only_some: bool
+    """Not all scores are wanted: the checksums of the pages that are read are compared, not those of whole parts."""
+    means: tuple[str, ...]
+    """Scores that are means over epochs."""
+    history: bool
+    """Whether what was learned and forgotten is counted."""
 
 
-def make_plan(table: ScoreTable, epochs: tuple[int, ...], out: str, num_ranges: int) -> Plan:
+def make_plan(
+    table: ScoreTable, epochs: tuple[int, ...], out: str, num_ranges: int, only: Collection[str] | None = None
+) -> Plan:
     """Cut the ids of the population into ranges of equal width.
+
+    Args:
+        table: the score table.
+        epochs: epochs to read, ascending; 0 for the control.
+        out: folder of the hardness table.
+        num_ranges: about how many.
+        only: scores that are wanted; all if None. The others are null.
 
     Raises:
         EasyCoreError: if the population is not the manifest's, or parts reach beyond it.
@@ -54,7 +69,10 @@ def make_plan(table: ScoreTable, epochs: tuple[int, ...], out: str, num_ranges: 
             )
     width = -(-(last + 1 - first) // num_ranges)
     ranges = tuple((low, min(low + width, last + 1)) for low in range(first, last + 1, width))
-    return Plan(table, epochs, out, ranges, _share_out(parts, ranges))
+    verified = _share_out(parts, ranges) if only is None else ((),) * len(ranges)
+    means = tuple(name for name in _FLOATS if only is None or name in only)
+    history = only is None or "forgetting" in only
+    return Plan(table, epochs, out, ranges, verified, only is not None, means, history)
 
 
 def _share_out(parts: list[Part], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[Part, ...], ...]:
@@ -85,9 +103,13 @@ class Range:
     number of workers), they find their places through a table, and their order is the new one.
     """
 
-    def __init__(self, plan: Plan, number: int, floats: Mapping[str, str] = _FLOATS, *, history: bool = True) -> None:
-        self._plan, self._floats, self._history = plan, dict(floats), history
-        self._columns = ["sample_id", *self._floats.values(), *(["correct"] if history else [])]
+    def __init__(self, plan: Plan, number: int) -> None:
+        self._plan = plan
+        self._floats = {name: _FLOATS[name] for name in plan.means}
+        control = ["grad_norm"] if 0 in plan.epochs else []
+        history = ["correct"] if plan.history else []
+        self._columns = list(dict.fromkeys(["sample_id", *self._floats.values(), *control, *history]))
+        self._check_pages = plan.only_some
         self._table = plan.table
         self._low, self._high = plan.ranges[number]
         self._num_scores = len([epoch for epoch in plan.epochs if epoch > 0])
@@ -97,9 +119,10 @@ class Range:
         _check_increasing(self._ids, paths.join(plan.table.path, "the list of samples"))
         size = len(self._ids)
         self._places: np.ndarray | None = None
-        self._state: dict[str, np.ndarray] = {name: np.zeros(size) for name in floats}
-        self._state["aign_epoch0"] = np.zeros(size, np.float32)
-        if history:
+        self._state: dict[str, np.ndarray] = {name: np.zeros(size) for name in plan.means}
+        if control:
+            self._state["aign_epoch0"] = np.zeros(size, np.float32)
+        if plan.history:
             self._state["forgetting_events"] = np.zeros(size, np.int32)
             self._state["first_learned_epoch"] = np.full(size, -1, np.int32)
             self._state["correct"] = np.zeros(size, bool)
@@ -119,16 +142,14 @@ class Range:
         if not all(np.isfinite(self._state[name]).all() for name in self._floats):
             self._refuse_non_finite(self._plan.epochs)
 
-    def means(self) -> dict[str, np.ndarray]:
-        """Sorted ids and the means of the added scores (float64), for whom these are enough."""
-        at = np.argsort(self._ids, kind="stable")
-        return {"sample_id": self._ids[at], **{name: self._state[name][at] / self._num_scores for name in self._floats}}
-
     def _batches(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
         """The epoch's rows in this range, part by part, each part's in id order."""
         for part in self._table.of_epoch(epoch):
             verify = part in self._unverified and part.rows > 0
-            for batch in read_range(self._table.path, part, self._low, self._high, self._columns, verify=verify):
+            for batch in read_range(
+                self._table.path, part, self._low, self._high, self._columns,
+                verify=verify, check_pages=self._check_pages,
+            ):  # fmt: skip
                 rows = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in self._columns}
                 _check_increasing(rows["sample_id"], part.path)
                 yield rows
@@ -194,14 +215,14 @@ class Range:
         # Views where rows come in the order of the sums, copies where they do not.
         block = {name: self._state[name][at] for name in self._state}
         if epoch == 0:
-            if not all(np.isfinite(rows[name]).all() for name in self._floats.values()):
+            if not all(np.isfinite(rows[name]).all() for name in {"grad_norm", *self._floats.values()}):
                 self._refuse_non_finite((0,))
             block["aign_epoch0"][:] = rows["grad_norm"]
         else:
             # Whether scores are finite shows in their sums.
             for name, source in self._floats.items():
                 block[name] += rows[source].astype(np.float64)
-            if self._history:
+            if self._plan.history:
                 _add_history(block, rows["correct"], epoch)
         if not isinstance(at, slice):
             for name, values in block.items():
@@ -210,7 +231,7 @@ class Range:
     def _refuse_non_finite(self, epochs: tuple[int, ...]) -> None:
         """Read the scores again and name the first epoch and the ids whose are not finite."""
         for epoch in epochs:
-            bad: dict[str, list[int]] = {name: [] for name in self._floats.values()}
+            bad: dict[str, list[int]] = {name: [] for name in self._columns if name in _FLOATS.values()}
             for rows in self._batches(epoch):
                 for name, ids in bad.items():
                     ids += rows["sample_id"][~np.isfinite(rows[name])].tolist()
@@ -230,12 +251,16 @@ class Range:
             "sample_id": samples["sample_id"],
             "label": samples["label"],
             "num_scores": np.full(len(at), self._num_scores, np.int32),
-            **{name: sums.pop(name)[at] / self._num_scores for name in _FLOATS},
-            "forgetting_events": sums.pop("forgetting_events")[at],
-            "first_learned_epoch": sums.pop("first_learned_epoch")[at],
+            **{name: sums.pop(name)[at] / self._num_scores for name in self._plan.means},
             "input_norm": samples["input_norm"],
-            "aign_epoch0": sums.pop("aign_epoch0")[at] if 0 in self._plan.epochs else pa.nulls(len(at), pa.float32()),
         }
+        for name in ("forgetting_events", "first_learned_epoch", "aign_epoch0"):
+            if name in sums:
+                columns[name] = sums.pop(name)[at]
+        for spec in SCHEMA:
+            # Not asked for, or (the control) not scored.
+            columns.setdefault(spec.name, pa.nulls(len(at), spec.type))
+        columns = {name: columns[name] for name in SCHEMA.names}
         return pa.table(columns, schema=SCHEMA)
 
 

@@ -28,7 +28,8 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al.
     2019); ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
     With ``score_epochs`` A:B all of them are over the scored epochs A..B, and parts of later or
-    earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``.
+    earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
+    of other scores are not read and null in the result.
 
     Returns:
         The hardness table; ``config.out`` is usually ``<scores>/hardness``. None with ``dry_run``.
@@ -43,6 +44,8 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     out = paths.absolute(config.out)
     between = parse_epochs(config.score_epochs) if config.score_epochs is not None else None
     epochs = _used_epochs(table, between)
+    if config.only is not None and "aign_epoch0" not in config.only:
+        epochs = tuple(epoch for epoch in epochs if epoch > 0)
     if config.dry_run:
         samples = table.artifact.manifest["counts"]["samples"]
         say(f"reduce: would reduce {samples:,} samples × {len(epochs)} epochs → {out}")
@@ -52,17 +55,20 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
-    files = _reduce_ranges(table, epochs, out, config.bucket_rows)
+    files = _reduce_ranges(table, epochs, out, config)
     rows = sum(entry["rows"] for entry in files)
     artifact = finish(
         made,
         # The rows follow from the table and the epochs alone, however they are cut into files.
-        fingerprint=content_hash("hardness_table", table.artifact.fingerprint, *map(str, between or ())),
+        fingerprint=content_hash(
+            "hardness_table", table.artifact.fingerprint, *map(str, between or ()), *(config.only or ())
+        ),
         config=to_dict(config),
         parents=parents,
         counts={"samples": rows, "scored_epochs": len([epoch for epoch in epochs if epoch > 0])},
         wall_seconds=time.monotonic() - started,
         files=files,
+        only=None if config.only is None else list(config.only),
         score_epochs=None if between is None else list(between),
         score_pass=table.artifact.manifest["config"]["score_pass"],
         dataset=table.artifact.manifest["parents"]["dataset"],
@@ -76,6 +82,8 @@ def _fields(config: ReduceConfig, between: tuple[int, int] | None) -> dict[str, 
     fields = {
         key: value for key, value in identity_fields(config).items() if key not in ("bucket_rows", "score_epochs")
     }
+    if config.only is None:
+        del fields["only"]
     return fields if between is None else {**fields, "score_epochs": list(between)}
 
 
@@ -106,19 +114,19 @@ def _used_epochs(table: ScoreTable, between: tuple[int, int] | None) -> tuple[in
     return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)
 
 
-def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, bucket_rows: int) -> list[dict[str, Any]]:
+def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, config: ReduceConfig) -> list[dict[str, Any]]:
     """Run one task per id range; the files they wrote, in id order."""
     first, last, _ = population(table.path)
-    num_ranges = -(-(last + 1 - first) // bucket_rows)
+    num_ranges = -(-(last + 1 - first) // config.bucket_rows)
     if num_ranges == 1:
         # A table this small is reduced before a Ray task has started.
-        return [reduce_range(make_plan(table, epochs, out, 1), 0)]
+        return [reduce_range(make_plan(table, epochs, out, 1, config.only), 0)]
     from easycore_ray.cluster import capacity, connect
 
     connect()
     cpus = max(1, int(capacity()[0].get("CPU", 1.0)))
     even = -(-num_ranges // cpus) * cpus
-    return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges)))
+    return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only))
 
 
 def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:

@@ -44,7 +44,8 @@ SAMPLES_SCHEMA = pa.schema(
 # nothing, and plain floats are read at memory speed. Bytes a row, and ns to decode and
 # to hash one (tests/benchmarks/bench_reduce.py --encodings, one core): these 18.2, 4.5, 9.2; all in zstd 16.5, 40, 8;
 # floats as split byte streams 18.2, 6.4, 11, and in zstd 15.9, 40, 16; plain ids 25.6, 3.9, 21; run-length correct
-# 18.2, 4.7, 10. A tenth fewer bytes would make reading three times as slow.
+# 18.2, 4.7, 10. A tenth fewer bytes would make reading three times as slow. Every page carries its own checksum, for
+# readers of some columns, to whom the checksum of the whole part would cost more than the reading.
 _ENCODINGS = {
     "sample_id": "DELTA_BINARY_PACKED",
     "epoch": "DELTA_BINARY_PACKED",
@@ -158,6 +159,7 @@ def _encode(rows: pa.Table, encodings: dict[str, str] = _ENCODINGS) -> pa.Buffer
         column_encoding=encodings,
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
+        write_page_checksum=True,
     )
     return sink.getvalue()
 
@@ -268,7 +270,14 @@ def open_table(path: str) -> ScoreTable:
 
 
 def read_range(
-    table: str, part: Part, low: int, high: int, columns: list[str], *, verify: bool = False
+    table: str,
+    part: Part,
+    low: int,
+    high: int,
+    columns: list[str],
+    *,
+    verify: bool = False,
+    check_pages: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a part with ``low <= sample_id < high``, in id order, some at a time.
 
@@ -281,6 +290,7 @@ def read_range(
         high: one past the last id wanted.
         columns: columns to read; ``sample_id`` must be among them.
         verify: also compare the whole file with the checksum in the manifest.
+        check_pages: also compare the pages that are read with their own checksums, which costs less and sees less.
 
     Raises:
         EasyCoreError: if the part is missing, torn, or not the one that was committed.
@@ -297,7 +307,7 @@ def read_range(
         if verify:
             verify_part(table, part)
         source = _open_source(where)
-    with _parquet(source, where) as file:
+    with _parquet(source, where, check_pages=check_pages) as file:
         _check_part(file, where, part)
         try:
             yield from _read_groups(file, low, high, columns)
@@ -341,10 +351,10 @@ def _open_source(where: str, why: str = "is listed in the manifest") -> Any:
     return _listed(where, lambda: filesystem.open_input_file(inner), why)
 
 
-def _parquet(source: Any, where: str) -> pq.ParquetFile:
+def _parquet(source: Any, where: str, *, check_pages: bool = False) -> pq.ParquetFile:
     try:
         # Of a remote file, all columns of all wanted groups are fetched in a few large requests.
-        return pq.ParquetFile(source, pre_buffer=paths.is_remote(where))
+        return pq.ParquetFile(source, pre_buffer=paths.is_remote(where), page_checksum_verification=check_pages)
     except (OSError, pa.ArrowInvalid) as error:
         raise EasyCoreError(f"{where} is not a whole Parquet file ({error}); it is damaged") from error
 

@@ -21,8 +21,9 @@ import signal
 import sys
 from pathlib import Path
 
-import easycore_ray.reduction as reduction
+import easycore_ray.id_range as id_range
 import easycore_ray.scoring as scoring
+from easycore_ray.config import ScoreConfig, from_dict
 
 MARK = "EASYCORE_TEST_PROCESSES"
 """Environment variable by which a test knows the processes of its own Ray from any other's."""
@@ -129,8 +130,8 @@ def main():
         if kill["point"] == "freeze":
             die_in_driver(scoring, "finish", kill["marker"])
         if kill["point"] == "reduce":
-            die_in_driver(reduction, "write_hardness", kill["marker"])
-    scoring.score(**request["fields"])
+            die_in_driver(id_range, "write_hardness", kill["marker"])
+    scoring.score(from_dict(ScoreConfig, request["fields"]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -583,3 +584,43 @@ def test_damage_found_by_a_ray_task_is_the_same_single_line(run):
     """Without the task's traceback around it."""
     change_a_score(run)
     refuse(run, "^[^ ]*part-a-r00001.parquet does not have the checksum in the manifest", bucket_rows=20)
+
+
+@pytest.mark.parametrize(
+    "only", [("aign",), ("el2n", "aum"), ("forgetting",), ("aign_epoch0",), ("loss", "aign_epoch0")]
+)
+def test_only_some_scores_are_the_same_and_the_others_empty(run, only):
+    """--only changes no value: what is asked for equals the full reduction, the rest is null."""
+    whole = read_hardness(reduce(scores=str(run), out=f"{run}/hardness"))
+    some = read_hardness(reduce(scores=str(run), out=f"{run}/some", only=only))
+    columns = {name: (name,) for name in ("aign", "el2n", "loss", "aum", "aign_epoch0")}
+    columns["forgetting"] = ("forgetting_events", "first_learned_epoch")
+    asked = {column for name in only for column in columns[name]}
+
+    for name in SCHEMA.names:
+        scored = any(name in group for group in columns.values())
+        if name in asked or not scored:
+            assert some[name].equals(whole[name])
+        else:
+            assert some[name].null_count == some.num_rows
+
+
+def test_a_damaged_page_is_found_without_reading_whole_parts(run):
+    """With --only, a flipped bit in a score that is read is refused; one in a column that is not read is not seen."""
+    table = open_table(f"{run}/table")
+    part = Path(table.path, next(part.path for part in table.parts if part.epoch > 0 and part.rows))
+    content = part.read_bytes()
+    for column, refused in (("grad_norm", True), ("loss", False)):
+        index = score_table.SCHEMA.get_field_index(column)
+        chunk = pq.ParquetFile(part).metadata.row_group(0).column(index)
+        # The last byte of the chunk is one of a value: its lowest mantissa byte would be no other number to a reader.
+        at = chunk.data_page_offset + chunk.total_compressed_size - 4
+        part.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        if refused:
+            with pytest.raises(EasyCoreError, match="is damaged"):
+                reduce(scores=str(run), out=f"{run}/a", only=("aign",))
+        else:
+            reduce(scores=str(run), out=f"{run}/b", only=("aign",))
+        with pytest.raises(EasyCoreError, match="does not have the checksum in the manifest"):
+            reduce(scores=str(run), out=f"{run}/{column}")
+        part.write_bytes(content)

@@ -4,19 +4,17 @@
         [--cpus 2] [--repeats 3] [--encodings] [--memory-check]
 
 "ours" is the whole job on Ray: all scores, counts and control, every check, checksums of all parts, the hardness
-table written and flushed. "ours aign" is the same code for sample_id and aign only, with every check but the
-checksums, in a process per CPU. DuckDB and Polars compute means only and check nothing. All write Parquet.
+table written and flushed. "ours aign" is the same job with --only aign: it reads two columns, with every check, but
+compares the checksums of the pages it reads instead of those of whole parts. DuckDB and Polars compute means only and
+check nothing. All write Parquet.
 Each measurement is a process of its own that works twice, the contenders alternate, and medians are shown: of the
 first time ("ours": with the start of Ray) and of the second, with its CPU seconds, which other work on the machine
 changes less; the peak of memory is that of the process above its imports, for "ours" of the largest task, imports
-included (of "ours aign" only the starting process is seen). The score table is made once per folder; it has the
-control (epoch 0) too, which only "ours" reads; rows are those of the scored epochs for everyone.
+included. The score table is made once per folder; it has the control (epoch 0) too, which only "ours" reads; rows are those of the scored epochs for everyone.
 """
 
 import argparse
-import concurrent.futures
 import cProfile
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -36,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray import manifest, score_table
-from easycore_ray.id_range import Range, make_plan, reduce_range
+from easycore_ray.id_range import make_plan, reduce_range
 from easycore_ray.manifest import Artifact, Claim
 from easycore_ray.score_table import ScoreTable, open_table
 
@@ -127,12 +125,10 @@ def _one(options: argparse.Namespace) -> dict[str, Any]:
     out = run / f"out-{os.getpid()}"
     out.mkdir()
     try:
-        if options.one == "ours":
-            return _measure_ours(run, out, options.cpus)
+        if options.one in ("ours", "ours aign"):
+            return _measure_ours(run, out, options.cpus, ("aign",) if options.one == "ours aign" else None)
         library, means = options.one.split(" ", 1)
-        work = {"ours": _aign_only, "duckdb": _duckdb, "polars": _polars}[library](
-            run, str(out / "means"), MEANS[means], options
-        )
+        work = {"duckdb": _duckdb, "polars": _polars}[library](run, str(out / "means"), MEANS[means], options)
         seconds = [_timed(work)]
         before = _cpu_seconds()
         seconds.append(_timed(work))
@@ -164,25 +160,6 @@ def _peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
-def _aign_only(run: Path, out: str, means: tuple[str, ...], options: argparse.Namespace) -> Callable[[], object]:
-    pool = concurrent.futures.ProcessPoolExecutor(options.cpus, mp_context=multiprocessing.get_context("spawn"))
-    count = options.cpus * -(-options.samples // (options.cpus * 4_000_000))
-
-    def work() -> None:
-        list(pool.map(_aign_range, [str(run)] * count, [out] * count, range(count), [count] * count))
-
-    return work
-
-
-def _aign_range(run: str, out: str, number: int, count: int) -> None:
-    table = open_table(f"{run}/table")
-    plan = make_plan(table, tuple(epoch for epoch in table.epochs() if epoch > 0), out, count)
-    plan = dataclasses.replace(plan, verified=((),) * count)
-    mine = Range(plan, number, {"aign": "grad_norm"}, history=False)
-    mine.add_all()
-    pq.write_table(pa.table(mine.means()), f"{out}-{number}.parquet", compression="NONE", use_dictionary=False)
-
-
 def _duckdb(run: Path, out: str, means: tuple[str, ...], options: argparse.Namespace) -> Callable[[], object]:
     import duckdb
 
@@ -205,7 +182,7 @@ def _polars(run: Path, out: str, means: tuple[str, ...], options: argparse.Names
     return lambda: found.sink_parquet(out)
 
 
-def _measure_ours(run: Path, out: Path, cpus: int) -> dict[str, Any]:
+def _measure_ours(run: Path, out: Path, cpus: int, only: tuple[str, ...] | None) -> dict[str, Any]:
     import logging
 
     import ray
@@ -217,7 +194,7 @@ def _measure_ours(run: Path, out: Path, cpus: int) -> dict[str, Any]:
         if not ray.is_initialized():
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
                      logging_level=logging.ERROR)  # fmt: skip
-        reduce(scores=str(run), out=f"{out}/{name}")
+        reduce(scores=str(run), out=f"{out}/{name}", only=only)
 
     def look() -> tuple[int, tuple[float, float]]:
         time.sleep(0.5)
@@ -231,8 +208,9 @@ def _measure_ours(run: Path, out: Path, cpus: int) -> dict[str, Any]:
     seconds.append(_timed(lambda: work("b")))
     after = workers()
     cpu = _cpu_seconds() - mine + sum(used - before.get(pid, (0.0, 0.0))[1] for pid, (_, used) in after.items())
-    shutil.rmtree(run / "hardness", ignore_errors=True)
-    shutil.move(f"{out}/b", run / "hardness")
+    if only is None:
+        shutil.rmtree(run / "hardness", ignore_errors=True)
+        shutil.move(f"{out}/b", run / "hardness")
     ray.shutdown()
     return {"seconds": seconds, "cpu": cpu, "peak": max(peak for peak, _ in after.values())}
 
