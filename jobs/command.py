@@ -108,6 +108,8 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
         return found
     # A job that trains or selects once has no use for the sweep's lists.
     found = {key: value for key, value in found.items() if not isinstance(value, tuple)}
+    # In the pipeline a number of epochs to train for, here a range of them to select by.
+    found.pop("score_epochs", None)
     if kind is TrainConfig:
         found["epochs"] = config.train_epochs
     if kind is EvaluateConfig:
