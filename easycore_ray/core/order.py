@@ -151,8 +151,10 @@ def find_cut(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, *, lim
     """
     quotas = np.asarray(quotas, np.int64)
     groups = len(quotas)
-    most = max(1, min(_MOST_BITS, _MOST_CELLS_BITS - (groups - 1).bit_length()))
     below, inside = np.zeros(groups, np.int64), np.asarray(sizes, np.int64)
+    # No more cells than keys, and as many as fit in memory at most.
+    most = min(_MOST_BITS, _MOST_CELLS_BITS - (groups - 1).bit_length(), int(inside.max(initial=0)).bit_length())
+    most = max(most, 4)
     interval = Interval(np.zeros(groups, np.uint64), 64, most, quotas > 0)
     while interval.shift and inside[interval.open].sum() > limit:
         counts = passes.count(interval).reshape(groups, -1)
