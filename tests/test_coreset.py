@@ -1,5 +1,6 @@
 """Coresets: the choice of a full sort, exact counts, readable exports, and no other dataset's scores."""
 
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -299,6 +300,40 @@ def test_what_cannot_be_chosen_is_refused(inputs, tmp_path, options, message):
     """And can be corrected in the same folder."""
     refuse(inputs, tmp_path / "c", message, **options)
     choose(inputs, tmp_path / "c")
+
+
+def test_epochs_of_a_run_choose_alone(inputs, tmp_path):
+    """--score-epochs goes by the scores of these epochs, reduced beside the run's own; kept for the next call."""
+    run = tmp_path / "scores"
+    shutil.copytree(inputs / "scores", run)
+    epochs = {"scores": str(run), "score_epochs": "2:3", "fraction": 0.3}
+    coreset, ids = choose(inputs, tmp_path / "c", **epochs)
+    rows = pq.read_table(run / "hardness-epochs-2-3").to_pylist()
+    every, _ = choose(inputs, tmp_path / "every", scores=str(run), fraction=0.3)
+
+    assert ids.tolist() == by_sorting("easycore", [(row["aign"], row["sample_id"], 0) for row in rows], 30)
+    assert coreset.fingerprint != every.fingerprint
+    assert coreset.manifest["parents"]["hardness_table"]["path"] == f"{run}/hardness-epochs-2-3"
+    assert choose(inputs, tmp_path / "c", **epochs)[0] == coreset
+
+
+def test_epochs_need_a_scoring_run(inputs, tmp_path):
+    """A hardness table alone has forgotten them, and a dataset never knew."""
+    shutil.copytree(inputs / "scores" / "hardness", tmp_path / "hardness")
+    options = {"scores": f"{tmp_path}/hardness", "score_epochs": "1:2"}
+    refuse(inputs, tmp_path / "c", "has no finished table/; pass the folder of a scoring run as --scores", **options)
+    with pytest.raises(EasyCoreError, match="score_epochs goes with --scores"):
+        select(out=f"{tmp_path}/c", dataset=f"{inputs}/dataset", method="random", score_epochs="1:2")
+    refuse(inputs, tmp_path / "c", "score_epochs must be A:B", score_epochs="3:1")
+
+
+def test_a_dry_run_reduces_no_epochs(inputs, tmp_path, capsys):
+    """It says that they would be."""
+    run = tmp_path / "scores"
+    shutil.copytree(inputs / "scores", run)
+    assert select(out=f"{tmp_path}/c", scores=str(run), score_epochs="1:2", dry_run=True) is None
+    assert "would first reduce epochs 1:2" in capsys.readouterr().err
+    assert not (run / "hardness-epochs-1-2").exists()
 
 
 def test_scores_that_do_not_exist_are_refused(inputs, tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from easycore_ray.config import Arm, CoresetConfig, method_options, parse_arm
-from easycore_ray.core import methods
 from easycore_ray.core.methods import METHODS, markdown_table, ranking_method, selection_method
 from easycore_ray.errors import EasyCoreError
 from jobs.command import parse
@@ -25,9 +24,8 @@ def test_the_contract(method, score, balance, check):
 
 
 @pytest.fixture
-def newcomers(monkeypatch):
+def newcomers():
     """Two methods that nothing else knows of: one that ranks and one that sees all samples."""
-    monkeypatch.setattr(methods, "METHODS", METHODS)
     before = dict(METHODS)
 
     @ranking_method("near", default_score="el2n")
@@ -56,7 +54,8 @@ def test_a_new_method_is_one_decorated_function(newcomers):
     assert parse_arm("coin") == Arm("coin", None, "none")
     argv = ["--out", "/o", "--scores", "/s", "--method", "near", "--option", "target=0.25"]
     assert method_options(parse(CoresetConfig, argv)) == {"target": 0.25}
-    assert kept("near", "el2n", "none", fraction=0.1, target=3.0).tolist() != kept("near", "el2n", "none", fraction=0.1).tolist()
+    far, usual = (kept("near", "el2n", "none", fraction=0.1, **options) for options in ({"target": 3.0}, {}))
+    assert far.tolist() != usual.tolist()
     assert "| `near` | The samples whose hardness is closest to a target. | any, usually `el2n` | `target` (1.0) |" in (
         markdown_table()
     )
