@@ -334,12 +334,20 @@ class ReduceConfig(JobConfig):
 
     scores: str
     """Folder of a scoring run (holds table/)."""
+    score_epochs: str | None = None
+    """Use the scores of these training epochs only: A:B, both inclusive, 1 <= A <= B; all if left out."""
     bucket_rows: int = 4_000_000
-    """Samples per reduction task: sets its memory (about 60 bytes a sample), not the result."""
+    """Most samples in one reduction task: sets its memory (about 200 bytes a sample), not the result."""
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""
-        return super().problems() + _at_least("bucket_rows", self.bucket_rows, 1)
+        found = super().problems() + _at_least("bucket_rows", self.bucket_rows, 1)
+        if self.score_epochs is not None:
+            try:
+                parse_epochs(self.score_epochs)
+            except EasyCoreError as error:
+                found.append(str(error))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ range of samples is a range of files, and a job at scale can work file by file. 
 """
 
 import hashlib
-import io
 from typing import Any
 
 import pyarrow as pa
@@ -37,26 +36,30 @@ _ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAI
 _ROW_GROUP_ROWS = 1 << 20
 
 
-def write_hardness(folder: str, number: int, rows: pa.Table) -> dict[str, Any]:
+def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) -> dict[str, Any]:
     """Write one file of the table; the entry of the manifest that lists it.
 
     Args:
         folder: of the hardness table.
         number: place of the file in id order.
         rows: of ``SCHEMA``, sorted by ``sample_id``.
+        count: files of the table. It is part of the name: a late task of a killed job that cut ids otherwise
+            cannot replace a file of this one.
     """
-    buffer = io.BytesIO()
+    # Allocated at once, with room for the worst of delta encoding: a buffer that grows copies itself as it does.
+    buffer = pa.allocate_buffer(int(1.1 * rows.nbytes) + (1 << 20))
+    sink = pa.FixedSizeBufferWriter(buffer)
     pq.write_table(
         rows,
-        buffer,
+        sink,
         compression="NONE",
         use_dictionary=False,
         column_encoding=_ENCODINGS,
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
     )
-    path = f"hardness-{number:05d}.parquet"
-    content = buffer.getbuffer()
+    path = f"hardness-{number:05d}-of-{count:05d}.parquet"
+    content = buffer.slice(0, sink.tell())
     paths.write_bytes(paths.join(folder, path), content)
     ids = rows["sample_id"]
     return {
@@ -64,7 +67,7 @@ def write_hardness(folder: str, number: int, rows: pa.Table) -> dict[str, Any]:
         "rows": rows.num_rows,
         "first_id": ids[0].as_py() if rows.num_rows else -1,
         "last_id": ids[-1].as_py() if rows.num_rows else -1,
-        "bytes": len(content),
+        "bytes": content.size,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
 

@@ -1,12 +1,13 @@
 """reduce(): score table → hardness table, one row per sample.
 
-Ids are cut into ranges; one Ray task per range adds up its rows in dense arrays. Parts are sorted by
-id, so a task reads only its own stretch of each, and its memory is set by the range, not by the
-table. Sums are float64 in epoch order: the result depends neither on the order of parts nor on how
-many workers wrote them. Each task also proves that every sample has exactly one row per epoch.
+Ids are cut into ranges; one Ray task per range adds up its rows in arrays. Parts are sorted by id, so a
+task reads only its own stretch of each, and its memory is set by the range, not by the table. Sums are
+float64 in epoch order: the result depends neither on the order of parts nor on how many workers wrote
+them. Each task also proves that every sample has exactly one row per epoch.
 """
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from easycore_ray import paths
-from easycore_ray.config import ReduceConfig, identity_fields, to_dict, verb
+from easycore_ray.config import ReduceConfig, identity_fields, parse_epochs, to_dict, verb
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.hardness_table import SCHEMA, write_hardness
 from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity
 from easycore_ray.progress import Progress, say
-from easycore_ray.score_table import ScoreTable, open_table, read_range, read_samples
+from easycore_ray.score_table import Part, ScoreTable, open_table, population, read_range, read_samples, verify_part
 
 _FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
+# A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
+_MOST_CUTS = 4
 
 
 @verb(ReduceConfig)
@@ -32,185 +35,352 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     ``loss`` and ``aum`` are the means of the rows' ``el2n``, ``loss`` and ``margin``;
     ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al.
     2019); ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
+    With ``score_epochs`` A:B all of them are over the scored epochs A..B, and parts of later or
+    earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``.
 
     Returns:
         The hardness table; ``config.out`` is usually ``<scores>/hardness``. None with ``dry_run``.
 
     Raises:
-        EasyCoreError: if the table is unfinished or damaged, or a sample lacks or doubles a row.
+        EasyCoreError: if the table is unfinished or damaged, a sample lacks or doubles a row, or
+            ``score_epochs`` holds no scored epoch or ends after the last one.
     """
     started = time.monotonic()
     table = open_table(paths.join(paths.absolute(config.scores), "table"))
     parents = {"score_table": table.artifact}
     out = paths.absolute(config.out)
+    between = parse_epochs(config.score_epochs) if config.score_epochs is not None else None
+    epochs = _used_epochs(table, between)
     if config.dry_run:
         samples = table.artifact.manifest["counts"]["samples"]
-        say(f"reduce: would reduce {samples:,} samples × {len(table.epochs())} epochs → {out}")
+        say(f"reduce: would reduce {samples:,} samples × {len(epochs)} epochs → {out}")
         return None
-    # How ids are cut into ranges changes no value: only where rows are filed.
-    fields = {key: value for key, value in identity_fields(config).items() if key != "bucket_rows"}
-    made = claim(out, "hardness_table", identity("hardness_table", fields, _fingerprints(parents)),
+    made = claim(out, "hardness_table", identity("hardness_table", _fields(config, between), _fingerprints(parents)),
                  overwrite=config.overwrite)  # fmt: skip
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
-    files = _reduce_ranges(table, out, config.bucket_rows)
+    files = _reduce_ranges(table, epochs, out, config.bucket_rows)
     rows = sum(entry["rows"] for entry in files)
-    expected = table.artifact.manifest["counts"]["samples"]
-    if rows != expected:
-        raise EasyCoreError(f"{table.path}: {rows:,} of {expected:,} samples have scores; the table is damaged")
     artifact = finish(
         made,
-        # The rows follow from the table alone, however they are cut into files.
-        fingerprint=content_hash("hardness_table", table.artifact.fingerprint),
+        # The rows follow from the table and the epochs alone, however they are cut into files.
+        fingerprint=content_hash("hardness_table", table.artifact.fingerprint, *map(str, between or ())),
         config=to_dict(config),
         parents=parents,
-        counts={"samples": rows, "scored_epochs": len([epoch for epoch in table.epochs() if epoch > 0])},
+        counts={"samples": rows, "scored_epochs": len([epoch for epoch in epochs if epoch > 0])},
         wall_seconds=time.monotonic() - started,
         files=files,
+        score_epochs=None if between is None else list(between),
         score_pass=table.artifact.manifest["config"]["score_pass"],
         dataset=table.artifact.manifest["parents"]["dataset"],
     )
-    say(f"reduce: {rows:,} samples × {len(table.epochs())} epochs → {out}")
+    say(f"reduce: {rows:,} samples × {len(epochs)} epochs → {out}")
     return artifact
+
+
+def _fields(config: ReduceConfig, between: tuple[int, int] | None) -> dict[str, Any]:
+    # How ids are cut into ranges changes no value: only where rows are filed.
+    fields = {
+        key: value for key, value in identity_fields(config).items() if key not in ("bucket_rows", "score_epochs")
+    }
+    return fields if between is None else {**fields, "score_epochs": list(between)}
 
 
 def _fingerprints(parents: dict[str, Artifact]) -> dict[str, str]:
     return {role: parent.fingerprint for role, parent in parents.items()}
 
 
-def _reduce_ranges(table: ScoreTable, out: str, bucket_rows: int) -> list[dict[str, Any]]:
-    """Run one task per id range; the files they wrote, in id order."""
-    first = min((part.first_id for part in table.parts if part.rows), default=0)
-    last = max((part.last_id for part in table.parts if part.rows), default=-1)
-    lows = range(first, last + 1, bucket_rows)
-    ranges = [(low, min(low + bucket_rows, last + 1)) for low in lows]
-    if len(ranges) == 1:
-        # A table this small is reduced before a Ray task has started.
-        return [reduce_range(table, out, 0, *ranges[0])]
-    import ray
+def _used_epochs(table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:
+    """Epochs to read, ascending: the control, and the scored ones of the range."""
+    scored = [epoch for epoch in table.epochs() if epoch > 0]
+    if not scored:
+        raise EasyCoreError(f"{table.path} holds no scored epoch after the first weights; nothing to average")
+    if between is None:
+        return tuple(table.epochs())
+    first, last = between
+    if last > scored[-1]:
+        raise EasyCoreError(
+            f"score_epochs {first}:{last} ends after the last scored epoch of {table.path}, {scored[-1]}; "
+            f"B must be at most {scored[-1]}"
+        )
+    chosen = [epoch for epoch in scored if first <= epoch <= last]
+    if not chosen:
+        near = [epoch for epoch in scored if epoch < first][-1:] + [epoch for epoch in scored if epoch > last][:1]
+        raise EasyCoreError(
+            f"score_epochs {first}:{last} holds no scored epoch of {table.path}; the nearest are "
+            f"{' and '.join(map(str, near))}"
+        )
+    return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)
 
-    from easycore_ray.cluster import connect
+
+@dataclass(frozen=True)
+class Plan:
+    """What the tasks of a reduction share; each is told its number only."""
+
+    table: ScoreTable
+    epochs: tuple[int, ...]
+    out: str
+    ranges: tuple[tuple[int, int], ...]
+    """First id and one past the last id of each task, ascending."""
+    verified: tuple[tuple[Part, ...], ...]
+    """Parts whose checksum each task compares; every part that is used is among them once."""
+
+
+def make_plan(table: ScoreTable, epochs: tuple[int, ...], out: str, num_ranges: int) -> Plan:
+    """Cut the ids of the population into ranges of equal width.
+
+    Raises:
+        EasyCoreError: if the population is not the manifest's, or parts reach beyond it.
+    """
+    first, last, count = population(table.path)
+    expected = table.artifact.manifest["counts"]["samples"]
+    if count != expected:
+        raise EasyCoreError(f"{table.path}: {count:,} of {expected:,} samples are known; the table is damaged")
+    parts = [part for epoch in epochs for part in table.of_epoch(epoch)]
+    for part in parts:
+        if part.rows and not first <= part.first_id <= part.last_id <= last:
+            stray = part.first_id if part.first_id < first else part.last_id
+            raise EasyCoreError(
+                f"{paths.join(table.path, part.path)} holds the foreign sample_id {stray}, the table's go from {first} "
+                f"to {last}; the table is damaged"
+            )
+    width = -(-(last + 1 - first) // num_ranges)
+    ranges = tuple((low, min(low + width, last + 1)) for low in range(first, last + 1, width))
+    return Plan(table, epochs, out, ranges, _share_out(parts, ranges))
+
+
+def _share_out(parts: list[Part], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[Part, ...], ...]:
+    """Give every part to one of the ranges it has rows in, so that all hash about as many bytes."""
+    shares: list[list[Part]] = [[] for _ in ranges]
+    loads = [0] * len(ranges)
+    low, width = ranges[0][0], ranges[0][1] - ranges[0][0]
+    for part in parts:
+        homes = range((part.first_id - low) // width, (part.last_id - low) // width + 1) if part.rows else range(1)
+        home = min(homes, key=loads.__getitem__)
+        shares[home].append(part)
+        loads[home] += part.num_bytes
+    return tuple(map(tuple, shares))
+
+
+def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, bucket_rows: int) -> list[dict[str, Any]]:
+    """Run one task per id range; the files they wrote, in id order."""
+    first, last, _ = population(table.path)
+    num_ranges = -(-(last + 1 - first) // bucket_rows)
+    if num_ranges == 1:
+        # A table this small is reduced before a Ray task has started.
+        return [reduce_range(make_plan(table, epochs, out, 1), 0)]
+    from easycore_ray.cluster import capacity, connect
 
     connect()
-    shared = ray.put(table)
+    cpus = max(1, int(capacity()[0].get("CPU", 1.0)))
+    even = -(-num_ranges // cpus) * cpus
+    return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges)))
+
+
+def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
+    import ray
+
+    shared = ray.put(plan)
     task = ray.remote(max_retries=5)(reduce_range)
-    pending = [task.remote(shared, out, number, low, high) for number, (low, high) in enumerate(ranges)]
+    pending = [task.remote(shared, number) for number in range(len(plan.ranges))]
     order = {ref: number for number, ref in enumerate(pending)}
     files: dict[int, dict[str, Any]] = {}
-    progress = Progress("reduce", len(ranges), "ranges")
-    while pending:
-        done, pending = ray.wait(pending)
-        try:
+    progress = Progress("reduce", len(plan.epochs) * plan.table.artifact.manifest["counts"]["samples"], "rows")
+    try:
+        while pending:
+            done, pending = ray.wait(pending)
             files[order[done[0]]] = ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            # Our own sentence, without the task's traceback around it.
-            if isinstance(error.cause, EasyCoreError):
-                raise error.cause from None
-            raise
-        progress.update(len(files))
-    progress.close()
+            progress.update(len(plan.epochs) * sum(entry["rows"] for entry in files.values()))
+    except ray.exceptions.RayTaskError as error:
+        # Our own sentence, without the task's traceback around it.
+        if isinstance(error.cause, EasyCoreError):
+            raise error.cause from None
+        raise
+    finally:
+        for ref in pending:
+            ray.cancel(ref)
+        progress.close()
     return [files[number] for number in sorted(files)]
 
 
-def reduce_range(table: ScoreTable, out: str, number: int, low: int, high: int) -> dict[str, Any]:
-    """Reduce the ids in [low, high) and write them; idempotent, so it may run twice."""
-    return write_hardness(out, number, _Range(table, low, high).reduce())
+def reduce_range(plan: Plan, number: int) -> dict[str, Any]:
+    """Reduce one range of ids and write its file; idempotent, so it may run twice."""
+    rows = Range(plan, number).reduce()
+    return write_hardness(plan.out, number, rows, count=len(plan.ranges))
 
 
-@dataclass
-class _Sums:
-    """Running sums of one id range; index = sample_id − low."""
+class Range:
+    """Reduction of one id range, epoch by epoch.
 
-    values: dict[str, np.ndarray]
-    num_scores: np.ndarray
-    forgetting: np.ndarray
-    first_learned: np.ndarray
-    was_correct: np.ndarray
-    epoch0: np.ndarray
+    A worker keeps its share of the samples from epoch to epoch, so parts list the same ids in the same order
+    again and again. Sums are therefore kept in the order in which the last epoch's rows came (``_ids``), and
+    as long as they come in that order again, adding them is contiguous. Where they do not (first epoch, other
+    number of workers), they find their places through a table, and their order is the new one.
+    """
 
-
-class _Range:
-    """Dense reduction of one id range, epoch by epoch."""
-
-    def __init__(self, table: ScoreTable, low: int, high: int) -> None:
-        self._table, self._low, self._high = table, low, high
-        size = high - low
-        self._sums = _Sums(
-            values={name: np.zeros(size) for name in _FLOATS},
-            num_scores=np.zeros(size, np.int32),
-            forgetting=np.zeros(size, np.int32),
-            first_learned=np.full(size, -1, np.int32),
-            was_correct=np.zeros(size, bool),
-            epoch0=np.full(size, np.nan, np.float32),
-        )
+    def __init__(self, plan: Plan, number: int, floats: Mapping[str, str] = _FLOATS, *, history: bool = True) -> None:
+        self._plan, self._floats, self._history = plan, dict(floats), history
+        self._columns = ["sample_id", *self._floats.values(), *(["correct"] if history else [])]
+        self._table = plan.table
+        self._low, self._high = plan.ranges[number]
+        self._num_scores = len([epoch for epoch in plan.epochs if epoch > 0])
+        self._unverified = set(plan.verified[number])
+        samples = read_samples(plan.table.path, self._low, self._high)
+        self._ids = samples["sample_id"].to_numpy()
+        _check_increasing(self._ids, paths.join(plan.table.path, "the list of samples"))
+        size = len(self._ids)
+        self._places: np.ndarray | None = None
+        self._state: dict[str, np.ndarray] = {name: np.zeros(size) for name in floats}
+        self._state["aign_epoch0"] = np.zeros(size, np.float32)
+        if history:
+            self._state["forgetting_events"] = np.zeros(size, np.int32)
+            self._state["first_learned_epoch"] = np.full(size, -1, np.int32)
+            self._state["correct"] = np.zeros(size, bool)
 
     def reduce(self) -> pa.Table:
         """The range's rows of the hardness table."""
-        samples = read_samples(self._table.path)
-        ids = samples["sample_id"].to_numpy()
-        start, stop = np.searchsorted(ids, [self._low, self._high])
-        samples = samples.slice(start, stop - start)
-        expected = np.zeros(self._high - self._low, bool)
-        expected[samples["sample_id"].to_numpy() - self._low] = True
-        labels = samples["label"].to_numpy()
-        for epoch in self._table.epochs():
-            self._add_epoch(epoch, expected)
-        return self._rows(samples, labels)
+        self.add_all()
+        return self._rows()
 
-    def _add_epoch(self, epoch: int, expected: np.ndarray) -> None:
-        seen = np.zeros(len(expected), bool)
-        columns = ["sample_id", "grad_norm", "loss", "margin", "el2n", "correct"]
+    def add_all(self) -> None:
+        """Add up all epochs and make sure that nothing is missing, doubled, foreign, damaged or not finite."""
+        for epoch in self._plan.epochs:
+            self._add_epoch(epoch)
+        # Parts that no range reads: those of workers without rows.
+        for part in self._unverified:
+            verify_part(self._table.path, part)
+        if not all(np.isfinite(self._state[name]).all() for name in self._floats):
+            self._refuse_non_finite(self._plan.epochs)
+
+    def means(self) -> dict[str, np.ndarray]:
+        """Sorted ids and the means of the added scores (float64), for whom these are enough."""
+        at = np.argsort(self._ids, kind="stable")
+        return {"sample_id": self._ids[at], **{name: self._state[name][at] / self._num_scores for name in self._floats}}
+
+    def _batches(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
+        """The epoch's rows in this range, part by part, each part's in id order."""
         for part in self._table.of_epoch(epoch):
-            # Once per part, by the task that holds its first id: hashing reads all of it.
-            verify = self._low <= part.first_id < self._high
-            for batch in read_range(self._table.path, part, self._low, self._high, columns, verify=verify):
-                at = batch.column("sample_id").to_numpy() - self._low
-                if np.any(np.diff(at) <= 0):
-                    raise EasyCoreError(f"{part.path} is not sorted by sample_id, or holds one twice; it is damaged")
-                if seen[at].any():
-                    twice = int(at[seen[at]][0]) + self._low
-                    raise EasyCoreError(f"epoch {epoch}: sample_id {twice} has more than one row; the table is damaged")
-                seen[at] = True
-                self._add_rows(epoch, at, batch)
-        if not np.array_equal(seen, expected):
-            wrong = np.flatnonzero(seen != expected) + self._low
+            verify = part in self._unverified and part.rows > 0
+            for batch in read_range(self._table.path, part, self._low, self._high, self._columns, verify=verify):
+                rows = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in self._columns}
+                _check_increasing(rows["sample_id"], part.path)
+                yield rows
+            if verify:
+                self._unverified.remove(part)
+
+    def _add_epoch(self, epoch: int) -> None:
+        filled = 0
+        order: list[np.ndarray] = []
+        seen: np.ndarray | None = None
+        for rows in self._batches(epoch):
+            ids = rows["sample_id"]
+            at: slice | np.ndarray = slice(filled, filled + len(ids))
+            if seen is None and not np.array_equal(ids, self._ids[at]):
+                seen = np.zeros(len(self._ids), bool)
+                seen[:filled] = True
+                order = [self._ids[:filled]]
+            if seen is not None:
+                at = self._find(epoch, ids)
+                self._mark(epoch, seen, at, ids)
+                order.append(ids)
+            self._add_rows(epoch, at, rows)
+            filled += len(ids)
+        if filled < len(self._ids):
+            seen = np.arange(len(self._ids)) < filled if seen is None else seen
+            gone = np.sort(self._ids[~seen])
             raise EasyCoreError(
-                f"epoch {epoch}: {len(wrong):,} samples have no row or are foreign (first sample_id: {wrong[0]}); "
+                f"epoch {epoch}: {len(gone):,} samples have no row (first sample_id: {gone[0]}); the table is damaged"
+            )
+        if seen is not None:
+            self._reorder(epoch, np.concatenate(order))
+
+    def _find(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """Places of these ids in the present order."""
+        if self._places is None:
+            self._places = np.full(self._high - self._low, -1, np.int32)
+            self._places[self._ids - self._low] = np.arange(len(self._ids), dtype=np.int32)
+        at = self._places[ids - self._low]
+        if len(at) and at.min() < 0:
+            raise EasyCoreError(
+                f"epoch {epoch}: sample_id {ids[at < 0][0]} is foreign: it is not in the list of samples; "
                 "the table is damaged"
             )
+        return at
 
-    def _add_rows(self, epoch: int, at: np.ndarray, batch: pa.RecordBatch) -> None:
-        sums = self._sums
-        column = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
-        if not all(np.isfinite(column[name]).all() for name in _FLOATS.values()):
-            raise EasyCoreError(f"epoch {epoch} holds scores that are not finite; the scoring run has diverged")
+    def _mark(self, epoch: int, seen: np.ndarray, at: np.ndarray, ids: np.ndarray) -> None:
+        if seen[at].any():
+            raise EasyCoreError(
+                f"epoch {epoch}: sample_id {ids[seen[at]][0]} has more than one row; the table is damaged"
+            )
+        seen[at] = True
+
+    def _reorder(self, epoch: int, ids: np.ndarray) -> None:
+        """Bring what was added up to this epoch into the order of these ids."""
+        assert self._places is not None
+        at = self._places[ids - self._low]
+        # After the control everything else is as it was made: the same for all samples.
+        for name in ("aign_epoch0",) if epoch == 0 else tuple(self._state):
+            self._state[name] = self._state[name][at]
+        self._ids, self._places = ids, None
+
+    def _add_rows(self, epoch: int, at: slice | np.ndarray, rows: dict[str, np.ndarray]) -> None:
+        # Views where rows come in the order of the sums, copies where they do not.
+        block = {name: self._state[name][at] for name in self._state}
         if epoch == 0:
-            sums.epoch0[at] = column["grad_norm"]
-            return
-        for name, source in _FLOATS.items():
-            sums.values[name][at] += column[source]
-        correct = column["correct"]
-        sums.num_scores[at] += 1
-        sums.forgetting[at] += sums.was_correct[at] & ~correct
-        sums.was_correct[at] = correct
-        sums.first_learned[at] = np.where((sums.first_learned[at] < 0) & correct, epoch, sums.first_learned[at])
+            if not all(np.isfinite(rows[name]).all() for name in self._floats.values()):
+                self._refuse_non_finite((0,))
+            block["aign_epoch0"][:] = rows["grad_norm"]
+        else:
+            # Whether scores are finite shows in their sums.
+            for name, source in self._floats.items():
+                block[name] += rows[source].astype(np.float64)
+            if self._history:
+                _add_history(block, rows["correct"], epoch)
+        if not isinstance(at, slice):
+            for name, values in block.items():
+                self._state[name][at] = values
 
-    def _rows(self, samples: pa.Table, labels: np.ndarray) -> pa.Table:
-        at = samples["sample_id"].to_numpy() - self._low
-        sums = self._sums
-        count = sums.num_scores[at]
-        if len(count) and count.min() == 0:
-            raise EasyCoreError(f"{self._table.path} holds no scored epoch after the first weights; nothing to average")
-        epoch0 = sums.epoch0[at]
+    def _refuse_non_finite(self, epochs: tuple[int, ...]) -> None:
+        """Read the scores again and name the first epoch and the ids whose are not finite."""
+        for epoch in epochs:
+            bad: dict[str, list[int]] = {name: [] for name in self._floats.values()}
+            for rows in self._batches(epoch):
+                for name, ids in bad.items():
+                    ids += rows["sample_id"][~np.isfinite(rows[name])].tolist()
+            for name, ids in bad.items():
+                if ids:
+                    raise EasyCoreError(
+                        f"epoch {epoch}: {name} is not finite for {len(ids):,} samples (first sample_ids: "
+                        f"{', '.join(map(str, sorted(ids)[:5]))}); the scoring run has diverged"
+                    )
+
+    def _rows(self) -> pa.Table:
+        samples = read_samples(self._table.path, self._low, self._high)
+        at = np.argsort(self._ids, kind="stable")
+        # Each column gives up its sums before the next is made: that is the peak of memory.
+        sums = {name: self._state.pop(name) for name in list(self._state)}
         columns: dict[str, Any] = {
             "sample_id": samples["sample_id"],
-            "label": labels,
-            "num_scores": count,
-            **{name: sums.values[name][at] / count for name in _FLOATS},
-            "forgetting_events": sums.forgetting[at],
-            "first_learned_epoch": sums.first_learned[at],
+            "label": samples["label"],
+            "num_scores": np.full(len(at), self._num_scores, np.int32),
+            **{name: sums.pop(name)[at] / self._num_scores for name in _FLOATS},
+            "forgetting_events": sums.pop("forgetting_events")[at],
+            "first_learned_epoch": sums.pop("first_learned_epoch")[at],
             "input_norm": samples["input_norm"],
-            "aign_epoch0": pa.array(epoch0, mask=np.isnan(epoch0)),
+            "aign_epoch0": sums.pop("aign_epoch0")[at] if 0 in self._plan.epochs else pa.nulls(len(at), pa.float32()),
         }
-        return pa.table(columns, schema=SCHEMA).combine_chunks()
+        return pa.table(columns, schema=SCHEMA)
+
+
+def _add_history(block: dict[str, np.ndarray], correct: np.ndarray, epoch: int) -> None:
+    """Count what was forgotten in this epoch, and note what was learned for the first time."""
+    first = block["first_learned_epoch"]
+    block["forgetting_events"] += block["correct"] > correct
+    block["correct"][:] = correct
+    np.copyto(first, epoch, where=(first < 0) & correct)
+
+
+def _check_increasing(ids: np.ndarray, name: str) -> None:
+    if not (ids[1:] > ids[:-1]).all():
+        raise EasyCoreError(f"{name} is not sorted by sample_id, or holds one twice; it is damaged")

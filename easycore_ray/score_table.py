@@ -7,8 +7,7 @@ parts only, so a part left behind by a lost worker changes nothing. pyarrow only
 
 import dataclasses
 import hashlib
-import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +39,8 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 
-# Part of the contract with the reducer: sorted ids shrink to a byte or two as deltas, a constant
-# epoch to nothing, and plain floats are read at memory speed (they would hardly compress).
+# Part of the contract with the reducer: sorted ids shrink to a bit or two as deltas, a constant epoch to
+# nothing, and plain floats are read at memory speed. ENCODING_FIGURES
 _ENCODINGS = {
     "sample_id": "DELTA_BINARY_PACKED",
     "epoch": "DELTA_BINARY_PACKED",
@@ -52,7 +51,13 @@ _ENCODINGS = {
     "el2n": "PLAIN",
     "correct": "PLAIN",
 }
-_ROW_GROUP_ROWS = 1 << 20
+# What a reader of a range of ids loads at least. Smaller groups fit short ranges better, but every task reads
+# the footers of all parts, which grow with the number of groups.
+_ROW_GROUP_ROWS = 1 << 18
+_SAMPLES = "samples.parquet"
+_SAMPLES_ENCODINGS = {"sample_id": "DELTA_BINARY_PACKED", "label": "DELTA_BINARY_PACKED", "input_norm": "PLAIN"}
+_HASH_BYTES = 1 << 20
+_REMOTE_HASH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,7 @@ def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, ran
         epoch=epoch,
         rank=rank,
         rows=len(ids),
-        num_bytes=len(content),
+        num_bytes=content.size,
         first_id=int(ids[0]) if len(ids) else -1,
         last_id=int(ids[-1]) if len(ids) else -1,
         id_checksum=id_checksum(ids),
@@ -144,18 +149,18 @@ def _refuse_non_finite(columns: Mapping[str, np.ndarray], epoch: int) -> None:
             )
 
 
-def _encode(rows: pa.Table) -> memoryview:
-    buffer = io.BytesIO()
+def _encode(rows: pa.Table, encodings: dict[str, str] = _ENCODINGS) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
     pq.write_table(
         rows,
-        buffer,
+        sink,
         compression="NONE",
         use_dictionary=False,
-        column_encoding=_ENCODINGS,
+        column_encoding=encodings,
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
     )
-    return buffer.getbuffer()
+    return sink.getvalue()
 
 
 def check_coverage(parts: Iterable[Part], *, epoch: int, num_samples: int, checksum: int) -> None:
@@ -189,14 +194,47 @@ def fingerprint(parts: Iterable[Part]) -> str:
 
 def write_samples(table: str, samples: pa.Table) -> None:
     """Write what is known of each scored sample beforehand (``SAMPLES_SCHEMA``, sorted by id)."""
-    buffer = io.BytesIO()
-    pq.write_table(samples.select(SAMPLES_SCHEMA.names).cast(SAMPLES_SCHEMA), buffer, compression="zstd")
-    paths.write_bytes(paths.join(table, "samples.parquet"), buffer.getbuffer())
+    rows = samples.select(SAMPLES_SCHEMA.names).cast(SAMPLES_SCHEMA)
+    paths.write_bytes(paths.join(table, _SAMPLES), _encode(rows, _SAMPLES_ENCODINGS))
 
 
-def read_samples(table: str) -> pa.Table:
-    """The scored population: ``sample_id, label, input_norm``, sorted by id."""
-    return pq.read_table(pa.BufferReader(paths.read_bytes(paths.join(table, "samples.parquet"))), schema=SAMPLES_SCHEMA)
+def read_samples(table: str, low: int | None = None, high: int | None = None) -> pa.Table:
+    """The scored population: ``sample_id, label, input_norm``, sorted by id.
+
+    Args:
+        table: folder of the table.
+        low: first id wanted; from the first if left out.
+        high: one past the last id wanted; to the last if left out.
+
+    Raises:
+        EasyCoreError: if the file is missing or damaged.
+    """
+    low, high = -(2**63) if low is None else low, 2**63 - 1 if high is None else high
+    with _open_samples(table) as file:
+        return pa.Table.from_batches(_read_groups(file, low, high, SAMPLES_SCHEMA.names), schema=SAMPLES_SCHEMA)
+
+
+def population(table: str) -> tuple[int, int, int]:
+    """First id, last id and number of the scored samples, from the footer of their file alone.
+
+    Raises:
+        EasyCoreError: if the file is missing, damaged or empty.
+    """
+    with _open_samples(table) as file:
+        if file.metadata.num_rows == 0:
+            raise EasyCoreError(f"{paths.join(table, _SAMPLES)} holds no samples; the table is damaged")
+        span = _span(file)
+        if span is None:
+            raise EasyCoreError(f"{paths.join(table, _SAMPLES)} has no statistics of its ids; the table is damaged")
+        return *span, file.metadata.num_rows
+
+
+def _open_samples(table: str) -> pq.ParquetFile:
+    where = paths.join(table, _SAMPLES)
+    file = _parquet(_open_source(where, "belongs to the table"), where)
+    if not file.schema_arrow.equals(SAMPLES_SCHEMA):
+        raise EasyCoreError(f"{where} has another schema than the samples of a table: {file.schema_arrow.names}")
+    return file
 
 
 @dataclass(frozen=True)
@@ -233,7 +271,9 @@ def open_table(path: str) -> ScoreTable:
 def read_range(
     table: str, part: Part, low: int, high: int, columns: list[str], *, verify: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of a part with ``low <= sample_id < high``, in id order, a row group at a time.
+    """Rows of a part with ``low <= sample_id < high``, in id order, some at a time.
+
+    Only the footer and the row groups that hold such rows are loaded, of remote objects as of local files.
 
     Args:
         table: folder of the table.
@@ -249,34 +289,88 @@ def read_range(
     if part.rows == 0 or part.last_id < low or part.first_id >= high:
         return
     where = paths.join(table, part.path)
-    source = _open_part(where, part, verify=verify)
+    if verify and paths.is_remote(where) and low <= part.first_id and part.last_id < high:
+        # All of it is wanted anyway: fetched once.
+        content = _listed(where, lambda: paths.read_bytes(where))
+        _check_sum(where, part, hashlib.sha256(content).hexdigest())
+        source = pa.BufferReader(content)
+    else:
+        if verify:
+            verify_part(table, part)
+        source = _open_source(where)
+    with _parquet(source, where) as file:
+        _check_part(file, where, part)
+        try:
+            yield from _read_groups(file, low, high, columns)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise EasyCoreError(f"{where} cannot be read ({error}); it is damaged") from error
+
+
+def verify_part(table: str, part: Part) -> None:
+    """Compare a part with the checksum in the manifest; in small pieces, whatever its size.
+
+    Raises:
+        EasyCoreError: if it is missing, torn, or not the one that was committed.
+    """
+    where = paths.join(table, part.path)
+    filesystem, inner = paths.locate(where)
+    piece = bytearray(_REMOTE_HASH_BYTES if paths.is_remote(where) else _HASH_BYTES)
+    digest = hashlib.sha256()
+    with _listed(where, lambda: filesystem.open_input_stream(inner, compression=None)) as stream:
+        while count := stream.readinto(piece):
+            digest.update(memoryview(piece)[:count])
+    _check_sum(where, part, digest.hexdigest())
+
+
+def _check_sum(where: str, part: Part, found: str) -> None:
+    if found != part.sha256:
+        raise EasyCoreError(f"{where} does not have the checksum in the manifest; it was damaged or replaced")
+
+
+def _listed(where: str, read: Callable[[], Any], why: str = "is listed in the manifest") -> Any:
     try:
-        file = pq.ParquetFile(source)
+        return read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise EasyCoreError(f"{where} {why} but cannot be read: {error}") from error
+
+
+def _open_source(where: str, why: str = "is listed in the manifest") -> Any:
+    """A seekable source that loads what is asked for: pages of a local file, ranges of an object."""
+    if not paths.is_remote(where):
+        return _listed(where, lambda: pa.memory_map(where), why)
+    filesystem, inner = paths.locate(where)
+    return _listed(where, lambda: filesystem.open_input_file(inner), why)
+
+
+def _parquet(source: Any, where: str) -> pq.ParquetFile:
+    try:
+        # Of a remote file, all columns of all wanted groups are fetched in a few large requests.
+        return pq.ParquetFile(source, pre_buffer=paths.is_remote(where))
     except (OSError, pa.ArrowInvalid) as error:
         raise EasyCoreError(f"{where} is not a whole Parquet file ({error}); it is damaged") from error
-    _check_part(file, where, part)
+
+
+def _span(file: pq.ParquetFile) -> tuple[int, int] | None:
+    """First and last id of a file with rows, by the statistics of its groups; None without statistics."""
+    first, last = (file.metadata.row_group(group).column(0).statistics for group in (0, file.num_row_groups - 1))
+    return None if first is None or last is None else (first.min, last.max)
+
+
+def _read_groups(file: pq.ParquetFile, low: int, high: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Rows with ``low <= sample_id < high`` of a file sorted by id, from the row groups that hold some."""
+    wanted = []
     for group in range(file.num_row_groups):
         stats = file.metadata.row_group(group).column(0).statistics
-        if stats is not None and (stats.max < low or stats.min >= high):
-            continue
-        for batch in file.iter_batches(_ROW_GROUP_ROWS, row_groups=[group], columns=columns, use_threads=False):
-            ids = batch.column("sample_id").to_numpy()
-            start, stop = np.searchsorted(ids, [low, high])
-            if stop > start:
-                yield batch.slice(start, stop - start)
-
-
-def _open_part(where: str, part: Part, *, verify: bool) -> Any:
-    """A seekable source: a memory map for local files, so that only what is read is loaded."""
-    try:
-        source = pa.BufferReader(paths.read_bytes(where)) if paths.is_remote(where) else pa.memory_map(where)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise EasyCoreError(f"{where} is listed in the manifest but cannot be read: {error}") from error
-    if verify:
-        if hashlib.sha256(source.read_buffer()).hexdigest() != part.sha256:
-            raise EasyCoreError(f"{where} does not have the checksum in the manifest; it was damaged or replaced")
-        source.seek(0)
-    return source
+        if stats is None or (stats.max >= low and stats.min < high):
+            wanted.append(group)
+    if not wanted:
+        return
+    # One thread: a task works on the CPU it has reserved.
+    for batch in file.iter_batches(_ROW_GROUP_ROWS, row_groups=wanted, columns=columns, use_threads=False):
+        ids = batch.column("sample_id").to_numpy()
+        start, stop = np.searchsorted(ids, [low, high])
+        if stop > start:
+            yield batch.slice(start, stop - start)
 
 
 def _check_part(file: pq.ParquetFile, where: str, part: Part) -> None:
@@ -286,3 +380,7 @@ def _check_part(file: pq.ParquetFile, where: str, part: Part) -> None:
         raise EasyCoreError(
             f"{where} has {file.metadata.num_rows:,} rows, the manifest lists {part.rows:,}; it is damaged"
         )
+    span = _span(file)
+    if span != (part.first_id, part.last_id):
+        held = f"ids {span[0]} to {span[1]}" if span else "no statistics of its ids"
+        raise EasyCoreError(f"{where} has {held}, the manifest lists {part.first_id} to {part.last_id}; it is damaged")

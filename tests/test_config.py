@@ -21,6 +21,7 @@ from easycore_ray.config import (
     from_dict,
     identity_fields,
     parse_arm,
+    parse_epochs,
     to_dict,
     verb,
 )
@@ -103,6 +104,12 @@ class TestEveryConfiguration:
             from_dict(kind, content)
 
 
+@pytest.mark.parametrize(("text", "epochs"), [("1:1", (1, 1)), ("2:10", (2, 10)), (" 01:010 ", (1, 10))])
+def test_parse_epochs_gives_both_ends(text, epochs):
+    """Inclusive; blanks around and leading zeros do not matter."""
+    assert parse_epochs(text) == epochs
+
+
 BAD = [
     (PrepareConfig, {"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1"),
     (PrepareConfig, {"test_fraction": -0.1}, r"test_fraction must be in \[0, 1\), got -0.1"),
@@ -127,6 +134,12 @@ BAD = [
     (ScoreConfig, {"warmup_fraction": 1.0}, r"warmup_fraction must be in \[0, 1\)"),
     (ScoreConfig, {"seed": -1}, "seed must be >= 0"),
     (ReduceConfig, {"bucket_rows": 0}, "bucket_rows must be >= 1"),
+    (ReduceConfig, {"score_epochs": "5"}, "score_epochs must be A:B with 1 <= A <= B, got '5'; e.g. 1:10"),
+    (ReduceConfig, {"score_epochs": "3:2"}, "score_epochs must be A:B with 1 <= A <= B, got '3:2'"),
+    (ReduceConfig, {"score_epochs": "0:2"}, "score_epochs must be A:B with 1 <= A <= B, got '0:2'"),
+    (ReduceConfig, {"score_epochs": "-1:2"}, "score_epochs must be A:B"),
+    (ReduceConfig, {"score_epochs": "1:2:3"}, "score_epochs must be A:B"),
+    (ReduceConfig, {"score_epochs": ""}, "score_epochs must be A:B"),
     (CoresetConfig, {"fraction": 0.0}, r"fraction must be in \(0, 1\], got 0; .*pass 0.7"),
     (CoresetConfig, {"fraction": 1.5}, r"fraction must be in \(0, 1\], got 1.5"),
     (CoresetConfig, {"fraction": float("nan")}, r"fraction must be in \(0, 1\], got nan"),

@@ -1,8 +1,12 @@
 """Reduction: equal to a plain loop over rows, whoever wrote the rows and however ids are cut; damage is refused."""
 
+import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +20,7 @@ from easycore_ray.config import ReduceConfig
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.hardness_table import SCHEMA, open_hardness, read_hardness
 from easycore_ray.manifest import Artifact, open_artifact
-from easycore_ray.reduction import reduce, reduce_range
+from easycore_ray.reduction import make_plan, reduce, reduce_range
 from easycore_ray.score_table import open_table
 from tests.artifacts import draw_rows, edit_manifest, finish_table, samples_of, write_parts
 
@@ -130,26 +134,34 @@ def test_sums_do_not_lose_small_scores_beside_large_ones(tmp_path):
     assert reduced(tmp_path)["aign"].to_pylist() == [(1e8 + 20) / 21, 1.0]
 
 
+def in_ranges(run, num_ranges, numbers=None, out="hardness"):
+    """What the tasks of a plan write, put together in id order; the tasks run here."""
+    table = open_table(f"{run}/table")
+    plan = make_plan(table, tuple(table.epochs()), f"{run}/{out}", num_ranges)
+    entries = [reduce_range(plan, number) for number in numbers or range(len(plan.ranges))]
+    return pa.concat_tables(pq.read_table(f"{run}/{out}/{entry['path']}") for entry in entries)
+
+
 @given(st.integers(1, 25), st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True), st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_who_wrote_the_rows_and_how_ids_are_cut_changes_nothing(count, epochs, data):
-    """Any number of ranks, any rows to each, parts listed in any order, ranges of any size: the same bytes."""
+    """Any ranks, other ones in some epochs, parts listed in any order, ranges of any size: the same bytes."""
     if epochs == [0]:
         epochs = [0, 1]
     ids, labels = population(count, seed=count)
     rows, samples = draw_rows(ids, labels, epochs), samples_of(ids, labels)
-    ranks = np.array(data.draw(st.lists(st.integers(0, 5), min_size=count, max_size=count)))
-    bucket = data.draw(st.integers(1, 90))
+    shares = st.lists(st.integers(0, 5), min_size=count, max_size=count).map(np.array)
+    ranks = data.draw(shares)
     with tempfile.TemporaryDirectory() as run:
-        parts = data.draw(st.permutations(write_parts(f"{run}/table", rows, ranks)))
-        finish_table(run, parts, samples)
-        table = open_table(f"{run}/table")
-        low, high = int(ids.min()), int(ids.max()) + 1
-        for number, start in enumerate(range(low, high, bucket)):
-            reduce_range(table, f"{run}/hardness", number, start, min(start + bucket, high))
-        pieces = [pq.read_table(path) for path in sorted(Path(run, "hardness").iterdir())]
+        parts = []
+        for columns in rows:
+            # Usually a worker keeps its samples; a restart with other workers deals them anew.
+            ranks = data.draw(st.one_of(st.just(ranks), shares))
+            parts += write_parts(f"{run}/table", [columns], ranks)
+        finish_table(run, data.draw(st.permutations(parts)), samples)
+        found = in_ranges(run, data.draw(st.integers(1, 90)))
 
-    assert pa.concat_tables(pieces).equals(expected(rows, samples))
+    assert found.equals(expected(rows, samples))
 
 
 def test_row_groups_change_nothing(run, tmp_path, monkeypatch):
@@ -164,14 +176,26 @@ def test_row_groups_change_nothing(run, tmp_path, monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("bucket_rows", [10, 50, 108])
-def test_ranges_reduced_by_ray_tasks_are_put_together_in_order(run, bucket_rows):
-    """Eleven tasks to two, the last one short: equal to the plain loop."""
+@pytest.mark.parametrize(("bucket_rows", "num_ranges"), [(10, 11), (20, 6), (108, 3)])
+def test_ranges_reduced_by_ray_tasks_are_put_together_in_order(run, bucket_rows, num_ranges):
+    """Eleven tasks to three, the last one short: equal to the plain loop."""
     ids, labels = population()
     table = reduced(run, bucket_rows=bucket_rows)
 
     assert table.equals(expected(draw_rows(ids, labels, EPOCHS), samples_of(ids, labels)))
-    assert len(open_hardness(str(run)).manifest["files"]) == -(-109 // bucket_rows)
+    files = open_hardness(str(run)).manifest["files"]
+    # Two ranges of at most 108 become three, so that each of three CPUs has work.
+    assert len(files) == num_ranges
+    assert max(entry["last_id"] - entry["first_id"] for entry in files) < bucket_rows
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_progress_is_counted_in_rows(run, capsys):
+    """All of them at the end: 37 samples of five epochs."""
+    reduced(run, bucket_rows=20)
+
+    assert "reduce: 185 of 185 rows (100 %), " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the artifact
@@ -224,7 +248,6 @@ def test_another_score_table_is_another_hardness_table(run, tmp_path):
 
 def test_an_interrupted_reduction_goes_on(run, monkeypatch):
     """What was left of it does no harm, files of smaller ranges included."""
-    table = open_table(f"{run}/table")
 
     def die(*_, **__):
         raise KeyboardInterrupt
@@ -233,10 +256,113 @@ def test_an_interrupted_reduction_goes_on(run, monkeypatch):
         patch.setattr(reduction, "finish", die)
         with pytest.raises(KeyboardInterrupt):
             reduce(out=f"{run}/hardness", scores=str(run))
-    reduce_range(table, f"{run}/hardness", 3, 11, 20)
+    in_ranges(run, 10, [3, 5])
     ids, labels = population()
 
     assert reduced(run).equals(expected(draw_rows(ids, labels, EPOCHS), samples_of(ids, labels)))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_driver_killed_amid_the_ranges_changes_nothing(run):
+    """SIGKILL after the first range is in; the same call again gives the files of an undisturbed one, byte for byte."""
+    import ray
+
+    program = (
+        "import os, signal, sys\n"
+        "from easycore_ray import reduction\n"
+        "reduction.Progress.update = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "reduction.reduce(out=sys.argv[1] + '/hardness', scores=sys.argv[1], bucket_rows=5)\n"
+    )
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run([sys.executable, "-c", program, run], env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list((run / "hardness").glob("hardness-*-of-00022.parquet"))
+    assert not (run / "hardness" / "manifest.json").exists()
+    again = reduce(out=f"{run}/hardness", scores=str(run), bucket_rows=5)
+    undisturbed = reduce(out=f"{run}/other", scores=str(run), bucket_rows=5)
+    ids, labels = population()
+
+    assert read_hardness(again).equals(expected(draw_rows(ids, labels, EPOCHS), samples_of(ids, labels)))
+    assert again.manifest["files"] == undisturbed.manifest["files"]
+    assert again.fingerprint == undisturbed.fingerprint
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_task_is_done_again(run, tmp_path, monkeypatch):
+    """SIGKILL of a task's process, once, before and once after its file is written: nobody needs to do anything."""
+    work, marks = reduce_range, [tmp_path / "before", tmp_path / "after"]
+
+    def die_twice(plan, number):
+        def die_once(mark):
+            if number == 1 and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        die_once(marks[0])
+        entry = work(plan, number)
+        die_once(marks[1])
+        return entry
+
+    monkeypatch.setattr(reduction, "reduce_range", die_twice)
+    ids, labels = population()
+
+    assert reduced(run, bucket_rows=20).equals(expected(draw_rows(ids, labels, EPOCHS), samples_of(ids, labels)))
+    assert all(mark.exists() for mark in marks)
+
+
+# ---------------------------------------------------------------- some epochs only
+
+
+@pytest.mark.parametrize(("text", "epochs"), [("1:3", [1, 3]), ("2:5", [3, 5]), ("7:7", [7]), ("1:7", [1, 3, 5, 7])])
+def test_score_epochs_counts_these_epochs_only(run, text, epochs):
+    """As if the others had not been scored, but for the control."""
+    ids, labels = population()
+    rows = [columns for columns in draw_rows(ids, labels, EPOCHS) if columns["epoch"][0] in [0, *epochs]]
+
+    assert reduced(run, score_epochs=text).equals(expected(rows, samples_of(ids, labels)))
+    manifest = open_hardness(str(run)).manifest
+    assert manifest["score_epochs"] == [int(end) for end in text.split(":")]
+    assert manifest["counts"]["scored_epochs"] == len(epochs)
+
+
+def test_score_epochs_is_part_of_what_the_table_is(run):
+    """Another range is another table with another fingerprint; another spelling is the same one."""
+    part = reduce(out=f"{run}/a", scores=str(run), score_epochs="1:5")
+    whole = reduce(out=f"{run}/b", scores=str(run))
+
+    assert whole.manifest["score_epochs"] is None
+    assert (
+        part.fingerprint != whole.fingerprint != reduce(out=f"{run}/c", scores=str(run), score_epochs="1:3").fingerprint
+    )
+    assert reduce(out=f"{run}/a", scores=str(run), score_epochs=" 01:05") == part
+    with pytest.raises(EasyCoreError, match="made with another configuration or input"):
+        reduce(out=f"{run}/a", scores=str(run), score_epochs="1:3")
+
+
+def test_damage_outside_the_epochs_that_are_used_does_no_harm(run):
+    """Parts of other epochs are not looked at."""
+    part_file(run, epoch=7).unlink()
+    ids, labels = population()
+    rows = draw_rows(ids, labels, EPOCHS)[:4]
+
+    assert reduced(run, score_epochs="1:5").equals(expected(rows, samples_of(ids, labels)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2:2", "score_epochs 2:2 holds no scored epoch of .*table; the nearest are 1 and 3"),
+        ("5:9", "score_epochs 5:9 ends after the last scored epoch of .*table, 7; B must be at most 7"),
+        ("8:9", "B must be at most 7"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_epochs_that_are_not_there_are_refused(run, text, message, dry_run):
+    """Before anything is written."""
+    refuse(run, message, score_epochs=text, dry_run=dry_run)
+    assert not (run / "hardness").exists()
 
 
 def test_a_dry_run_writes_nothing(run, capsys):
@@ -301,19 +427,44 @@ def test_a_changed_score_is_refused(run):
     refuse(run, "epoch=00003/part-a-r00001.parquet does not have the checksum")
 
 
-@pytest.mark.parametrize("bucket", [7, 40, 200])
-def test_every_part_is_verified_by_one_range(run, bucket):
-    """However ids are cut, some range reads all of a damaged part and refuses it, and only one does."""
+@pytest.mark.parametrize("num_ranges", [1, 3, 16])
+def test_every_part_is_verified_by_one_range(run, num_ranges):
+    """However ids are cut, one range reads all of a damaged part and refuses it, and only one does."""
     change_a_score(run)
-    table, refused = open_table(f"{run}/table"), []
-    for low in range(11, 120, bucket):
+    refused = []
+    for number in range(num_ranges):
         try:
-            reduce_range(table, f"{run}/hardness", 0, low, min(low + bucket, 120))
+            in_ranges(run, num_ranges, [number])
         except EasyCoreError as error:
             refused.append(str(error))
 
     assert len(refused) == 1
     assert "does not have the checksum" in refused[0]
+
+
+@pytest.mark.parametrize("num_ranges", [1, 2, 5])
+def test_checksums_are_shared_out_evenly(run, num_ranges):
+    """Each part to one range that it has rows in, and no range has much more to do than another."""
+    table = open_table(f"{run}/table")
+    plan = make_plan(table, tuple(table.epochs()), f"{run}/hardness", num_ranges)
+    for (low, high), parts in zip(plan.ranges, plan.verified, strict=True):
+        assert all(part.first_id < high and part.last_id >= low for part in parts)
+    loads = [sum(part.num_bytes for part in parts) for parts in plan.verified]
+
+    assert sorted(part.path for parts in plan.verified for part in parts) == sorted(part.path for part in table.parts)
+    assert max(loads) - min(loads) <= max(part.num_bytes for part in table.parts)
+
+
+def test_a_part_without_rows_is_verified_too(run):
+    """A worker that had none wrote one; it is listed, so it must be there."""
+    empty = {name: values[:0] for name, values in columns_of(run).items()}
+    part = score_table.write_part(f"{run}/table", empty, epoch=3, rank=9, attempt="a")
+    manifest = json.loads((run / "table" / "manifest.json").read_text())
+    edit_manifest(run / "table", parts=[part.to_dict(), *manifest["parts"]])
+    assert reduced(run).num_rows == 37
+    (run / "table" / part.path).unlink()
+    (run / "hardness" / "manifest.json").unlink()
+    refuse(run, "epoch=00003/part-a-r00009.parquet is listed in the manifest but cannot be read")
 
 
 def test_a_doubled_row_in_another_part_is_refused(run):
@@ -336,7 +487,17 @@ def test_a_missing_row_is_refused(run):
     """One sample lacks one epoch."""
     gone = columns_of(run)["sample_id"][5]
     relist(run, {name: np.delete(values, 5) for name, values in columns_of(run).items()})
-    refuse(run, rf"epoch 3: 1 samples have no row or are foreign \(first sample_id: {gone}\)")
+    refuse(run, rf"epoch 3: 1 samples have no row \(first sample_id: {gone}\)")
+
+
+def test_an_epoch_of_a_lost_worker_is_refused(run):
+    """A part that is not listed is a part that is not there."""
+    manifest = json.loads((run / "table" / "manifest.json").read_text())
+    edit_manifest(
+        run / "table", parts=[part for part in manifest["parts"] if part["path"] != "epoch=00003/part-a-r00001.parquet"]
+    )
+    gone = columns_of(run)["sample_id"]
+    refuse(run, rf"epoch 3: {len(gone)} samples have no row \(first sample_id: {gone[0]}\)")
 
 
 def test_a_sample_without_any_row_is_refused(run):
@@ -346,7 +507,18 @@ def test_a_sample_without_any_row_is_refused(run):
             columns = columns_of(run, epoch, rank)
             keep = columns["sample_id"] != 119
             relist(run, {name: values[keep] for name, values in columns.items()}, epoch, rank)
-    refuse(run, "36 of 37 samples have scores; the table is damaged")
+    refuse(run, r"epoch 0: 1 samples have no row \(first sample_id: 119\)")
+
+
+def test_a_list_of_samples_that_is_not_the_runs_is_refused(run):
+    """Shorter than the manifest says, or of another schema, or gone."""
+    ids, labels = population()
+    score_table.write_samples(f"{run}/table", samples_of(ids[:-1], labels[:-1]))
+    refuse(run, "36 of 37 samples are known; the table is damaged")
+    pq.write_table(pa.table({"sample_id": ids}), run / "table" / "samples.parquet")
+    refuse(run, "samples.parquet has another schema than the samples of a table")
+    (run / "table" / "samples.parquet").unlink()
+    refuse(run, "samples.parquet belongs to the table but cannot be read")
 
 
 @pytest.mark.parametrize("foreign", [-1, 12, 500])
@@ -356,17 +528,31 @@ def test_a_foreign_row_is_refused(run, foreign):
     columns = {name: np.append(values, values[:1]) for name, values in columns.items()}
     columns["sample_id"][-1] = foreign
     relist(run, columns)
-    refuse(run, rf"samples have no row or are foreign \(first sample_id: {foreign}\)")
+    refuse(run, rf"(holds the foreign sample_id {foreign}, |epoch 3: sample_id {foreign} is foreign: )")
 
 
+@pytest.mark.parametrize("epoch", [0, 3])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["grad_norm", "loss", "margin", "el2n"])
-def test_a_score_that_is_not_finite_is_refused(run, monkeypatch, name):
-    """The writer refuses it; a part written by something else is refused here."""
-    columns = columns_of(run)
-    columns[name][0] = np.nan
+def test_a_score_that_is_not_finite_is_refused(run, monkeypatch, name, bad, epoch):
+    """The writer refuses it; a part written by something else is refused here, with its epoch and ids."""
+    columns = columns_of(run, epoch)
+    columns[name][[0, 4]] = bad
+    first, second = columns["sample_id"][[0, 4]]
     monkeypatch.setattr(score_table, "_refuse_non_finite", lambda *_: None)
-    relist(run, columns)
-    refuse(run, "epoch 3 holds scores that are not finite")
+    relist(run, columns, epoch)
+    refuse(run, rf"epoch {epoch}: {name} is not finite for 2 samples \(first sample_ids: {first}, {second}\)")
+
+
+def test_a_part_of_another_schema_is_refused(run):
+    """Valid Parquet and listed with its checksum, but no part."""
+    pq.write_table(pa.table({"sample_id": columns_of(run)["sample_id"]}), part_file(run))
+    manifest = json.loads((run / "table" / "manifest.json").read_text())
+    for part in manifest["parts"]:
+        if part["path"] == "epoch=00003/part-a-r00001.parquet":
+            part["sha256"] = hashlib.sha256(part_file(run).read_bytes()).hexdigest()
+    edit_manifest(run / "table", parts=manifest["parts"])
+    refuse(run, "part-a-r00001.parquet has another schema than a score table part: \\['sample_id'\\]")
 
 
 def test_a_table_with_nothing_but_the_control_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The score table: parts that are whole, described exactly, and counted exactly once."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easycore_ray import manifest, score_table
+from easycore_ray import manifest, paths, score_table
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Claim
 from easycore_ray.score_table import (
@@ -24,6 +28,7 @@ from easycore_ray.score_table import (
     fingerprint,
     id_checksum,
     open_table,
+    population,
     read_range,
     read_samples,
     write_part,
@@ -292,6 +297,92 @@ def test_samples_are_kept_sorted_as_given(tmp_path):
     np.testing.assert_array_equal(read["input_norm"].to_numpy(), np.sqrt(np.sort(IDS)).astype(np.float32))
 
 
+def test_a_range_of_samples_is_what_a_filter_gives(tmp_path, monkeypatch):
+    """However it lies to the row groups of their file; its footer tells first, last and number."""
+    monkeypatch.setattr(score_table, "_ROW_GROUP_ROWS", 4)
+    ids = np.arange(23) * 3 + 7
+    samples = samples_of(ids, ids % 5)
+    write_samples(str(tmp_path), samples)
+    whole = read_samples(str(tmp_path))
+
+    assert population(str(tmp_path)) == (7, 73, 23)
+    for low in range(0, 80, 3):
+        for high in (low, low + 1, low + 20, 90):
+            wanted = whole.filter((pc.field("sample_id") >= low) & (pc.field("sample_id") < high))
+            assert read_samples(str(tmp_path), low, high).equals(wanted)
+
+
+class CountingFiles(LocalFileSystem):
+    """Local files that count the bytes read from them."""
+
+    read = 0
+
+    def open(self, path, mode="rb", **options):
+        file = super().open(path, mode, **options)
+        if mode == "rb":
+            read = file.f.read
+
+            def counted(*size):
+                content = read(*size)
+                CountingFiles.read += len(content)
+                return content
+
+            file.read = counted
+        return file
+
+
+class TestObjectStore:
+    """``s3://`` served from a folder by code that counts what is read."""
+
+    GROUP = 4096
+    ROWS = 100_000
+
+    @pytest.fixture
+    def part(self, tmp_path, monkeypatch):
+        """A part of 25 row groups in the store."""
+        store = pafs.PyFileSystem(pafs.FSSpecHandler(CountingFiles(auto_mkdir=True)))
+        filesystem = pafs.SubTreeFileSystem(str(tmp_path), store)
+        monkeypatch.setattr(score_table, "_ROW_GROUP_ROWS", self.GROUP)
+        monkeypatch.setattr(paths, "locate", lambda path: (filesystem, path.removeprefix("s3://")))
+        ids = np.arange(self.ROWS)
+        part = write("s3://bucket/table", columns(ids, ids % 3))
+        CountingFiles.read = 0
+        return part
+
+    def rows(self, part, low, high, **options):
+        wanted = ["sample_id", "grad_norm", "loss", "margin", "el2n", "correct"]
+        return sum(batch.num_rows for batch in read_range("s3://bucket/table", part, low, high, wanted, **options))
+
+    def test_a_task_reads_its_own_stretch_only(self, part):
+        """A tenth of the ids: their row groups and the footer, not the whole object."""
+        assert self.rows(part, 40_000, 50_000) == 10_000
+        assert CountingFiles.read < part.num_bytes * (10_000 + 2 * self.GROUP) / self.ROWS + 100_000
+        assert CountingFiles.read > part.num_bytes / 10
+
+    def test_verifying_reads_all_of_it_once_more(self, part):
+        """And only the task that verifies does."""
+        assert self.rows(part, 40_000, 50_000, verify=True) == 10_000
+        assert part.num_bytes < CountingFiles.read < 1.5 * part.num_bytes
+
+    def test_a_part_that_is_wanted_whole_is_fetched_once(self, part):
+        """Its checksum and its rows come from the same bytes."""
+        assert self.rows(part, 0, self.ROWS, verify=True) == self.ROWS
+        assert CountingFiles.read == part.num_bytes
+
+    @pytest.mark.parametrize("high", [10, ROWS])
+    def test_damage_is_found_there_too(self, part, tmp_path, high):
+        """A flipped bit, whether the part is wanted whole or not; then no part at all."""
+        file = tmp_path / "bucket" / "table" / part.path
+        content = bytearray(file.read_bytes())
+        content[part.num_bytes // 2] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(EasyCoreError, match="does not have the checksum in the manifest"):
+            self.rows(part, 0, high, verify=True)
+        file.unlink()
+        with pytest.raises(EasyCoreError, match="is listed in the manifest but cannot be read"):
+            self.rows(part, 0, high)
+
+
 class TestDamage:
     """A part that is not the one that was committed is refused by name."""
 
@@ -336,6 +427,24 @@ class TestDamage:
         write(tmp_path, rows)
 
         self.refuse(tmp_path, part, "has 4 rows, the manifest lists 6")
+
+    def test_other_ids_than_listed(self, tmp_path, part):
+        """As many rows, but of other samples: rows beyond the listed ids would be left out of every range."""
+        write(tmp_path, columns(ids=IDS + 1))
+
+        self.refuse(tmp_path, part, "has ids 1 to 71, the manifest lists 0 to 70; it is damaged")
+
+    @pytest.mark.parametrize("at", range(4, 300, 7))
+    def test_a_flipped_byte_anywhere(self, tmp_path, part, at):
+        """Never a traceback, with or without the checksum: a refusal by name, or (without) other values."""
+        file = tmp_path / part.path
+        content = bytearray(file.read_bytes())
+        content[at] ^= 0xFF
+        file.write_bytes(content)
+
+        self.refuse(tmp_path, part, "does not have the checksum in the manifest", verify=True)
+        with contextlib.suppress(EasyCoreError):
+            everything(tmp_path, part)
 
     def test_another_table(self, tmp_path, part):
         """A Parquet file that is no part."""
