@@ -201,6 +201,9 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
 def write_file(path: str, local_file: str) -> None:
     """Put a finished local file in place whole; it is moved, or uploaded once and left for the caller to delete."""
     if is_remote(path):
+        if not Path(local_file).stat().st_size:
+            write_bytes(path, b"")
+            return
         # Mapped, so that the one write is given all of it without holding it.
         with pa.memory_map(local_file) as content:
             write_bytes(path, content.read_buffer())

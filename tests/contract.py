@@ -5,6 +5,7 @@ A method that is registered is checked by ``test_methods.py`` without further ad
 """
 
 import functools
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def table(num_files=1, id_scale=SCALE):
     bounds = np.linspace(0, COUNT, num_files + 1).astype(int).tolist()
     files = [
         write_hardness(folder, number, rows.slice(low, high - low))
-        for number, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+        for number, (low, high) in enumerate(itertools.pairwise(bounds))
     ]
     return Artifact(folder, {"files": files})
 

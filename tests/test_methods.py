@@ -117,7 +117,9 @@ def test_options_that_no_method_has_are_refused(method, options, message):
 
 def test_flags_and_options_reach_their_methods_only():
     """--cutoff and --band have flags of their own; what a method does not name it is not given."""
-    config = CoresetConfig(out="/o", scores="/s", method="stratified", cutoff=0.1, band=(0.1, 0.2), option=("strata=9",))
+    config = CoresetConfig(
+        out="/o", scores="/s", method="stratified", cutoff=0.1, band=(0.1, 0.2), option=("strata=9",)
+    )
 
     assert method_options(config) == {"cutoff": 0.1, "strata": 9}
     assert method_options(config.replace(method="band", option=())) == {"band": (0.1, 0.2)}

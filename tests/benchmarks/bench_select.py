@@ -6,12 +6,15 @@ The hardness table (files of --rows-per-file, written as ``reduce`` writes them)
 Each system finds the N/2 samples of the lowest (aign, sample_id) and writes their ids and scores to Parquet; they take
 turns, each in a process of its own. Ours starts Ray first, which is shown beside the time and not in it, and writes
 sample_id, score and label of each file's samples in id order, uncompressed, flushed to disk and hashed. DuckDB
-(``ORDER BY aign, sample_id LIMIT``) and Polars (a whole sort, as its ``bottom_k`` is far slower here) write
-sample_id and aign to one uncompressed file, in order of aign; DuckDB runs once more without writing. Source keys need a dataset and are left out.
+(``ORDER BY aign, sample_id LIMIT``) and Polars (a whole sort, as its ``bottom_k`` is far slower here) write sample_id
+and aign to one uncompressed file, in order of aign; DuckDB runs once more without writing. Source keys need a dataset
+and are left out. CPU seconds are of all processes of a system; they depend less on what else the machine does.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -22,7 +25,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from easycore_ray.hardness_table import SCHEMA, write_hardness
@@ -50,15 +52,17 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
     for repeat in range(options.repeats):
         for name in systems:
-            done = subprocess.run([sys.executable, *sys.argv, "--run", name], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--run", name], capture_output=True, text=True, check=True
+            )
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"repeat {repeat + 1} {name}: {found[name][-1]}", flush=True)
     _print(options, found)
 
 
 def _print(options: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
-    print(f"\n{options.rows:,} samples in {len(_files(options))} files, {options.cpus} cores, keep {options.rows // 2:,}, "
-          f"balance {options.balance} (ours), medians of {options.repeats}")  # fmt: skip
+    print(f"\n{options.rows:,} samples in {len(_files(options))} files, {options.cpus} cores, "
+          f"keep {options.rows // 2:,}, balance {options.balance} (ours), medians of {options.repeats}")  # fmt: skip
     median = {name: statistics.median(run["seconds"] for run in runs) for name, runs in found.items()}
     for name, runs in found.items():
         ratio = f"ours is {median[name] / median['ours']:.1f} x as fast" if "ours" in median and name != "ours" else ""
@@ -178,26 +182,39 @@ class _Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        me = psutil.Process()
-        workers = [child for child in me.children(recursive=True) if "ray::" in child.name()]
+        me, *others = _family()
+        workers = [process for process in others if (process / "cmdline").read_bytes().startswith(b"ray::")]
         while not self._stop.wait(0.05):
             self.driver = max(self.driver, _anonymous(me))
             self.worker = max([self.worker, *map(_anonymous, workers)])
 
 
-def _anonymous(process: psutil.Process) -> float:
-    try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
+def _family() -> list[Path]:
+    """This process and all below it, in /proc."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[process.name] = (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
+    found = [str(os.getpid())]
+    for name in found:
+        found += [child for child, parent in parents.items() if parent == name]
+    return [Path("/proc") / name for name in found]
+
+
+def _anonymous(process: Path) -> float:
+    with contextlib.suppress(OSError):
+        lines = (process / "status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
+    return 0.0
 
 
 def _cpu_seconds() -> float:
     """Of this process and all below it (for ours: driver, workers and Ray's own processes)."""
-    me = psutil.Process()
-    times = [process.cpu_times() for process in [me, *me.children(recursive=True)]]
-    return sum(time.user + time.system for time in times)
+    ticks = 0
+    for process in _family():
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, (process / "stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _duckdb(options: argparse.Namespace, out: Path) -> dict[str, float]:
@@ -219,8 +236,6 @@ def _duckdb(options: argparse.Namespace, out: Path) -> dict[str, float]:
 
 
 def _polars(options: argparse.Namespace, out: Path) -> dict[str, float]:
-    import os
-
     os.environ["POLARS_MAX_THREADS"] = str(options.cpus)
     import polars
 

@@ -1,5 +1,7 @@
 """Order statistics: the cut that passes over stretches find is that of a full sort, whatever the numbers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -35,11 +37,9 @@ class Stretches:
     """Keys in memory that answer the passes as tasks would; counts what is asked."""
 
     def __init__(self, values, groups, lengths):
-        bounds = np.cumsum([0, *lengths])
-        self.keys = [sort_keys(values[low:high]) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
-        self.groups = [
-            None if groups is None else groups[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        parts = [slice(*bounds) for bounds in itertools.pairwise(np.cumsum([0, *lengths]))]
+        self.keys = [sort_keys(values[part]) for part in parts]
+        self.groups = [None if groups is None else groups[part] for part in parts]
         self.asked = []
 
     def _each(self, name):
