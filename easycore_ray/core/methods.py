@@ -141,13 +141,15 @@ def describe(methods: Mapping[str, Method] = METHODS) -> str:
 
 
 def markdown_table(methods: Mapping[str, Method] = METHODS) -> str:
-    """The methods as a table: name, what is kept, usual score, own options, whether it works sample by sample."""
-    lines = ["| method | keeps | score | own options | drawn |", "| --- | --- | --- | --- | --- |"]
+    """The methods as a table: name, what is kept, usual score, own options, whether it draws, where it runs."""
+    lines = ["| method | keeps | score | own options | drawn | runs |", "| --- | --- | --- | --- | --- | --- |"]
     for method in methods.values():
         options = ", ".join(f"`{name}` ({option.default})" for name, option in method.options.items())
         score = f"any, usually `{method.default_score}`" if method.needs_score else ""
         score = f"`{method.default_score}`" if method.name == "easycore" else score
-        lines.append(f"| `{method.name}` | {method.doc} | {score} | {options} | {'by seed' if method.draws else ''} |")
+        drawn = "by seed" if method.draws else ""
+        runs = "file by file" if method.ranks else "in one process"
+        lines.append(f"| `{method.name}` | {method.doc} | {score} | {options} | {drawn} | {runs} |")
     return "\n".join(lines)
 
 
