@@ -50,7 +50,7 @@ def _one_of_spec(names: Iterable[str], metavar: str | None = None) -> PrimitiveC
 
 ModelName = Annotated[str, _one_of_spec(MODELS)]
 # Every method's own first line: a new method explains itself.
-_METHOD_HELP = f"How to choose, for a start the samples with the lowest AIGN. {describe()}"
+_METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[str, _one_of_spec(METHODS)]
 ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
 AttackName = Annotated[str, _one_of_spec(ATTACKS)]

@@ -136,8 +136,9 @@ def selection_method(
 
 
 def describe(methods: Mapping[str, Method] = METHODS) -> str:
-    """What each method does, as one text; a method's first line each, with its usual score and its options."""
-    return " ".join(f"{method.name}: {_lower_first(method.doc)}" for method in methods.values())
+    """What each method does, as one text: its name and the first line of its docstring."""
+    texts = (f"{method.name}: {_lower_first(method.doc)}" for method in methods.values())
+    return " ".join(texts).replace("``", "")
 
 
 def markdown_table(methods: Mapping[str, Method] = METHODS) -> str:
