@@ -33,6 +33,7 @@ _SMALL_ROWS = 4_000_000
 # Of a method that sees all samples at once, with class balance: measured, see ``gather_limit``.
 _GATHER_BYTES = 100
 _ROW_GROUP_ROWS = 1 << 20
+_COUNT_ROWS = 1 << 20
 
 SCHEMA = pa.schema(
     [
@@ -253,13 +254,18 @@ def count_labels(stretch: Stretch) -> Ids:
 
 
 def count_keys(stretch: Stretch, selection: Selection, interval: Interval, before: Ids) -> Ids | None:
-    """``Interval.count`` over a stretch; None if a score is NaN."""
-    counts = np.zeros(len(interval.prefix) << interval.bits, np.int64)
+    """How many keys of a stretch lie in each cell of an interval; None if a score is NaN."""
+    counts = np.zeros(interval.num_cells, np.int64)
+    held: list[Ids] = []
+    # Counted many rows at a time: each count goes through all cells, of which there may be more than rows in a batch.
     for _, groups, keys in _keyed(stretch, selection, before):
         if keys is None:
             return None
-        counts += interval.count(keys, groups)
-    return counts
+        held.append(interval.cells(keys, groups))
+        if sum(map(len, held)) >= _COUNT_ROWS:
+            counts += np.bincount(np.concatenate(held), minlength=len(counts))
+            held = []
+    return counts + np.bincount(np.concatenate(held), minlength=len(counts)) if held else counts
 
 
 def collect_keys(

@@ -94,8 +94,13 @@ class Interval:
         inside = self.open[groups]
         return inside if self.shift == 64 else inside & ((keys >> np.uint64(self.shift)) == self.prefix[groups])
 
-    def count(self, keys: Keys, groups: NDArray | None) -> Ids:
-        """Keys in each cell of the interval: (groups · 2**bits,)."""
+    @property
+    def num_cells(self) -> int:
+        """Cells of all groups together."""
+        return len(self.prefix) << self.bits
+
+    def cells(self, keys: Keys, groups: NDArray | None) -> Ids:
+        """The cell, 0 .. num_cells − 1, of each key that lies in the interval."""
         inside = self.members(keys, groups)
         if inside is not None:
             keys, groups = keys[inside], None if groups is None else groups[inside]
@@ -105,7 +110,7 @@ class Interval:
         cells = cells.view(np.int64)
         if groups is not None:
             cells += groups.astype(np.int64) << self.bits
-        return np.bincount(cells, minlength=len(self.prefix) << self.bits)
+        return cells
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class Passes:
     """What is asked of the keys, wherever they are.
 
     Attributes:
-        count: sum of ``Interval.count`` over all keys.
+        count: how many keys lie in each cell of an interval, (num_cells,).
         collect: for every stretch of samples, its number and the groups and keys inside an interval.
         ties: (stretches, groups) keys that equal the given value of their group.
     """
