@@ -4,8 +4,10 @@ A method that is registered is checked by ``test_methods.py`` without further ad
 ``choosing``, and compared with what is plainly right.
 """
 
+import atexit
 import functools
 import itertools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -55,6 +57,7 @@ def stored(score):
 def table(num_files=1, id_scale=SCALE):
     """The table in so many files; another scale renames the samples in the same order."""
     folder = tempfile.mkdtemp(prefix="contract-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     renamed = columns() | {"sample_id": np.arange(COUNT) * id_scale + 5}
     rows = pa.table(renamed, schema=SCHEMA)
     bounds = np.linspace(0, COUNT, num_files + 1).astype(int).tolist()

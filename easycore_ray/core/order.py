@@ -104,10 +104,10 @@ class Interval:
         inside = self.members(keys, groups)
         if inside is not None:
             keys, groups = keys[inside], None if groups is None else groups[inside]
-        cells = keys >> np.uint64(self.shift - self.bits)
+        bits = keys >> np.uint64(self.shift - self.bits)
         if self.shift < 64:
-            cells &= np.uint64((1 << self.bits) - 1)
-        cells = cells.view(np.int64)
+            bits &= np.uint64((1 << self.bits) - 1)
+        cells: Ids = bits.view(np.int64)
         if groups is not None:
             cells += groups.astype(np.int64) << self.bits
         return cells
