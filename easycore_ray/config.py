@@ -19,6 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from easycore_ray import paths
 from easycore_ray.core.attacks import ATTACKS
+from easycore_ray.core.methods import describe
 from easycore_ray.core.models import MODELS
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.threat import check_eps, format_eps, parse_eps
@@ -79,6 +80,8 @@ def _one_of_spec(names: Iterable[str], metavar: str | None = None) -> PrimitiveC
 
 
 ModelName = Annotated[str, _one_of_spec(MODELS)]
+# Every method's own first line: a new method explains itself.
+_METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[str, _one_of_spec(METHODS)]
 ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
 AttackName = Annotated[str, _one_of_spec(ATTACKS)]
@@ -420,9 +423,9 @@ class CoresetConfig(JobConfig):
     """Folder of the dataset; needed without --scores, otherwise only to check that they belong together."""
     user_scores: str | None = None
     """Your own scores: a Parquet file of sample_id, score (higher = harder), used instead of --score."""
-    method: MethodName = "easycore"
-    """How to choose: easycore keeps the samples with the lowest AIGN; easiest, hardest, middle, band and
-    stratified go by any score; random and full by none."""
+    method: Annotated[MethodName, tyro.conf.arg(help=_METHOD_HELP)] = "easycore"
+    score_epochs: str | None = None
+    """Go by the scores of these epochs only, A:B (both included); needs the folder of a scoring run in --scores."""
     score: ScoreName | None = None
     """Column that orders the samples: aign, el2n, loss, aum, forgetting, …; the method's own if left out."""
     fraction: float = 0.5
@@ -433,6 +436,8 @@ class CoresetConfig(JobConfig):
     """Share of the hardest samples that stratified drops first, in [0, 1) (the hard cut-off of CCS)."""
     band: tuple[float, float] = (0.25, 0.75)
     """Hardness quantiles between which the method band draws."""
+    option: tuple[str, ...] = ()
+    """Further options of the method, NAME=VALUE each, e.g. strata=20."""
     seed: int = 0
     """Seed of random draws."""
 
@@ -448,6 +453,12 @@ class CoresetConfig(JobConfig):
             found.append(f"cutoff must be in [0, 1), got {self.cutoff:g}")
         if not 0 <= self.band[0] < self.band[1] <= 1:
             found.append(f"band must be two quantiles 0 <= LO < HI <= 1, got {self.band[0]:g} {self.band[1]:g}")
+        if self.method in METHODS:
+            found += [problem for text in self.option for problem in _option_problem(self.method, text)]
+        if self.score_epochs is not None:
+            found += _epochs_problem(self.score_epochs)
+            if self.scores is None:
+                found.append("score_epochs goes with --scores, the folder of a scoring run")
         return found
 
 
@@ -783,6 +794,46 @@ def arm_problems(text: str) -> list[str]:
             found.append(f"method {method} uses no score, got {text!r}; write {method}")
         found += _easycore_problem(method, score)
     return found
+
+
+def method_options(config: CoresetConfig) -> dict[str, Any]:
+    """The method's own options: those with a flag of their own where it has them, and those of --option."""
+    known = METHODS[config.method].options
+    found = {name: getattr(config, name) for name in _FLAGS if name in known}
+    for text in config.option:
+        name, _, value = text.partition("=")
+        found[name] = known[name].parse(value)
+    return found
+
+
+# Options of methods that have a flag of their own.
+_FLAGS = ("cutoff", "band")
+
+
+def _option_problem(method: str, text: str) -> list[str]:
+    name, equals, value = text.partition("=")
+    options = METHODS[method].options
+    if not equals:
+        return [f"option must be NAME=VALUE, got {text!r}"]
+    if name in _FLAGS:
+        return [f"option {name} has a flag of its own; pass --{name}"]
+    if name not in options:
+        mine = ", ".join(other for other in options if other not in _FLAGS) or "none"
+        return [f"method {method} has no option {name!r}; its options are: {mine}"]
+    try:
+        options[name].parse(value)
+    except ValueError as error:
+        kind = getattr(options[name].kind, "__name__", str(options[name].kind))
+        return [f"option {name} must be {kind}, got {value!r} ({error})"]
+    return []
+
+
+def _epochs_problem(text: str) -> list[str]:
+    try:
+        parse_epochs(text)
+    except EasyCoreError as error:
+        return [str(error)]
+    return []
 
 
 def _easycore_problem(method: str, score: str) -> list[str]:

@@ -1,38 +1,42 @@
 """select(): hardness table → coreset, the samples to keep.
 
 A coreset names ids of its dataset; it holds no images. The choice is exact: k = floor(fraction · N + 0.5)
-samples, ties broken by ``sample_id``, whatever the order of rows.
+samples, ties broken by ``sample_id``, whatever the order of rows and however many files they lie in.
 """
 
+import hashlib
 import io
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from easycore_ray import paths
-from easycore_ray.config import Arm, CoresetConfig, identity_fields, to_dict, verb
-from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS, choose
+from easycore_ray import choosing, paths, population
+from easycore_ray.choosing import Selection
+from easycore_ray.config import Arm, CoresetConfig, identity_fields, method_options, to_dict, verb
+from easycore_ray.core.selection import METHODS, look_up
 from easycore_ray.dataset import Dataset, open_dataset
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import open_hardness, read_hardness
+from easycore_ray.hardness_table import open_hardness
 from easycore_ray.manifest import Artifact, claim, content_hash, finish, giving_back, identity, open_artifact
 from easycore_ray.progress import say
 
-# Where each score stands in the hardness table.
-_COLUMNS = {name: name for name in HIGHER_IS_HARDER} | {"forgetting": "forgetting_events"}
-_USER_SCHEMA = pa.schema([pa.field("sample_id", pa.int64(), nullable=False), pa.field("score", pa.float64())])
+ROWS = "coreset.parquet"
+"""A folder of Parquet files; what reads a Parquet file reads it as one."""
 
 
 @verb(CoresetConfig)
 def select(config: CoresetConfig) -> Artifact | None:
     """Select the samples to keep and write them as a coreset.
 
-    The folder holds ``coreset.parquet`` (``sample_id, score, label, key``, sorted by id; score is null
-    for methods that use none), ``sample_ids.npy`` and ``keys.txt`` for use elsewhere.
+    The folder holds ``coreset.parquet`` (a folder of ``coreset-NNNNN.parquet`` with ``sample_id, score, label,
+    key``, sorted by id and listed in the manifest; score is null for methods that use none; read it with
+    ``pq.read_table(f"{out}/coreset.parquet")``), ``sample_ids.npy`` and ``keys.txt`` for use elsewhere.
 
     Returns:
         The coreset, or None with ``dry_run``.
@@ -42,42 +46,46 @@ def select(config: CoresetConfig) -> Artifact | None:
             or the fraction keeps nothing.
     """
     started = time.monotonic()
+    out = paths.absolute(config.out)
     parents, dataset = _open_inputs(config)
     fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
     if config.user_scores is not None:
         content = paths.read_bytes(paths.absolute(config.user_scores))
         fingerprints["user_scores"] = content_hash(content)
-    out = paths.absolute(config.out)
     if config.dry_run:
-        population = _population(config, parents, dataset)
-        kept = len(_choose(config, population))
-        say(f"select: would keep {kept:,} of {population.num_rows:,} samples by {config.method} → {out}")
+        choice = _decide(config, parents, dataset)
+        say(f"select: would keep {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
         return None
-    made = claim(out, "coreset", identity("coreset", identity_fields(config), fingerprints), overwrite=config.overwrite)
+    made = claim(out, "coreset", identity("coreset", _identity(config), fingerprints), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
         return made
     with giving_back(made):
-        population = _population(config, parents, dataset)
-        chosen = _choose(config, population)
-    rows = _chosen_rows(population, chosen, dataset)
-    _write_files(out, rows)
-    labels = rows["label"].to_numpy()
+        choice = _decide(config, parents, dataset)
+    # What an attempt that was killed has left here may have been cut into other files.
+    paths.delete_tree(paths.join(out, ROWS))
+    files = choosing.write(choice, paths.join(out, ROWS), dataset.path)
+    fingerprint = _write_exports(out, files)
+    histogram = np.zeros(dataset.num_classes, np.int64)
+    for entry in files:
+        counts = entry.pop("class_histogram")
+        histogram[: len(counts)] += counts
     artifact = finish(
         made,
-        fingerprint=content_hash(chosen.astype("<i8").tobytes()),
+        fingerprint=fingerprint,
         config=to_dict(config),
         parents=parents,
-        counts={"samples": len(chosen), "of": population.num_rows},
+        counts={"samples": choice.kept, "of": choice.total},
         wall_seconds=time.monotonic() - started,
         method=config.method,
         score=_score_name(config),
         balance=config.balance,
         fraction=config.fraction,
         classes=list(dataset.classes),
-        class_histogram=np.bincount(labels, minlength=dataset.num_classes).tolist(),
+        class_histogram=histogram.tolist(),
+        files=files,
     )
-    say(f"select: {len(chosen):,} of {population.num_rows:,} samples by {config.method} → {out}")
+    say(f"select: {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
     return artifact
 
 
@@ -130,11 +138,17 @@ def arm_config(arm: Arm, *, out: str, scores: str, dataset: str, fraction: float
     )
 
 
+def _identity(config: CoresetConfig) -> dict[str, Any]:
+    """What decides the choice; options that were not there from the start count only where they are used."""
+    fields = identity_fields(config)
+    return {key: value for key, value in fields.items() if value or key not in ("option", "score_epochs")}
+
+
 def _open_inputs(config: CoresetConfig) -> tuple[dict[str, Artifact], Dataset]:
     """Parents by role, and the dataset the ids belong to."""
     parents: dict[str, Artifact] = {}
     if config.scores is not None:
-        parents["hardness_table"] = open_hardness(config.scores)
+        parents["hardness_table"] = _open_scores(config, config.scores)
         where = config.dataset or parents["hardness_table"].manifest["dataset"]["path"]
     else:
         assert config.dataset is not None
@@ -148,6 +162,28 @@ def _open_inputs(config: CoresetConfig) -> tuple[dict[str, Artifact], Dataset]:
     return parents, dataset
 
 
+def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
+    """The hardness table: the run's own, or one reduced from the asked epochs only."""
+    if config.score_epochs is None:
+        return open_hardness(scores)
+    from easycore_ray.config import ReduceConfig
+    from easycore_ray.reduction import reduce
+
+    run = paths.absolute(scores)
+    if not paths.exists(paths.join(run, "table", "manifest.json")):
+        raise EasyCoreError(
+            f"score_epochs {config.score_epochs} needs the scores of each epoch, and {run} has no finished table/; "
+            "pass the folder of a scoring run as --scores"
+        )
+    out = paths.join(run, "hardness-epochs-" + config.score_epochs.replace(":", "-"))
+    if config.dry_run and not paths.exists(paths.join(out, "manifest.json")):
+        say(f"select: would first reduce epochs {config.score_epochs} → {out}")
+        return open_hardness(scores)
+    reduced = reduce(ReduceConfig(out=out, scores=run, score_epochs=config.score_epochs))
+    assert reduced is not None
+    return reduced
+
+
 def _score_name(config: CoresetConfig) -> str | None:
     """The score that orders the samples: ``user``, a column's name, or None where none is needed."""
     if not METHODS[config.method].needs_score:
@@ -155,105 +191,61 @@ def _score_name(config: CoresetConfig) -> str | None:
     return "user" if config.user_scores is not None else config.score or METHODS[config.method].default_score or "aign"
 
 
-def _population(config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset) -> pa.Table:
-    """The samples to choose from: ``sample_id, label`` and, where one is used, ``score``."""
-    name = _score_name(config)
+def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset) -> choosing.Choice:
+    """What is kept, by the one-line rules of ``choosing``."""
+    score = _score_name(config)
+    column = None if score == "user" else score
     if "hardness_table" in parents:
-        table = read_hardness(parents["hardness_table"])
+        stretches = population.of_hardness(parents["hardness_table"], column)
     else:
-        table = dataset.index("train").select(["sample_id", "label"])
-    columns = {"sample_id": table["sample_id"], "label": table["label"]}
-    if name == "user":
+        stretches = population.of_dataset(dataset.path)
+    if score == "user":
         assert config.user_scores is not None
-        columns["score"] = _user_scores(paths.absolute(config.user_scores), table["sample_id"])
-    elif name is not None:
-        columns["score"] = hardness_column(table, name)
-    return pa.table(columns)
-
-
-def hardness_column(table: pa.Table, score: str) -> pa.Array:
-    """A score of every row, float64, in the score's own direction (see ``HIGHER_IS_HARDER``).
-
-    ``forgetting`` counts events; samples that were never learned rank above all others, not among the
-    easiest as in some reference implementations.
-
-    Raises:
-        EasyCoreError: if the table does not hold the score.
-    """
-    column = table[_COLUMNS[score]]
-    if column.null_count:
-        raise EasyCoreError(f"the scoring run did not record {score}; choose another --score")
-    values = column.cast(pa.float64())
-    if score == "forgetting":
-        never = pc.equal(table["first_learned_epoch"], -1)
-        values = pc.if_else(never, pc.add(table["num_scores"].cast(pa.float64()), 1.0), values)
-    return values
-
-
-def _user_scores(path: str, sample_ids: pa.ChunkedArray) -> pa.Array:
+        stretches = population.with_user_scores(stretches, paths.absolute(config.user_scores))
     try:
-        table = pq.read_table(pa.BufferReader(paths.read_bytes(path)))
-    except pa.ArrowInvalid as error:
-        raise EasyCoreError(f"{path} is not a Parquet file ({error}); it needs columns sample_id and score") from error
-    if not {"sample_id", "score"} <= set(table.column_names):
-        raise EasyCoreError(f"{path} has columns {table.column_names}; it needs sample_id and score")
-    try:
-        table = table.select(["sample_id", "score"]).cast(_USER_SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise EasyCoreError(f"{path} needs whole numbers in sample_id and numbers in score: {error}") from error
-    ids = table["sample_id"].to_numpy()
-    order = np.argsort(ids, kind="stable")
-    wanted = sample_ids.to_numpy()
-    if len(np.unique(ids)) != len(ids):
-        raise EasyCoreError(f"{path} has more than one score for some sample_id; it needs exactly one each")
-    missing = np.setdiff1d(wanted, ids)
-    if len(missing):
-        raise EasyCoreError(f"{path} lacks scores of {len(missing):,} samples (first sample_id: {missing[0]})")
-    at = order[np.searchsorted(ids[order], wanted)]
-    return pa.array(table["score"].to_numpy()[at])
-
-
-def _choose(config: CoresetConfig, population: pa.Table) -> np.ndarray:
-    name = _score_name(config)
-    try:
-        return choose(
-            config.method,
-            sample_ids=population["sample_id"].to_numpy(),
-            labels=population["label"].to_numpy(),
+        method = look_up(config.method, balance=config.balance, score=column)
+        selection = Selection(
+            method=method,
             fraction=config.fraction,
-            scores=population["score"].to_numpy() if name is not None else None,
-            score=None if name == "user" else name,
+            score=score,
             balance=config.balance,
             seed=config.seed,
-            cutoff=config.cutoff,
-            band=config.band,
+            options=method_options(config),
         )
+        return choosing.decide(selection, stretches)
     except ValueError as error:
+        if isinstance(error, EasyCoreError):
+            raise
         raise EasyCoreError(str(error)) from error
 
 
-def _chosen_rows(population: pa.Table, chosen: np.ndarray, dataset: Dataset) -> pa.Table:
-    """``sample_id, score, label, key`` of the chosen samples, sorted by id."""
-    index = dataset.index("train")
-    at = np.searchsorted(population["sample_id"].to_numpy(), chosen)
-    key_at = np.searchsorted(index["sample_id"].to_numpy(), chosen)
-    rows = population.take(at)
-    score: Any = rows["score"] if "score" in rows.column_names else pa.nulls(len(chosen), pa.float64())
-    return pa.table(
-        {
-            "sample_id": rows["sample_id"],
-            "score": score,
-            "label": rows["label"],
-            "key": index["key"].take(key_at),
-        }
-    )
+def _write_exports(out: str, files: Sequence[dict[str, Any]]) -> str:
+    """Write ``sample_ids.npy`` and ``keys.txt``, a stretch of rows at a time; returns the hash of the ids."""
+    count = sum(entry["rows"] for entry in files)
+    # As ``content_hash`` of all ids would be.
+    digest = hashlib.sha256((8 * count).to_bytes(8, "little"))
+    header = {"descr": "<i8", "fortran_order": False, "shape": (count,)}
+    with (
+        paths.staged(paths.join(out, "sample_ids.npy")) as ids_file,
+        paths.staged(paths.join(out, "keys.txt")) as keys_file,
+        Path(ids_file).open("wb") as ids_out,
+        Path(keys_file).open("wb") as keys_out,
+    ):
+        np.lib.format.write_array_header_1_0(ids_out, header)
+        for ids, keys in _ids_and_keys(out, files):
+            content = ids.astype("<i8", copy=False).tobytes()
+            digest.update(content)
+            ids_out.write(content)
+            keys_out.write(("\n".join(keys.to_pylist()) + "\n").encode())
+        ids_out.flush()
+        keys_out.flush()
+    return digest.hexdigest()
 
 
-def _write_files(out: str, rows: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    paths.write_bytes(paths.join(out, "coreset.parquet"), buffer.getbuffer())
-    ids = io.BytesIO()
-    np.save(ids, rows["sample_id"].to_numpy(), allow_pickle=False)
-    paths.write_bytes(paths.join(out, "sample_ids.npy"), ids.getbuffer())
-    paths.write_bytes(paths.join(out, "keys.txt"), ("\n".join(rows["key"].to_pylist()) + "\n").encode())
+def _ids_and_keys(out: str, files: Sequence[dict[str, Any]]) -> Iterator[tuple[NDArray[np.int64], pa.ChunkedArray]]:
+    for entry in files:
+        filesystem, inner = paths.locate(paths.join(out, entry["path"]))
+        with filesystem.open_input_file(inner) as stream, pq.ParquetFile(stream) as file:
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group, columns=["sample_id", "key"])
+                yield rows["sample_id"].to_numpy(), rows["key"]

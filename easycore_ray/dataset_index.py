@@ -5,6 +5,7 @@ one decision: whatever can be known of a dataset without its images is read from
 """
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,14 +35,25 @@ SCHEMA = pa.schema(
 )
 
 
+_ROW_GROUP_ROWS = 1 << 17
+
+
+class Span(NamedTuple):
+    """Samples of a split that lie together in the index: first and last id, and how many."""
+
+    first_id: int
+    last_id: int
+    rows: int
+
+
 def write(index: pa.Table, folder: str) -> None:
-    """Put the index in place, one row group per split so that a split is read alone."""
+    """Put the index in place; a row group holds ids of one split, in order, so that a range of them is read alone."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
         for split in SPLITS:
             part = of_split(index, split)
             if part.num_rows:
-                writer.write_table(part, row_group_size=part.num_rows)
+                writer.write_table(part, row_group_size=_ROW_GROUP_ROWS)
     paths.write_bytes(paths.join(folder, FILE), sink.getvalue())
 
 
@@ -50,6 +62,35 @@ def read(folder: str, split: str) -> pa.Table:
     path = paths.join(folder, FILE)
     with paths.open_input(path) as stream:
         return pq.read_table(stream, filters=[("split", "==", split)], pre_buffer=paths.is_remote(path))
+
+
+def read_range(folder: str, split: str, first_id: int, last_id: int, columns: list[str]) -> pa.Table:
+    """Some columns of the samples with ids in first_id .. last_id, sorted by ``sample_id``; reads little else.
+
+    (Of a dataset whose index has one row group per split, as once was, it reads these columns of the whole split.)
+    """
+    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    wanted = [("split", "==", split), ("sample_id", ">=", first_id), ("sample_id", "<=", last_id)]
+    return pq.read_table(inner, filesystem=filesystem, filters=wanted, columns=columns)
+
+
+def spans(folder: str, split: str, most_rows: int) -> list[Span]:
+    """The split in id order, cut where row groups end, into spans of about ``most_rows`` samples."""
+    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    with filesystem.open_input_file(inner) as stream:
+        metadata = pq.ParquetFile(stream).metadata
+    found: list[Span] = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        splits, ids = (group.column(SCHEMA.get_field_index(name)).statistics for name in ("split", "sample_id"))
+        if splits.min != split:
+            continue
+        span = Span(ids.min, ids.max, group.num_rows)
+        if found and found[-1].rows + span.rows <= most_rows:
+            last = found.pop()
+            span = Span(last.first_id, span.last_id, last.rows + span.rows)
+        found.append(span)
+    return found
 
 
 def of_split(index: pa.Table, split: str) -> pa.Table:

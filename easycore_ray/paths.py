@@ -9,6 +9,7 @@ stream on an object store completes its upload even when the code that feeds it 
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,9 @@ __all__ = [
     "read_bytes",
     "read_json",
     "size",
+    "staged",
     "write_bytes",
+    "write_file",
     "write_json",
 ]
 
@@ -269,6 +272,51 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_file(path: str, local_file: str) -> None:
+    """Put a finished local file in place whole; it is moved, or uploaded once and left for the caller to delete."""
+    if is_remote(path):
+        if not Path(local_file).stat().st_size:
+            write_bytes(path, b"")
+            return
+        # Mapped, so that the one write is given all of it without holding it.
+        with pa.memory_map(local_file) as content:
+            write_bytes(path, content.read_buffer())
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        # A rename on one file system, a copy between two; only then does the name itself change, in one step.
+        shutil.move(local_file, temporary)
+        with Path(temporary).open("rb+") as stream:
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def staged(path: str) -> Iterator[str]:
+    """A local file for the body to write, put in place as ``path`` when the body ends well, else deleted.
+
+    For content that is too large to hold: it lies beside a local target, in the temporary folder for a remote one.
+    """
+    folder = None
+    if not is_remote(path):
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{Path(path).name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        yield temporary
+        write_file(path, temporary)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: str, content: Any) -> None:

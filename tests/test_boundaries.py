@@ -124,8 +124,9 @@ def test_jobs_only_parse_and_call(path):
         ("import easycore_ray.score_table", {"ray", "torch", "mlflow", "tyro"}),
         ("import easycore_ray.id_range", {"ray", "torch", "mlflow", "tyro"}),
         ("import easycore_ray.importing.samples, easycore_ray.shards", {"torch", "mlflow"}),
+        ("import easycore_ray.choosing", {"torch", "ray", "mlflow", "tyro"}),
     ],
-    ids=["package", "core", "score_table", "what reduce tasks load", "what import workers load"],
+    ids=["package", "core", "score_table", "reduce tasks", "import workers", "selection tasks"],
 )
 def test_a_fresh_interpreter_loads_no_more_than_it_needs(statement, forbidden):
     """Importing starts nothing, and workers that need no PyTorch do not wait for it."""

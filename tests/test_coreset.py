@@ -1,5 +1,6 @@
 """Coresets: the choice of a full sort, exact counts, readable exports, and no other dataset's scores."""
 
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -152,7 +153,8 @@ def test_never_learned_samples_are_the_hardest_to_remember(inputs, tmp_path):
         ("easycore", "class", [0, 11, 22, 41, 52, 55, 71, 82]),
         ("random", "none", [10, 22, 23, 28, 39, 60, 66, 79]),
         ("random", "class", [6, 14, 15, 17, 26, 27, 58, 75]),
-        ("stratified", "none", [4, 22, 44, 59, 66, 69, 72, 75]),
+        # A user's scores were turned here, as those of its usual aum, before: higher is harder now, as documented.
+        ("stratified", "none", [4, 46, 51, 54, 59, 68, 72, 75]),
         ("band", "class", [26, 28, 29, 42, 45, 50, 91, 92]),
     ],
 )
@@ -299,6 +301,40 @@ def test_what_cannot_be_chosen_is_refused(inputs, tmp_path, options, message):
     """And can be corrected in the same folder."""
     refuse(inputs, tmp_path / "c", message, **options)
     choose(inputs, tmp_path / "c")
+
+
+def test_epochs_of_a_run_choose_alone(inputs, tmp_path):
+    """--score-epochs goes by the scores of these epochs, reduced beside the run's own; kept for the next call."""
+    run = tmp_path / "scores"
+    shutil.copytree(inputs / "scores", run)
+    epochs = {"scores": str(run), "score_epochs": "2:3", "fraction": 0.3}
+    coreset, ids = choose(inputs, tmp_path / "c", **epochs)
+    rows = read_hardness(open_hardness(f"{run}/hardness-epochs-2-3")).to_pylist()
+    every, _ = choose(inputs, tmp_path / "every", scores=str(run), fraction=0.3)
+
+    assert ids.tolist() == by_sorting("easycore", [(row["aign"], row["sample_id"], 0) for row in rows], 30)
+    assert coreset.fingerprint != every.fingerprint
+    assert coreset.manifest["parents"]["hardness_table"]["path"] == f"{run}/hardness-epochs-2-3"
+    assert choose(inputs, tmp_path / "c", **epochs)[0] == coreset
+
+
+def test_epochs_need_a_scoring_run(inputs, tmp_path):
+    """A hardness table alone has forgotten them, and a dataset never knew."""
+    shutil.copytree(inputs / "scores" / "hardness", tmp_path / "hardness")
+    options = {"scores": f"{tmp_path}/hardness", "score_epochs": "1:2"}
+    refuse(inputs, tmp_path / "c", "has no finished table/; pass the folder of a scoring run as --scores", **options)
+    with pytest.raises(EasyCoreError, match="score_epochs goes with --scores"):
+        select(out=f"{tmp_path}/c", dataset=f"{inputs}/dataset", method="random", score_epochs="1:2")
+    refuse(inputs, tmp_path / "c", "score_epochs must be A:B", score_epochs="3:1")
+
+
+def test_a_dry_run_reduces_no_epochs(inputs, tmp_path, capsys):
+    """It says that they would be."""
+    run = tmp_path / "scores"
+    shutil.copytree(inputs / "scores", run)
+    assert select(out=f"{tmp_path}/c", scores=str(run), score_epochs="1:2", dry_run=True) is None
+    assert "would first reduce epochs 1:2" in capsys.readouterr().err
+    assert not (run / "hardness-epochs-1-2").exists()
 
 
 def test_scores_that_do_not_exist_are_refused(inputs, tmp_path):

@@ -295,3 +295,40 @@ def test_a_folder_below_a_file_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EasyCoreError, match=r"file/x cannot be created.*choose another --out"):
         paths.make_dir(str(tmp_path / "file" / "x"))
+
+
+# ---------------------------------------------------------------- files too large to hold
+
+
+@pytest.mark.parametrize("content", [b"", b"rows" * 100_000])
+@pytest.mark.parametrize("target", ["local", "remote"])
+def test_a_local_file_is_put_in_place_whole(tmp_path, bucket, target, content):
+    """Moved beside a local target's old content, or uploaded; no temporary file is left there."""
+    path = "s3://bucket/runs/a/file" if target == "remote" else str(tmp_path / "out" / "a" / "file")
+    (tmp_path / "mine").write_bytes(content)
+    paths.write_file(path, str(tmp_path / "mine"))
+    assert paths.read_bytes(path) == content
+    with paths.staged(path) as local:
+        Path(local).write_bytes(b"more")
+        assert paths.read_bytes(path) == content
+    assert paths.read_bytes(path) == b"more"
+    assert [name.rsplit("/", 1)[-1] for name in paths.list_files(path.rsplit("/", 1)[0])] == ["file"]
+    assert not Path(local).exists()
+
+
+@pytest.mark.parametrize("target", ["local", "remote"])
+def test_a_body_that_fails_leaves_the_file_as_it_was(tmp_path, bucket, target):
+    """Whatever it had staged until then."""
+    path = "s3://bucket/runs/file" if target == "remote" else str(tmp_path / "out" / "file")
+    paths.write_bytes(path, b"before")
+
+    def fail():
+        with paths.staged(path) as local:
+            Path(local).write_bytes(b"half")
+            raise RuntimeError(local)
+
+    with pytest.raises(RuntimeError) as caught:
+        fail()
+    assert paths.read_bytes(path) == b"before"
+    assert not Path(str(caught.value)).exists()
+    assert len(paths.list_files(path.rsplit("/", 1)[0])) == 1

@@ -9,9 +9,13 @@ import hashlib
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+# Imported where it is used: tasks that draw numbers only need not wait seconds for it.
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -29,8 +33,10 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+def generator(*parts: int | str, device: "torch.device | str" = "cpu") -> "torch.Generator":
     """A torch generator for the stream of this name."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
@@ -46,6 +52,8 @@ def seeded(*parts: int | str) -> Iterator[None]:
     Meant for what draws from the global generator whether we like it or not: the initial weights of a model.
     Covers the CPU and, once CUDA is in use, the current CUDA device.
     """
+    import torch
+
     cuda = torch.cuda.is_initialized()  # asking for the state of an unused device would start CUDA
     devices = [torch.cuda.current_device()] if cuda else []
     with torch.random.fork_rng(devices=devices):

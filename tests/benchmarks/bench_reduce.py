@@ -10,7 +10,8 @@ check nothing. All write Parquet.
 Each measurement is a process of its own that works twice, the contenders alternate, and medians are shown: of the
 first time ("ours": with the start of Ray) and of the second, with its CPU seconds, which other work on the machine
 changes less; the peak of memory is that of the process above its imports, for "ours" of the largest task, imports
-included. The score table is made once per folder; it has the control (epoch 0) too, which only "ours" reads; rows are those of the scored epochs for everyone.
+included. The score table is made once per folder; it has the control (epoch 0) too, which only "ours" reads; rows are
+those of the scored epochs for everyone.
 """
 
 import argparse

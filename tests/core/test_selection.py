@@ -1,12 +1,22 @@
 """Selection: exact counts, ties by id, quotas, and one contract for every method."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easycore_ray.core import selection
-from easycore_ray.core.selection import METHODS, budget, choose, class_quotas, lowest, selection_method
+from easycore_ray.core import methods
+from easycore_ray.core.selection import (
+    METHODS,
+    budget,
+    choose,
+    class_quotas,
+    lowest,
+    ranking_method,
+    selection_method,
+)
 
 SCORED = sorted(name for name, method in METHODS.items() if method.needs_score)
 FRACTIONS = {name: 1.0 if name == "full" else 0.3 for name in METHODS}
@@ -62,7 +72,8 @@ class TestEveryMethod:
     def test_fraction_one_keeps_everything(self, name, balance):
         """The whole population is the largest coreset of every method that is free to take it."""
         rows = population()
-        ids = choose(name, fraction=1.0, balance=balance, band=(0.0, 1.0), **rows)
+        options = {"band": (0.0, 1.0)} if "band" in METHODS[name].options else {}
+        ids = choose(name, fraction=1.0, balance=balance, **options, **rows)
         assert np.array_equal(ids, np.sort(rows["sample_ids"]))
 
     @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan"), 1e-6])
@@ -223,7 +234,7 @@ def test_stratified_takes_evenly_from_every_stratum():
     """Strata of 2, 10, 10 and 78 samples and a budget of 42: 2, then 10, 10, then the remaining 20."""
     scores = np.repeat([-8.0, -6.0, -4.0, -2.0], [2, 10, 10, 78])  # negative: harder is nearer to 0
     labels, ids = np.zeros(100), np.arange(100)
-    kept = selection.stratified(scores, ids, labels, 42, rng=np.random.default_rng(0), strata=4)
+    kept = methods.stratified(scores, ids, labels, 42, rng=np.random.default_rng(0), strata=4)
     values, counts = np.unique(scores[kept], return_counts=True)
     assert dict(zip(values, counts, strict=True)) == {-8.0: 2, -6.0: 10, -4.0: 10, -2.0: 20}
 
@@ -232,7 +243,7 @@ def test_stratified_takes_evenly_from_every_stratum():
 def test_strata_share_the_budget_as_evenly_as_they_can(sizes, data):
     """Exact in total, never over a stratum's size, and only a full stratum gets clearly less than another."""
     k = data.draw(st.integers(0, sum(sizes)))
-    quotas = selection._fill_evenly(np.array(sizes), k)
+    quotas = methods.fill_evenly(np.array(sizes), k)
     assert sum(quotas) == k
     assert all(quota <= size for quota, size in zip(quotas, sizes, strict=True))
     open_strata = [quota for quota, size in zip(quotas, sizes, strict=True) if quota < size]
@@ -311,7 +322,9 @@ def test_quota_ties_go_to_the_lower_class():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "easyest"}, "full, random.*got 'easyest'"),
+        ({"method": "easyest"}, "easycore, easiest.*got 'easyest'"),
+        ({"strata": 3}, "method 'easiest' has no option 'strata'; its options are: none"),
+        ({"method": "stratified", "stratta": 3}, "no option 'stratta'; its options are: cutoff, strata"),
         ({"balance": "classes"}, "none, class"),
         ({"scores": None}, "needs scores, usually 'aign'"),
         ({"labels": np.zeros(3)}, r"one length, got \[101, 3, 101\]"),
@@ -332,23 +345,42 @@ def test_what_cannot_be_chosen_is_refused(change, message):
         choose(**arguments)
 
 
-def test_a_new_method_is_one_decorated_function(monkeypatch):
-    """A registered function can be chosen by name at once, class balance included."""
-    monkeypatch.setattr(selection, "METHODS", dict(METHODS))
+def test_a_user_s_own_score_is_never_turned():
+    """Also by a method whose usual score counts the other way: higher is harder, as documented."""
+    rows = {"sample_ids": np.arange(100), "labels": np.zeros(100), "scores": np.arange(100.0)}
+    assert choose("stratified", fraction=0.8, score="user", cutoff=0.2, **rows).tolist() == list(range(80))
 
-    @selection_method("last")
-    def last(scores, sample_ids, labels, k, *, rng):
-        """The highest ids."""
-        return sample_ids[-k:]
 
-    ids, labels = np.arange(10), np.arange(10) % 2
-    assert choose("last", sample_ids=ids, labels=labels, fraction=0.2).tolist() == [8, 9]
-    assert choose("last", sample_ids=ids, labels=labels, fraction=0.4, balance="class").tolist() == [
-        6,
-        7,
-        8,
-        9,
-    ]
-    assert selection.METHODS["last"].doc == "The highest ids."
-    with pytest.raises(ValueError, match="exists already"):
-        selection_method("last")
+def test_names_are_taken_once():
+    """A second method of a name would silently replace the first."""
+    for register in (selection_method, ranking_method):
+        with pytest.raises(ValueError, match="exists already"):
+            register("random")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [(int, "20", 20), (float, "0.5", 0.5), (str, "a", "a"), (bool, "true", True), (bool, "False", False),
+     (tuple[float, float], "0.1,0.9", (0.1, 0.9)), (tuple[int, str], "3,x", (3, "x"))],
+)  # fmt: skip
+def test_an_option_is_read_by_its_annotation(kind, text, value):
+    """As the function's signature says."""
+    assert methods.Option(kind, None).parse(text) == value
+
+
+@pytest.mark.parametrize(("kind", "text"), [(int, "2.5"), (float, "x"), (bool, "1"), (tuple[float, float], "0.1")])
+def test_an_option_of_another_type_is_refused(kind, text):
+    """No rounding, no guessing."""
+    with pytest.raises(ValueError):
+        methods.Option(kind, None).parse(text)
+
+
+def test_every_method_explains_itself():
+    """Help and the README's table come from these lines: one sentence each, every option with its default."""
+    text, table = methods.describe(), methods.markdown_table()
+    for name, method in METHODS.items():
+        assert re.fullmatch(r"[A-Z].*\.", method.doc)
+        assert f"{name}: {method.doc[0].lower()}{method.doc[1:]}".replace("``", "") in text
+        assert f"| `{name}` | {method.doc} |" in table
+        for option, spec in method.options.items():
+            assert f"`{option}` ({spec.default})" in table

@@ -1,0 +1,218 @@
+"""Order statistics: the k lowest of many numbers, in one process or without ever bringing them together.
+
+Takes float64 keys with sample ids, gives ids or the value at which to cut. The one decision: an order is total, by
+(key, sample_id), with −0.0 equal to 0.0 and NaN refused, so that every way to compute a choice gives the same one.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids: TypeAlias = NDArray[np.int64]
+Keys: TypeAlias = NDArray[np.uint64]
+
+LIMIT = 1 << 20
+"""Most keys that are brought together to find a cut."""
+
+_MOST_BITS, _MOST_CELLS_BITS = 18, 22
+
+
+def lowest(keys: NDArray, sample_ids: NDArray[np.integer], k: int) -> Ids:
+    """The k ids with the lowest (key, id), sorted by id; time linear in N but for sorting the result.
+
+    Args:
+        keys: (N,) numbers; infinities are fine.
+        sample_ids: (N,), unique, in any order.
+        k: 0 .. N.
+
+    Raises:
+        ValueError: a NaN key, named with its first ids, or k outside 0 .. N.
+    """
+    ids = np.asarray(sample_ids, dtype=np.int64)
+    if not 0 <= k <= len(ids):
+        raise ValueError(f"k must be in 0 .. {len(ids)} (the number of samples), got {k}")
+    refuse_nan(keys, ids)
+    if k == 0:
+        return np.empty(0, dtype=np.int64)
+    bound = np.partition(keys, k - 1)[k - 1]
+    keep = keys < bound
+    tied = np.flatnonzero(keys == bound)
+    still_needed = k - np.count_nonzero(keep)
+    keep[tied[np.argsort(ids[tied], kind="stable")[:still_needed]]] = True
+    return np.sort(ids[keep], kind="stable")  # linear where the ids come sorted
+
+
+def refuse_nan(scores: NDArray, sample_ids: Ids) -> None:
+    """Refuse NaN scores: they have no rank.
+
+    Raises:
+        ValueError: how many there are, and the first ids.
+    """
+    missing = np.isnan(scores)
+    if missing.any():
+        raise ValueError(nan_problem(int(missing.sum()), len(scores), np.sort(sample_ids[missing])[:5].tolist()))
+
+
+def nan_problem(count: int, total: int, first_ids: list[int]) -> str:
+    """What is said of NaN scores."""
+    return f"{count} of {total} scores are NaN (first ids: {first_ids}); score those samples again or leave them out"
+
+
+def sort_keys(values: NDArray[np.float64]) -> Keys:
+    """Unsigned integers in the order of the values; equal exactly where the values are (−0.0 is 0.0)."""
+    bits = (values + 0.0).view(np.uint64)
+    # Negative numbers: all bits flipped, so that larger magnitudes come first. Others: above all negative ones.
+    flip = bits.view(np.int64) >> 63
+    flip |= np.int64(-(2**63))
+    bits ^= flip.view(np.uint64)
+    return bits
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The keys of each group among which its cut lies: those whose first ``64 - shift`` bits are ``prefix``.
+
+    Attributes:
+        prefix: uint64 (groups,).
+        shift: bits that are still open; 64 is all keys.
+        bits: how many of them the next count tells apart.
+        open: bool (groups,): False where nothing is kept, so that nothing need be looked at.
+    """
+
+    prefix: Keys
+    shift: int
+    bits: int
+    open: NDArray[np.bool_]
+
+    def members(self, keys: Keys, groups: NDArray | None) -> NDArray[np.bool_] | None:
+        """Which keys lie in the interval of their group (None: all of them); no groups is one group."""
+        if groups is None:
+            return None if self.shift == 64 else (keys >> np.uint64(self.shift)) == self.prefix[0]
+        inside = self.open[groups]
+        return inside if self.shift == 64 else inside & ((keys >> np.uint64(self.shift)) == self.prefix[groups])
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of all groups together."""
+        return len(self.prefix) << self.bits
+
+    def cells(self, keys: Keys, groups: NDArray | None) -> Ids:
+        """The cell, 0 .. num_cells − 1, of each key that lies in the interval."""
+        inside = self.members(keys, groups)
+        if inside is not None:
+            keys, groups = keys[inside], None if groups is None else groups[inside]
+        bits = keys >> np.uint64(self.shift - self.bits)
+        if self.shift < 64:
+            bits &= np.uint64((1 << self.bits) - 1)
+        cells: Ids = bits.view(np.int64)
+        if groups is not None:
+            cells += groups.astype(np.int64) << self.bits
+        return cells
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where each group is cut: keys below ``value`` are kept, and the first ``ties`` of those equal to it.
+
+    Attributes:
+        value: uint64 (groups,).
+        ties: int64 (stretches, groups): how many equal keys each stretch of samples, in id order, keeps.
+    """
+
+    value: Keys
+    ties: Ids
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What is asked of the keys, wherever they are.
+
+    Attributes:
+        count: how many keys lie in each cell of an interval, (num_cells,).
+        collect: for every stretch of samples, its number and the groups and keys inside an interval.
+        ties: (stretches, groups) keys that equal the given value of their group.
+    """
+
+    count: Callable[[Interval], Ids]
+    collect: Callable[[Interval], Iterable[tuple[int, NDArray, Keys]]]
+    ties: Callable[[Keys], Ids]
+
+
+def find_cut(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, *, limit: int = LIMIT) -> Cut:
+    """The cut that keeps the ``quotas[g]`` lowest keys of each group, by radix selection.
+
+    Each pass counts the keys by their next bits and goes on in the one cell that holds the cut, until the
+    candidates are few enough to look at or all bits are known.
+
+    Args:
+        sizes: (groups,) keys in each group.
+        quotas: (groups,), each 0 .. its size.
+        num_stretches: how many stretches the keys lie in.
+        passes: how to ask for them.
+        limit: most candidates to bring together.
+    """
+    quotas = np.asarray(quotas, np.int64)
+    groups = len(quotas)
+    below, inside = np.zeros(groups, np.int64), np.asarray(sizes, np.int64)
+    # No more cells than keys, and as many as fit in memory at most.
+    most = min(_MOST_BITS, _MOST_CELLS_BITS - (groups - 1).bit_length(), int(inside.max(initial=0)).bit_length())
+    most = max(most, 4)
+    interval = Interval(np.zeros(groups, np.uint64), 64, most, quotas > 0)
+    while interval.shift and inside[interval.open].sum() > limit:
+        counts = passes.count(interval).reshape(groups, -1)
+        ends = below[:, None] + np.cumsum(counts, axis=1)
+        cell = np.minimum((ends < quotas[:, None]).sum(axis=1), counts.shape[1] - 1)
+        inside = np.take_along_axis(counts, cell[:, None], axis=1)[:, 0]
+        below = np.take_along_axis(ends, cell[:, None], axis=1)[:, 0] - inside
+        shift = interval.shift - interval.bits
+        prefix = (interval.prefix << np.uint64(interval.bits)) | cell.astype(np.uint64)
+        interval = Interval(prefix, shift, min(most, shift), interval.open)
+    if not interval.shift:
+        value, ties = interval.prefix, passes.ties(interval.prefix)
+    else:
+        value, ties, below = _among_candidates(passes.collect(interval), num_stretches, quotas, below)
+    value = np.where(interval.open, value, np.uint64(0))
+    # Ties go to the lower ids, and stretches are in id order: each keeps what those before it have left over.
+    before = np.cumsum(ties, axis=0) - ties
+    return Cut(value, np.clip(np.where(interval.open, quotas - below, 0) - before, 0, ties))
+
+
+def _among_candidates(
+    collected: Iterable[tuple[int, NDArray, Keys]], num_stretches: int, quotas: Ids, below: Ids
+) -> tuple[Keys, Ids, Ids]:
+    """The value of each group's cut, how often it occurs in each stretch, and how many keys lie below it."""
+    parts = list(collected)
+    stretch = np.concatenate([np.full(len(keys), number) for number, _, keys in parts])
+    groups = np.concatenate([group.astype(np.int64) for _, group, _ in parts])
+    keys = np.concatenate([keys for _, _, keys in parts])
+    order = np.lexsort((keys, groups))
+    ends = np.cumsum(np.bincount(groups, minlength=len(quotas)))
+    starts = np.concatenate([[0], ends[:-1]])
+    value, below = np.zeros(len(quotas), np.uint64), below.copy()
+    for group in np.flatnonzero(quotas > 0):
+        mine = keys[order[starts[group] : ends[group]]]
+        value[group] = mine[quotas[group] - below[group] - 1]
+        below[group] += np.searchsorted(mine, value[group])
+    tied = keys == value[groups]
+    ties = np.zeros((num_stretches, len(quotas)), np.int64)
+    np.add.at(ties, (stretch[tied], groups[tied]), 1)
+    return value, ties, below
+
+
+def keep(cut_value: Keys, ties_left: Ids, keys: Keys, groups: NDArray | None) -> NDArray[np.bool_]:
+    """Which of the next keys (in id order) are kept; takes what it keeps of ``ties_left`` (groups,), in place."""
+    value = cut_value[0] if groups is None else cut_value[groups]
+    kept = keys < value
+    if not ties_left.any():
+        return kept
+    tied = np.flatnonzero(keys == value)
+    of = np.zeros(len(tied), np.int64) if groups is None else groups[tied].astype(np.int64)
+    order = np.argsort(of, kind="stable")
+    counts = np.bincount(of, minlength=len(ties_left))
+    place = np.arange(len(tied)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept[tied[order[place < ties_left[of[order]]]]] = True
+    ties_left -= np.minimum(counts, ties_left)
+    return kept

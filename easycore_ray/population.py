@@ -1,0 +1,212 @@
+"""The samples a coreset is chosen from, as stretches in id order that are read one by one.
+
+They come from the files of a hardness table or from the index of a dataset, with a score of the table, a user's own
+or none. The one decision: a stretch is read a batch at a time, so that memory is set by the batch, not by the table.
+pyarrow and numpy only, because tasks read them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from easycore_ray import dataset_index, paths
+from easycore_ray.core.selection import HIGHER_IS_HARDER
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.manifest import Artifact
+
+# Where each score stands in the hardness table.
+_COLUMNS = {name: [name] for name in HIGHER_IS_HARDER} | {
+    "forgetting": ["forgetting_events", "first_learned_epoch", "num_scores"]
+}
+_USER_SCHEMA = pa.schema([pa.field("sample_id", pa.int64(), nullable=False), pa.field("score", pa.float64())])
+_SPAN_ROWS = 4_000_000
+# Rows that are worked on at a time: few enough to stay in a processor's cache from one step to the next.
+_BATCH_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive rows; what was not asked for is None."""
+
+    rows: int
+    sample_ids: NDArray[np.int64] | None = None
+    labels: NDArray[np.integer] | None = None
+    scores: NDArray[np.float64] | None = None
+
+    def cut(self, most: int) -> Iterator["Batch"]:
+        """The same rows, ``most`` at a time."""
+        for low in range(0, self.rows, most):
+            here = slice(low, low + most)
+            yield Batch(
+                min(most, self.rows - low),
+                None if self.sample_ids is None else self.sample_ids[here],
+                None if self.labels is None else self.labels[here],
+                None if self.scores is None else self.scores[here],
+            )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive samples, sorted by id: a file of a hardness table, or a span of a dataset's index.
+
+    Attributes:
+        number: place among the stretches.
+        rows: how many samples.
+        first_id: lowest id.
+        last_id: highest id.
+        source: path of the file, or the dataset's folder.
+        from_index: whether ``source`` is a dataset.
+        score: column that is the score, or None.
+        given: (rows,) scores of a user instead.
+    """
+
+    number: int
+    rows: int
+    first_id: int
+    last_id: int
+    source: str
+    from_index: bool
+    score: str | None = None
+    given: NDArray[np.float64] | None = None
+
+    def batches(self, *, ids: bool = False, labels: bool = False, scores: bool = False) -> Iterator[Batch]:
+        """The rows in order, with what is asked for.
+
+        Raises:
+            EasyCoreError: a file is missing, damaged, or does not hold the score.
+        """
+        columns = ["sample_id"] * ids + ["label"] * labels
+        if scores and self.score is not None:
+            columns += _COLUMNS[self.score]
+        done = 0
+        for table in self._tables(columns):
+            count = table.num_rows
+            whole = Batch(
+                count,
+                table["sample_id"].to_numpy() if ids else None,
+                table["label"].to_numpy() if labels else None,
+                self._scores(table, done) if scores else None,
+            )
+            yield from whole.cut(_BATCH_ROWS)
+            done += count
+        if done != self.rows:
+            raise EasyCoreError(f"{self.source} has {done:,} rows, {self.rows:,} are listed; it is damaged")
+
+    def _scores(self, table: pa.Table, done: int) -> NDArray[np.float64] | None:
+        if self.given is not None:
+            return self.given[done : done + table.num_rows]
+        return None if self.score is None else hardness_column(table, self.score).to_numpy()
+
+    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        if self.from_index:
+            # Without a column a table would not know its rows.
+            columns = columns or ["sample_id"]
+            yield dataset_index.read_range(self.source, "train", self.first_id, self.last_id, columns)
+            return
+        try:
+            filesystem, inner = paths.locate(self.source)
+            stream = filesystem.open_input_file(inner) if paths.is_remote(self.source) else pa.memory_map(inner)
+            with stream, pq.ParquetFile(stream) as file:
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, columns=columns or ["sample_id"], use_threads=False)
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            if isinstance(error, EasyCoreError):
+                raise
+            raise EasyCoreError(f"{self.source} is listed in the manifest but cannot be read: {error}") from error
+
+
+def of_hardness(hardness: Artifact, score: str | None) -> list[Stretch]:
+    """The samples of a hardness table, file by file."""
+    entries = [entry for entry in hardness.manifest["files"] if entry["rows"]]
+    return [
+        Stretch(number, entry["rows"], entry["first_id"], entry["last_id"], paths.join(hardness.path, entry["path"]),
+                from_index=False, score=score)
+        for number, entry in enumerate(entries)
+    ]  # fmt: skip
+
+
+def of_dataset(folder: str) -> list[Stretch]:
+    """The training samples of a dataset, from its index; they have no score."""
+    spans = dataset_index.spans(folder, "train", _SPAN_ROWS)
+    return [
+        Stretch(number, span.rows, span.first_id, span.last_id, folder, from_index=True)
+        for number, span in enumerate(spans)
+    ]
+
+
+def with_user_scores(stretches: Sequence[Stretch], path: str) -> list[Stretch]:
+    """The same samples with a user's scores; the file is read whole, 16 bytes of memory a row and more while sorting.
+
+    Raises:
+        EasyCoreError: the file is no Parquet of sample_id and score, names an id twice, or lacks one.
+    """
+    ids, scores = _read_user_scores(path)
+    found, missing, first = [], 0, None
+    for stretch in stretches:
+        wanted = np.concatenate([_ids(batch) for batch in stretch.batches(ids=True)])
+        at = np.searchsorted(ids, wanted)
+        there = ids[np.minimum(at, len(ids) - 1)] == wanted if len(ids) else np.zeros(len(wanted), bool)
+        if not there.all():
+            missing += int((~there).sum())
+            first = wanted[~there][0] if first is None else first
+        else:
+            found.append(_replace(stretch, scores[at]))
+    if missing:
+        raise EasyCoreError(f"{path} lacks scores of {missing:,} samples (first sample_id: {first})")
+    return found
+
+
+def hardness_column(table: pa.Table, score: str) -> pa.ChunkedArray:
+    """A score of every row, float64, in the score's own direction (see ``HIGHER_IS_HARDER``).
+
+    ``forgetting`` counts events; samples that were never learned rank above all others, not among the
+    easiest as in some reference implementations.
+
+    Raises:
+        EasyCoreError: if the table does not hold the score.
+    """
+    column = table[_COLUMNS[score][0]]
+    if column.null_count:
+        raise EasyCoreError(f"the scoring run did not record {score}; choose another --score")
+    values = column if column.type == pa.float64() else column.cast(pa.float64())
+    if score == "forgetting":
+        never = pc.equal(table["first_learned_epoch"], -1)
+        values = pc.if_else(never, pc.add(table["num_scores"].cast(pa.float64()), 1.0), values)
+    return values
+
+
+def _read_user_scores(path: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids, ascending, and their scores; NaN where the score is null."""
+    try:
+        table = pq.read_table(pa.BufferReader(paths.read_bytes(path)))
+    except pa.ArrowInvalid as error:
+        raise EasyCoreError(f"{path} is not a Parquet file ({error}); it needs columns sample_id and score") from error
+    if not {"sample_id", "score"} <= set(table.column_names):
+        raise EasyCoreError(f"{path} has columns {table.column_names}; it needs sample_id and score")
+    try:
+        table = table.select(["sample_id", "score"]).cast(_USER_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise EasyCoreError(f"{path} needs whole numbers in sample_id and numbers in score: {error}") from error
+    ids, scores = table["sample_id"].to_numpy(), table["score"].to_numpy()
+    if not (ids[1:] > ids[:-1]).all():
+        order = np.argsort(ids, kind="stable")
+        ids, scores = ids[order], scores[order]
+    if (ids[1:] == ids[:-1]).any():
+        raise EasyCoreError(f"{path} has more than one score for some sample_id; it needs exactly one each")
+    return ids, scores
+
+
+def _ids(batch: Batch) -> NDArray[np.int64]:
+    assert batch.sample_ids is not None
+    return batch.sample_ids
+
+
+def _replace(stretch: Stretch, given: NDArray[np.float64]) -> Stretch:
+    fields: dict[str, Any] = {**vars(stretch), "score": None, "given": given}
+    return Stretch(**fields)

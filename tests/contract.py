@@ -1,0 +1,198 @@
+"""What every selection method promises, as checks of ``(method, score, balance)``: see ``CHECKS``.
+
+A method that is registered is checked by ``test_methods.py`` without further ado. Each choice is made from files, by
+``choosing``, and compared with what is plainly right.
+"""
+
+import atexit
+import functools
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from easycore_ray import choosing, population
+from easycore_ray.core.methods import METHODS
+from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_quotas
+from easycore_ray.hardness_table import SCHEMA, write_hardness
+from easycore_ray.manifest import Artifact
+
+COUNT = 101
+SCALE = 3  # sample ids are 5, 8, 11 …
+
+
+@functools.cache
+def columns():
+    """A hardness table of 101 samples in three of five classes: many ties, no two scores in the same order."""
+    rng = np.random.default_rng(7)
+    return {
+        "sample_id": np.arange(COUNT) * SCALE + 5,
+        "label": rng.choice([0, 1, 4], COUNT, p=[0.6, 0.3, 0.1]).astype(np.int32),
+        "num_scores": np.full(COUNT, 9, np.int32),
+        "aign": rng.integers(0, 12, COUNT) / 4,
+        "el2n": rng.integers(0, 30, COUNT) / 8,
+        "loss": rng.gamma(1.0, 1.0, COUNT),
+        "aum": rng.integers(-9, 9, COUNT) / 2,
+        "forgetting_events": rng.integers(0, 4, COUNT, np.int32),
+        "first_learned_epoch": rng.choice([-1, 1, 2], COUNT).astype(np.int32),
+        "input_norm": rng.integers(1, 20, COUNT).astype(np.float32),
+        "aign_epoch0": rng.random(COUNT).astype(np.float32),
+    }
+
+
+def stored(score):
+    """A score as the table means it, in its own direction."""
+    table = columns()
+    if score == "forgetting":
+        return np.where(table["first_learned_epoch"] < 0, table["num_scores"] + 1.0, table["forgetting_events"])
+    return table[score].astype(np.float64)
+
+
+@functools.cache
+def table(num_files=1, id_scale=SCALE):
+    """The table in so many files; another scale renames the samples in the same order."""
+    folder = tempfile.mkdtemp(prefix="contract-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    renamed = columns() | {"sample_id": np.arange(COUNT) * id_scale + 5}
+    rows = pa.table(renamed, schema=SCHEMA)
+    bounds = np.linspace(0, COUNT, num_files + 1).astype(int).tolist()
+    files = [
+        write_hardness(folder, number, rows.slice(low, high - low))
+        for number, (low, high) in enumerate(itertools.pairwise(bounds))
+    ]
+    return Artifact(folder, {"files": files})
+
+
+def fraction_of(method):
+    """A share that the method can keep."""
+    return 1.0 if METHODS[method].keeps_all else 0.3
+
+
+def kept(method, score, balance, *, fraction=None, seed=0, where=None, stretches=None, limit=20, **options):
+    """The ids that are kept, file by file."""
+    if stretches is None:
+        stretches = population.of_hardness(where or table(4), score)
+    chosen = METHODS[method]
+    selection = choosing.Selection(
+        method=chosen, fraction=fraction or fraction_of(method), score=score if chosen.needs_score else None,
+        balance=balance, seed=seed, options=chosen.known(options),
+    )  # fmt: skip
+    choice = choosing.decide(selection, stretches, limit=limit)
+    parts = [
+        batch.sample_ids
+        for stretch, rule in zip(choice.stretches, choice.rules, strict=True)
+        for batch in choosing.kept_rows(stretch, rule)
+    ]
+    return np.concatenate(parts)
+
+
+def in_memory(method, score, balance, *, order=None, **options):
+    """The ids that ``choose`` keeps, of the rows in some order."""
+    order = np.arange(COUNT) if order is None else order
+    scores = stored(score)[order] if METHODS[method].needs_score else None
+    return choose(method, sample_ids=columns()["sample_id"][order], labels=columns()["label"][order], scores=scores,
+                  score=score, balance=balance, fraction=fraction_of(method), **options)  # fmt: skip
+
+
+def check_count(method, score, balance):
+    """Exactly the budget, sorted, different, of the population; with balance, of each class its share."""
+    labels = dict(zip(columns()["sample_id"].tolist(), columns()["label"].tolist(), strict=True))
+    for fraction in [1.0] if METHODS[method].keeps_all else [1 / COUNT, 0.1, 0.3, 0.5]:
+        ids = kept(method, score, balance, fraction=fraction)
+        assert len(ids) == budget(COUNT, fraction)
+        assert (np.diff(ids) > 0).all()
+        assert set(ids.tolist()) <= set(labels)
+        if balance == "class":
+            of = [labels[sample_id] for sample_id in ids.tolist()]
+            quotas = class_quotas(columns()["label"], len(ids))
+            assert {label: of.count(label) for label in quotas} == quotas
+
+
+def check_files(method, score, balance):
+    """However the rows are cut into files, it is the choice that is made in memory."""
+    expected = in_memory(method, score, balance).tolist()
+    for num_files in (1, 4, 30):
+        for limit in (0, 1000):
+            assert kept(method, score, balance, where=table(num_files), limit=limit).tolist() == expected
+
+
+def check_order(method, score, balance):
+    """Rows in another order are the same rows, and are left as they are."""
+    before = {name: values.copy() for name, values in columns().items()}
+    shuffled = np.random.default_rng(1).permutation(COUNT)
+    expected = in_memory(method, score, balance).tolist()
+    assert in_memory(method, score, balance, order=shuffled).tolist() == expected
+    assert all(np.array_equal(values, before[name]) for name, values in columns().items())
+
+
+def check_names(method, score, balance):
+    """Other ids in the same order stand for the same samples."""
+    renamed = kept(method, score, balance, where=table(4, id_scale=7))
+    assert ((renamed - 5) // 7).tolist() == ((kept(method, score, balance) - 5) // SCALE).tolist()
+
+
+def check_seed(method, score, balance):
+    """One seed repeats a choice; another changes it if, and only if, the method says that it draws."""
+    first = kept(method, score, balance).tolist()
+    assert kept(method, score, balance).tolist() == first
+    changed = any(kept(method, score, balance, seed=seed).tolist() != first for seed in range(1, 6))
+    assert changed == METHODS[method].draws
+
+
+def check_nan(method, score, balance):
+    """A sample without a score is refused by its id, if scores are read at all."""
+    stretches = population.of_hardness(table(4), score)
+    scores = stored(score) if score else np.zeros(COUNT)
+    scores[[3, 50]] = np.nan
+    stretches = given(stretches, scores)
+    if METHODS[method].needs_score:
+        first = columns()["sample_id"][[3, 50]].tolist()
+        with pytest.raises(ValueError, match=rf"2 of 101 scores are NaN \(first ids: \[{first[0]}, {first[1]}\]"):
+            kept(method, score, balance, stretches=stretches)
+    else:
+        assert len(kept(method, score, balance, stretches=stretches))
+
+
+def check_direction(method, score, balance):
+    """A score is turned so that its hard end is high: as a user's own scores, of which higher is harder."""
+    if METHODS[method].needs_score:
+        hardness = stored(score) if HIGHER_IS_HARDER[score] else -stored(score)
+        theirs = given(population.of_hardness(table(4), None), hardness)
+        # easycore has one score and another name for any other
+        name = "easiest" if method == "easycore" else method
+        assert kept(method, score, balance).tolist() == kept(name, "user", balance, stretches=theirs).tolist()
+
+
+def check_nested(method, score, balance):
+    """A method that ranks keeps on keeping what it kept of a smaller fraction."""
+    if METHODS[method].ranks and not METHODS[method].keeps_all and balance == "none":
+        smaller: set[int] = set()
+        for fraction in (0.1, 0.3, 0.5, 1.0):
+            larger = set(kept(method, score, balance, fraction=fraction).tolist())
+            assert smaller < larger
+            smaller = larger
+
+
+def given(stretches, scores):
+    """The stretches with a user's scores, through a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "mine.parquet")
+        pq.write_table(pa.table({"sample_id": columns()["sample_id"], "score": scores}), path)
+        return population.with_user_scores(stretches, path)
+
+
+CHECKS = [check_count, check_files, check_order, check_names, check_seed, check_nan, check_direction, check_nested]
+
+
+def combinations(methods=METHODS):
+    """Every (method, score, balance) there is."""
+    for name, method in methods.items():
+        scores = list(HIGHER_IS_HARDER) if method.needs_score else [None]
+        for score in ["aign"] if name == "easycore" else scores:
+            for balance in ("none", "class"):
+                yield name, score, balance

@@ -1,0 +1,135 @@
+"""Order statistics: the cut that passes over stretches find is that of a full sort, whatever the numbers."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from easycore_ray.core import order
+from easycore_ray.core.order import find_cut, keep, lowest, sort_keys
+from easycore_ray.core.selection import quotas_of_sizes
+
+TINY = float(np.nextafter(0, 1))
+AWKWARD = [0.0, -0.0, TINY, -TINY, 1.0, -1.0, 1 + 2**-52, 2.0**-1022, 1e308, -1e308, np.inf, -np.inf, 3.0, 4.0]
+VALUES = st.sampled_from(AWKWARD) | st.floats(allow_nan=False)
+
+
+@given(st.lists(VALUES, min_size=2, max_size=30))
+def test_sort_keys_are_in_the_order_of_the_values(values):
+    """Every pair compares as the numbers do; equal keys mean equal numbers."""
+    values = np.array(values)
+    keys = sort_keys(values)
+    assert keys.dtype == np.uint64
+    np.testing.assert_array_equal(keys[:, None] < keys, values[:, None] < values)
+    np.testing.assert_array_equal(keys[:, None] == keys, values[:, None] == values)
+
+
+def test_sort_keys_leave_the_values_alone():
+    """They may be a mapped file."""
+    values = np.array([1.0, -2.0])
+    values.flags.writeable = False
+    assert sort_keys(values).tolist() == sort_keys(np.array([1.0, -2.0])).tolist()
+
+
+class Stretches:
+    """Keys in memory that answer the passes as tasks would; counts what is asked."""
+
+    def __init__(self, values, groups, lengths):
+        parts = [slice(*bounds) for bounds in itertools.pairwise(np.cumsum([0, *lengths]))]
+        self.keys = [sort_keys(values[part]) for part in parts]
+        self.groups = [None if groups is None else groups[part] for part in parts]
+        self.asked = []
+
+    def _each(self, name):
+        self.asked.append(name)
+        return zip(self.keys, self.groups, strict=True)
+
+    def count(self, interval):
+        cells = [interval.cells(keys, groups) for keys, groups in self._each("count")]
+        return np.bincount(np.concatenate(cells), minlength=interval.num_cells)
+
+    def collect(self, interval):
+        for number, (keys, groups) in reversed(list(enumerate(self._each("collect")))):  # tasks end in any order
+            inside = interval.members(keys, groups)
+            mine = np.zeros(len(keys), np.int32) if groups is None else groups
+            yield (number, mine, keys) if inside is None else (number, mine[inside], keys[inside])
+
+    def ties(self, value):
+        rows = []
+        for keys, groups in self._each("ties"):
+            of = np.zeros(len(keys), int) if groups is None else groups
+            rows.append(np.bincount(of[keys == value[of]], minlength=len(value)))
+        return np.stack(rows)
+
+    def kept(self, sizes, quotas, limit):
+        """Positions that the cut keeps."""
+        passes = order.Passes(self.count, self.collect, self.ties)
+        cut = find_cut(sizes, quotas, len(self.keys), passes, limit=limit)
+        kept = [
+            keep(cut.value, ties.copy(), keys, groups)
+            for keys, groups, ties in zip(self.keys, self.groups, cut.ties, strict=True)
+        ]
+        return np.flatnonzero(np.concatenate(kept))
+
+
+@st.composite
+def populations(draw):
+    """Values with many ties, groups of which some are empty, a cut into stretches, a budget."""
+    pool = draw(st.lists(VALUES, min_size=1, max_size=6))
+    values = draw(st.lists(st.sampled_from(pool), min_size=1, max_size=60))
+    groups = draw(st.none() | st.lists(st.integers(0, 4), min_size=len(values), max_size=len(values)))
+    cuts = sorted(draw(st.lists(st.integers(0, len(values)), max_size=4)))
+    lengths = np.diff([0, *cuts, len(values)]).tolist()
+    return values, groups, lengths, draw(st.integers(0, len(values)))
+
+
+@given(populations(), st.sampled_from([0, 1, 5, 1000]))
+@example(([0.0, -0.0, 0.0], None, [1, 1, 1], 2), 0)
+@example(([np.inf] * 4, [0, 2, 2, 0], [4], 3), 0)
+def test_the_cut_is_that_of_a_full_sort(population, limit):
+    """For every budget from none to all, one group or several, however far the radix goes."""
+    values, groups, lengths, k = population
+    values = np.array(values)
+    if groups is None:
+        sizes, quotas, of = np.array([len(values)]), np.array([k]), np.zeros(len(values), int)
+    else:
+        groups = of = np.array(groups)
+        sizes = np.bincount(of, minlength=6)
+        quotas = quotas_of_sizes(sizes, k)
+    expected = [lowest(values[of == group], np.flatnonzero(of == group), quota) for group, quota in enumerate(quotas)]
+
+    kept = Stretches(values, groups, lengths).kept(sizes, quotas, limit)
+
+    assert kept.tolist() == np.sort(np.concatenate(expected)).tolist()
+
+
+def test_candidates_beyond_the_limit_are_never_brought_together():
+    """Distinct values go by counts until few are left; equal ones to the last bit."""
+    values = np.random.default_rng(0).normal(size=20_000)
+    distinct = Stretches(values, None, [5_000] * 4)
+    collected = []
+    collect = distinct.collect
+    distinct.collect = lambda interval: (collected.append(part) or part for part in collect(interval))
+    kept = distinct.kept(np.array([20_000]), np.array([7_000]), 500)
+    equal = Stretches(np.ones(20_000), None, [5_000] * 4)
+
+    assert kept.tolist() == np.sort(np.argsort(values)[:7_000]).tolist()
+    assert 0 < sum(len(keys) for _, _, keys in collected) <= 500
+    assert equal.kept(np.array([20_000]), np.array([7_000]), 500).tolist() == list(range(7_000))
+    assert "collect" not in equal.asked
+
+
+@pytest.mark.parametrize("groups", [1, 10, 1000, 20_000])
+def test_the_cells_of_a_count_stay_in_memory(groups):
+    """Class-balanced choice among many classes counts fewer bits at a time."""
+    widths = []
+
+    def count(interval):
+        widths.append(interval.num_cells)
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        find_cut(np.full(groups, 10**9), np.full(groups, 5), 1, order.Passes(count, None, None), limit=0)
+    assert widths[0] <= 1 << 23
