@@ -281,7 +281,7 @@ def write_file(path: str, local_file: str) -> None:
             write_bytes(path, b"")
             return
         # Mapped, so that the one write is given all of it without holding it.
-        with pa.memory_map(local_file) as content:
+        with _told(path, "written"), pa.memory_map(local_file) as content:
             write_bytes(path, content.read_buffer())
         return
     target = Path(path)

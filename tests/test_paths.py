@@ -223,7 +223,6 @@ class TestBothKindsOfStore:
             paths.write_bytes(f"{root}/{name}", b"")
 
         assert paths.list_files(root) == [f"{root}/a/1", f"{root}/a/2", f"{root}/b"]
-        assert paths.list_files(root, recursive=False) == [f"{root}/b"]
         assert paths.list_files(f"{root}/missing") == []
 
     def test_folders_come_and_go(self, root):

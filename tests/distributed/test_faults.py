@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from easycore_ray import score
+from easycore_ray import clean, inspect, score
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.hardness_table import open_hardness, read_hardness
 from easycore_ray.score_table import open_table
@@ -67,7 +67,10 @@ def test_lost_workers_cost_an_epoch_and_no_row(two_workers, settings, tmp_path):
 
 
 def test_a_lost_driver_and_controller_cost_no_row(two_workers, settings, tmp_path):
-    """Ray Train's controller dies; then the driver, after training, and again in reduce: the same command ends it."""
+    """Ray Train's controller dies; then the driver, after training, and again in reduce: the same command ends it.
+
+    In between, what the dead left behind is cleaned away, and the finished run verifies.
+    """
     fields = settings(tmp_path / "run")
     kills = [
         {"point": "controller", "epoch": 2, "rank": 0, "marker": str(tmp_path / "a")},
@@ -78,11 +81,18 @@ def test_a_lost_driver_and_controller_cost_no_row(two_workers, settings, tmp_pat
         status, said = run_driver(fields, kills)
         assert status == -signal.SIGKILL, said
         assert (tmp_path / marker).exists()
+        assert inspect(path=fields["out"])["state"] == "unfinished"
+        assert clean(path=fields["out"], yes=True) == [], "what is young may still be somebody's"
+        leftovers = [leftover.path for leftover in clean(path=fields["out"], yes=True, older_than=0)]
+        assert any("part-" in path for path in leftovers) == (marker == "b"), "only the controller's death left orphans"
     assert (tmp_path / "a-0").exists()
-    assert not Path(fields["out"], "manifest.json").exists()
     run = score(**fields)
 
     assert_same_tables(run, two_workers)
+    assert any("training state" in leftover.reason for leftover in clean(path=run.path, yes=True))
+    assert not (tmp_path / "run" / "commits").exists()
+    assert [entry["problems"] for entry in inspect(path=run.path, verify=True)["verified"]] == [[], [], []]
+    assert score(**fields).manifest["created"] == run.manifest["created"]
 
 
 def test_a_lost_or_drained_node_costs_no_row(two_workers, settings, tmp_path):
@@ -110,7 +120,7 @@ def test_a_full_disk_is_an_error_and_no_loss(two_workers, settings, tmp_path):
     """Where parts cannot be written the run says so; with room again, the same command goes on to the same table."""
     room = tmp_path / "disk"
     room.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(room)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(room)], check=False)
     if mounted.returncode:
         pytest.skip("no right to mount a small disk")
     try:
