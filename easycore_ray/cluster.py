@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 # CPUs left to reading where nothing else is said. Reading reserves none of its own (see ``dataset.ray_dataset``), so
 # workers may also be given every CPU.
@@ -141,3 +142,17 @@ def _check(resource: str, wanted: float, ever: dict[str, float], limit: str, opt
     there = ever.get(resource, 0.0)
     if wanted > there + 1e-9:
         raise EasyCoreError(f"{wanted:g} {resource}s are wanted, the cluster {limit} {there:g}; lower {option}")
+
+
+def reservations() -> set[str]:
+    """Ids of the placement groups this job holds: resources reserved for its workers."""
+    job = ray.get_runtime_context().get_job_id()
+    table = placement_group_table()
+    # An id ends with that of the job that made the group.
+    return {name for name, entry in table.items() if name.endswith(job) and entry["state"] != "REMOVED"}
+
+
+def give_back(names: set[str]) -> None:
+    """Remove placement groups whose owner is dead; Ray keeps them, and the resources, until the job ends."""
+    for name in names:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))

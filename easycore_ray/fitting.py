@@ -562,11 +562,14 @@ def fit_on_ray(
 def _fit_to_the_end(trainer: Callable[[], Any], max_failures: int, label: str) -> Any:
     """The result of a run; begins anew, from its last commit, where Ray Train's controller itself was lost.
 
-    Ray Train replaces lost workers, but nobody replaces its controller.
+    Ray Train replaces lost workers, but nobody replaces its controller, nor gives back what it had reserved.
     """
     import ray.train
 
-    for lost in range(max_failures + 1):
+    # Inside a trial of a sweep other trials reserve the same; there the sweep's next command goes on.
+    alone = ray.get_runtime_context().get_actor_id() is None
+    before = cluster.reservations()
+    for lost in range(max_failures + 1 if alone else 1):
         try:
             return trainer().fit()
         except ray.train.TrainingFailedError as error:
@@ -576,6 +579,8 @@ def _fit_to_the_end(trainer: Callable[[], Any], max_failures: int, label: str) -
         except ray.exceptions.RayActorError as error:
             problem = f"the training controller was lost {lost + 1} times"
             cause = error
+            if alone:
+                cluster.give_back(cluster.reservations() - before)
     raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last epoch") from cause
 
 
