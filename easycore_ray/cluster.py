@@ -14,8 +14,8 @@ from easycore_ray.errors import EasyCoreError
 
 # Ray reports usage to its makers unless told otherwise; a user who wants that sets the variable to 1.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Train workers would otherwise be polled every 2 s: half a second less to wait per epoch.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# Train workers would otherwise be polled every 2 s, and wait as long for each epoch to be committed.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # Tune would print a folder of its own that is deleted at the end.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 

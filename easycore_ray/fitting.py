@@ -191,6 +191,8 @@ class RayContext:
             # Attempts never share a directory, so a half-uploaded older one cannot mix with this one.
             name = f"epoch-{state.epoch:05d}-{self.attempt}"
             ray.train.report(state.history[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
+        # The controller registers a moment later; whoever is lost from here on, this epoch is not done again.
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
         if self.rank == 0:
             self._board.post_metrics.remote(state.epoch, state.history[-1])
 

@@ -94,6 +94,10 @@ def record(options: argparse.Namespace) -> None:
         temporary.rename(path)
 
 
+# A fused step against a plain one: bench_steps.py on the same machine.
+FUSED_COST = 1.04
+
+
 @dataclass(frozen=True)
 class Run:
     """A recorded run: gradient norms of every epoch, float32 (E, N) of each kind, and seconds."""
@@ -103,9 +107,10 @@ class Run:
     train_seconds: float
     pass_seconds: np.ndarray
 
-    def cost(self, passes: int) -> float:
-        """Seconds of the run with this many exact passes."""
-        return self.train_seconds + float(self.pass_seconds.mean()) * passes
+    def cost(self, passes: int, *, fused: bool) -> float:
+        """Seconds of the run with this many exact passes; training was recorded with fused scores on."""
+        training = self.train_seconds / (1.0 if fused else FUSED_COST)
+        return training + float(self.pass_seconds.mean()) * passes
 
 
 def load(folder: Path, kind: str) -> list[Run]:
@@ -126,6 +131,10 @@ class Schedule:
     name: str
     aign: Callable[[Run], np.ndarray]
     passes: int
+
+    def cost(self, run: Run) -> float:
+        """Seconds of a run that is scored so."""
+        return run.cost(self.passes, fused="fused" in self.name)
 
 
 def schedules(epochs: int) -> list[Schedule]:
@@ -150,11 +159,11 @@ def fused_and_exact(run: Run) -> np.ndarray:
 def compare(folder: Path) -> list[dict[str, Any]]:
     """Each schedule of one seed against the exact AIGN of every other: agreement, and cost over plain training."""
     long, short = load(folder, "long"), load(folder, "short")
-    plain = statistics.mean(run.train_seconds for run in long)
+    plain = statistics.mean(run.cost(0, fused=False) for run in long)
     rows = []
     for schedule in schedules(len(long[0].exact)):
         pairs = [(schedule.aign(a), b.exact.mean(0)) for a, b in itertools.permutations(long, 2)]
-        cost = statistics.mean(run.cost(schedule.passes) for run in long)
+        cost = statistics.mean(schedule.cost(run) for run in long)
         own = statistics.mean(_overlap(schedule.aign(run), run.exact.mean(0)) for run in long)
         rows.append(_row(schedule.name, cost / plain, pairs) | {"own_run": own})
     ways = {
@@ -177,7 +186,7 @@ def _several(schedule: Schedule, groups: list[tuple[tuple[Run, ...], list[Run]]]
     """The mean over the runs of a group against the exact AIGN of the runs it does not hold."""
     means = [(sum(schedule.aign(run) for run in group) / len(group), others) for group, others in groups]
     pairs = [(mean, other.exact.mean(0)) for mean, others in means for other in others]
-    cost = statistics.mean(sum(run.cost(schedule.passes) for run in group) for group, _ in groups)
+    cost = statistics.mean(sum(schedule.cost(run) for run in group) for group, _ in groups)
     return _row(schedule.name, cost / plain, pairs)
 
 
@@ -202,6 +211,22 @@ def _overlap(score: np.ndarray, other: np.ndarray) -> float:
     return overlap(lowest(score, ids, half), lowest(other, ids, half))
 
 
+def settling(long: list[Run]) -> list[str]:
+    """Epoch by epoch: how much of the easiest half stays, and how well AIGN up to here agrees with another seed's."""
+    lines = ["| epoch | exact: half that stays | agreement | fused: half that stays | agreement |",
+             "| ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for epoch in range(2, len(long[0].exact) + 1):
+        cells = [str(epoch)]
+        for kind in ("exact", "fused"):
+            before = [getattr(run, kind)[: epoch - 1].mean(0) for run in long]
+            now = [getattr(run, kind)[:epoch].mean(0) for run in long]
+            pairs = [(now[a], long[b].exact.mean(0)) for a, b in itertools.permutations(range(len(long)), 2)]
+            cells.append(f"{statistics.mean(_overlap(a, b) for a, b in zip(before, now, strict=True)):.3f}")
+            cells.append(f"{statistics.mean(_overlap(a, b) for a, b in pairs):.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def show(options: argparse.Namespace) -> None:
     """Print the table; write it and the picture."""
     rows = compare(Path(options.folder))
@@ -213,6 +238,7 @@ def show(options: argparse.Namespace) -> None:
         own = f"{row['own_run']:.3f}" if "own_run" in row else ""
         lines.append(f"| {row['schedule']} | {row['added_cost']:+.0%} | {row['overlap']:.3f} ({row['lowest']:.3f} to "
                      f"{row['highest']:.3f}) | {row['spearman']:.3f} | {own} |")  # fmt: skip
+    lines += ["", *settling(load(Path(options.folder), "long"))]
     say("\n".join(lines))
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -228,23 +254,40 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 5.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    groups = {
+        "exact passes": ("tab:blue", "o", lambda name: name.startswith("exact")),
+        "fused": ("tab:orange", "s", lambda name: name.startswith("fused")),
+        "half the epochs, exact": ("tab:blue", "^", lambda name: name.startswith("half") and "fused" not in name),
+        "half the epochs, fused": ("tab:orange", "v", lambda name: name.startswith("half") and "fused" in name),
+    }
+    for label, (color, marker, belongs) in groups.items():
+        mine = [row for row in rows if belongs(row["schedule"])]
+        x, y = [100 * row["added_cost"] for row in mine], [row["overlap"] for row in mine]
+        spread = [[row["overlap"] - row["lowest"] for row in mine], [row["highest"] - row["overlap"] for row in mine]]
+        axes.errorbar(x, y, spread, fmt=marker, color=color, markersize=6, elinewidth=0.7, label=label,
+                      markerfacecolor="white" if label.startswith("half") else color)  # fmt: skip
+        for row, left, up in zip(mine, x, y, strict=True):
+            name = row["schedule"].removeprefix("half the epochs: ").removeprefix("exact, ").removeprefix("fused, ")
+            name = name.replace("and exact at the end", "+ exact end").replace("mean of ", "")
+            axes.annotate(
+                name,
+                (left, up),
+                xytext=(6, 4 if "end" in name else -10),
+                textcoords="offset points",
+                fontsize=7,
+                color=color,
+            )
     yardstick = rows[0]["overlap"]
-    axes.axhline(yardstick, color="0.6", linewidth=1, linestyle="--")
-    axes.text(1.0, yardstick, "exact against exact of another seed", transform=axes.get_yaxis_transform(),
-              ha="right", va="bottom", color="0.4", fontsize=8)  # fmt: skip
-    for row in rows:
-        color = "tab:orange" if "fused" in row["schedule"] else "tab:blue"
-        axes.errorbar(100 * row["added_cost"], row["overlap"],
-                      [[row["overlap"] - row["lowest"]], [row["highest"] - row["overlap"]]],
-                      fmt="o", color=color, markersize=5, elinewidth=0.8)  # fmt: skip
-        axes.annotate(row["schedule"], (100 * row["added_cost"], row["overlap"]), xytext=(5, 3),
-                      textcoords="offset points", fontsize=7)  # fmt: skip
-    axes.set_xlabel("added cost over plain training of the long run (%)")
-    axes.set_ylabel("overlap of the easiest half")
-    axes.set_title("What a scoring schedule costs, and how well it agrees with another seed's exact AIGN", fontsize=10)
+    axes.axhline(yardstick, color="0.5", linewidth=1, linestyle="--")
+    axes.text(0.99, yardstick - 0.001, "exact AIGN of one seed against that of another",
+              transform=axes.get_yaxis_transform(), ha="right", va="top", color="0.4", fontsize=8)  # fmt: skip
+    axes.set_ylim(0.72, 0.885)
+    axes.set_xlabel("added cost over plain training (%)")
+    axes.set_ylabel("share of the easiest half in common with another seed's exact AIGN")
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 

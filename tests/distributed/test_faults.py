@@ -89,6 +89,7 @@ def test_a_lost_driver_and_controller_cost_no_row(two_workers, settings, tmp_pat
     run = score(**fields)
 
     assert_same_tables(run, two_workers)
+    assert written_parts(run)["epoch=00001"] == 2, "an epoch that was committed was done again"
     assert any("training state" in leftover.reason for leftover in clean(path=run.path, yes=True))
     assert not (tmp_path / "run" / "commits").exists()
     assert [entry["problems"] for entry in inspect(path=run.path, verify=True)["verified"]] == [[], [], []]
