@@ -86,7 +86,9 @@ def summarise(hardness: Artifact, *, score: str = "aign", count: int = 10) -> Su
                 chosen[name].append(values[keep])
                 ends[name].append((float(values.min()), float(values.max())))
         if score in missing:
-            raise NotRecordedError(f"the scoring run did not record {score}; choose another --score")
+            raise NotRecordedError(
+                f"the scoring run did not record {score}, or it was reduced without it (--only); choose another --score"
+            )
         values = _values(table, score)
         assert values is not None
         mine = Extremes(ids, table["label"].to_numpy().astype(np.int64), values)

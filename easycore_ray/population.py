@@ -173,7 +173,9 @@ def hardness_column(table: pa.Table, score: str) -> pa.ChunkedArray:
     """
     column = table[_COLUMNS[score][0]]
     if column.null_count:
-        raise EasyCoreError(f"the scoring run did not record {score}; choose another --score")
+        raise EasyCoreError(
+            f"the scoring run did not record {score}, or it was reduced without it (--only); choose another --score"
+        )
     values = column if column.type == pa.float64() else column.cast(pa.float64())
     if score == "forgetting":
         never = pc.equal(table["first_learned_epoch"], -1)
