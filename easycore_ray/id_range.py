@@ -228,6 +228,12 @@ class Range:
             for name, values in block.items():
                 self._state[name][at] = values
 
+    def _in_id_order(self) -> np.ndarray:
+        """Places of the range's samples by ascending id; a table of the range takes less time than sorting."""
+        places = np.full(self._high - self._low, -1, np.int32)
+        places[self._ids - self._low] = np.arange(len(self._ids), dtype=np.int32)
+        return places[places >= 0]
+
     def _refuse_non_finite(self, epochs: tuple[int, ...]) -> None:
         """Read the scores again and name the first epoch and the ids whose are not finite."""
         for epoch in epochs:
@@ -244,7 +250,7 @@ class Range:
 
     def _rows(self) -> pa.Table:
         samples = read_samples(self._table.path, self._low, self._high)
-        at = np.argsort(self._ids, kind="stable")
+        at = self._in_id_order()
         # Each column gives up its sums before the next is made: that is the peak of memory.
         sums = {name: self._state.pop(name) for name in list(self._state)}
         columns: dict[str, Any] = {
