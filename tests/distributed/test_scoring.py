@@ -10,13 +10,13 @@ import torch
 from easycore_ray import score
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.models import build_model
-from easycore_ray.coreset import read_sample_ids
+from easycore_ray.coreset import open_coreset, read_sample_ids
 from easycore_ray.dataset import open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.fitting import model_arguments
+from easycore_ray.fitting import LocalContext, fit_here, model_arguments
 from easycore_ray.hardness_table import open_hardness, read_hardness
-from easycore_ray.score_table import open_table
-from easycore_ray.scoring import ScoreConfig
+from easycore_ray.score_table import id_checksum, open_table
+from easycore_ray.scoring import ScoreConfig, ScoreEachEpoch, make_fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -133,3 +133,51 @@ def test_more_workers_than_the_cluster_can_give_are_refused(settings, digits, po
         score(**settings(tmp_path / "a", num_workers=2, cpus_per_worker=32))
     with pytest.raises(EasyCoreError, match=r"2 GPUs are wanted, the cluster has 0"):
         score(**settings(tmp_path / "c", gpus_per_worker=1))
+
+
+def in_process(settings, table, **changes):
+    """A one-worker scoring run in this process: its last state, and the norms of each scored epoch by id."""
+    config = ScoreConfig(**settings("unused", num_workers=1, **changes))
+    dataset = open_dataset(config.dataset)
+    ids = read_sample_ids(open_coreset(config.coreset, dataset))
+    fit = make_fit(config, dataset, ids)
+    after_epoch = ScoreEachEpoch(
+        table=str(table), epochs=config.epochs, every=config.score_every, score_pass=config.score_pass,
+        num_samples=len(ids), checksum=id_checksum(ids), stop_when_stable=config.stop_when_stable,
+    )  # fmt: skip
+    state = fit_here(fit, read_split(dataset, "train", ids), LocalContext(), after_epoch)
+    parts = {part["epoch"]: pq.ParquetFile(f"{table}/{part['path']}").read() for part in state.carried["parts"]}
+    return state, {epoch: rows["grad_norm"].to_numpy() for epoch, rows in parts.items()}
+
+
+def test_fused_and_eval_ends_with_the_exact_scores_of_the_final_weights(settings, tmp_path):
+    """Training is the same however it is scored; one exact pass of its last weights counts as one more epoch."""
+    _, exact = in_process(settings, tmp_path / "exact", epochs=3)
+    _, both = in_process(settings, tmp_path / "both", epochs=3, score_pass="fused+eval")
+    _, fused = in_process(settings, tmp_path / "fused", epochs=3, score_pass="fused")
+
+    assert sorted(both) == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(both.pop(4), exact[3])
+    assert sorted(both) == sorted(fused)
+    for epoch, norms in fused.items():
+        np.testing.assert_array_equal(both[epoch], norms)
+
+
+@pytest.mark.parametrize("score_pass", ["eval", "fused+eval"])
+def test_a_stable_run_ends_early_and_says_how_stable(settings, tmp_path, score_pass):
+    """The first epoch whose easiest half stays as asked is the last; a plain loop over the table says the same."""
+    state, norms = in_process(settings, tmp_path / "t", epochs=6, score_pass=score_pass, stop_when_stable=0.8)
+    overlaps = {}
+    for epoch in range(2, state.epoch + 1):
+        before, now = (np.mean([norms[at] for at in range(1, last + 1)], axis=0) for last in (epoch - 1, epoch))
+        halves = [set(np.lexsort((np.arange(97), values.astype(np.float64)))[:49]) for values in (before, now)]
+        overlaps[epoch] = len(halves[0] & halves[1]) / 49
+
+    assert 2 <= state.epoch < 6, "the threshold no longer tells the epochs apart"
+    found = {int(entry["epoch"]): entry for entry in state.history}
+    for epoch, expected in overlaps.items():
+        if score_pass == "eval" or epoch < state.epoch:
+            assert found[epoch]["easiest_overlap"] == pytest.approx(expected)
+        assert (expected >= 0.8) == (epoch == state.epoch)
+    assert state.carried["stopped"] is True
+    assert max(norms) == state.epoch + (score_pass == "fused+eval")
