@@ -139,7 +139,8 @@ def results(fields: dict) -> dict:
         ids = np.concatenate([part["sample_id"].to_numpy() for part in parts])
         lost += samples - len(np.unique(ids))
         doubled += len(ids) - len(np.unique(ids))
-    written = len(list(Path(table.path).glob("epoch=*/*.parquet")))
+    listed = {part.path for part in table.parts}
+    written = {f"{path.parent.name}/{path.name}" for path in Path(table.path).glob("epoch=*/*.parquet")}
     hardness = read_hardness(open_hardness(out))
     coreset = open_artifact(fields["select"]["out"], "coreset")
     return {
@@ -148,7 +149,9 @@ def results(fields: dict) -> dict:
         "coreset": read_sample_ids(coreset).tolist(),
         "rows lost": lost,
         "rows doubled": doubled,
-        "orphans": written - len(table.parts),
+        "orphans": len(written - listed),
+        # An attempt that was killed with parts of an epoch written: that epoch was scored again.
+        "epochs redone": len({path.rsplit("-r", 1)[0] for path in written - listed}),
     }
 
 
@@ -183,15 +186,16 @@ def main() -> None:
             )
             identical += same
             runs += 1
-            for key in ("rows lost", "rows doubled", "orphans"):
+            for key in ("rows lost", "rows doubled", "orphans", "epochs redone"):
                 total[key] += found[key]
             total += killed
             print(f"run {runs}: {dict(killed)}, {found['orphans']} orphaned parts, "
                   f"{'identical' if same else 'DIFFERENT'}", flush=True)  # fmt: skip
         machines.cluster.shutdown()
     figures = {"runs": runs, "identical": identical, "kills": sum(total[victim] for victim in VICTIMS)}
-    # Each orphaned pair of parts is an epoch (or a part of one) that was scored again.
-    figures |= {key: total[key] for key in (*VICTIMS, "commands", "rows lost", "rows doubled", "orphans")}
+    figures |= {
+        key: total[key] for key in (*VICTIMS, "commands", "rows lost", "rows doubled", "orphans", "epochs redone")
+    }
     figures["seconds"] = round(time.monotonic() - began)
     print(json.dumps(figures, indent=2))
     if options.out:
