@@ -86,7 +86,7 @@ MethodName = Annotated[str, _one_of_spec(METHODS)]
 ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
 AttackName = Annotated[str, _one_of_spec(ATTACKS)]
 ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
-Training = Literal["standard", "trades"]
+Training = Literal["standard", "trades", "pgd"]
 ScorePass = Literal["eval", "fused", "fused+eval"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
@@ -293,16 +293,17 @@ class ObjectiveConfig:
     """What a model is trained for, and against which threat."""
 
     training: Training = "standard"
-    """standard: cross-entropy. trades: cross-entropy + beta · KL of the adversarial output (Zhang et al. 2019)."""
+    """standard: cross-entropy. trades: cross-entropy + beta · KL of the adversarial output (Zhang et al. 2019).
+    pgd: cross-entropy on PGD examples alone (PGD-AT, Madry et al. 2018); its train_accuracy is that on them."""
     beta: float = 6.0
-    """Weight of the TRADES robustness term, usually in [1, 10]; ignored by standard training."""
+    """Weight of the TRADES robustness term, usually in [1, 10]; ignored by standard and pgd."""
     eps: Eps = 8 / 255
     """Largest perturbation, in [0, 1] pixel units, e.g. 8/255: of the training attack, and of the evaluation
     where nothing else is said."""
     norm: Norm = "linf"
     """Norm in which the perturbation is bounded."""
     attack_steps: int = 10
-    """Gradient steps of the TRADES training attack."""
+    """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
 
@@ -464,7 +465,7 @@ class CoresetConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
-    """Train one model on one coreset, standard or TRADES."""
+    """Train one model on one coreset: standard, TRADES or PGD-AT."""
 
     dataset: str
     """Folder of a prepared dataset."""
@@ -535,21 +536,21 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     training: tuple[Training, ...] = ("standard", "trades")
     """Objectives to train for."""
     beta: tuple[float, ...] = (1.0, 6.0)
-    """TRADES weights to train with."""
+    """TRADES weights to train with; standard and pgd have none."""
     seeds: tuple[int, ...] = (0, 1)
     """One training run per seed; random arms draw anew with each."""
     train_epochs: int = 20
     """Passes over the coreset in each training run."""
     trades_epochs: int | None = None
-    """The same for TRADES runs; as --train-epochs if left out."""
+    """The same for adversarial runs (trades, pgd); as --train-epochs if left out."""
     steps: int | None = None
     """Optimizer steps in each training run instead of epochs: the same for every fraction."""
     eps: Eps = 8 / 255
-    """Perturbation of the TRADES training attack, in [0, 1] pixel units."""
+    """Perturbation of the training attack (trades, pgd), in [0, 1] pixel units."""
     norm: Norm = "linf"
     """Norm in which perturbations are bounded."""
     attack_steps: int = 10
-    """Gradient steps of the TRADES training attack."""
+    """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
@@ -684,21 +685,21 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     training: tuple[Training, ...] = ("standard", "trades")
     """Objectives to train for."""
     beta: tuple[float, ...] = (1.0, 6.0)
-    """TRADES weights to train with."""
+    """TRADES weights to train with; standard and pgd have none."""
     seeds: tuple[int, ...] = (0, 1)
     """One training run per seed."""
     train_epochs: int = 20
     """Passes over the coreset in each training run."""
     trades_epochs: int | None = None
-    """The same for TRADES runs; as --train-epochs if left out."""
+    """The same for adversarial runs (trades, pgd); as --train-epochs if left out."""
     steps: int | None = None
     """Optimizer steps in each training run instead of epochs."""
     eps: Eps = 8 / 255
-    """Perturbation of the TRADES training attack, in [0, 1] pixel units."""
+    """Perturbation of the training attack (trades, pgd), in [0, 1] pixel units."""
     norm: Norm = "linf"
     """Norm in which perturbations are bounded."""
     attack_steps: int = 10
-    """Gradient steps of the TRADES training attack."""
+    """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step; by default 2.5 · eps / attack_steps."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval, trades_attack
+from easycore_ray.core.attacks import frozen_eval, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.schedules import learning_rate
@@ -57,6 +57,7 @@ class EpochResult:
 
     loss_sum: float
     num_correct: int
+    """Of the clean training views; of the attacked ones for pgd, which forwards no others."""
     num_rows: int
     steps: int
     scores: dict[str, np.ndarray] | None
@@ -111,7 +112,8 @@ def train_epoch(
         step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
         rank: this worker.
         combine: adds up gradients and counts over workers; None for one worker.
-        record_scores: also take per-sample scores from each step's own input gradient (fused).
+        record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd, whose
+            steps have no gradient at the clean inputs.
         on_batch: called with the number of rows after each step.
 
     Returns:
@@ -159,12 +161,22 @@ def train_epoch(
 def _objective(
     model: nn.Module, inputs: Tensor, labels: Tensor, plan: Plan, draws: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each row (float32) and logits of the clean inputs."""
-    if plan.training == "standard":
+    """Loss of each row (float32), and logits: of the clean inputs, for pgd of the attacked ones.
+
+    PGD-AT never forwards clean inputs; doing so for a number to show would change the running statistics.
+    """
+    threat: dict[str, Any] = {
+        "eps": plan.eps,
+        "norm": plan.norm,
+        "steps": plan.attack_steps,
+        "step_size": plan.attack_step_size,
+    }
+    if plan.training == "pgd":
+        inputs = pgd_training_attack(model, inputs.detach(), labels, **threat, generator=draws)
+    if plan.training != "trades":
         logits = model(inputs)
         return cross_entropy_rows(logits, labels), logits
-    adv_inputs = trades_attack(model, inputs.detach(), eps=plan.eps, norm=plan.norm, steps=plan.attack_steps,
-                               step_size=plan.attack_step_size, generator=draws)  # fmt: skip
+    adv_inputs = trades_attack(model, inputs.detach(), **threat, generator=draws)
     # The official code forwards the clean inputs twice in training mode; once gives the same loss, the
     # running statistics then see natural, adversarial instead of natural, adversarial, natural.
     logits, adv_logits = model(inputs), model(adv_inputs)
