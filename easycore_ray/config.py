@@ -8,6 +8,7 @@ the result is part of an artifact's identity; where it is computed, watched or s
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -119,7 +120,8 @@ def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
 
 def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that change what a job computes."""
-    return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY}
+    unused = set() if getattr(config, "schedule", "") == "multistep" else {"milestones"}
+    return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY | unused}
 
 
 def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
@@ -250,7 +252,9 @@ class RecipeConfig:
     weight_decay: float = 5e-4
     """L2 penalty; robust accuracy is sensitive to it (Pang et al. 2021)."""
     schedule: Literal["constant", "cosine", "multistep"] = "cosine"
-    """Learning rate over optimizer steps: constant, cosine to 0, or ×0.1 at 75 % and 90 %."""
+    """Learning rate over optimizer steps: constant, cosine to 0, or ×0.1 at every one of --milestones."""
+    milestones: tuple[float, ...] = (0.75, 0.9)
+    """Shares of the steps, each in (0, 1) and rising, at which multistep drops; other schedules ignore them."""
     warmup_fraction: float = 0.1
     """Share of the steps in which the learning rate rises linearly from 0."""
     augment: Literal["none", "crop", "crop-flip"] = "crop-flip"
@@ -269,6 +273,12 @@ class RecipeConfig:
         found += _at_least("weight_decay", self.weight_decay, 0)
         if not (self.lr > 0 and math.isfinite(self.lr)):
             found.append(f"lr must be a positive number, got {self.lr:g}")
+        rising = all(before < after for before, after in itertools.pairwise((0.0, *self.milestones, 1.0)))
+        if not (self.milestones and rising):
+            found.append(
+                f"milestones must be rising shares of the run in (0, 1), e.g. 0.75 0.9, got {self.milestones}; "
+                "epoch 100 of 110 is 0.909"
+            )
         if not 0 <= self.warmup_fraction < 1:
             found.append(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction:g}")
         if self.width is not None:

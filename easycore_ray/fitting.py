@@ -475,6 +475,7 @@ def make_plan(
         crop_pad=recipe.crop_pad,
         precision=recipe.precision,
         seed=recipe.seed,
+        milestones=recipe.milestones,
     )
 
 

@@ -49,6 +49,8 @@ class Plan:
     crop_pad: int
     precision: str
     seed: int
+    milestones: tuple[float, ...] = ()
+    """Shares of the steps at which multistep drops."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         rows.sum().backward()
         rate = learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
-                             warmup_steps=plan.warmup_steps)  # fmt: skip
+                             warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
         _update(optimizer, parameters, len(labels), combine, rate)
         if record_scores:
             assert inputs.grad is not None

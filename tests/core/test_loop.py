@@ -187,6 +187,16 @@ def _gradients(model, part, plan):
     return caught
 
 
+def test_multistep_drops_the_rate_of_the_optimizer_at_its_milestones():
+    """The rate of every step, read from the optimizer: a tenth after half of the steps, a hundredth after 3/4."""
+    model, plan = make_model(), make_plan(schedule="multistep", milestones=(0.5, 0.75), total_steps=4)
+    optimizer, rates = make_optimizer(model, plan), []
+    train_epoch(model, optimizer, make_batches((2,) * 4), plan, epoch=1, step=0,
+                on_batch=lambda _: rates.append(optimizer.param_groups[0]["lr"]))  # fmt: skip
+
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
 def test_training_stops_at_the_last_step():
     """An epoch ends early when the run's steps are used up."""
     model, plan = make_model(), make_plan(total_steps=2)
