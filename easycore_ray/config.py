@@ -21,7 +21,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from easycore_ray import paths
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.methods import describe
-from easycore_ray.core.models import MODELS
+from easycore_ray.core.models import MODELS, is_users
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.threat import check_eps, format_eps, parse_eps
 from easycore_ray.errors import EasyCoreError
@@ -80,7 +80,7 @@ def _one_of_spec(names: Iterable[str], metavar: str | None = None) -> PrimitiveC
     )
 
 
-ModelName = Annotated[str, _one_of_spec(MODELS)]
+ModelName = Annotated[str, _one_of_spec((), "{" + ",".join(MODELS) + "}|MODULE:FUNCTION")]
 # Every method's own first line: a new method explains itself.
 _METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[str, _one_of_spec(METHODS)]
@@ -238,7 +238,9 @@ class RecipeConfig:
 
     model: ModelName = "resnet18"
     """Network: cnn is small and made for tiny images; resnet18, preactresnet18 and wrn-* are the CIFAR
-    variants; *-imagenet take large images."""
+    variants; *-imagenet take large images. Or your own, package.module:function, called as
+    function(num_classes=10, image_shape=(3, 32, 32)); it gets normalised pixels and gives logits. A run is known by
+    its name, not its code: after changing it take another --out."""
     width: int | None = None
     """Channels of the first block (widen factor for wrn-*); the network's own default if left out."""
     batch_size: int = 128
@@ -266,7 +268,11 @@ class RecipeConfig:
 
     def recipe_problems(self) -> list[str]:
         """What is wrong with the recipe, one sentence each."""
-        found = _one_of("model", self.model, MODELS)
+        found = [] if is_users(self.model) else _one_of("model", self.model, MODELS)
+        if found:
+            found[0] += ", or your own as package.module:function"
+        elif is_users(self.model) and self.width is not None:
+            found.append(f"width is for the built-in networks, got {self.width} with {self.model}; leave it out")
         found += _at_least("batch_size", self.batch_size, 1)
         found += _at_least("crop_pad", self.crop_pad, 0)
         found += _at_least("momentum", self.momentum, 0)

@@ -177,6 +177,8 @@ BAD = [
     (SweepConfig, {"max_concurrent_trials": 0}, "max_concurrent_trials must be >= 1"),
     (TrainConfig, {"milestones": (0.9, 0.75)}, "milestones must be rising shares"),
     (TrainConfig, {"milestones": (75.0,)}, r"milestones must be rising shares of the run in \(0, 1\).*got \(75.0,\)"),
+    (TrainConfig, {"model": "mine:make", "width": 4}, "width is for the built-in networks, got 4 with mine:make"),
+    (TrainConfig, {"model": "a/models.py:make"}, "unknown model 'a/models.py:make'.*package.module:function"),
     (TrainConfig, {"milestones": ()}, "milestones must be rising shares"),
     (PipelineConfig, {"subset": 0}, "subset must be >= 1"),
     (PipelineConfig, {"score_epochs": 0}, "epochs must be >= 1"),
