@@ -21,7 +21,7 @@ from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.scores import fused_scores, score_batch
-from easycore_ray.core.seeding import generator
+from easycore_ray.core.seeding import generator, seeded
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Combine = Callable[[list[Tensor], int], int]
@@ -133,28 +133,30 @@ def train_epoch(
     num_rows, first_step, rate = 0, step, plan.lr
     rows_of_scores: list[dict[str, np.ndarray]] = []
     model.train()
-    for sample_ids, images, labels in batches:
-        if step >= plan.total_steps:
-            break
-        views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
-        inputs, labels = prepare_inputs(views, device), labels.to(device)
-        inputs.requires_grad_(record_scores)
-        with autocast(device, plan.precision):
-            rows, logits = _objective(model, inputs, labels, plan, attack_draws)
-        optimizer.zero_grad(set_to_none=True)
-        rows.sum().backward()
-        rate = learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
-                             warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
-        _update(optimizer, parameters, len(labels), combine, rate)
-        if record_scores:
-            assert inputs.grad is not None
-            scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
-            rows_of_scores.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
-        loss_sum += rows.detach().sum(dtype=torch.float64)
-        correct_sum += (logits.detach().argmax(dim=1) == labels).sum()
-        num_rows, step = num_rows + len(labels), step + 1
-        if on_batch is not None:
-            on_batch(len(labels))
+    # Layers such as dropout draw from torch's global generator; a resumed epoch must see the same draws.
+    with seeded("layers", plan.seed, epoch, rank):
+        for sample_ids, images, labels in batches:
+            if step >= plan.total_steps:
+                break
+            views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
+            inputs, labels = prepare_inputs(views, device), labels.to(device)
+            inputs.requires_grad_(record_scores)
+            with autocast(device, plan.precision):
+                rows, logits = _objective(model, inputs, labels, plan, attack_draws)
+            optimizer.zero_grad(set_to_none=True)
+            rows.sum().backward()
+            rate = learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
+                                 warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
+            _update(optimizer, parameters, len(labels), combine, rate)
+            if record_scores:
+                assert inputs.grad is not None
+                scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
+                rows_of_scores.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
+            loss_sum += rows.detach().sum(dtype=torch.float64)
+            correct_sum += (logits.detach().argmax(dim=1) == labels).sum()
+            num_rows, step = num_rows + len(labels), step + 1
+            if on_batch is not None:
+                on_batch(len(labels))
     _refuse_divergence(loss_sum, epoch, rate)
     recorded = _concatenate(rows_of_scores) if record_scores else None
     return EpochResult(float(loss_sum), int(correct_sum), num_rows, step - first_step, recorded)

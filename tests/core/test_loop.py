@@ -111,6 +111,22 @@ def test_the_same_epoch_is_repeated_bit_for_bit(training):
     assert torch.equal(*weights)
 
 
+def test_a_model_that_draws_is_repeated_bit_for_bit():
+    """Dropout depends on seed, epoch and rank, not on what was drawn before, and leaves torch's generator alone."""
+    weights = []
+    for before, epoch in ((0, 3), (5, 3), (0, 4)):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3))
+        torch.rand(before)
+        state, plan = torch.get_rng_state(), make_plan()
+        train_epoch(model, make_optimizer(model, plan), make_batches(), plan, epoch=epoch, step=0)
+        assert torch.equal(torch.get_rng_state(), state)
+        weights.append(model[2].weight.detach())
+
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_another_epoch_sees_other_views():
     """The augmentation of epoch 2 is not that of epoch 1."""
     weights = []
