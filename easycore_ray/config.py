@@ -8,6 +8,7 @@ the result is part of an artifact's identity; where it is computed, watched or s
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from easycore_ray import paths
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.methods import describe
-from easycore_ray.core.models import MODELS
+from easycore_ray.core.models import MODELS, is_users
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.threat import check_eps, format_eps, parse_eps
 from easycore_ray.errors import EasyCoreError
@@ -79,14 +80,14 @@ def _one_of_spec(names: Iterable[str], metavar: str | None = None) -> PrimitiveC
     )
 
 
-ModelName = Annotated[str, _one_of_spec(MODELS)]
+ModelName = Annotated[str, _one_of_spec((), "{" + ",".join(MODELS) + "}|MODULE:FUNCTION")]
 # Every method's own first line: a new method explains itself.
 _METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[str, _one_of_spec(METHODS)]
 ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
 AttackName = Annotated[str, _one_of_spec(ATTACKS)]
 ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
-Training = Literal["standard", "trades"]
+Training = Literal["standard", "trades", "pgd"]
 ScorePass = Literal["eval", "fused", "fused+eval"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
@@ -119,7 +120,8 @@ def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
 
 def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that change what a job computes."""
-    return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY}
+    unused = set() if getattr(config, "schedule", "") == "multistep" else {"milestones"}
+    return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY | unused}
 
 
 def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
@@ -236,7 +238,9 @@ class RecipeConfig:
 
     model: ModelName = "resnet18"
     """Network: cnn is small and made for tiny images; resnet18, preactresnet18 and wrn-* are the CIFAR
-    variants; *-imagenet take large images."""
+    variants; *-imagenet take large images. Or your own, package.module:function, called as
+    function(num_classes=10, image_shape=(3, 32, 32)); it gets normalised pixels and gives logits. A run is known by
+    its name, not its code: after changing it take another --out."""
     width: int | None = None
     """Channels of the first block (widen factor for wrn-*); the network's own default if left out."""
     batch_size: int = 128
@@ -250,7 +254,9 @@ class RecipeConfig:
     weight_decay: float = 5e-4
     """L2 penalty; robust accuracy is sensitive to it (Pang et al. 2021)."""
     schedule: Literal["constant", "cosine", "multistep"] = "cosine"
-    """Learning rate over optimizer steps: constant, cosine to 0, or ×0.1 at 75 % and 90 %."""
+    """Learning rate over optimizer steps: constant, cosine to 0, or ×0.1 at every one of --milestones."""
+    milestones: tuple[float, ...] = (0.75, 0.9)
+    """Shares of the steps, each in (0, 1) and rising, at which multistep drops; other schedules ignore them."""
     warmup_fraction: float = 0.1
     """Share of the steps in which the learning rate rises linearly from 0."""
     augment: Literal["none", "crop", "crop-flip"] = "crop-flip"
@@ -262,13 +268,23 @@ class RecipeConfig:
 
     def recipe_problems(self) -> list[str]:
         """What is wrong with the recipe, one sentence each."""
-        found = _one_of("model", self.model, MODELS)
+        found = [] if is_users(self.model) else _one_of("model", self.model, MODELS)
+        if found:
+            found[0] += ", or your own as package.module:function"
+        elif is_users(self.model) and self.width is not None:
+            found.append(f"width is for the built-in networks, got {self.width} with {self.model}; leave it out")
         found += _at_least("batch_size", self.batch_size, 1)
         found += _at_least("crop_pad", self.crop_pad, 0)
         found += _at_least("momentum", self.momentum, 0)
         found += _at_least("weight_decay", self.weight_decay, 0)
         if not (self.lr > 0 and math.isfinite(self.lr)):
             found.append(f"lr must be a positive number, got {self.lr:g}")
+        rising = all(before < after for before, after in itertools.pairwise((0.0, *self.milestones, 1.0)))
+        if not (self.milestones and rising):
+            found.append(
+                f"milestones must be rising shares of the run in (0, 1), e.g. 0.75 0.9, got {self.milestones}; "
+                "epoch 100 of 110 is 0.909"
+            )
         if not 0 <= self.warmup_fraction < 1:
             found.append(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction:g}")
         if self.width is not None:
@@ -293,16 +309,17 @@ class ObjectiveConfig:
     """What a model is trained for, and against which threat."""
 
     training: Training = "standard"
-    """standard: cross-entropy. trades: cross-entropy + beta · KL of the adversarial output (Zhang et al. 2019)."""
+    """standard: cross-entropy. trades: cross-entropy + beta · KL of the adversarial output (Zhang et al. 2019).
+    pgd: cross-entropy on PGD examples alone (PGD-AT, Madry et al. 2018); its train_accuracy is that on them."""
     beta: float = 6.0
-    """Weight of the TRADES robustness term, usually in [1, 10]; ignored by standard training."""
+    """Weight of the TRADES robustness term, usually in [1, 10]; ignored by standard and pgd."""
     eps: Eps = 8 / 255
     """Largest perturbation, in [0, 1] pixel units, e.g. 8/255: of the training attack, and of the evaluation
     where nothing else is said."""
     norm: Norm = "linf"
     """Norm in which the perturbation is bounded."""
     attack_steps: int = 10
-    """Gradient steps of the TRADES training attack."""
+    """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
 
@@ -464,7 +481,7 @@ class CoresetConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
-    """Train one model on one coreset, standard or TRADES."""
+    """Train one model on one coreset: standard, TRADES or PGD-AT."""
 
     dataset: str
     """Folder of a prepared dataset."""
@@ -535,21 +552,21 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     training: tuple[Training, ...] = ("standard", "trades")
     """Objectives to train for."""
     beta: tuple[float, ...] = (1.0, 6.0)
-    """TRADES weights to train with."""
+    """TRADES weights to train with; standard and pgd have none."""
     seeds: tuple[int, ...] = (0, 1)
     """One training run per seed; random arms draw anew with each."""
     train_epochs: int = 20
     """Passes over the coreset in each training run."""
     trades_epochs: int | None = None
-    """The same for TRADES runs; as --train-epochs if left out."""
+    """The same for adversarial runs (trades, pgd); as --train-epochs if left out."""
     steps: int | None = None
     """Optimizer steps in each training run instead of epochs: the same for every fraction."""
     eps: Eps = 8 / 255
-    """Perturbation of the TRADES training attack, in [0, 1] pixel units."""
+    """Perturbation of the training attack (trades, pgd), in [0, 1] pixel units."""
     norm: Norm = "linf"
     """Norm in which perturbations are bounded."""
     attack_steps: int = 10
-    """Gradient steps of the TRADES training attack."""
+    """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
@@ -684,21 +701,21 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     training: tuple[Training, ...] = ("standard", "trades")
     """Objectives to train for."""
     beta: tuple[float, ...] = (1.0, 6.0)
-    """TRADES weights to train with."""
+    """TRADES weights to train with; standard and pgd have none."""
     seeds: tuple[int, ...] = (0, 1)
     """One training run per seed."""
     train_epochs: int = 20
     """Passes over the coreset in each training run."""
     trades_epochs: int | None = None
-    """The same for TRADES runs; as --train-epochs if left out."""
+    """The same for adversarial runs (trades, pgd); as --train-epochs if left out."""
     steps: int | None = None
     """Optimizer steps in each training run instead of epochs."""
     eps: Eps = 8 / 255
-    """Perturbation of the TRADES training attack, in [0, 1] pixel units."""
+    """Perturbation of the training attack (trades, pgd), in [0, 1] pixel units."""
     norm: Norm = "linf"
     """Norm in which perturbations are bounded."""
     attack_steps: int = 10
-    """Gradient steps of the TRADES training attack."""
+    """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step; by default 2.5 · eps / attack_steps."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)

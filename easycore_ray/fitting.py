@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from easycore_ray import cluster, paths
 from easycore_ray.config import ComputeConfig, SeededRecipeConfig
 from easycore_ray.core.loop import EpochResult, Plan, clean_accuracy, make_optimizer, train_epoch
-from easycore_ray.core.models import build_model, default_width
+from easycore_ray.core.models import build_model, default_width, is_users
 from easycore_ray.dataset import Dataset, Rows, open_dataset, ray_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.feeding import ExactDataConfig, Feed, MemoryFeed, batches_per_epoch, check_share, open_feed
@@ -418,10 +418,10 @@ def read_model(folder: str, arguments: dict[str, Any]) -> nn.Module:
     """The model of a checkpoint, in evaluation mode.
 
     Raises:
-        EasyCoreError: if weights and configuration do not fit.
+        EasyCoreError: if weights and configuration do not fit, or a user's model cannot be built here.
     """
     where = paths.join(folder, "model.safetensors")
-    model = build_model(**arguments)
+    model = _build(arguments)
     try:
         model.load_state_dict(load(paths.read_bytes(where)))
     except (RuntimeError, ValueError) as error:
@@ -433,8 +433,12 @@ def read_model(folder: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, Any]:
-    """Arguments of ``core.models.build_model`` for a recipe on a dataset."""
-    return {
+    """Arguments of ``core.models.build_model`` for a recipe on a dataset.
+
+    Raises:
+        EasyCoreError: for a user's model that cannot be built; found out here, before any work.
+    """
+    arguments = {
         "name": recipe.model,
         "num_classes": dataset.num_classes,
         "image_shape": tuple(dataset.image_shape),
@@ -443,6 +447,16 @@ def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, A
         "std": tuple(dataset.std),
         "seed": recipe.seed,
     }
+    if is_users(recipe.model):
+        _build(arguments)
+    return arguments
+
+
+def _build(arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return build_model(**arguments)
+    except ValueError as error:
+        raise EasyCoreError(str(error)) from error
 
 
 def make_plan(
@@ -475,6 +489,7 @@ def make_plan(
         crop_pad=recipe.crop_pad,
         precision=recipe.precision,
         seed=recipe.seed,
+        milestones=recipe.milestones,
     )
 
 

@@ -1,4 +1,4 @@
-"""train(): one model on one coreset, standard or TRADES → checkpoint.
+"""train(): one model on one coreset: standard, TRADES or PGD-AT → checkpoint.
 
 A checkpoint is ``model.safetensors`` and a manifest that says how to build the model; it holds its own
 normalisation, so inputs are always pixels in [0, 1].

@@ -151,10 +151,10 @@ def _arms(config: SweepConfig) -> list[tuple[Arm, float]]:
 
 
 def _objectives(config: SweepConfig) -> list[tuple[str, float | None]]:
-    """(training, beta) pairs; beta is None for standard training."""
+    """(training, beta) pairs; only TRADES has a beta."""
     found: list[tuple[str, float | None]] = []
     for training in dict.fromkeys(config.training):
-        found += [(training, None)] if training == "standard" else [(training, beta) for beta in config.beta]
+        found += [(training, beta) for beta in config.beta] if training == "trades" else [(training, None)]
     return found
 
 

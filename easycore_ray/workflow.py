@@ -96,6 +96,6 @@ def _say_plan(config: PipelineConfig) -> None:
         open_artifact(config.dataset, "dataset")
         score(config.score_config(config.dataset))
     plan = config.sweep_config("dataset", "scores")
-    objectives = sum(1 if kind == "standard" else len(plan.beta) for kind in plan.training)
+    objectives = sum(len(plan.beta) if kind == "trades" else 1 for kind in dict.fromkeys(plan.training))
     trials = (1 + len(plan.method) * len(plan.fraction)) * objectives * len(plan.seeds)
     say(f"pipeline: would then score for {config.score_epochs} epochs, run {trials} trials and report → {config.out}")

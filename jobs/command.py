@@ -130,7 +130,10 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
     # long the scoring run trains, elsewhere a range of its epochs.
     found = {key: value for key, value in found.items() if not isinstance(value, tuple) and key != "score_epochs"}
     if kind is TrainConfig:
-        found["epochs"] = config.train_epochs
+        found |= {"epochs": config.train_epochs, "milestones": config.milestones}
+        # A preset of one objective says it to a single run, too.
+        if len(config.training) == 1:
+            found |= {"training": config.training[0], **({"beta": config.beta[0]} if len(config.beta) == 1 else {})}
     if kind is EvaluateConfig:
         found |= {"eps": config.eval_eps, "num_samples": config.num_test_samples}
     return found

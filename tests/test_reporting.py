@@ -27,7 +27,7 @@ from easycore_ray.drawing.figures import styles, to_png, to_svg
 from easycore_ray.drawing.hardness import Mix
 from easycore_ray.drawing.images import Images, to_data_uri
 from easycore_ray.drawing.page import Findings, render
-from easycore_ray.drawing.tables import find, result_tables
+from easycore_ray.drawing.tables import find, glance, result_tables
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Claim, open_artifact
 from easycore_ray.reporting import gather, make_plots, print_table, report
@@ -451,6 +451,18 @@ def test_arms_look_the_same_in_every_report():
 
     assert {arm: lots[arm].colour for arm in few} == {arm: look.colour for arm, look in few.items()}
     assert len({(look.colour, look.marker) for look in lots.values()}) == len(lots) == 9
+
+
+def test_pgd_adversarial_training_is_named_on_page_tables_and_plots():
+    """Rows of pgd are "PGD-AT" in findings, tables and panels; they have no β and take no part in the β plot."""
+    rows = [row | {"training": "pgd", "beta": None} for row in make_rows(betas=(6.0,))]
+    looks = styles(rows)
+
+    assert {panel.title.split(",")[0] for panel in result_plots.robust_by_fraction(rows, looks).panels} == {"PGD-AT"}
+    assert result_plots.robust_by_beta(rows, looks).panels == []
+    assert {found.objective for found in find(rows)} == {"PGD-AT"}
+    assert "TRADES" not in glance(rows, looks)
+    assert "with <span" in glance(rows, looks)
 
 
 def test_robust_by_fraction_draws_the_rows():

@@ -1,4 +1,4 @@
-"""Adversarial inputs: FGSM and PGD for evaluation, the TRADES attack for training.
+"""Adversarial inputs: FGSM and PGD for evaluation, the attacks of TRADES and PGD-AT for training.
 
 Takes a model, inputs in [0, 1] and a threat model, and gives inputs of the same shape inside it. The one
 decision: an attack leaves no trace. It runs in eval mode, differentiates with respect to the input only,
@@ -203,6 +203,53 @@ def trades_attack(
             gradient, _ = _input_gradient(model, adv_inputs, lambda logits: _kl_from(clean, logits))
             adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
     return adv_inputs.clamp(0.0, 1.0)  # the start is not clamped, and without steps it is what is left
+
+
+def pgd_training_attack(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    steps: int = 10,
+    step_size: float,
+    generator: torch.Generator | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """The last iterate of projected gradient ascent on the cross-entropy, as adversarial training takes it.
+
+    Madry et al. 2018 in the form of Bag of Tricks for AT (Pang et al. 2021): starts at a uniform point of the
+    ball, takes ``steps`` sign steps (l2: unit-gradient steps, a row without gradient stays), each projected, in
+    eval mode (their BNeval). Unlike ``pgd`` it keeps the last iterate, not the worst, and needs no forward pass
+    after the last step.
+
+    Args:
+        model: returns logits.
+        inputs: (B, …) float pixels in [0, 1].
+        labels: int64 (B,), the true ones.
+        eps: radius in [0, 1] pixel units; 0 gives ``inputs``.
+        norm: one of ``threat.NORMS``.
+        steps: gradient steps.
+        step_size: length of one step in the norm; the authors use 2/255 for linf eps 8/255.
+        generator: for the start; torch's global generator if not given.
+        start: points to start from, like ``inputs`` and inside the threat model, instead of a draw.
+
+    Returns:
+        Like ``inputs``, detached.
+
+    Raises:
+        ValueError: inputs outside [0, 1] or an impossible eps.
+    """
+    _check(inputs, eps, norm)
+    if eps == 0:
+        return inputs
+    adv_inputs = draw_start(inputs, eps, norm, generator) if start is None else start
+    with frozen_eval(model):
+        for _ in range(steps):
+            gradient, _ = _cross_entropy_gradient(model, adv_inputs, labels)
+            adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
+    return adv_inputs.detach()
 
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd20": pgd20}

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval, trades_attack
+from easycore_ray.core.attacks import frozen_eval, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.scores import fused_scores, score_batch
-from easycore_ray.core.seeding import generator
+from easycore_ray.core.seeding import generator, seeded
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Combine = Callable[[list[Tensor], int], int]
@@ -49,6 +49,8 @@ class Plan:
     crop_pad: int
     precision: str
     seed: int
+    milestones: tuple[float, ...] = ()
+    """Shares of the steps at which multistep drops."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class EpochResult:
 
     loss_sum: float
     num_correct: int
+    """Of the clean training views; of the attacked ones for pgd, which forwards no others."""
     num_rows: int
     steps: int
     scores: dict[str, np.ndarray] | None
@@ -111,7 +114,8 @@ def train_epoch(
         step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
         rank: this worker.
         combine: adds up gradients and counts over workers; None for one worker.
-        record_scores: also take per-sample scores from each step's own input gradient (fused).
+        record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd, whose
+            steps have no gradient at the clean inputs.
         on_batch: called with the number of rows after each step.
 
     Returns:
@@ -129,28 +133,30 @@ def train_epoch(
     num_rows, first_step, rate = 0, step, plan.lr
     rows_of_scores: list[dict[str, np.ndarray]] = []
     model.train()
-    for sample_ids, images, labels in batches:
-        if step >= plan.total_steps:
-            break
-        views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
-        inputs, labels = prepare_inputs(views, device), labels.to(device)
-        inputs.requires_grad_(record_scores)
-        with autocast(device, plan.precision):
-            rows, logits = _objective(model, inputs, labels, plan, attack_draws)
-        optimizer.zero_grad(set_to_none=True)
-        rows.sum().backward()
-        rate = learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
-                             warmup_steps=plan.warmup_steps)  # fmt: skip
-        _update(optimizer, parameters, len(labels), combine, rate)
-        if record_scores:
-            assert inputs.grad is not None
-            scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
-            rows_of_scores.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
-        loss_sum += rows.detach().sum(dtype=torch.float64)
-        correct_sum += (logits.detach().argmax(dim=1) == labels).sum()
-        num_rows, step = num_rows + len(labels), step + 1
-        if on_batch is not None:
-            on_batch(len(labels))
+    # Layers such as dropout draw from torch's global generator; a resumed epoch must see the same draws.
+    with seeded("layers", plan.seed, epoch, rank):
+        for sample_ids, images, labels in batches:
+            if step >= plan.total_steps:
+                break
+            views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
+            inputs, labels = prepare_inputs(views, device), labels.to(device)
+            inputs.requires_grad_(record_scores)
+            with autocast(device, plan.precision):
+                rows, logits = _objective(model, inputs, labels, plan, attack_draws)
+            optimizer.zero_grad(set_to_none=True)
+            rows.sum().backward()
+            rate = learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
+                                 warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
+            _update(optimizer, parameters, len(labels), combine, rate)
+            if record_scores:
+                assert inputs.grad is not None
+                scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
+                rows_of_scores.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
+            loss_sum += rows.detach().sum(dtype=torch.float64)
+            correct_sum += (logits.detach().argmax(dim=1) == labels).sum()
+            num_rows, step = num_rows + len(labels), step + 1
+            if on_batch is not None:
+                on_batch(len(labels))
     _refuse_divergence(loss_sum, epoch, rate)
     recorded = _concatenate(rows_of_scores) if record_scores else None
     return EpochResult(float(loss_sum), int(correct_sum), num_rows, step - first_step, recorded)
@@ -159,12 +165,22 @@ def train_epoch(
 def _objective(
     model: nn.Module, inputs: Tensor, labels: Tensor, plan: Plan, draws: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each row (float32) and logits of the clean inputs."""
-    if plan.training == "standard":
+    """Loss of each row (float32), and logits: of the clean inputs, for pgd of the attacked ones.
+
+    PGD-AT never forwards clean inputs; doing so for a number to show would change the running statistics.
+    """
+    threat: dict[str, Any] = {
+        "eps": plan.eps,
+        "norm": plan.norm,
+        "steps": plan.attack_steps,
+        "step_size": plan.attack_step_size,
+    }
+    if plan.training == "pgd":
+        inputs = pgd_training_attack(model, inputs.detach(), labels, **threat, generator=draws)
+    if plan.training != "trades":
         logits = model(inputs)
         return cross_entropy_rows(logits, labels), logits
-    adv_inputs = trades_attack(model, inputs.detach(), eps=plan.eps, norm=plan.norm, steps=plan.attack_steps,
-                               step_size=plan.attack_step_size, generator=draws)  # fmt: skip
+    adv_inputs = trades_attack(model, inputs.detach(), **threat, generator=draws)
     # The official code forwards the clean inputs twice in training mode; once gives the same loss, the
     # running statistics then see natural, adversarial instead of natural, adversarial, natural.
     logits, adv_logits = model(inputs), model(adv_inputs)

@@ -2,10 +2,13 @@
 
 Takes a name and sizes, gives a module that maps pixels in [0, 1] to logits. The one decision: ``Normalise``
 is the first layer of every model, so that attacks, scores and checkpoints all speak of pixels. To add a
-model, put a function ``(*, num_classes, in_channels, width=DEFAULT) -> nn.Module`` into MODELS.
+model, put a function ``(*, num_classes, in_channels, width=DEFAULT) -> nn.Module`` into MODELS, or name one of
+your own as ``package.module:function``, called as ``function(num_classes=…, image_shape=…)``.
 """
 
+import importlib
 import inspect
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -94,35 +97,96 @@ def build_model(
     Its weights depend on the arguments alone; torch's global generator is left as it was.
 
     Args:
-        name: a key of MODELS.
+        name: a key of MODELS, or ``package.module:function`` of a user's; its module must map (B, C, H, W) to
+            logits (B, num_classes) and gets normalised pixels.
         num_classes: size of the output.
         image_shape: (channels, height, width) of the inputs.
         width: channels of the first block, or the widening factor of a wide residual network; the model's
-            usual one if not given.
+            usual one if not given; None for a user's.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1], above 0.
         seed: of the initial weights.
 
     Raises:
-        ValueError: an unknown name, or sizes that do not fit together.
+        ValueError: an unknown name, sizes that do not fit together, or a user's function that cannot be imported
+            or called, or gives no module or other shapes.
     """
     width = default_width(name) if width is None else width
     channels = image_shape[0]
-    if num_classes < 1 or width < 1:
+    if num_classes < 1 or (width is not None and width < 1):
         raise ValueError(f"num_classes and width must be at least 1, got {num_classes} and {width}")
     if len(mean) != channels:
         raise ValueError(f"mean and std need {channels} values, one per channel, got {len(mean)}")
     with seeded("weights", name, seed):
-        network = MODELS[name](num_classes=num_classes, in_channels=channels, width=width)
-    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network))
+        if is_users(name):
+            network = _users_network(name, num_classes, tuple(image_shape))
+        else:
+            network = MODELS[name](num_classes=num_classes, in_channels=channels, width=width)
+        model = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network)).train()
+        if is_users(name):
+            _check_output(model, name, num_classes, image_shape)
+    return model
 
 
-def default_width(name: str) -> int:
-    """The width that a model has unless told otherwise.
+def is_users(name: str) -> bool:
+    """Whether a name is written as ``package.module:function``."""
+    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
+
+
+def _users_network(name: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """What a user's function makes."""
+    module, _, function = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the user's module does on import is worth telling
+        raise ValueError(
+            f"model {name} cannot be imported: {_in_a_line(error)}; write package.module:function and have the "
+            "package installed or on PYTHONPATH on every node"
+        ) from error
+    if not callable(make):
+        raise ValueError(f"model {name} must be a function, got {type(make).__name__}")
+    call = f"{function}(num_classes={num_classes}, image_shape={image_shape})"
+    try:
+        network = make(num_classes=num_classes, image_shape=image_shape)
+    except Exception as error:
+        raise ValueError(f"model {name} failed when called as {call}: {_in_a_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model {name}: {call} must give a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+@torch.no_grad()
+def _check_output(model: nn.Module, name: str, num_classes: int, image_shape: Sequence[int]) -> None:
+    """Refuse a user's model that does not map images to logits; two grey images tell, in evaluation mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        logits = model(torch.full((2, *image_shape), 0.5))
+    except Exception as error:
+        raise ValueError(f"model {name} fails on images {(2, *image_shape)}: {_in_a_line(error)}") from error
+    for module, training in modes:
+        module.training = training
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (2, num_classes):
+        raise ValueError(
+            f"model {name} must give logits {(2, num_classes)} for images {(2, *image_shape)}, got {found}; "
+            "build it for num_classes and image_shape"
+        )
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error of a user's code for a one-line message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def default_width(name: str) -> int | None:
+    """The width that a model has unless told otherwise; None for a user's, which has none.
 
     Raises:
         ValueError: an unknown name.
     """
+    if is_users(name):
+        return None
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(sorted(MODELS))}; got {name!r}")
     return inspect.signature(MODELS[name]).parameters["width"].default

@@ -96,7 +96,9 @@ def arm_name(row: Row) -> str:
 
 def objective(row: Row) -> str:
     """What a row's models were trained for, e.g. ``TRADES, β = 6``."""
-    return "Standard training" if row["training"] == "standard" else f"TRADES, β = {row['beta']:g}"
+    if row["training"] == "trades":
+        return f"TRADES, β = {row['beta']:g}"
+    return {"standard": "Standard training", "pgd": "PGD-AT"}[row["training"]]
 
 
 def percent(fraction: float) -> str:

@@ -51,8 +51,8 @@ _CAPTIONS = {
     "robust_by_fraction": "Mean over seeds; whiskers and the grey band are ± one standard deviation. Dashed: a model "
     "trained on all data. Points are moved apart sideways a little so that whiskers can be told.",
     "robust_by_beta": "A larger β trades clean accuracy for robustness. Dashed: all data.",
-    "trade_off": "Up and to the right is better. Filled markers: TRADES, hollow: standard training; larger markers: "
-    "more of the data kept.",
+    "trade_off": "Up and to the right is better. Filled markers: adversarial training, hollow: standard; larger "
+    "markers: more of the data kept.",
     "cost": "Solid: one training run; hatched: the scoring run its coreset needs. Time on all devices together. One "
     "scoring run serves every arm that uses scores and every model trained on its coresets: shared among k models, "
     "the hatched part counts 1/k.",

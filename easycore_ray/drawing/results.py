@@ -43,7 +43,7 @@ def robust_by_beta(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
 
 
 def trade_off(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
-    """Robust against clean accuracy, a panel per eps. Filled: TRADES, hollow: standard; larger: more data."""
+    """Robust against clean accuracy, a panel per eps. Filled: adversarial, hollow: standard; larger: more data."""
     groups = grouped(rows, lambda row: f"ε = {format_eps(row['eps'])}")
     panels = [
         Panel(title, f"Robust against clean accuracy; {title}", partial(_trade_off, members, looks))
@@ -95,7 +95,7 @@ def _trade_off(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> N
             yerr=_spread(row, _ROBUST),
             fmt=look.marker,
             color=look.colour,
-            markerfacecolor=look.colour if row["training"] == "trades" else "white",
+            markerfacecolor=look.colour if row["training"] != "standard" else "white",
             markersize=4 + 5 * row["fraction"],
             elinewidth=0.8,
         )

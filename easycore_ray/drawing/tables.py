@@ -22,10 +22,12 @@ _GLOSSARY = {
     "the Euclidean norm).",
     "TRADES": "Training against an attacker: cross-entropy on the image plus β times the change of the output under "
     "attack (Zhang et al. 2019).",
+    "PGD-AT": "Training on attacked images alone: cross-entropy after a few steps of PGD (Madry et al. 2018).",
     "worst class": "Accuracy on the class with the lowest one.",
     "steps": "Optimizer steps of one training run. With equal epochs, a smaller coreset is trained for fewer steps.",
     "±": "One standard deviation over seeds. Differences smaller than this are noise.",
 }
+_ADVERSARIAL = {"trades": "TRADES", "pgd": "PGD-AT"}
 _METRICS = (("clean", "clean_accuracy", "worst_class_clean_accuracy_mean"),
             ("robust", "robust_accuracy_pgd20", "worst_class_robust_accuracy_pgd20_mean"))  # fmt: skip
 
@@ -50,11 +52,13 @@ def glance(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
     numbers = (
         f"Numbers are means over seeds {term('±')} their spread." if several else "There is one seed, so no spread."
     )
+    ways = ["as usual"]
+    ways += [f"with {term(name)}" for kind, name in _ADVERSARIAL.items() if any(r["training"] == kind for r in rows)]
     guide = (
         f"<p>Each result is a model trained on a {term('coreset')}; an {term('arm')} says how it was chosen, and "
         f"<b>full</b> is all the data, the mark to measure against. {term('clean accuracy', 'Clean accuracy')} is on "
         f"test images as they are, {term('robust accuracy')} under an attack of size {term('ε')}. Models are trained "
-        f"as usual or with {term('TRADES')}. {numbers}</p>"
+        f"{' or '.join(ways)}. {numbers}</p>"
     )
     return f'{_findings_table(rows, looks)}<h3>How to read this</h3>{guide}<ul class="arms">{arms}</ul>'
 

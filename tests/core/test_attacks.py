@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from easycore_ray.core.attacks import ATTACKS, fgsm, frozen_eval, pgd, trades_attack
+from easycore_ray.core.attacks import ATTACKS, fgsm, frozen_eval, pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.threat import (
     NORMS,
@@ -458,3 +458,58 @@ def test_stopping_at_the_first_mistake_fools_the_same_rows(model, norm, restarts
 
     assert 0 < int(found[True].sum()) < 64, "all or none fooled: nothing is compared"
     assert torch.equal(found[False], found[True])
+
+
+# ---------------------------------------------------------------- PGD-AT
+
+
+def plain_pgd_training_attack(model, inputs, labels, start, *, eps, norm, steps, step_size):
+    """The attack of adversarial training row by row, as its papers write it: no helper of the package."""
+    model.eval()
+    rows = []
+    for image, label, point in zip(inputs, labels, start, strict=True):
+        for _ in range(steps):
+            point = point.detach().requires_grad_()
+            nn.functional.cross_entropy(model(point[None]), label[None]).backward()
+            direction = point.grad.sign() if norm == "linf" else point.grad / point.grad.norm()
+            moved = (point + step_size * direction).detach()
+            if norm == "linf":
+                point = torch.min(torch.max(moved, image - eps), image + eps).clamp(0, 1)
+            else:
+                offset = moved.clamp(0, 1) - image
+                point = image + offset * min(1.0, eps / offset.norm().item())
+        rows.append(point.detach())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("norm", "eps", "step_size"), [("linf", 8 / 255, 2 / 255), ("l2", 0.5, 0.125)])
+def test_the_pgd_training_attack_is_its_formula(model, inputs, labels, norm, eps, step_size):
+    """Ten steps from the same start equal a plain loop over rows, the last iterate kept, to 1e-6."""
+    start = random_start(inputs, eps, norm, draws())
+    options = {"eps": eps, "norm": norm, "steps": 10, "step_size": step_size}
+    plain = plain_pgd_training_attack(copy.deepcopy(model), inputs, labels, start, **options)
+    ours = pgd_training_attack(model, inputs, labels, start=start, **options)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
+    assert not torch.allclose(ours, start, atol=1e-3)
+
+
+def test_the_pgd_training_attack_starts_at_a_uniform_point_of_the_ball(model, inputs, labels):
+    """Without a start it is the draw of ``random_start``, not the input and not TRADES' Gaussian."""
+    options = {"eps": 0.1, "steps": 3, "step_size": 0.02}
+    drawn = pgd_training_attack(model, inputs, labels, generator=draws(), **options)
+    given = pgd_training_attack(model, inputs, labels, start=random_start(inputs, 0.1, "linf", draws()), **options)
+    assert torch.equal(drawn, given)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_pgd_training_attack_leaves_no_trace(model, inputs, labels, norm):
+    """Weights, running statistics, gradients and every module's mode are as they were; no graph comes out."""
+    model.train()
+    next(model.children()).eval()
+    modes = [module.training for module in model.modules()]
+    before = copy.deepcopy(model.state_dict())
+    adv_inputs = pgd_training_attack(model, inputs, labels, eps=0.1, norm=norm, step_size=0.02, generator=draws())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == modes
+    assert not adv_inputs.requires_grad

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from easycore_ray.core.attacks import pgd_training_attack
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.loop import Plan, clean_accuracy, make_optimizer, prepare_inputs, score_epoch, train_epoch
 from easycore_ray.core.losses import cross_entropy_rows
 from easycore_ray.core.models import build_model
+from easycore_ray.core.seeding import generator
 
 
 def make_plan(**changes):
@@ -97,15 +99,32 @@ def test_scores_do_not_depend_on_how_rows_are_grouped():
         np.testing.assert_allclose(whole[name], apart[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_same_epoch_is_repeated_bit_for_bit():
+@pytest.mark.parametrize("training", ["trades", "pgd"])
+def test_the_same_epoch_is_repeated_bit_for_bit(training):
     """Seed, epoch and rank decide augmentation and attack noise."""
     weights = []
     for _ in range(2):
-        model, plan = make_model(), make_plan(training="trades", augment="crop-flip")
+        model, plan = make_model(), make_plan(training=training, augment="crop-flip")
         train_epoch(model, make_optimizer(model, plan), make_batches(), plan, epoch=3, step=0, rank=1)
         weights.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
 
     assert torch.equal(*weights)
+
+
+def test_a_model_that_draws_is_repeated_bit_for_bit():
+    """Dropout depends on seed, epoch and rank, not on what was drawn before, and leaves torch's generator alone."""
+    weights = []
+    for before, epoch in ((0, 3), (5, 3), (0, 4)):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3))
+        torch.rand(before)
+        state, plan = torch.get_rng_state(), make_plan()
+        train_epoch(model, make_optimizer(model, plan), make_batches(), plan, epoch=epoch, step=0)
+        assert torch.equal(torch.get_rng_state(), state)
+        weights.append(model[2].weight.detach())
+
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_another_epoch_sees_other_views():
@@ -119,12 +138,35 @@ def test_another_epoch_sees_other_views():
     assert not torch.equal(*weights)
 
 
-@pytest.mark.parametrize("training", ["standard", "trades"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_pgd_step_is_sgd_on_the_cross_entropy_of_the_attacked_batch(norm):
+    """Gradients of a pgd step equal mean cross-entropy at the attack's points, in training mode, to 1e-6."""
+    rows, plan = make_batches((7,))[0], make_plan(training="pgd", norm=norm, eps=0.3, attack_step_size=0.1)
+    ours, theirs = make_model(), make_model()
+    result = train_epoch(ours, make_optimizer(ours, plan), [rows], plan, epoch=2, step=0, rank=1)
+
+    inputs, labels = to_float(rows[1]), rows[2]
+    adv_inputs = pgd_training_attack(theirs, inputs, labels, eps=0.3, norm=norm, steps=2, step_size=0.1,
+                                     generator=generator("attack", 0, 2, 1))  # fmt: skip
+    assert (adv_inputs - inputs).abs().max() > 0.01
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    logits = theirs.train()(adv_inputs)
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    loss.backward()
+    optimizer.step()
+
+    assert result.loss_sum / 7 == pytest.approx(loss.item(), rel=1e-6)
+    assert result.num_correct == int((logits.argmax(1) == labels).sum())
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", ["standard", "trades", "pgd"])
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_together_take_the_one_process_step(training, world):
     """Gradients summed over uneven workers and divided by the global count equal one process on all rows."""
     model_arguments = dict(num_classes=3, in_features=64)
-    rows, plan = make_batches((11,))[0], make_plan(training=training, eps=0.0 if training == "trades" else 0.1)
+    rows, plan = make_batches((11,))[0], make_plan(training=training, eps=0.1 if training == "standard" else 0.0)
     whole = _without_batch_norm(**model_arguments)
     train_epoch(whole, make_optimizer(whole, plan), [rows], plan, epoch=1, step=0)
 
@@ -159,6 +201,16 @@ def _gradients(model, part, plan):
 
     train_epoch(model, make_optimizer(model, plan), [part], plan, epoch=1, step=0, combine=combine)
     return caught
+
+
+def test_multistep_drops_the_rate_of_the_optimizer_at_its_milestones():
+    """The rate of every step, read from the optimizer: a tenth after half of the steps, a hundredth after 3/4."""
+    model, plan = make_model(), make_plan(schedule="multistep", milestones=(0.5, 0.75), total_steps=4)
+    optimizer, rates = make_optimizer(model, plan), []
+    train_epoch(model, optimizer, make_batches((2,) * 4), plan, epoch=1, step=0,
+                on_batch=lambda _: rates.append(optimizer.param_groups[0]["lr"]))  # fmt: skip
+
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 def test_training_stops_at_the_last_step():

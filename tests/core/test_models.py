@@ -212,3 +212,64 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
 def test_normalise_keeps_float32_for_half_inputs():
     """Half-precision pixels are normalised in float32, so that nothing more is lost."""
     assert Normalise([0.5], [0.25])(torch.rand(1, 1, 2, 2).bfloat16()).dtype == torch.float32
+
+
+# ---------------------------------------------------------------- models of a user
+
+
+def users(function, seed=0):
+    """A model of tests/users_models.py for 7 classes of 3 x 8 x 8 pixels."""
+    return build_model(
+        f"tests.users_models:{function}",
+        num_classes=7,
+        image_shape=(3, 8, 8),
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        seed=seed,
+    )
+
+
+def test_a_users_model_gets_normalised_pixels():
+    """It is in train mode, behind the normalisation, and gives what its own network gives."""
+    model = users("good")
+    pixels = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert all(module.training for module in model.modules())
+    assert isinstance(model[0], Normalise)
+    model.eval()
+    assert torch.equal(model(pixels), model.network((pixels - 0.5) / 0.25))
+
+
+def test_a_users_model_is_decided_by_its_seed_and_checked_without_a_trace():
+    """Equal seeds give equal weights and fresh running statistics; torch's generator stays where it was."""
+    state = torch.get_rng_state()
+    model = users("good")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_weights(model, users("good"))
+    assert not same_weights(model, users("good", seed=1))
+    assert (model.network[0].running_mean == 0).all()
+    assert model.network[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tests.nowhere:good", r"cannot be imported: ModuleNotFoundError.*nowhere.*PYTHONPATH on every node"),
+        ("tests.users_models:missing", r"cannot be imported: AttributeError.*missing"),
+        ("tests.users_models:NUMBER", r"must be a function, got int"),
+        ("tests.users_models:other_arguments", r"called as other_arguments\(num_classes=7, image_shape=\(3, 8, 8\)\)"),
+        ("tests.users_models:no_module", r"must give a torch.nn.Module, got int"),
+        ("tests.users_models:one_output_too_many", r"must give logits \(2, 7\) .*got \(2, 8\)"),
+        ("tests.users_models:other_image_size", r"fails on images \(2, 3, 8, 8\): RuntimeError"),
+        ("tests.users_models:a_pair", r"must give logits \(2, 7\) .*got tuple"),
+    ],
+)
+def test_a_users_model_that_cannot_work_is_refused_in_one_line(name, message):
+    """Each way to get it wrong is told by name."""
+    with pytest.raises(ValueError, match=message) as caught:
+        build_model(name, num_classes=7, image_shape=(3, 8, 8), mean=[0.5] * 3, std=[0.25] * 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_users_model_has_no_width():
+    """None, so that the manifest says so."""
+    assert default_width("tests.users_models:good") is None

@@ -96,3 +96,22 @@ def test_a_checkpoint_of_other_images_is_refused(checkpoint, digits, tmp_path):
 
     with pytest.raises(EasyCoreError, match=r"does not fit|takes images of shape"):
         evaluate(checkpoint=str(copy), dataset=digits.path, out=str(tmp_path / "e"))
+
+
+def test_a_users_model_trains_against_pgd_on_ray_as_in_this_process(digits, population, tmp_path):
+    """A pgd run of a model of one's own: same weights on a Ray worker as here; its name is in the manifest."""
+    changes = dict(model="tests.users_models:good", width=None, training="pgd")
+    done = train(**settings(digits, population, tmp_path / "model", **changes))
+    config = TrainConfig(**settings(digits, population, "unused", **changes))
+    dataset, _, sample_ids = open_inputs(config)
+    threads = torch.get_num_threads()
+    try:
+        state = train_here(make_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
+    finally:
+        torch.set_num_threads(threads)
+    artifact, model = open_checkpoint(done.path)
+
+    assert artifact.manifest["model"]["name"] == "tests.users_models:good"
+    assert artifact.manifest["model"]["width"] is None
+    assert artifact.manifest["config"]["training"] == "pgd"
+    assert all(torch.equal(value, state.model[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,42 @@
+"""Models as a user writes them: one that works and the ways to get it wrong."""
+
+from torch import nn
+
+NUMBER = 3
+
+
+def good(*, num_classes, image_shape):
+    """A linear model with batch norm and dropout."""
+    channels, height, width = image_shape
+    size = channels * height * width
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.Flatten(), nn.Dropout(0.5), nn.Linear(size, num_classes))
+
+
+def other_arguments(classes):
+    """Cannot be called by the package."""
+    return nn.Linear(1, classes)
+
+
+def no_module(*, num_classes, image_shape):
+    """Gives a number."""
+    return num_classes + len(image_shape)
+
+
+def one_output_too_many(*, num_classes, image_shape):
+    """Gives logits of another number of classes."""
+    return good(num_classes=num_classes + 1, image_shape=image_shape)
+
+
+def other_image_size(*, num_classes, image_shape):
+    """Takes 5 pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(5, num_classes))
+
+
+def a_pair(*, num_classes, image_shape):
+    """Gives logits and something else."""
+
+    class Pair(nn.Module):
+        def forward(self, inputs):
+            return inputs.flatten(1)[:, :num_classes], inputs
+
+    return Pair()
