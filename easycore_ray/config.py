@@ -85,7 +85,8 @@ ModelName = Annotated[str, _one_of_spec((), "{" + ",".join(MODELS) + "}|MODULE:F
 _METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[str, _one_of_spec(METHODS)]
 ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
-AttackName = Annotated[str, _one_of_spec(ATTACKS)]
+EVALUATION_ATTACKS = ("none", *ATTACKS, "autoattack")
+AttackName = Annotated[str, _one_of_spec(EVALUATION_ATTACKS)]
 ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
 Training = Literal["standard", "trades", "pgd"]
 ScorePass = Literal["eval", "fused", "fused+eval"]
@@ -513,7 +514,8 @@ class EvaluateConfig(ComputeConfig):
     split: Literal["test", "val"] = "test"
     """Split that is attacked."""
     attack: tuple[AttackName, ...] = ("pgd20",)
-    """Attacks to run; robust means correct under all of them."""
+    """Attacks to run; robust means correct under all of them. none: clean accuracy only; autoattack: the standard
+    version, slow, needs the package pyautoattack."""
     eps: tuple[Eps, ...] = (8 / 255,)
     """Largest perturbations, in [0, 1] pixel units; 0 is the clean accuracy."""
     norm: Norm = "linf"
@@ -527,7 +529,9 @@ class EvaluateConfig(ComputeConfig):
         """See ``JobConfig.problems``."""
         found = super().problems() + _at_least("seed", self.seed, 0)
         for name in self.attack:
-            found += _one_of("attack", name, ATTACKS)
+            found += _one_of("attack", name, EVALUATION_ATTACKS)
+        if "none" in self.attack and len(self.attack) > 1:
+            found.append(f"attack none stands alone, got {', '.join(self.attack)}; the clean accuracy is always given")
         for eps in self.eps:
             found += _eps_problem("eps", eps, self.norm)
         if not self.eps or not self.attack:

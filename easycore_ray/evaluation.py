@@ -6,6 +6,7 @@ image counts as robust if it stays correct under every attack that was run.
 """
 
 import io
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +18,22 @@ import torch
 from torch import nn
 
 from easycore_ray import cluster, paths
+from easycore_ray.autoattack import AUTOATTACK, autoattack, require_autoattack
 from easycore_ray.config import EvaluateConfig, identity_fields, to_dict, verb
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
-from easycore_ray.core.seeding import generator
+from easycore_ray.core.seeding import derive_seed, generator
 from easycore_ray.core.threat import format_eps
 from easycore_ray.dataset import Dataset, Rows, draw_ids, open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity
 from easycore_ray.progress import Progress, say
+from easycore_ray.suspicion import LARGE_EPS, LARGE_EPS_IMAGES, suspicious
 from easycore_ray.training import open_checkpoint
 
 SHARD_ROWS = 250
+_NOTES = b"easycore"  # what shards say besides their outcomes, in the metadata of their tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
         EasyCoreError: for a missing checkpoint or dataset, or one of other classes or image shape.
     """
     started = time.monotonic()
+    if AUTOATTACK in config.attack:
+        require_autoattack()
     checkpoint, model = open_checkpoint(config.checkpoint)
     dataset = open_dataset(config.dataset)
     check_fits(checkpoint, dataset)
@@ -83,12 +89,16 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
         cluster.connect()
         cpus = config.cpus_per_worker or 1.0
         cluster.preflight(cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker))
-    outcomes = _attack_on_ray(config, model, dataset, sample_ids, threats)
+    outcomes = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
     artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
     summary = artifact.manifest["summary"]
     for row in summary["robust"]:
         robust = _percent(row["accuracy"], row["interval"])
         say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {robust}")
+    for text in summary["warnings"]:
+        say(f"evaluate: warning: {text}")
+    for text in summary["suspicious"]:
+        say(f"evaluate: SUSPICIOUS: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
     say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
     return artifact
@@ -96,7 +106,8 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
 
 def threats_of(config: EvaluateConfig) -> Threats:
     """The threats a configuration names."""
-    return Threats(attack=config.attack, eps=config.eps, norm=config.norm, seed=config.seed)
+    attack = tuple(name for name in config.attack if name != "none")
+    return Threats(attack=attack, eps=config.eps, norm=config.norm, seed=config.seed)
 
 
 def claim_evaluation(config: EvaluateConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
@@ -114,7 +125,7 @@ def finish_evaluation(
     pq.write_table(outcomes, buffer, compression="zstd")
     paths.write_bytes(paths.join(made.path, "outcomes.parquet"), buffer.getbuffer())
     paths.write_json(paths.join(made.path, "summary.json"), summary)
-    return finish(
+    artifact = finish(
         made,
         fingerprint=content_hash(buffer.getvalue()),
         config=to_dict(config),
@@ -123,6 +134,8 @@ def finish_evaluation(
         wall_seconds=seconds,
         summary=summary,
     )
+    paths.delete_tree(_shard_folder(made))  # not before: hours of AutoAttack may be in it
+    return artifact
 
 
 def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:
@@ -163,15 +176,40 @@ def attack_rows(model: nn.Module, rows: Rows, threats: Threats, *, device: str =
         ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
     """
     model = model.to(device).eval()
-    shards = [
-        attack_shard(model, Rows(*(column[start : start + SHARD_ROWS] for column in rows)), threats, device=device)
-        for start in range(0, len(rows.labels), SHARD_ROWS)
-    ]
-    return pa.concat_tables(shards)
+    shards = []
+    for start in range(0, len(rows.labels), SHARD_ROWS):
+        shard = Rows(*(column[start : start + SHARD_ROWS] for column in rows))
+        shards.append(attack_shard(model, shard, threats, device=device, first=start == 0))
+    return merge_shards(shards)
 
 
-def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str) -> pa.Table:
-    """Outcomes of one shard; depends on the shard's ids and the threats alone."""
+def merge_shards(shards: list[pa.Table]) -> pa.Table:
+    """The shards' outcomes in one table, and what they noted: warnings with the number of shards they came from."""
+    counts: dict[str, int] = {}
+    for shard in shards:
+        for text in _notes(shard)["warnings"]:
+            counts[text] = counts.get(text, 0) + 1
+    warnings = [f"{text} ({counts[text]} of {len(shards)} shards)" for text in sorted(counts)]
+    large_eps = next((_notes(shard)["large_eps"] for shard in shards if _notes(shard)["large_eps"]), None)
+    plain = [shard.replace_schema_metadata(None) for shard in shards]
+    return _with_notes(pa.concat_tables(plain), warnings, large_eps)
+
+
+def _with_notes(table: pa.Table, warnings: list[str], large_eps: list[int] | None) -> pa.Table:
+    return table.replace_schema_metadata({_NOTES: json.dumps({"warnings": warnings, "large_eps": large_eps})})
+
+
+def _notes(table: pa.Table) -> dict[str, Any]:
+    """``warnings`` and ``large_eps`` (kept, attacked) of a table; empty for one that was written without."""
+    return json.loads((table.schema.metadata or {}).get(_NOTES, '{"warnings": [], "large_eps": null}'))
+
+
+def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
+    """Outcomes of one shard; depends on the shard's ids and the threats alone.
+
+    The first shard of an evaluation also tries a budget so large that nothing can withstand it (see
+    ``suspicion``); what it finds and what AutoAttack warns of is in the table's metadata.
+    """
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
     correct = _correct(model, inputs, labels)
     columns: dict[str, Any] = {
@@ -179,18 +217,43 @@ def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str)
         "label": rows.labels.numpy().astype(np.int32),
     }
     columns["clean_correct"] = correct.cpu().numpy()
-    first = int(rows.sample_ids[0])
+    start = int(rows.sample_ids[0])
+    warnings: list[str] = []
     for name in threats.attack:
         for eps in threats.eps:
-            draws = generator("evaluate", threats.seed, name, first)
             robust = correct.clone()
             if correct.any():
                 # What is wrong already needs no attack.
                 picked, truth = inputs[correct], labels[correct]
-                adversarial = ATTACKS[name](model, picked, truth, eps=eps, norm=threats.norm, generator=draws)
+                adversarial, found = _attacked(model, picked, truth, name, eps, threats, start)
+                warnings += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
                 robust[correct] = _correct(model, adversarial, truth)
             columns[outcome_column(name, eps)] = robust.cpu().numpy()
-    return pa.table(columns)
+    large_eps = (
+        _at_large_eps(model, inputs[correct], labels[correct], threats.seed) if first and threats.attack else None
+    )
+    return _with_notes(pa.table(columns), warnings, large_eps)
+
+
+def _attacked(
+    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, name: str, eps: float, threats: Threats, start: int
+) -> tuple[torch.Tensor, list[str]]:
+    """Adversarial inputs of one attack, seeded by the shard's first id, and its warnings."""
+    if name == AUTOATTACK:
+        seed = derive_seed("evaluate", threats.seed, name, start)
+        return autoattack(model, inputs, labels, eps=eps, norm=threats.norm, seed=seed)
+    draws = generator("evaluate", threats.seed, name, start)
+    return ATTACKS[name](model, inputs, labels, eps=eps, norm=threats.norm, generator=draws), []
+
+
+def _at_large_eps(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, seed: int) -> list[int]:
+    """How many of at most 100 images stay correct under PGD at a hopeless eps, and how many were tried."""
+    inputs, labels = inputs[:LARGE_EPS_IMAGES], labels[:LARGE_EPS_IMAGES]
+    if len(labels) == 0:
+        return [0, 0]
+    draws = generator("evaluate", seed, "large eps")
+    adversarial = ATTACKS["pgd20"](model, inputs, labels, eps=LARGE_EPS, norm="linf", generator=draws)
+    return [int(_correct(model, adversarial, labels).sum()), len(labels)]
 
 
 @torch.no_grad()
@@ -204,6 +267,8 @@ def summarise(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[st
     Returns:
         ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy`` and ``robust``: one
         entry per attack and eps, then, with several attacks, one per eps named ``worst`` (pointwise).
+        ``robust_accuracy, robust_interval``: of the images correct under all attacks at all eps, None
+        without an attack. ``warnings`` of AutoAttack; ``suspicious``: see the module of that name.
     """
     labels = outcomes["label"].to_numpy()
     clean = outcomes["clean_correct"].to_numpy()
@@ -214,12 +279,19 @@ def summarise(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[st
             each["worst"] = np.logical_and.reduce(list(each.values()))
         robust += [{"attack": name, "eps": eps, **_accuracy(kept, labels, num_classes)} for name, kept in each.items()]
     whole = _accuracy(clean, labels, num_classes)
+    columns = [outcomes[name].to_numpy() for name in threats.columns()]
+    headline = _accuracy(np.logical_and.reduce(columns), labels, num_classes) if columns else None
+    notes = _notes(outcomes)
     return {
         "num_samples": len(labels),
         "clean_accuracy": whole["accuracy"],
         "clean_interval": whole["interval"],
         "worst_class_clean_accuracy": whole["worst_class_accuracy"],
         "robust": robust,
+        "robust_accuracy": headline and headline["accuracy"],
+        "robust_interval": headline and headline["interval"],
+        "warnings": notes["warnings"],
+        "suspicious": suspicious(robust, whole["accuracy"], len(labels), notes["large_eps"]),
     }
 
 
@@ -231,10 +303,26 @@ def _accuracy(kept: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[st
     }
 
 
+def _shard_folder(made: Claim) -> str:
+    """Where finished shards wait until all are; named by the claim, so that no other attempt's are taken for ours."""
+    return paths.join(made.path, f"shards-{made.nonce}")
+
+
+def _read_shard(path: str) -> pa.Table | None:
+    """A shard that an earlier attempt finished."""
+    return pq.read_table(pa.BufferReader(paths.read_bytes(path))) if paths.exists(path) else None
+
+
+def _write_shard(path: str, shard: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(shard, buffer)
+    paths.write_bytes(path, buffer.getbuffer())
+
+
 def _attack_on_ray(
-    config: EvaluateConfig, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
+    config: EvaluateConfig, made: Claim, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
 ) -> pa.Table:
-    """One Ray task per shard, at most ``num_workers`` at a time; outcomes in id order."""
+    """One Ray task per shard that is not there yet, at most ``num_workers`` at a time; outcomes in id order."""
     import ray
 
     cpus = config.cpus_per_worker or 1.0
@@ -242,19 +330,29 @@ def _attack_on_ray(
     threads = config.threads_per_worker or max(1, int(cpus))
     task = ray.remote(num_cpus=cpus, num_gpus=config.gpus_per_worker, max_retries=config.max_failures)(_attack_task)
     shared = ray.put(model)
-    chunks = [sample_ids[start : start + SHARD_ROWS] for start in range(0, len(sample_ids), SHARD_ROWS)]
-    refs: list[Any] = []
-    running: list[Any] = []
+    starts = range(0, len(sample_ids), SHARD_ROWS)
+    files = {start: paths.join(_shard_folder(made), f"{start:09d}.parquet") for start in starts}
+    stored = {start: _read_shard(file) for start, file in files.items()} if made.resumed else {}
+    shards = {start: shard for start, shard in stored.items() if shard is not None}
+    waiting = [start for start in starts if start not in shards]
+    if shards:
+        say(f"evaluate: {len(shards)} of {len(files)} shards are there, going on with the others")
+    running: dict[Any, int] = {}
     progress = Progress("evaluate", len(sample_ids), "images")
-    while running or len(refs) < len(chunks):
-        while len(running) < config.max_workers and len(refs) < len(chunks):
-            chunk = chunks[len(refs)]
-            refs.append(task.remote(shared, dataset.path, config.split, chunk, threats, device, threads))
-            running.append(refs[-1])
-        _, running = ray.wait(running)
-        progress.update(min((len(refs) - len(running)) * SHARD_ROWS, len(sample_ids)))
+    while running or waiting:
+        while waiting and len(running) < config.max_workers:
+            start = waiting.pop(0)
+            chunk = sample_ids[start : start + SHARD_ROWS]
+            args = (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
+            running[task.remote(*args)] = start
+        done, _ = ray.wait(list(running))
+        for ref in done:
+            start = running.pop(ref)
+            shards[start] = ray.get(ref)
+            _write_shard(files[start], shards[start])
+        progress.update(min(len(shards) * SHARD_ROWS, len(sample_ids)))
     progress.close()
-    return pa.concat_tables(ray.get(refs))
+    return merge_shards([shards[start] for start in starts])
 
 
 def _attack_task(
@@ -265,11 +363,12 @@ def _attack_task(
     threats: Threats,
     device: str,
     threads: int,
+    first: bool,
 ) -> pa.Table:
     """What each Ray task runs: read a shard's images, attack them."""
     torch.set_num_threads(threads)
     rows = read_split(open_dataset(path), split, sample_ids)
-    return attack_shard(model.to(device), rows, threats, device=device)
+    return attack_shard(model.to(device), rows, threats, device=device, first=first)
 
 
 def _percent(value: float, interval: list[float]) -> str:

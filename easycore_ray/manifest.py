@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 RUN = "run.json"
 
 # Reported in every manifest: what could change a number from one machine to the next.
-_PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow")
+_PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow", "pyautoattack")
 
 
 @dataclass(frozen=True)

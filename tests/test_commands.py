@@ -16,6 +16,7 @@ import pytest
 from easycore_ray import config as configs
 from easycore_ray import manifest
 from easycore_ray.config import (
+    EVALUATION_ATTACKS,
     CoresetConfig,
     EvaluateConfig,
     PipelineConfig,
@@ -27,7 +28,6 @@ from easycore_ray.config import (
     TrainConfig,
     to_dict,
 )
-from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.models import MODELS
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.threat import format_eps
@@ -93,7 +93,7 @@ def allowed_values(field):
     """Words a field may take, where there is a list of them."""
     options = [field.type, *get_args(field.type)]
     found = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
-    registries = {"model": MODELS, "attack": ATTACKS, "score": HIGHER_IS_HARDER, "method": METHODS}
+    registries = {"model": MODELS, "attack": EVALUATION_ATTACKS, "score": HIGHER_IS_HARDER, "method": METHODS}
     return [*found, *registries.get(field.name, ())]
 
 

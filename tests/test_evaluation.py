@@ -1,0 +1,115 @@
+"""Evaluation in this process: shards merge to the whole, headline, notes, and what is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from easycore_ray.config import EvaluateConfig
+from easycore_ray.dataset import Rows
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.evaluation import Threats, attack_rows, attack_shard, merge_shards, summarise, threats_of
+
+
+def linear(num_classes=3):
+    draws = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(num_classes, 16, generator=draws))
+        model[1].bias.copy_(-0.5 * model[1].weight.sum(dim=1))
+    return model.eval()
+
+
+def rows_of(model, count):
+    """Random images; the model's own answers, every seventh wrong."""
+    images = torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        labels = model(images.float() / 255).argmax(dim=1)
+    labels[::7] = (labels[::7] + 1) % 3
+    return Rows(sample_ids=torch.arange(count), images=images, labels=labels)
+
+
+def part(rows, start, stop):
+    return Rows(*(column[start:stop] for column in rows))
+
+
+def settings(**changes):
+    return EvaluateConfig(**dict(checkpoint="c", dataset="d", out="o") | changes)
+
+
+def test_shards_in_any_order_merge_to_the_whole():
+    """AutoAttack and PGD of each shard alone give what one process gives for all, notes included."""
+    pytest.importorskip("pyautoattack")
+    model = linear()
+    rows = rows_of(model, 260)
+    threats = Threats(attack=("pgd20", "autoattack"), eps=(0.02,), norm="linf", seed=3)
+    whole = attack_rows(model, rows, threats)
+    last = attack_shard(model, part(rows, 250, 260), threats, device="cpu")
+    first = attack_shard(model, part(rows, 0, 250), threats, device="cpu", first=True)
+    summary = summarise(whole, threats, 3)
+    robust = {row["attack"]: row["accuracy"] for row in summary["robust"]}
+
+    assert merge_shards([first, last]).equals(whole, check_metadata=True)
+    assert robust["worst"] == summary["robust_accuracy"] <= robust["autoattack"] <= robust["pgd20"]
+    assert robust["pgd20"] <= summary["clean_accuracy"] < 1
+    assert any("DLR" in text and "2 of 2 shards" in text for text in summary["warnings"])
+    assert summary["suspicious"] == []
+    json.dumps(summary, allow_nan=False)
+
+
+def test_none_is_the_clean_accuracy_only():
+    """No column, no row, no headline."""
+    model = linear()
+    threats = threats_of(settings(attack=("none",)))
+    outcomes = attack_rows(model, rows_of(model, 30), threats)
+    summary = summarise(outcomes, threats, 3)
+
+    assert outcomes.column_names == ["sample_id", "label", "clean_correct"]
+    assert (summary["robust"], summary["robust_accuracy"], summary["suspicious"]) == ([], None, [])
+    assert summary["clean_accuracy"] == 25 / 30
+
+
+def test_headline_is_the_pointwise_worst():
+    """An image counts only if it is correct under every attack."""
+    columns = {"sample_id": np.arange(4), "label": np.zeros(4, np.int32), "clean_correct": np.ones(4, bool)}
+    columns |= {"robust_fgsm_0.1": np.array([1, 1, 0, 1], bool), "robust_pgd20_0.1": np.array([0, 1, 1, 1], bool)}
+    summary = summarise(pa.table(columns), Threats(attack=("fgsm", "pgd20"), eps=(0.1,), norm="linf", seed=0), 1)
+
+    assert summary["robust_accuracy"] == 0.5
+
+
+def test_a_model_without_gradients_is_suspicious():
+    """PGD at a hopeless eps gets nowhere, which is said."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, inputs):
+            return self.inner((inputs * 2).round() / 2 + 0 * inputs)
+
+    model = Masked().eval()
+    rows = rows_of(model, 120)
+    threats = Threats(attack=("fgsm",), eps=(1e-3,), norm="linf", seed=0)
+
+    assert any("masked" in text for text in summarise(attack_rows(model, rows, threats), threats, 3)["suspicious"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attack": ("cw",)}, "unknown attack 'cw'"),
+        ({"attack": ("none", "fgsm")}, "stands alone"),
+        ({"eps": (8.0,)}, "did you mean 8/255"),
+        ({"eps": (-0.1,)}, "eps must be"),
+        ({"num_workers": 0}, "num_workers must be >= 1"),
+    ],
+)
+def test_bad_input_is_refused(changes, words):
+    """One line, before any work."""
+    with pytest.raises(EasyCoreError, match=words):
+        settings(**changes)
