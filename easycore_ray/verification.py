@@ -204,7 +204,8 @@ def _evaluation(artifact: Artifact) -> Iterator[str]:
     if outcomes.num_rows != manifest["counts"]["samples"]:
         yield _differs("rows of outcomes.parquet", outcomes.num_rows, manifest["counts"]["samples"])
     config = manifest["config"]
-    threats = Threats(attack=tuple(config["attack"]), eps=tuple(config["eps"]), norm=config["norm"], seed=0)
+    attacks = tuple(name for name in config["attack"] if name != "none")
+    threats = Threats(attack=attacks, eps=tuple(config["eps"]), norm=config["norm"], seed=0)
     # The number of classes is only needed for the worst one, and all classes were looked at then.
     classes = int(outcomes["label"].to_numpy().max(initial=0)) + 1
     accuracy = summarise(outcomes, threats, classes)["clean_accuracy"]
