@@ -313,6 +313,9 @@ def _run_trials(config: SweepConfig, made: Claim, trials: list[Trial], concurren
         tracker.close()
     # Tune's own state is never read again: finished trials are recognised by their artifacts.
     paths.delete_tree(paths.join(made.path, "tune"))
+    if not problems and callback.finished < len(trials):
+        # Tune takes Ctrl-C for a wish to end early, and returns what there is.
+        raise KeyboardInterrupt
     if problems:
         raise EasyCoreError(
             f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
@@ -326,7 +329,7 @@ class _Follow(tune.Callback):
     def __init__(self, trials: list[Trial], tracker: Tracker, parent: str) -> None:
         self._tracker, self._parent = tracker, parent
         self._progress = Progress("sweep", len(trials), "trials")
-        self._finished = 0
+        self.finished = 0
         self.problems: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -355,8 +358,8 @@ class _Follow(tune.Callback):
         if "summary" in result:
             self._tracker.log(self._key(spec), flat_metrics(result["summary"]), step=spec.train.epochs)
             self._tracker.finish(self._key(spec))
-            self._finished += 1
-            self._progress.update(self._finished, f"{spec.name}: {short_result(result['summary'])}")
+            self.finished += 1
+            self._progress.update(self.finished, f"{spec.name}: {short_result(result['summary'])}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close the trial's MLflow run as failed."""
