@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import tempfile
 
 import hypothesis
@@ -23,6 +24,10 @@ os.environ.update(
 )
 
 
+# Folders of the Ray that runs for tests, if one does.
+_STARTED: list[str] = []
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """A small private Ray for all tests that need one; it never joins another on this machine."""
@@ -34,6 +39,7 @@ def ray_session():
     os.environ["RAY_TMPDIR"] = folder
     # Inherited by every process of this Ray, so that a test that kills some finds its own.
     os.environ["EASYCORE_TEST_PROCESSES"] = folder
+    assert not ray.is_initialized(), "a test that did not ask for ray_session has started Ray"
     ray.init(
         address="local",
         num_cpus=3,
@@ -45,6 +51,17 @@ def ray_session():
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _STARTED.append(folder)
     yield
     ray.shutdown()
+    _STARTED.clear()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_ray_unasked(request):
+    """Ray is started for tests that say so: another would depend on the order of tests."""
+    yield
+    ray = sys.modules.get("ray")
+    if "ray_session" not in request.fixturenames and request.node.get_closest_marker("ray") is None:
+        assert ray is None or not ray.is_initialized() or _STARTED, "this test has started Ray"

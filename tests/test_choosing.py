@@ -19,10 +19,10 @@ from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import choose, draws_of
 from easycore_ray.coreset import read_sample_ids, select
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import open_hardness
+from easycore_ray.hardness_table import open_hardness, read_hardness, write_hardness
 from easycore_ray.manifest import content_hash, open_artifact
 from easycore_ray.reduction import reduce
-from tests.artifacts import draw_rows, finish_table, make_dataset, samples_of, write_parts
+from tests.artifacts import draw_rows, edit_manifest, finish_table, make_dataset, samples_of, write_parts
 from tests.contract import COUNT, columns, in_memory, kept, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,14 @@ def make_run(folder, *, bucket_rows=25, count=COUNT):
     ids = np.arange(count)
     parts = write_parts(f"{folder}/scores/table", draw_rows(ids, labels, [1, 2]), ids % 2)
     finish_table(f"{folder}/scores", parts, samples_of(ids, labels), dataset)
-    reduce(out=f"{folder}/scores/hardness", scores=f"{folder}/scores", bucket_rows=bucket_rows)
+    hardness = reduce(out=f"{folder}/scores/hardness", scores=f"{folder}/scores")
+    # Cut here: reduce itself would start Ray for more than one range.
+    rows, starts = read_hardness(hardness), range(0, count, bucket_rows)
+    for entry in hardness.manifest["files"]:
+        Path(hardness.path, entry["path"]).unlink()
+    files = [write_hardness(hardness.path, number, rows.slice(start, bucket_rows), count=len(starts))
+             for number, start in enumerate(starts)]  # fmt: skip
+    edit_manifest(hardness.path, files=files)
     return folder
 
 
