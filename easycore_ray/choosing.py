@@ -218,6 +218,14 @@ def _passes(tasks: Tasks, selection: Selection, before: Ids) -> order.Passes:
                 _refuse_nan(tasks, selection, own)
             yield number, answer
 
+    def sample(step: int) -> tuple[NDArray, Keys]:
+        found = [answer for _, answer in answers(sample_keys, step)]
+        return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found])
+
+    def between(low: Keys, high: Keys) -> Iterator[tuple[int, NDArray, Keys, Ids]]:
+        for number, answer in answers(keys_between, (low, high)):
+            yield number, *answer
+
     def count(interval: Interval) -> Ids:
         return sum(answer for _, answer in answers(count_keys, interval))
 
@@ -228,7 +236,7 @@ def _passes(tasks: Tasks, selection: Selection, before: Ids) -> order.Passes:
     def ties(value: Keys) -> Ids:
         return np.stack([answer for _, answer in sorted(answers(count_ties, value), key=lambda pair: pair[0])])
 
-    return order.Passes(count, collect, ties)
+    return order.Passes(sample, between, count, collect, ties)
 
 
 def _refuse_nan(tasks: Tasks, selection: Selection, own: Sequence[tuple[Any, ...]]) -> None:
@@ -251,6 +259,42 @@ def count_labels(stretch: Stretch) -> Ids:
             raise EasyCoreError(f"{stretch.source} has a label below 0 ({labels.min()}); it is damaged")
         counts = _added(counts, np.bincount(labels))
     return counts
+
+
+def sample_keys(stretch: Stretch, selection: Selection, step: int, before: Ids) -> tuple[NDArray, Keys] | None:
+    """Groups and keys of every ``step``-th row or so; None if one of their scores is NaN."""
+    found: list[tuple[NDArray, Keys]] = []
+    for _, groups, keys in _keyed(stretch, selection, before, step=step):
+        if keys is None:
+            return None
+        found.append((_of_one(groups, keys), keys))
+    return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found])
+
+
+def keys_between(
+    stretch: Stretch, selection: Selection, bounds: tuple[Keys, Keys], before: Ids
+) -> tuple[NDArray, Keys, Ids] | None:
+    """Groups and keys from one bound to the other, and how many keys lie below; None if a score is NaN."""
+    low, high = bounds
+    below = np.zeros(len(low), np.int64)
+    found: list[tuple[NDArray, Keys]] = []
+    for _, groups, keys in _keyed(stretch, selection, before):
+        if keys is None:
+            return None
+        lower = keys < (low[0] if groups is None else low[groups])
+        if groups is None:
+            below += np.count_nonzero(lower)
+        else:
+            below += np.bincount(groups[lower], minlength=len(low))
+        at = np.flatnonzero((keys <= (high[0] if groups is None else high[groups])) ^ lower)
+        groups = None if groups is None else groups[at]
+        found.append((_of_one(groups, keys[at]), keys[at]))
+    return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found]), below
+
+
+def _of_one(groups: NDArray | None, keys: Keys) -> NDArray:
+    """The groups, where there is one as well."""
+    return np.zeros(len(keys), np.int32) if groups is None else groups
 
 
 def count_keys(stretch: Stretch, selection: Selection, interval: Interval, before: Ids) -> Ids | None:
@@ -279,7 +323,7 @@ def collect_keys(
         inside = interval.members(keys, groups)
         if inside is not None:
             keys, groups = keys[inside], None if groups is None else groups[inside]
-        found.append((np.zeros(len(keys), np.int32) if groups is None else groups, keys))
+        found.append((_of_one(groups, keys), keys))
     if not found:
         return np.zeros(0, np.int32), np.zeros(0, np.uint64)
     return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found])
@@ -364,15 +408,22 @@ def _writer(local: str, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _keyed(
-    stretch: Stretch, selection: Selection, before: Ids, *, ids: bool = False, labels: bool = False
+    stretch: Stretch, selection: Selection, before: Ids, *, ids: bool = False, labels: bool = False, step: int = 1
 ) -> Iterator[tuple[Batch, NDArray | None, Keys | None]]:
-    """Batches of a stretch with their groups (None: one group) and sort keys (None: a score is NaN)."""
+    """Batches of a stretch with their groups (None: one group) and sort keys (None: a score is NaN).
+
+    With ``step``, of every so many rows one.
+    """
     method = selection.method
     turn = -1.0 if method.needs_score and turned(method, selection.score) else 1.0
     draws = _Draws(selection, before) if method.draws else None
     for batch in stretch.batches(ids=ids, labels=labels or selection.by_class, scores=method.needs_score):
         groups = batch.labels if selection.by_class else None
         uniform = None if draws is None else draws.take(batch.rows, groups)
+        if step > 1:
+            batch = batch.every(step)
+            groups = None if groups is None else groups[::step]
+            uniform = None if uniform is None else uniform[::step]
         if method.needs_score and np.isnan(_there(batch.scores).min(initial=np.inf)):
             yield batch, groups, None
             continue

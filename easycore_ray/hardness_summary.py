@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from easycore_ray.core.hashing import mix64
 from easycore_ray.core.selection import HIGHER_IS_HARDER
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import read_hardness_file
+from easycore_ray.hardness_table import COLUMNS_OF_SCORE, read_hardness_file
 from easycore_ray.manifest import Artifact
 
 EXACT_ROWS = 5_000_000
@@ -24,9 +24,6 @@ SAMPLED_ROWS = 1_000_000
 QUANTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
 # Forgetting is read together with what tells a sample that was never learned.
-_COLUMNS = {name: [name] for name in HIGHER_IS_HARDER} | {
-    "forgetting": ["forgetting_events", "first_learned_epoch", "num_scores"]
-}
 
 
 class NotRecordedError(EasyCoreError):
@@ -73,7 +70,7 @@ def summarise(hardness: Artifact, *, score: str = "aign", count: int = 10) -> Su
     ends: dict[str, list[tuple[float, float]]] = {name: [] for name in HIGHER_IS_HARDER}
     missing: set[str] = set()
     best = {True: _none(), False: _none()}
-    columns = sorted({"sample_id", "label", *(name for names in _COLUMNS.values() for name in names)})
+    columns = sorted({"sample_id", "label", *(name for names in COLUMNS_OF_SCORE.values() for name in names)})
     for entry in hardness.manifest["files"]:
         table = read_hardness_file(hardness.path, entry, columns)
         ids = table["sample_id"].to_numpy()
@@ -106,12 +103,12 @@ def summarise(hardness: Artifact, *, score: str = "aign", count: int = 10) -> Su
 
 def _values(table: pa.Table, score: str) -> NDArray[np.float64] | None:
     """A score of every row, or None if the run did not record it."""
-    if any(table[name].null_count for name in _COLUMNS[score]):
+    if any(table[name].null_count for name in COLUMNS_OF_SCORE[score]):
         return None
     if score != "forgetting":
         return np.asarray(table[score].to_numpy(), np.float64)
     # As in selection: what was never learned ranks above what was forgotten every time.
-    events, first, epochs = (table[name].to_numpy() for name in _COLUMNS[score])
+    events, first, epochs = (table[name].to_numpy() for name in COLUMNS_OF_SCORE[score])
     return np.where(first < 0, epochs + 1.0, events)
 
 

@@ -5,6 +5,7 @@ range of samples is a range of files, and a job at scale can work file by file. 
 """
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from easycore_ray import paths
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, open_artifact
+from easycore_ray.plain_pages import LARGE_PAGES
 
 SCHEMA = pa.schema(
     [
@@ -36,13 +38,28 @@ _ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAI
 _ROW_GROUP_ROWS = 1 << 20
 
 
+COLUMNS_OF_SCORE = {
+    **{name: (name,) for name in ("aign", "el2n", "loss", "aum", "input_norm", "aign_epoch0")},
+    "forgetting": ("forgetting_events", "first_learned_epoch", "num_scores"),
+}
+"""The columns each score is made of."""
+
+
+def schema_of(only: Collection[str] | None) -> pa.Schema:
+    """``SCHEMA``, or what a table has that was reduced to some scores: their columns, ids and labels."""
+    if only is None:
+        return SCHEMA
+    names = {"sample_id", "label", *(name for score in only for name in COLUMNS_OF_SCORE[score])}
+    return pa.schema([spec for spec in SCHEMA if spec.name in names])
+
+
 def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) -> dict[str, Any]:
     """Write one file of the table; the entry of the manifest that lists it.
 
     Args:
         folder: of the hardness table.
         number: place of the file in id order.
-        rows: of ``SCHEMA``, sorted by ``sample_id``.
+        rows: of ``SCHEMA`` or some columns of it, sorted by ``sample_id``.
         count: files of the table. It is part of the name: a late task of a killed job that cut ids otherwise
             cannot replace a file of this one.
     """
@@ -54,9 +71,10 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
         sink,
         compression="NONE",
         use_dictionary=False,
-        column_encoding=_ENCODINGS,
+        column_encoding={name: _ENCODINGS[name] for name in rows.column_names},
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
+        **LARGE_PAGES,
     )
     path = f"hardness-{number:05d}-of-{count:05d}.parquet"
     content = buffer.slice(0, sink.tell())
@@ -82,20 +100,34 @@ def open_hardness(path: str) -> Artifact:
 def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
     """One file of the table, as the manifest lists it; local files are memory-mapped.
 
+    Columns of scores that were left out of the table (``reduce --only``) are null.
+
     Raises:
         EasyCoreError: if it is missing, damaged, or has another number of rows than the manifest says.
     """
     where = paths.join(folder, entry["path"])
     try:
         source = pa.BufferReader(paths.read_bytes(where)) if paths.is_remote(where) else pa.memory_map(where)
-        rows = pq.read_table(source, columns=columns)
+        with pq.ParquetFile(source) as file:
+            there = set(file.schema_arrow.names)
+            rows = file.read([name for name in columns or SCHEMA.names if name in there])
     except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, EasyCoreError):
             raise
         raise EasyCoreError(f"{where} is listed in the manifest but cannot be read: {error}") from error
     if rows.num_rows != entry["rows"]:
         raise EasyCoreError(f"{where} has {rows.num_rows:,} rows, the manifest lists {entry['rows']:,}; it is damaged")
-    return rows
+    return _filled(rows, columns or SCHEMA.names)
+
+
+def _filled(rows: pa.Table, columns: list[str]) -> pa.Table:
+    """The rows with all these columns, null where there are none."""
+    missing = [name for name in columns if name not in rows.column_names]
+    for name in missing:
+        rows = rows.append_column(
+            pa.field(name, SCHEMA.field(name).type), pa.nulls(rows.num_rows, SCHEMA.field(name).type)
+        )
+    return rows.select(columns) if missing else rows
 
 
 def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Table:

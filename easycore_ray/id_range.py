@@ -15,8 +15,17 @@ import pyarrow as pa
 
 from easycore_ray import paths
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import SCHEMA, write_hardness
-from easycore_ray.score_table import Part, ScoreTable, population, read_range, read_samples, verify_part
+from easycore_ray.hardness_table import schema_of, write_hardness
+from easycore_ray.score_table import (
+    Part,
+    Repeats,
+    Rows,
+    ScoreTable,
+    population,
+    read_range,
+    read_samples,
+    verify_part,
+)
 
 _FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
 
@@ -32,12 +41,19 @@ class Plan:
     """First id and one past the last id of each task, ascending."""
     verified: tuple[tuple[Part, ...], ...]
     """Parts whose checksum each task compares; every part that is used is among them once."""
-    only_some: bool
-    """Not all scores are wanted: the checksums of the pages that are read are compared, not those of whole parts."""
-    means: tuple[str, ...]
-    """Scores that are means over epochs."""
-    history: bool
-    """Whether what was learned and forgotten is counted."""
+    only: tuple[str, ...] | None
+    """Scores that are wanted if not all are; then the checksums of the pages that are read are compared, not those of
+    whole parts."""
+
+    @property
+    def means(self) -> tuple[str, ...]:
+        """Scores that are means over epochs."""
+        return tuple(name for name in _FLOATS if self.only is None or name in self.only)
+
+    @property
+    def history(self) -> bool:
+        """Whether what was learned and forgotten is counted."""
+        return self.only is None or "forgetting" in self.only
 
 
 def make_plan(
@@ -50,7 +66,7 @@ def make_plan(
         epochs: epochs to read, ascending; 0 for the control.
         out: folder of the hardness table.
         num_ranges: about how many.
-        only: scores that are wanted; all if None. The others are null.
+        only: scores that are wanted; all if None. The table has no columns for the others.
 
     Raises:
         EasyCoreError: if the population is not the manifest's, or parts reach beyond it.
@@ -70,9 +86,7 @@ def make_plan(
     width = -(-(last + 1 - first) // num_ranges)
     ranges = tuple((low, min(low + width, last + 1)) for low in range(first, last + 1, width))
     verified = _share_out(parts, ranges) if only is None else ((),) * len(ranges)
-    means = tuple(name for name in _FLOATS if only is None or name in only)
-    history = only is None or "forgetting" in only
-    return Plan(table, epochs, out, ranges, verified, only is not None, means, history)
+    return Plan(table, epochs, out, ranges, verified, None if only is None else tuple(only))
 
 
 def _share_out(parts: list[Part], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[Part, ...], ...]:
@@ -100,7 +114,8 @@ class Range:
     A worker keeps its share of the samples from epoch to epoch, so parts list the same ids in the same order
     again and again. Sums are therefore kept in the order in which the last epoch's rows came (``_ids``), and
     as long as they come in that order again, adding them is contiguous. Where they do not (first epoch, other
-    number of workers), they find their places through a table, and their order is the new one.
+    number of workers), they find their places through a table, and their order is the new one. The first epoch's
+    order is taken over before anything is added.
     """
 
     def __init__(self, plan: Plan, number: int) -> None:
@@ -109,12 +124,13 @@ class Range:
         control = ["grad_norm"] if 0 in plan.epochs else []
         history = ["correct"] if plan.history else []
         self._columns = list(dict.fromkeys(["sample_id", *self._floats.values(), *control, *history]))
-        self._check_pages = plan.only_some
+        self._check_pages = plan.only is not None
+        self._repeats = Repeats()
         self._table = plan.table
         self._low, self._high = plan.ranges[number]
         self._num_scores = len([epoch for epoch in plan.epochs if epoch > 0])
         self._unverified = set(plan.verified[number])
-        samples = read_samples(plan.table.path, self._low, self._high)
+        samples = read_samples(plan.table.path, self._low, self._high, ["sample_id"])
         self._ids = samples["sample_id"].to_numpy()
         _check_increasing(self._ids, paths.join(plan.table.path, "the list of samples"))
         size = len(self._ids)
@@ -142,36 +158,43 @@ class Range:
         if not all(np.isfinite(self._state[name]).all() for name in self._floats):
             self._refuse_non_finite(self._plan.epochs)
 
-    def _batches(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, epoch: int) -> Iterator[Rows]:
         """The epoch's rows in this range, part by part, each part's in id order."""
+        self._repeats.start()
         for part in self._table.of_epoch(epoch):
             verify = part in self._unverified and part.rows > 0
-            for batch in read_range(
+            for rows in read_range(
                 self._table.path, part, self._low, self._high, self._columns,
-                verify=verify, check_pages=self._check_pages,
+                verify=verify, check_pages=self._check_pages, repeats=self._repeats,
             ):  # fmt: skip
-                rows = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in self._columns}
-                _check_increasing(rows["sample_id"], part.path)
+                if not rows.repeated:
+                    _check_increasing(rows.columns["sample_id"], part.path)
                 yield rows
             if verify:
                 self._unverified.remove(part)
 
     def _add_epoch(self, epoch: int) -> None:
         filled = 0
+        first = epoch == self._plan.epochs[0]
         order: list[np.ndarray] = []
+        # Whether all rows so far are the last epoch's, known without looking at each.
+        same = not first
         seen: np.ndarray | None = None
         for rows in self._batches(epoch):
-            ids = rows["sample_id"]
+            ids = rows.columns["sample_id"]
             at: slice | np.ndarray = slice(filled, filled + len(ids))
-            if seen is None and not np.array_equal(ids, self._ids[at]):
+            same = same and rows.repeated
+            if seen is None and not same and (first or not np.array_equal(ids, self._ids[at])):
                 seen = np.zeros(len(self._ids), bool)
                 seen[:filled] = True
                 order = [self._ids[:filled]]
             if seen is not None:
-                at = self._find(epoch, ids)
-                self._mark(epoch, seen, at, ids)
+                found = self._find(epoch, ids)
+                self._mark(epoch, seen, found, ids)
                 order.append(ids)
-            self._add_rows(epoch, at, rows)
+                # Sums of the first epoch are kept as its rows come, from the start.
+                at = at if first else found
+            self._add_rows(epoch, at, rows.columns)
             filled += len(ids)
         if filled < len(self._ids):
             seen = np.arange(len(self._ids)) < filled if seen is None else seen
@@ -179,8 +202,10 @@ class Range:
             raise EasyCoreError(
                 f"epoch {epoch}: {len(gone):,} samples have no row (first sample_id: {gone[0]}); the table is damaged"
             )
-        if seen is not None:
-            self._reorder(epoch, np.concatenate(order))
+        if first:
+            self._ids, self._places = np.concatenate([self._ids[:0], *order]), None
+        elif seen is not None:
+            self._reorder(np.concatenate(order))
 
     def _find(self, epoch: int, ids: np.ndarray) -> np.ndarray:
         """Places of these ids in the present order."""
@@ -202,12 +227,11 @@ class Range:
             )
         seen[at] = True
 
-    def _reorder(self, epoch: int, ids: np.ndarray) -> None:
+    def _reorder(self, ids: np.ndarray) -> None:
         """Bring what was added up to this epoch into the order of these ids."""
         assert self._places is not None
         at = self._places[ids - self._low]
-        # After the control everything else is as it was made: the same for all samples.
-        for name in ("aign_epoch0",) if epoch == 0 else tuple(self._state):
+        for name in self._state:
             self._state[name] = self._state[name][at]
         self._ids, self._places = ids, None
 
@@ -221,7 +245,7 @@ class Range:
         else:
             # Whether scores are finite shows in their sums.
             for name, source in self._floats.items():
-                block[name] += rows[source].astype(np.float64)
+                block[name] += rows[source]
             if self._plan.history:
                 _add_history(block, rows["correct"], epoch)
         if not isinstance(at, slice):
@@ -240,7 +264,7 @@ class Range:
             bad: dict[str, list[int]] = {name: [] for name in self._columns if name in _FLOATS.values()}
             for rows in self._batches(epoch):
                 for name, ids in bad.items():
-                    ids += rows["sample_id"][~np.isfinite(rows[name])].tolist()
+                    ids += rows.columns["sample_id"][~np.isfinite(rows.columns[name])].tolist()
             for name, ids in bad.items():
                 if ids:
                     raise EasyCoreError(
@@ -249,25 +273,25 @@ class Range:
                     )
 
     def _rows(self) -> pa.Table:
-        samples = read_samples(self._table.path, self._low, self._high)
+        schema = schema_of(self._plan.only)
+        known = [name for name in ("sample_id", "label", "input_norm") if name in schema.names]
+        samples = read_samples(self._table.path, self._low, self._high, known)
         at = self._in_id_order()
+        columns: dict[str, Any] = {name: samples[name] for name in known}
+        if "num_scores" in schema.names:
+            columns["num_scores"] = np.full(len(at), self._num_scores, np.int32)
         # Each column gives up its sums before the next is made: that is the peak of memory.
-        sums = {name: self._state.pop(name) for name in list(self._state)}
-        columns: dict[str, Any] = {
-            "sample_id": samples["sample_id"],
-            "label": samples["label"],
-            "num_scores": np.full(len(at), self._num_scores, np.int32),
-            **{name: sums.pop(name)[at] / self._num_scores for name in self._plan.means},
-            "input_norm": samples["input_norm"],
-        }
-        for name in ("forgetting_events", "first_learned_epoch", "aign_epoch0"):
-            if name in sums:
-                columns[name] = sums.pop(name)[at]
-        for spec in SCHEMA:
-            # Not asked for, or (the control) not scored.
-            columns.setdefault(spec.name, pa.nulls(len(at), spec.type))
-        columns = {name: columns[name] for name in SCHEMA.names}
-        return pa.table(columns, schema=SCHEMA)
+        for name in list(self._state):
+            sums = self._state.pop(name)
+            if name in schema.names:
+                columns[name] = sums[at]
+                if name in self._plan.means:
+                    columns[name] /= self._num_scores
+        # The control, if it was not scored.
+        return pa.table(
+            [columns[spec.name] if spec.name in columns else pa.nulls(len(at), spec.type) for spec in schema],
+            schema=schema,
+        )
 
 
 def _add_history(block: dict[str, np.ndarray], correct: np.ndarray, epoch: int) -> None:

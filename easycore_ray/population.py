@@ -16,14 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from easycore_ray import dataset_index, paths
-from easycore_ray.core.selection import HIGHER_IS_HARDER
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.hardness_table import COLUMNS_OF_SCORE
 from easycore_ray.manifest import Artifact
+from easycore_ray.plain_pages import MappedColumns
 
-# Where each score stands in the hardness table.
-_COLUMNS = {name: [name] for name in HIGHER_IS_HARDER} | {
-    "forgetting": ["forgetting_events", "first_learned_epoch", "num_scores"]
-}
+_NOT_RECORDED = "the scoring run did not record {score}, or it was reduced without it (--only); choose another --score"
 _USER_SCHEMA = pa.schema([pa.field("sample_id", pa.int64(), nullable=False), pa.field("score", pa.float64())])
 _SPAN_ROWS = 4_000_000
 # Rows that are worked on at a time: few enough to stay in a processor's cache from one step to the next.
@@ -39,16 +37,22 @@ class Batch:
     labels: NDArray[np.integer] | None = None
     scores: NDArray[np.float64] | None = None
 
+    def every(self, step: int) -> "Batch":
+        """Every ``step``-th row, from the first."""
+        return self._part(slice(None, None, step), -(-self.rows // step))
+
     def cut(self, most: int) -> Iterator["Batch"]:
         """The same rows, ``most`` at a time."""
         for low in range(0, self.rows, most):
-            here = slice(low, low + most)
-            yield Batch(
-                min(most, self.rows - low),
-                None if self.sample_ids is None else self.sample_ids[here],
-                None if self.labels is None else self.labels[here],
-                None if self.scores is None else self.scores[here],
-            )
+            yield self._part(slice(low, low + most), min(most, self.rows - low))
+
+    def _part(self, at: slice, rows: int) -> "Batch":
+        return Batch(
+            rows,
+            None if self.sample_ids is None else self.sample_ids[at],
+            None if self.labels is None else self.labels[at],
+            None if self.scores is None else self.scores[at],
+        )
 
 
 @dataclass(frozen=True)
@@ -81,44 +85,61 @@ class Stretch:
         Raises:
             EasyCoreError: a file is missing, damaged, or does not hold the score.
         """
-        columns = ["sample_id"] * ids + ["label"] * labels
-        if scores and self.score is not None:
-            columns += _COLUMNS[self.score]
         done = 0
-        for table in self._tables(columns):
-            count = table.num_rows
-            whole = Batch(
-                count,
-                table["sample_id"].to_numpy() if ids else None,
-                table["label"].to_numpy() if labels else None,
-                self._scores(table, done) if scores else None,
-            )
+        for whole in self._groups(ids, labels, scores):
             yield from whole.cut(_BATCH_ROWS)
-            done += count
+            done += whole.rows
         if done != self.rows:
             raise EasyCoreError(f"{self.source} has {done:,} rows, {self.rows:,} are listed; it is damaged")
 
-    def _scores(self, table: pa.Table, done: int) -> NDArray[np.float64] | None:
-        if self.given is not None:
-            return self.given[done : done + table.num_rows]
-        return None if self.score is None else hardness_column(table, self.score).to_numpy()
-
-    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
+    def _groups(self, ids: bool, labels: bool, scores: bool) -> Iterator[Batch]:
+        """The rows as they are stored, many at a time."""
+        columns = ["sample_id"] * ids + ["label"] * labels
         if self.from_index:
             # Without a column a table would not know its rows.
-            columns = columns or ["sample_id"]
-            yield dataset_index.read_range(self.source, "train", self.first_id, self.last_id, columns)
+            rows = dataset_index.read_range(self.source, "train", self.first_id, self.last_id, columns or ["sample_id"])
+            yield _batch(rows, rows.num_rows, self.given if scores else None)
             return
         try:
             filesystem, inner = paths.locate(self.source)
             stream = filesystem.open_input_file(inner) if paths.is_remote(self.source) else pa.memory_map(inner)
             with stream, pq.ParquetFile(stream) as file:
+                mapped = MappedColumns(stream, file) if isinstance(stream, pa.MemoryMappedFile) else None
+                done = 0
                 for group in range(file.num_row_groups):
-                    yield file.read_row_group(group, columns=columns or ["sample_id"], use_threads=False)
+                    count = file.metadata.row_group(group).num_rows
+                    given = self.given[done : done + count] if scores and self.given is not None else None
+                    yield self._group(file, mapped, group, columns, given, scores and self.given is None)
+                    done += count
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             if isinstance(error, EasyCoreError):
                 raise
             raise EasyCoreError(f"{self.source} is listed in the manifest but cannot be read: {error}") from error
+
+    def _group(
+        self,
+        file: pq.ParquetFile,
+        mapped: MappedColumns | None,
+        group: int,
+        columns: list[str],
+        given: NDArray[np.float64] | None,
+        scores: bool,
+    ) -> Batch:
+        """One row group; plain scores stay where they lie."""
+        count = file.metadata.row_group(group).num_rows
+        own = COLUMNS_OF_SCORE[self.score] if scores and self.score is not None else ()
+        if not set(own) <= set(file.schema_arrow.names):
+            raise EasyCoreError(_NOT_RECORDED.format(score=self.score))
+        if mapped is not None and len(own) == 1:
+            found = mapped.values(group, own[0])
+            if found is not None and found.dtype == np.float64:
+                given, own = found, ()
+        names = [*columns, *own]
+        rows = file.read_row_group(group, columns=names, use_threads=False) if names else None
+        if own:
+            assert self.score is not None
+            given = hardness_column(rows, self.score).to_numpy()
+        return _batch(rows, count, given)
 
 
 def of_hardness(hardness: Artifact, score: str | None) -> list[Stretch]:
@@ -171,11 +192,9 @@ def hardness_column(table: pa.Table, score: str) -> pa.ChunkedArray:
     Raises:
         EasyCoreError: if the table does not hold the score.
     """
-    column = table[_COLUMNS[score][0]]
+    column = table[COLUMNS_OF_SCORE[score][0]]
     if column.null_count:
-        raise EasyCoreError(
-            f"the scoring run did not record {score}, or it was reduced without it (--only); choose another --score"
-        )
+        raise EasyCoreError(_NOT_RECORDED.format(score=score))
     values = column if column.type == pa.float64() else column.cast(pa.float64())
     if score == "forgetting":
         never = pc.equal(table["first_learned_epoch"], -1)
@@ -202,6 +221,12 @@ def _read_user_scores(path: str) -> tuple[NDArray[np.int64], NDArray[np.float64]
     if (ids[1:] == ids[:-1]).any():
         raise EasyCoreError(f"{path} has more than one score for some sample_id; it needs exactly one each")
     return ids, scores
+
+
+def _batch(rows: pa.Table | None, count: int, scores: NDArray[np.float64] | None) -> Batch:
+    there = {} if rows is None else {name: rows[name] for name in rows.column_names}
+    ids, labels = (there[name].to_numpy() if name in there else None for name in ("sample_id", "label"))
+    return Batch(count, ids, labels, scores)
 
 
 def _ids(batch: Batch) -> NDArray[np.int64]:

@@ -8,17 +8,19 @@ parts only, so a part left behind by a lost worker changes nothing. pyarrow only
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from easycore_ray import paths
 from easycore_ray.core.hashing import mix64
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, content_hash, open_artifact
+from easycore_ray.plain_pages import LARGE_PAGES, DamagedPageError, MappedColumns
 
 SCHEMA = pa.schema(
     [
@@ -160,6 +162,7 @@ def _encode(rows: pa.Table, encodings: dict[str, str] = _ENCODINGS) -> pa.Buffer
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
         write_page_checksum=True,
+        **LARGE_PAGES,
     )
     return sink.getvalue()
 
@@ -199,20 +202,25 @@ def write_samples(table: str, samples: pa.Table) -> None:
     paths.write_bytes(paths.join(table, _SAMPLES), _encode(rows, _SAMPLES_ENCODINGS))
 
 
-def read_samples(table: str, low: int | None = None, high: int | None = None) -> pa.Table:
+def read_samples(
+    table: str, low: int | None = None, high: int | None = None, columns: list[str] | None = None
+) -> pa.Table:
     """The scored population: ``sample_id, label, input_norm``, sorted by id.
 
     Args:
         table: folder of the table.
         low: first id wanted; from the first if left out.
         high: one past the last id wanted; to the last if left out.
+        columns: those wanted, ``sample_id`` among them; all if left out.
 
     Raises:
         EasyCoreError: if the file is missing or damaged.
     """
     low, high = -(2**63) if low is None else low, 2**63 - 1 if high is None else high
+    schema = SAMPLES_SCHEMA if columns is None else pa.schema([SAMPLES_SCHEMA.field(name) for name in columns])
     with _open_samples(table) as file:
-        return pa.Table.from_batches(_read_groups(file, low, high, SAMPLES_SCHEMA.names), schema=SAMPLES_SCHEMA)
+        groups = _wanted_groups(file, low, high)
+        return pa.Table.from_batches(_read_groups(file, groups, low, high, schema.names), schema=schema)
 
 
 def population(table: str) -> tuple[int, int, int]:
@@ -269,6 +277,53 @@ def open_table(path: str) -> ScoreTable:
     return ScoreTable(artifact, tuple(Part.from_dict(entry) for entry in artifact.manifest["parts"]))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a part, in id order: arrays by column, to be read only."""
+
+    columns: dict[str, NDArray]
+    repeated: bool = False
+    """The ids are known to be those of the rows that came in this place the last time (see ``Repeats``)."""
+
+    def __len__(self) -> int:
+        return len(self.columns["sample_id"])
+
+    def to_batch(self) -> pa.RecordBatch:
+        """The same rows for Arrow."""
+        schema = pa.schema([SCHEMA.field(name) for name in self.columns])
+        # Arrow wants aligned numbers; those in a file need not be.
+        return pa.record_batch([pa.array(np.require(own, None, "A")) for own in self.columns.values()], schema=schema)
+
+
+@dataclass
+class Repeats:
+    """Ids of the row groups read for the last epoch, in the order they were read in.
+
+    A worker keeps its samples from epoch to epoch, so the same ids are stored again and again. Where their bytes are
+    those of the last epoch they are not decoded another time. Call ``start`` before each epoch.
+    """
+
+    _known: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = field(default_factory=list)
+    _next: int = 0
+
+    def start(self) -> None:
+        """A new epoch: its first row group is compared with the first of the last one."""
+        del self._known[self._next :]
+        self._next = 0
+
+    def look_up(self, raw: NDArray[np.uint8]) -> NDArray[np.int64] | None:
+        """The ids these bytes hold, if they did so the last time."""
+        if self._next < len(self._known) and np.array_equal(self._known[self._next][0], raw):
+            self._next += 1
+            return self._known[self._next - 1][1]
+        return None
+
+    def learn(self, raw: NDArray[np.uint8], ids: NDArray[np.int64]) -> None:
+        """What these bytes hold."""
+        self._known[self._next : self._next + 1] = [(raw, ids)]
+        self._next += 1
+
+
 def read_range(
     table: str,
     part: Part,
@@ -278,7 +333,8 @@ def read_range(
     *,
     verify: bool = False,
     check_pages: bool = False,
-) -> Iterator[pa.RecordBatch]:
+    repeats: Repeats | None = None,
+) -> Iterator[Rows]:
     """Rows of a part with ``low <= sample_id < high``, in id order, some at a time.
 
     Only the footer and the row groups that hold such rows are loaded, of remote objects as of local files.
@@ -291,6 +347,7 @@ def read_range(
         columns: columns to read; ``sample_id`` must be among them.
         verify: also compare the whole file with the checksum in the manifest.
         check_pages: also compare the pages that are read with their own checksums, which costs less and sees less.
+        repeats: ids of the epoch before; those of this one are noted there.
 
     Raises:
         EasyCoreError: if the part is missing, torn, or not the one that was committed.
@@ -309,9 +366,16 @@ def read_range(
         source = _open_source(where)
     with _parquet(source, where, check_pages=check_pages) as file:
         _check_part(file, where, part)
+        mapped = MappedColumns(source, file, check=check_pages) if isinstance(source, pa.MemoryMappedFile) else None
+        groups = _wanted_groups(file, low, high)
         try:
-            yield from _read_groups(file, low, high, columns)
-        except (OSError, pa.ArrowInvalid) as error:
+            if mapped is None:
+                for batch in _read_groups(file, groups, low, high, columns):
+                    yield Rows({name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns})
+            else:
+                for group in groups:
+                    yield from _read_mapped(file, mapped, group, low, high, columns, repeats or Repeats())
+        except (OSError, pa.ArrowInvalid, DamagedPageError) as error:
             raise EasyCoreError(f"{where} cannot be read ({error}); it is damaged") from error
 
 
@@ -365,21 +429,54 @@ def _span(file: pq.ParquetFile) -> tuple[int, int] | None:
     return None if first is None or last is None else (first.min, last.max)
 
 
-def _read_groups(file: pq.ParquetFile, low: int, high: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Rows with ``low <= sample_id < high`` of a file sorted by id, from the row groups that hold some."""
+def _wanted_groups(file: pq.ParquetFile, low: int, high: int) -> list[int]:
+    """The row groups of a file sorted by id that may hold rows with ``low <= sample_id < high``."""
     wanted = []
     for group in range(file.num_row_groups):
         stats = file.metadata.row_group(group).column(0).statistics
         if stats is None or (stats.max >= low and stats.min < high):
             wanted.append(group)
-    if not wanted:
+    return wanted
+
+
+def _read_groups(
+    file: pq.ParquetFile, groups: list[int], low: int, high: int, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Rows with ``low <= sample_id < high`` of these row groups."""
+    if not groups:
         return
     # One thread: a task works on the CPU it has reserved.
-    for batch in file.iter_batches(_ROW_GROUP_ROWS, row_groups=wanted, columns=columns, use_threads=False):
-        ids = batch.column("sample_id").to_numpy()
-        start, stop = np.searchsorted(ids, [low, high])
+    for batch in file.iter_batches(_ROW_GROUP_ROWS, row_groups=groups, columns=columns, use_threads=False):
+        start, stop = np.searchsorted(batch.column("sample_id").to_numpy(), [low, high])
         if stop > start:
             yield batch.slice(start, stop - start)
+
+
+def _read_mapped(
+    file: pq.ParquetFile,
+    mapped: MappedColumns,
+    group: int,
+    low: int,
+    high: int,
+    columns: list[str],
+    repeats: Repeats,
+) -> Iterator[Rows]:
+    """Rows with ``low <= sample_id < high`` of a row group: what can be read where it lies is not decoded."""
+    views = {name: mapped.values(group, name) for name in columns if name != "sample_id"}
+    found = {name: values for name, values in views.items() if values is not None}
+    raw = mapped.raw(group, "sample_id")
+    ids = None if raw is None else repeats.look_up(raw)
+    repeated = ids is not None
+    if ids is not None:
+        found["sample_id"] = ids
+    if missing := [name for name in columns if name not in found]:
+        rows = file.read_row_group(group, columns=missing, use_threads=False)
+        found |= {name: rows[name].to_numpy() for name in missing}
+    if raw is not None and not repeated:
+        repeats.learn(raw, found["sample_id"])
+    start, stop = np.searchsorted(found["sample_id"], [low, high])
+    if stop > start:
+        yield Rows({name: found[name][start:stop] for name in columns}, repeated)
 
 
 def _check_part(file: pq.ParquetFile, where: str, part: Part) -> None:

@@ -118,9 +118,8 @@ def _score_part(table: str, part: Part, samples: pa.Table) -> Iterator[str]:
     columns = score_table.SCHEMA.names
     try:
         whole = (-(2**63), 2**63 - 1)
-        rows = pa.Table.from_batches(
-            score_table.read_range(table, part, *whole, columns, verify=True), schema=score_table.SCHEMA
-        )
+        found = score_table.read_range(table, part, *whole, columns, verify=True)
+        rows = pa.Table.from_batches((some.to_batch() for some in found), schema=score_table.SCHEMA)
     except EasyCoreError as error:
         yield str(error)
         return
@@ -153,8 +152,9 @@ def _hardness_table(artifact: Artifact) -> Iterator[str]:
         except EasyCoreError as error:
             yield str(error)
             continue
-        if table.schema != hardness_table.SCHEMA:
-            yield f"{entry['path']} has another schema than a hardness table: {table.schema.names}"
+        schema = _schema(paths.join(artifact.path, entry["path"]))
+        if schema != hardness_table.schema_of(artifact.manifest.get("only")):
+            yield f"{entry['path']} has another schema than a hardness table: {schema.names}"
             continue
         ids = table["sample_id"].to_numpy()
         if np.any(np.diff(ids) <= 0) or (len(ids) and last is not None and ids[0] <= last):
@@ -273,6 +273,12 @@ def _listed_file(folder: str, entry: dict[str, Any]) -> Iterator[str]:
         yield f"{entry['path']} is listed in the manifest but not there"
     elif "sha256" in entry and hashlib.sha256(paths.read_bytes(where)).hexdigest() != entry["sha256"]:
         yield f"{entry['path']} does not have the checksum in the manifest; it was damaged or replaced"
+
+
+def _schema(where: str) -> pa.Schema:
+    filesystem, inner = paths.locate(where)
+    with filesystem.open_input_file(inner) as stream:
+        return pq.read_schema(stream)
 
 
 def _json(artifact: Artifact, name: str) -> Any:

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from easycore_ray import paths, reduction, score_table
 from easycore_ray.config import ReduceConfig
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import SCHEMA, open_hardness, read_hardness
+from easycore_ray.hardness_table import COLUMNS_OF_SCORE, SCHEMA, open_hardness, read_hardness
 from easycore_ray.id_range import make_plan, reduce_range
 from easycore_ray.manifest import Artifact, open_artifact
 from easycore_ray.reduction import reduce
 from easycore_ray.score_table import open_table
+from easycore_ray.verification import verify
 from tests.artifacts import draw_rows, edit_manifest, finish_table, samples_of, write_parts
 
 EPOCHS = [0, 1, 3, 5, 7]
@@ -587,19 +588,19 @@ def test_damage_found_by_a_ray_task_is_the_same_single_line(run):
 
 
 @pytest.mark.parametrize(
-    "only", [("aign",), ("el2n", "aum"), ("forgetting",), ("aign_epoch0",), ("loss", "aign_epoch0")]
+    "only", [("aign",), ("el2n", "aum"), ("forgetting",), ("aign_epoch0",), ("loss", "aign_epoch0", "input_norm")]
 )
 def test_only_some_scores_are_the_same_and_the_others_empty(run, only):
     """--only changes no value: what is asked for equals the full reduction, the rest is null."""
     whole = read_hardness(reduce(scores=str(run), out=f"{run}/hardness"))
     some = read_hardness(reduce(scores=str(run), out=f"{run}/some", only=only))
-    columns = {name: (name,) for name in ("aign", "el2n", "loss", "aum", "aign_epoch0")}
-    columns["forgetting"] = ("forgetting_events", "first_learned_epoch")
-    asked = {column for name in only for column in columns[name]}
+    asked = {"sample_id", "label", *(column for name in only for column in COLUMNS_OF_SCORE[name])}
 
+    (file,) = Path(f"{run}/some").glob("*.parquet")
+    assert set(pq.read_schema(file).names) == asked
+    assert not verify(open_hardness(f"{run}/some"))
     for name in SCHEMA.names:
-        scored = any(name in group for group in columns.values())
-        if name in asked or not scored:
+        if name in asked:
             assert some[name].equals(whole[name])
         else:
             assert some[name].null_count == some.num_rows

@@ -52,8 +52,8 @@ def write(table, rows=None, **changes):
 
 def everything(table, part, **options):
     """All rows of a part, as one table."""
-    batches = read_range(str(table), part, -(2**62), 2**62, SCHEMA.names, **options)
-    return pa.Table.from_batches(batches, schema=SCHEMA)
+    found = read_range(str(table), part, -(2**62), 2**62, SCHEMA.names, **options)
+    return pa.Table.from_batches((rows.to_batch() for rows in found), schema=SCHEMA)
 
 
 # ---------------------------------------------------------------- writing
@@ -277,7 +277,8 @@ def test_a_range_is_what_a_filter_gives(ids, low, high, group_rows, verify):
     with tempfile.TemporaryDirectory() as table, pytest.MonkeyPatch.context() as patch:
         patch.setattr(score_table, "_ROW_GROUP_ROWS", group_rows)
         part = write(table, rows)
-        batches = list(read_range(table, part, low, high, ["sample_id", "loss"], verify=verify))
+        found = read_range(table, part, low, high, ["sample_id", "loss"], verify=verify)
+        batches = [rows.to_batch() for rows in found]
 
     wanted = [pair for pair in zip(ids.tolist(), rows["loss"].tolist(), strict=True) if low <= pair[0] < high]
     found = [(row["sample_id"], row["loss"]) for batch in batches for row in batch.to_pylist()]
@@ -351,7 +352,7 @@ class TestObjectStore:
 
     def rows(self, part, low, high, **options):
         wanted = ["sample_id", "grad_norm", "loss", "margin", "el2n", "correct"]
-        return sum(batch.num_rows for batch in read_range("s3://bucket/table", part, low, high, wanted, **options))
+        return sum(len(rows) for rows in read_range("s3://bucket/table", part, low, high, wanted, **options))
 
     def test_a_task_reads_its_own_stretch_only(self, part):
         """A tenth of the ids: their row groups and the footer, not the whole object."""

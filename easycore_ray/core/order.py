@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 Ids: TypeAlias = NDArray[np.int64]
 Keys: TypeAlias = NDArray[np.uint64]
 
-LIMIT = 1 << 20
+LIMIT = 1 << 22
 """Most keys that are brought together to find a cut."""
+SAMPLE = 1 << 20
+"""About how many keys are looked at to guess a cut."""
 
 _MOST_BITS, _MOST_CELLS_BITS = 18, 22
+# Of a guess: a cut lies farther off once in two million times if the sample is a random one.
+_STANDARD_ERRORS = 5
 
 
 def lowest(keys: NDArray, sample_ids: NDArray[np.integer], k: int) -> Ids:
@@ -131,21 +135,26 @@ class Passes:
     """What is asked of the keys, wherever they are.
 
     Attributes:
+        sample: of every so many keys one: groups and keys.
+        between: for every stretch of samples, its number, the groups and keys that are at least the first and at most
+            the second of two values (each of its group), and (groups,) how many keys lie below the first.
         count: how many keys lie in each cell of an interval, (num_cells,).
         collect: for every stretch of samples, its number and the groups and keys inside an interval.
         ties: (stretches, groups) keys that equal the given value of their group.
     """
 
+    sample: Callable[[int], tuple[NDArray, Keys]]
+    between: Callable[[Keys, Keys], Iterable[tuple[int, NDArray, Keys, Ids]]]
     count: Callable[[Interval], Ids]
     collect: Callable[[Interval], Iterable[tuple[int, NDArray, Keys]]]
     ties: Callable[[Keys], Ids]
 
 
 def find_cut(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, *, limit: int = LIMIT) -> Cut:
-    """The cut that keeps the ``quotas[g]`` lowest keys of each group, by radix selection.
+    """The cut that keeps the ``quotas[g]`` lowest keys of each group.
 
-    Each pass counts the keys by their next bits and goes on in the one cell that holds the cut, until the
-    candidates are few enough to look at or all bits are known.
+    A sample tells about where it lies; one pass counts the keys below and brings those around it together. Where
+    they would be too many, or the cut is not among them, it is found by radix selection.
 
     Args:
         sizes: (groups,) keys in each group.
@@ -154,9 +163,51 @@ def find_cut(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, *, lim
         passes: how to ask for them.
         limit: most candidates to bring together.
     """
-    quotas = np.asarray(quotas, np.int64)
+    quotas, sizes = np.asarray(quotas, np.int64), np.asarray(sizes, np.int64)
+    found = _by_sample(sizes, quotas, num_stretches, passes, limit) if sizes[quotas > 0].sum() > limit else None
+    value, ties, below = _by_radix(sizes, quotas, num_stretches, passes, limit) if found is None else found
+    value = np.where(quotas > 0, value, np.uint64(0))
+    # Ties go to the lower ids, and stretches are in id order: each keeps what those before it have left over.
+    before = np.cumsum(ties, axis=0) - ties
+    return Cut(value, np.clip(np.where(quotas > 0, quotas - below, 0) - before, 0, ties))
+
+
+def _by_sample(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int) -> tuple[Keys, Ids, Ids] | None:
+    """As ``_among_candidates``, of those around the cuts of a sample; None if they are too many or miss a cut."""
+    step = -(-int(sizes.sum()) // SAMPLE)
+    groups, keys = passes.sample(step)
+    low, high, expected = np.zeros(len(sizes), np.uint64), np.zeros(len(sizes), np.uint64), 0.0
+    for group in np.flatnonzero(quotas > 0):
+        mine = np.sort(keys if len(sizes) == 1 else keys[groups == group])
+        share = quotas[group] / sizes[group]
+        place, off = share * len(mine), _STANDARD_ERRORS * np.sqrt(len(mine) * share * (1 - share)) + 1
+        first, last = int(place - off), int(np.ceil(place + off))
+        low[group] = mine[first] if first >= 0 else 0
+        high[group] = mine[last] if last < len(mine) else np.iinfo(np.uint64).max
+        ends = np.searchsorted(mine, low[group]), np.searchsorted(mine, high[group], "right")
+        expected += (ends[1] - ends[0] + 1) / (len(mine) + 1) * sizes[group]
+    # Equal keys are not told apart by their values: they would all come along.
+    if expected > limit / 2:
+        return None
+    # A group that keeps nothing asks for nothing: its bounds are such that no key lies between.
+    low[quotas == 0] = np.iinfo(np.uint64).max
+    collected, below = [], np.zeros(len(sizes), np.int64)
+    for number, groups, keys, lower in passes.between(low, high):
+        collected.append((number, groups, keys))
+        below += lower
+    inside = sum((np.bincount(groups, minlength=len(sizes)) for _, groups, _ in collected), np.zeros_like(below))
+    missed = (quotas > 0) & ((below >= quotas) | (below + inside < quotas))
+    return None if missed.any() else _among_candidates(collected, num_stretches, quotas, below)
+
+
+def _by_radix(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int) -> tuple[Keys, Ids, Ids]:
+    """As ``_among_candidates``, whatever the keys are.
+
+    Each pass counts the keys by their next bits and goes on in the one cell that holds the cut, until the
+    candidates are few enough to look at or all bits are known.
+    """
     groups = len(quotas)
-    below, inside = np.zeros(groups, np.int64), np.asarray(sizes, np.int64)
+    below, inside = np.zeros(groups, np.int64), sizes
     # No more cells than keys, and as many as fit in memory at most.
     most = min(_MOST_BITS, _MOST_CELLS_BITS - (groups - 1).bit_length(), int(inside.max(initial=0)).bit_length())
     most = max(most, 4)
@@ -171,13 +222,8 @@ def find_cut(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, *, lim
         prefix = (interval.prefix << np.uint64(interval.bits)) | cell.astype(np.uint64)
         interval = Interval(prefix, shift, min(most, shift), interval.open)
     if not interval.shift:
-        value, ties = interval.prefix, passes.ties(interval.prefix)
-    else:
-        value, ties, below = _among_candidates(passes.collect(interval), num_stretches, quotas, below)
-    value = np.where(interval.open, value, np.uint64(0))
-    # Ties go to the lower ids, and stretches are in id order: each keeps what those before it have left over.
-    before = np.cumsum(ties, axis=0) - ties
-    return Cut(value, np.clip(np.where(interval.open, quotas - below, 0) - before, 0, ties))
+        return interval.prefix, passes.ties(interval.prefix), below
+    return _among_candidates(passes.collect(interval), num_stretches, quotas, below)
 
 
 def _among_candidates(

@@ -46,6 +46,17 @@ class Stretches:
         self.asked.append(name)
         return zip(self.keys, self.groups, strict=True)
 
+    def sample(self, step):
+        chosen = [(keys[::step], None if of is None else of[::step]) for keys, of in self._each("sample")]
+        of = [np.zeros(len(keys), int) if of is None else of for keys, of in chosen]
+        return np.concatenate(of), np.concatenate([keys for keys, _ in chosen])
+
+    def between(self, low, high):
+        for number, (keys, groups) in reversed(list(enumerate(self._each("between")))):  # tasks end in any order
+            of = np.zeros(len(keys), int) if groups is None else groups
+            inside = (keys >= low[of]) & (keys <= high[of])
+            yield number, of[inside], keys[inside], np.bincount(of[keys < low[of]], minlength=len(low))
+
     def count(self, interval):
         cells = [interval.cells(keys, groups) for keys, groups in self._each("count")]
         return np.bincount(np.concatenate(cells), minlength=interval.num_cells)
@@ -65,7 +76,7 @@ class Stretches:
 
     def kept(self, sizes, quotas, limit):
         """Positions that the cut keeps."""
-        passes = order.Passes(self.count, self.collect, self.ties)
+        passes = order.Passes(self.sample, self.between, self.count, self.collect, self.ties)
         cut = find_cut(sizes, quotas, len(self.keys), passes, limit=limit)
         kept = [
             keep(cut.value, ties.copy(), keys, groups)
@@ -85,11 +96,11 @@ def populations(draw):
     return values, groups, lengths, draw(st.integers(0, len(values)))
 
 
-@given(populations(), st.sampled_from([0, 1, 5, 1000]))
-@example(([0.0, -0.0, 0.0], None, [1, 1, 1], 2), 0)
-@example(([np.inf] * 4, [0, 2, 2, 0], [4], 3), 0)
-def test_the_cut_is_that_of_a_full_sort(population, limit):
-    """For every budget from none to all, one group or several, however far the radix goes."""
+@given(populations(), st.sampled_from([0, 1, 5, 20, 1000]), st.sampled_from([1, 7, 20, 1000]))
+@example(([0.0, -0.0, 0.0], None, [1, 1, 1], 2), 0, 1)
+@example(([np.inf] * 4, [0, 2, 2, 0], [4], 3), 0, 1)
+def test_the_cut_is_that_of_a_full_sort(population, limit, sample):
+    """For every budget, one group or several, wherever a sample points and however far the radix goes."""
     values, groups, lengths, k = population
     values = np.array(values)
     if groups is None:
@@ -100,9 +111,31 @@ def test_the_cut_is_that_of_a_full_sort(population, limit):
         quotas = quotas_of_sizes(sizes, k)
     expected = [lowest(values[of == group], np.flatnonzero(of == group), quota) for group, quota in enumerate(quotas)]
 
-    kept = Stretches(values, groups, lengths).kept(sizes, quotas, limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "SAMPLE", sample)
+        kept = Stretches(values, groups, lengths).kept(sizes, quotas, limit)
 
     assert kept.tolist() == np.sort(np.concatenate(expected)).tolist()
+
+
+@pytest.mark.parametrize("classes", [1, 10])
+def test_a_sample_spares_the_counting(monkeypatch, classes):
+    """Keys in any order are cut by a sample and one pass; where it misleads, by counts, and the cut is the same."""
+    rng = np.random.default_rng(0)
+    values, of = rng.normal(size=40_000), rng.integers(0, classes, 40_000)
+    monkeypatch.setattr(order, "SAMPLE", 4_000)
+    sizes = np.bincount(of)
+    quotas = quotas_of_sizes(sizes, 13_000)
+    expected = np.sort(np.concatenate([np.flatnonzero(of == group)[np.argsort(values[of == group])[:quota]]
+                                       for group, quota in enumerate(quotas)]))  # fmt: skip
+    sampled = Stretches(values, of if classes > 1 else None, [10_000] * 4)
+    misled = Stretches(values, of if classes > 1 else None, [10_000] * 4)
+    misled.sample = lambda _: (np.repeat(np.arange(classes), 400), sort_keys(rng.normal(9, 1, 400 * classes)))
+
+    assert sampled.kept(sizes, quotas, 30_000).tolist() == expected.tolist()
+    assert set(sampled.asked) == {"sample", "between"}
+    assert misled.kept(sizes, quotas, 30_000).tolist() == expected.tolist()
+    assert {"between", "count", "collect"} <= set(misled.asked)
 
 
 def test_candidates_beyond_the_limit_are_never_brought_together():
@@ -112,6 +145,7 @@ def test_candidates_beyond_the_limit_are_never_brought_together():
     collected = []
     collect = distinct.collect
     distinct.collect = lambda interval: (collected.append(part) or part for part in collect(interval))
+    distinct.between = None  # too few may come together for a guess from a sample
     kept = distinct.kept(np.array([20_000]), np.array([7_000]), 500)
     equal = Stretches(np.ones(20_000), None, [5_000] * 4)
 
@@ -126,10 +160,13 @@ def test_the_cells_of_a_count_stay_in_memory(groups):
     """Class-balanced choice among many classes counts fewer bits at a time."""
     widths = []
 
+    def nothing(step):
+        return np.zeros(0, np.int32), np.zeros(0, np.uint64)
+
     def count(interval):
         widths.append(interval.num_cells)
         raise StopIteration
 
     with pytest.raises(StopIteration):
-        find_cut(np.full(groups, 10**9), np.full(groups, 5), 1, order.Passes(count, None, None), limit=0)
+        find_cut(np.full(groups, 10**9), np.full(groups, 5), 1, order.Passes(nothing, None, count, None, None), limit=0)
     assert widths[0] <= 1 << 23
