@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from easycore_ray import dataset_index, paths
 from easycore_ray.core import order
 from easycore_ray.core.methods import Method
-from easycore_ray.core.order import Ids, Interval, Keys
+from easycore_ray.core.order import Ids, Interval, Values
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import budget, choose, quotas_of_sizes, turned
 from easycore_ray.errors import EasyCoreError
@@ -77,16 +77,16 @@ class Rule:
     """Which rows of one stretch are kept: those below a cut, or some ids.
 
     Attributes:
-        selection: how keys are made.
+        selection: what is ranked by.
         before: (groups,) rows of each group in the stretches before this one.
-        value: uint64 (groups,), see ``order.Cut``.
-        ties: (groups,) equal keys to keep.
+        value: float64 (groups,), see ``order.Cut``.
+        ties: (groups,) equal values to keep.
         ids: the ids themselves, sorted, where there is no cut.
     """
 
     selection: Selection
     before: Ids
-    value: Keys
+    value: Values
     ties: Ids
     ids: Ids | None = None
 
@@ -126,8 +126,7 @@ def decide(selection: Selection, stretches: Sequence[Stretch], *, limit: int = o
     before = np.cumsum(sizes, axis=0) - sizes
     quotas = quotas_of_sizes(sizes.sum(axis=0), k) if selection.by_class else np.array([k])
     if selection.method.keeps_all:
-        everything = np.full(sizes.shape[1], np.iinfo(np.uint64).max, np.uint64)
-        cut = order.Cut(everything, np.zeros_like(sizes))
+        cut = order.Cut(np.full(sizes.shape[1], np.inf), sizes)
     else:
         passes = _passes(tasks, selection, before)
         cut = order.find_cut(sizes.sum(axis=0), quotas, len(stretches), passes, limit=limit)
@@ -209,7 +208,7 @@ class Tasks:
 
 
 def _passes(tasks: Tasks, selection: Selection, before: Ids) -> order.Passes:
-    """How to ask for the keys of all stretches."""
+    """How to ask for the values of all stretches."""
     own = [(row,) for row in before]
 
     def answers(function: Callable[..., Any], request: Any) -> Iterator[tuple[int, Any]]:
@@ -218,22 +217,22 @@ def _passes(tasks: Tasks, selection: Selection, before: Ids) -> order.Passes:
                 _refuse_nan(tasks, selection, own)
             yield number, answer
 
-    def sample(step: int) -> tuple[NDArray, Keys]:
-        found = [answer for _, answer in answers(sample_keys, step)]
-        return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found])
+    def sample(step: int) -> tuple[NDArray, Values]:
+        found = [answer for _, answer in answers(sample_values, step)]
+        return np.concatenate([groups for groups, _ in found]), np.concatenate([values for _, values in found])
 
-    def between(low: Keys, high: Keys) -> Iterator[tuple[int, NDArray, Keys, Ids]]:
-        for number, answer in answers(keys_between, (low, high)):
+    def between(low: Values, high: Values) -> Iterator[tuple[int, NDArray, Values, Ids]]:
+        for number, answer in answers(values_between, (low, high)):
             yield number, *answer
 
     def count(interval: Interval) -> Ids:
-        return sum(answer for _, answer in answers(count_keys, interval))
+        return sum(answer for _, answer in answers(count_cells, interval))
 
-    def collect(interval: Interval) -> Iterator[tuple[int, NDArray, Keys]]:
-        for number, (groups, keys) in answers(collect_keys, interval):
-            yield number, groups, keys
+    def collect(interval: Interval) -> Iterator[tuple[int, NDArray, Values]]:
+        for number, (groups, values) in answers(collect_values, interval):
+            yield number, groups, values
 
-    def ties(value: Keys) -> Ids:
+    def ties(value: Values) -> Ids:
         return np.stack([answer for _, answer in sorted(answers(count_ties, value), key=lambda pair: pair[0])])
 
     return order.Passes(sample, between, count, collect, ties)
@@ -261,82 +260,83 @@ def count_labels(stretch: Stretch) -> Ids:
     return counts
 
 
-def sample_keys(stretch: Stretch, selection: Selection, step: int, before: Ids) -> tuple[NDArray, Keys] | None:
-    """Groups and keys of every ``step``-th row or so; None if one of their scores is NaN."""
-    found: list[tuple[NDArray, Keys]] = []
-    for _, groups, keys in _keyed(stretch, selection, before, step=step):
-        if keys is None:
+def sample_values(stretch: Stretch, selection: Selection, step: int, before: Ids) -> tuple[NDArray, Values] | None:
+    """Groups and values of every ``step``-th row or so; None if one of their scores is NaN."""
+    found: list[tuple[NDArray, Values]] = []
+    for _, groups, values in _keyed(stretch, selection, before, step=step):
+        if values is None:
             return None
-        found.append((_of_one(groups, keys), keys))
-    return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found])
+        found.append((_of_one(groups, values), values))
+    return np.concatenate([groups for groups, _ in found]), np.concatenate([values for _, values in found])
 
 
-def keys_between(
-    stretch: Stretch, selection: Selection, bounds: tuple[Keys, Keys], before: Ids
-) -> tuple[NDArray, Keys, Ids] | None:
-    """Groups and keys from one bound to the other, and how many keys lie below; None if a score is NaN."""
+def values_between(
+    stretch: Stretch, selection: Selection, bounds: tuple[Values, Values], before: Ids
+) -> tuple[NDArray, Values, Ids] | None:
+    """Groups and values from one bound to the other, and how many values lie below; None if a score is NaN."""
     low, high = bounds
     below = np.zeros(len(low), np.int64)
-    found: list[tuple[NDArray, Keys]] = []
-    for _, groups, keys in _keyed(stretch, selection, before):
-        if keys is None:
+    found: list[tuple[NDArray, Values]] = []
+    for _, groups, values in _keyed(stretch, selection, before):
+        if values is None:
             return None
-        lower = keys < (low[0] if groups is None else low[groups])
+        first = low[0] if groups is None else low[groups]
+        lower = values < first
         if groups is None:
             below += np.count_nonzero(lower)
         else:
             below += np.bincount(groups[lower], minlength=len(low))
-        at = np.flatnonzero((keys <= (high[0] if groups is None else high[groups])) ^ lower)
+        at = np.flatnonzero((values <= (high[0] if groups is None else high[groups])) & (values >= first))
         groups = None if groups is None else groups[at]
-        found.append((_of_one(groups, keys[at]), keys[at]))
-    return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found]), below
+        found.append((_of_one(groups, values[at]), values[at]))
+    return np.concatenate([groups for groups, _ in found]), np.concatenate([values for _, values in found]), below
 
 
-def _of_one(groups: NDArray | None, keys: Keys) -> NDArray:
+def _of_one(groups: NDArray | None, values: Values) -> NDArray:
     """The groups, where there is one as well."""
-    return np.zeros(len(keys), np.int32) if groups is None else groups
+    return np.zeros(len(values), np.int32) if groups is None else groups
 
 
-def count_keys(stretch: Stretch, selection: Selection, interval: Interval, before: Ids) -> Ids | None:
-    """How many keys of a stretch lie in each cell of an interval; None if a score is NaN."""
+def count_cells(stretch: Stretch, selection: Selection, interval: Interval, before: Ids) -> Ids | None:
+    """How many values of a stretch lie in each cell of an interval; None if a score is NaN."""
     counts = np.zeros(interval.num_cells, np.int64)
     held: list[Ids] = []
     # Counted many rows at a time: each count goes through all cells, of which there may be more than rows in a batch.
-    for _, groups, keys in _keyed(stretch, selection, before):
-        if keys is None:
+    for _, groups, values in _keyed(stretch, selection, before):
+        if values is None:
             return None
-        held.append(interval.cells(keys, groups))
+        held.append(interval.cells(order.sort_keys(values), groups))
         if sum(map(len, held)) >= _COUNT_ROWS:
             counts += np.bincount(np.concatenate(held), minlength=len(counts))
             held = []
     return counts + np.bincount(np.concatenate(held), minlength=len(counts)) if held else counts
 
 
-def collect_keys(
+def collect_values(
     stretch: Stretch, selection: Selection, interval: Interval, before: Ids
-) -> tuple[NDArray, Keys] | None:
-    """Groups and keys inside an interval; None if a score is NaN."""
-    found: list[tuple[NDArray, Keys]] = []
-    for _, groups, keys in _keyed(stretch, selection, before):
-        if keys is None:
+) -> tuple[NDArray, Values] | None:
+    """Groups and values inside an interval; None if a score is NaN."""
+    found: list[tuple[NDArray, Values]] = []
+    for _, groups, values in _keyed(stretch, selection, before):
+        if values is None:
             return None
-        inside = interval.members(keys, groups)
+        inside = interval.members(order.sort_keys(values), groups)
         if inside is not None:
-            keys, groups = keys[inside], None if groups is None else groups[inside]
-        found.append((_of_one(groups, keys), keys))
+            values, groups = values[inside], None if groups is None else groups[inside]
+        found.append((_of_one(groups, values), values))
     if not found:
-        return np.zeros(0, np.int32), np.zeros(0, np.uint64)
-    return np.concatenate([groups for groups, _ in found]), np.concatenate([keys for _, keys in found])
+        return np.zeros(0, np.int32), np.zeros(0)
+    return np.concatenate([groups for groups, _ in found]), np.concatenate([values for _, values in found])
 
 
-def count_ties(stretch: Stretch, selection: Selection, value: Keys, before: Ids) -> Ids:
-    """How many keys of each group equal its value: (groups,)."""
+def count_ties(stretch: Stretch, selection: Selection, value: Values, before: Ids) -> Ids:
+    """How many values of each group equal its value: (groups,)."""
     counts = np.zeros(len(value), np.int64)
-    for _, groups, keys in _keyed(stretch, selection, before):
+    for _, groups, values in _keyed(stretch, selection, before):
         if groups is None:
-            counts += np.count_nonzero(keys == value[0])
+            counts += np.count_nonzero(values == value[0])
         else:
-            counts += np.bincount(groups[keys == value[groups]], minlength=len(value))
+            counts += np.bincount(groups[values == value[groups]], minlength=len(value))
     return counts
 
 
@@ -344,8 +344,8 @@ def find_nan(stretch: Stretch, selection: Selection, before: Ids) -> tuple[int, 
     """How many scores are NaN, the first ids, and how many scores there are."""
     count = 0
     first: list[int] = []
-    for batch, _, keys in _keyed(stretch, selection, before, ids=True):
-        if keys is None:
+    for batch, _, values in _keyed(stretch, selection, before, ids=True):
+        if values is None:
             bad = np.isnan(_there(batch.scores))
             count += int(np.count_nonzero(bad))
             first += _there(batch.sample_ids)[bad].tolist()[: 5 - len(first)]
@@ -359,9 +359,9 @@ def kept_rows(stretch: Stretch, rule: Rule) -> Iterator[Batch]:
             yield _only(batch, _named(batch, rule.ids))
         return
     ties = rule.ties.copy()
-    for batch, groups, keys in _keyed(stretch, rule.selection, rule.before, ids=True, labels=True):
-        assert keys is not None
-        yield _only(batch, order.keep(rule.value, ties, keys, groups))
+    for batch, groups, values in _keyed(stretch, rule.selection, rule.before, ids=True, labels=True):
+        assert values is not None
+        yield _only(batch, order.keep(rule.value, ties, values, groups))
 
 
 def write_kept(stretch: Stretch, rule: Rule, path: str, index: str | None) -> dict[str, Any] | None:
@@ -377,16 +377,18 @@ def write_kept(stretch: Stretch, rule: Rule, path: str, index: str | None) -> di
     rows, histogram = 0, np.zeros(0, np.int64)
     with paths.staged(path) as local:
         with _writer(local, schema) as writer:
-            for batch in itertools.chain([head], batches):
-                writer.write_table(_table(batch, schema, index), row_group_size=_ROW_GROUP_ROWS)
-                histogram = _added(histogram, np.bincount(_there(batch.labels)))
-                rows, last = rows + batch.rows, int(_there(batch.sample_ids)[-1])
+            for some in itertools.chain([head], batches):
+                table = _table(some, schema, index)
+                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                for batch in some:
+                    histogram = _added(histogram, np.bincount(_there(batch.labels)))
+                rows, last = rows + table.num_rows, int(_there(some[-1].sample_ids)[-1])
         with Path(local).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "path": path.rsplit("/", 1)[-1],
         "rows": rows,
-        "first_id": int(_there(head.sample_ids)[0]),
+        "first_id": int(_there(head[0].sample_ids)[0]),
         "last_id": last,
         "sha256": digest,
         "class_histogram": histogram.tolist(),
@@ -404,13 +406,15 @@ def _writer(local: str, schema: pa.Schema) -> pq.ParquetWriter:
         column_encoding={name: encoding for name, encoding in delta.items() if name in names},
         compression={name: codec for name, codec in compression.items() if name in names},
         write_statistics=["sample_id"],
+        # Pages of half a MiB, which stay in a processor's cache while they are made.
+        max_rows_per_page=1 << 16,
     )
 
 
 def _keyed(
     stretch: Stretch, selection: Selection, before: Ids, *, ids: bool = False, labels: bool = False, step: int = 1
-) -> Iterator[tuple[Batch, NDArray | None, Keys | None]]:
-    """Batches of a stretch with their groups (None: one group) and sort keys (None: a score is NaN).
+) -> Iterator[tuple[Batch, NDArray | None, Values | None]]:
+    """Batches of a stretch with their groups (None: one group) and keys to order by (None: a score is NaN).
 
     With ``step``, of every so many rows one.
     """
@@ -431,7 +435,7 @@ def _keyed(
         keys = np.asarray(method.function(hardness, uniform, **selection.options), np.float64)
         if keys is not batch.scores and np.isnan(keys.min(initial=np.inf)):
             raise ValueError(f"method {method.name!r} gave a key that is NaN; it can rank no such sample")
-        yield batch, groups, order.sort_keys(np.broadcast_to(keys, batch.rows))
+        yield batch, groups, np.broadcast_to(keys, batch.rows)
 
 
 class _Draws:
@@ -490,7 +494,7 @@ def _gathered(selection: Selection, stretches: Sequence[Stretch], total: int) ->
     nothing = np.zeros(1, np.int64)
     bounds = np.searchsorted(ids, [stretch.first_id for stretch in stretches] + [np.iinfo(np.int64).max])
     return [
-        Rule(selection, nothing, nothing.astype(np.uint64), nothing, ids[low:high])
+        Rule(selection, nothing, nothing.astype(np.float64), nothing, ids[low:high])
         for low, high in itertools.pairwise(bounds)
     ]
 
@@ -537,32 +541,38 @@ def _only(batch: Batch, kept: NDArray[np.bool_]) -> Batch:
     return Batch(len(at), _there(batch.sample_ids).take(at), _there(batch.labels).take(at), scores)
 
 
-def _merged(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
-    """The same rows in batches of at least ``rows``, but for the last; none is empty."""
+def _merged(batches: Iterator[Batch], rows: int) -> Iterator[list[Batch]]:
+    """The same batches, so many together as have at least ``rows``, but for the last; none is empty."""
     held: list[Batch] = []
+    count = 0
     for batch in batches:
-        held += [batch] if batch.rows else []
-        if sum(part.rows for part in held) >= rows:
-            yield _joined(held)
-            held = []
+        if batch.rows:
+            held.append(batch)
+            count += batch.rows
+        if count >= rows:
+            yield held
+            held, count = [], 0
     if held:
-        yield _joined(held)
+        yield held
 
 
-def _joined(batches: Sequence[Batch]) -> Batch:
-    columns = [[batch.sample_ids, batch.labels, batch.scores] for batch in batches]
-    ids, labels, scores = (None if parts[0] is None else np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Batch(sum(batch.rows for batch in batches), ids, labels, scores)
-
-
-def _table(batch: Batch, schema: pa.Schema, index: str | None) -> pa.Table:
-    """Rows of a coreset, with their source keys if there is an index to look in."""
-    ids = _there(batch.sample_ids)
-    scores = pa.nulls(batch.rows, pa.float64()) if batch.scores is None else pa.array(batch.scores)
-    columns = {"sample_id": ids, "score": scores, "label": batch.labels}
+def _table(batches: Sequence[Batch], schema: pa.Schema, index: str | None) -> pa.Table:
+    """Rows of a coreset, with their source keys if there is an index to look in; nothing is copied."""
+    columns: dict[str, Any] = {
+        "sample_id": _chunked([batch.sample_ids for batch in batches]),
+        "score": _chunked([batch.scores for batch in batches]),
+        "label": _chunked([batch.labels for batch in batches]),
+    }
+    if columns["score"] is None:
+        columns["score"] = pa.nulls(len(columns["sample_id"]), pa.float64())
     if index is not None:
-        columns["key"] = _keys(index, ids)
+        columns["key"] = _keys(index, columns["sample_id"].to_numpy())
     return pa.table(columns, schema=schema)
+
+
+def _chunked(parts: Sequence[NDArray | None]) -> pa.ChunkedArray | None:
+    arrays = [pa.array(part) for part in parts if part is not None]
+    return pa.chunked_array(arrays) if arrays else None
 
 
 def _keys(index: str, ids: Ids) -> pa.ChunkedArray:

@@ -35,7 +35,8 @@ SCHEMA = pa.schema(
 # As in the score table: ids and counts as deltas, floats plain, so that one column is read at memory speed.
 _DELTA = ("sample_id", "label", "num_scores", "forgetting_events", "first_learned_epoch")
 _ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAIN" for spec in SCHEMA}
-_ROW_GROUP_ROWS = 1 << 20
+# A group is a page for each column, which a reader of one column takes as it lies.
+_ROW_GROUP_ROWS = 1 << 18
 
 
 COLUMNS_OF_SCORE = {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Ids: TypeAlias = NDArray[np.int64]
 Keys: TypeAlias = NDArray[np.uint64]
+Values: TypeAlias = NDArray[np.float64]
 
 LIMIT = 1 << 22
 """Most keys that are brought together to find a cut."""
@@ -75,6 +76,13 @@ def sort_keys(values: NDArray[np.float64]) -> Keys:
     return bits
 
 
+def key_values(keys: Keys) -> Values:
+    """The values of sort keys."""
+    flip = (~keys).view(np.int64) >> 63
+    flip |= np.int64(-(2**63))
+    return (keys ^ flip.view(np.uint64)).view(np.float64)
+
+
 @dataclass(frozen=True)
 class Interval:
     """The keys of each group among which its cut lies: those whose first ``64 - shift`` bits are ``prefix``.
@@ -119,88 +127,89 @@ class Interval:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where each group is cut: keys below ``value`` are kept, and the first ``ties`` of those equal to it.
+    """Where each group is cut: what is below ``value`` is kept, and the first ``ties`` of what is equal to it.
 
     Attributes:
-        value: uint64 (groups,).
-        ties: int64 (stretches, groups): how many equal keys each stretch of samples, in id order, keeps.
+        value: float64 (groups,).
+        ties: int64 (stretches, groups): how many equal values each stretch of samples, in id order, keeps.
     """
 
-    value: Keys
+    value: Values
     ties: Ids
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What is asked of the keys, wherever they are.
+    """What is asked of the values, wherever they are.
 
     Attributes:
-        sample: of every so many keys one: groups and keys.
-        between: for every stretch of samples, its number, the groups and keys that are at least the first and at most
-            the second of two values (each of its group), and (groups,) how many keys lie below the first.
-        count: how many keys lie in each cell of an interval, (num_cells,).
-        collect: for every stretch of samples, its number and the groups and keys inside an interval.
-        ties: (stretches, groups) keys that equal the given value of their group.
+        sample: of every so many values one: groups and values.
+        between: for every stretch of samples, its number, the groups and values that are at least the first and at
+            most the second of two bounds (each of its group), and (groups,) how many lie below the first.
+        count: how many lie in each cell of an interval, (num_cells,).
+        collect: for every stretch of samples, its number and the groups and values inside an interval.
+        ties: (stretches, groups) how many equal the given value of their group.
     """
 
-    sample: Callable[[int], tuple[NDArray, Keys]]
-    between: Callable[[Keys, Keys], Iterable[tuple[int, NDArray, Keys, Ids]]]
+    sample: Callable[[int], tuple[NDArray, Values]]
+    between: Callable[[Values, Values], Iterable[tuple[int, NDArray, Values, Ids]]]
     count: Callable[[Interval], Ids]
-    collect: Callable[[Interval], Iterable[tuple[int, NDArray, Keys]]]
-    ties: Callable[[Keys], Ids]
+    collect: Callable[[Interval], Iterable[tuple[int, NDArray, Values]]]
+    ties: Callable[[Values], Ids]
 
 
 def find_cut(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, *, limit: int = LIMIT) -> Cut:
-    """The cut that keeps the ``quotas[g]`` lowest keys of each group.
+    """The cut that keeps the ``quotas[g]`` lowest values of each group.
 
-    A sample tells about where it lies; one pass counts the keys below and brings those around it together. Where
+    A sample tells about where it lies; one pass counts what is below and brings those around it together. Where
     they would be too many, or the cut is not among them, it is found by radix selection.
 
     Args:
-        sizes: (groups,) keys in each group.
+        sizes: (groups,) values in each group.
         quotas: (groups,), each 0 .. its size.
-        num_stretches: how many stretches the keys lie in.
+        num_stretches: how many stretches they lie in.
         passes: how to ask for them.
         limit: most candidates to bring together.
     """
     quotas, sizes = np.asarray(quotas, np.int64), np.asarray(sizes, np.int64)
     found = _by_sample(sizes, quotas, num_stretches, passes, limit) if sizes[quotas > 0].sum() > limit else None
     value, ties, below = _by_radix(sizes, quotas, num_stretches, passes, limit) if found is None else found
-    value = np.where(quotas > 0, value, np.uint64(0))
+    value = np.where(quotas > 0, value, -np.inf)
     # Ties go to the lower ids, and stretches are in id order: each keeps what those before it have left over.
     before = np.cumsum(ties, axis=0) - ties
     return Cut(value, np.clip(np.where(quotas > 0, quotas - below, 0) - before, 0, ties))
 
 
-def _by_sample(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int) -> tuple[Keys, Ids, Ids] | None:
+def _by_sample(
+    sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int
+) -> tuple[Values, Ids, Ids] | None:
     """As ``_among_candidates``, of those around the cuts of a sample; None if they are too many or miss a cut."""
     step = -(-int(sizes.sum()) // SAMPLE)
-    groups, keys = passes.sample(step)
-    low, high, expected = np.zeros(len(sizes), np.uint64), np.zeros(len(sizes), np.uint64), 0.0
+    groups, values = passes.sample(step)
+    # A group that keeps nothing asks for nothing: nothing lies between its bounds.
+    low, high, expected = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf), 0.0
     for group in np.flatnonzero(quotas > 0):
-        mine = np.sort(keys if len(sizes) == 1 else keys[groups == group])
+        mine = np.sort(values if len(sizes) == 1 else values[groups == group])
         share = quotas[group] / sizes[group]
         place, off = share * len(mine), _STANDARD_ERRORS * np.sqrt(len(mine) * share * (1 - share)) + 1
         first, last = int(place - off), int(np.ceil(place + off))
-        low[group] = mine[first] if first >= 0 else 0
-        high[group] = mine[last] if last < len(mine) else np.iinfo(np.uint64).max
-        ends = np.searchsorted(mine, low[group]), np.searchsorted(mine, high[group], "right")
-        expected += (ends[1] - ends[0] + 1) / (len(mine) + 1) * sizes[group]
-    # Equal keys are not told apart by their values: they would all come along.
+        low[group] = mine[first] if first >= 0 else -np.inf
+        high[group] = mine[last] if last < len(mine) else np.inf
+        count = np.searchsorted(mine, high[group], "right") - np.searchsorted(mine, low[group])
+        expected += (count + 1) / (len(mine) + 1) * sizes[group]
+    # Equal values cannot be told apart by bounds: they would all come along.
     if expected > limit / 2:
         return None
-    # A group that keeps nothing asks for nothing: its bounds are such that no key lies between.
-    low[quotas == 0] = np.iinfo(np.uint64).max
     collected, below = [], np.zeros(len(sizes), np.int64)
-    for number, groups, keys, lower in passes.between(low, high):
-        collected.append((number, groups, keys))
+    for number, groups, values, lower in passes.between(low, high):
+        collected.append((number, groups, values))
         below += lower
     inside = sum((np.bincount(groups, minlength=len(sizes)) for _, groups, _ in collected), np.zeros_like(below))
     missed = (quotas > 0) & ((below >= quotas) | (below + inside < quotas))
     return None if missed.any() else _among_candidates(collected, num_stretches, quotas, below)
 
 
-def _by_radix(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int) -> tuple[Keys, Ids, Ids]:
+def _by_radix(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int) -> tuple[Values, Ids, Ids]:
     """As ``_among_candidates``, whatever the keys are.
 
     Each pass counts the keys by their next bits and goes on in the one cell that holds the cut, until the
@@ -222,39 +231,40 @@ def _by_radix(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit
         prefix = (interval.prefix << np.uint64(interval.bits)) | cell.astype(np.uint64)
         interval = Interval(prefix, shift, min(most, shift), interval.open)
     if not interval.shift:
-        return interval.prefix, passes.ties(interval.prefix), below
+        value = key_values(interval.prefix)
+        return value, passes.ties(value), below
     return _among_candidates(passes.collect(interval), num_stretches, quotas, below)
 
 
 def _among_candidates(
-    collected: Iterable[tuple[int, NDArray, Keys]], num_stretches: int, quotas: Ids, below: Ids
-) -> tuple[Keys, Ids, Ids]:
-    """The value of each group's cut, how often it occurs in each stretch, and how many keys lie below it."""
+    collected: Iterable[tuple[int, NDArray, Values]], num_stretches: int, quotas: Ids, below: Ids
+) -> tuple[Values, Ids, Ids]:
+    """The value of each group's cut, how often it occurs in each stretch, and how many lie below it."""
     parts = list(collected)
-    stretch = np.concatenate([np.full(len(keys), number) for number, _, keys in parts])
+    stretch = np.concatenate([np.full(len(values), number) for number, _, values in parts])
     groups = np.concatenate([group.astype(np.int64) for _, group, _ in parts])
-    keys = np.concatenate([keys for _, _, keys in parts])
-    order = np.lexsort((keys, groups))
+    values = np.concatenate([values for _, _, values in parts])
+    order = np.lexsort((values, groups))
     ends = np.cumsum(np.bincount(groups, minlength=len(quotas)))
     starts = np.concatenate([[0], ends[:-1]])
-    value, below = np.zeros(len(quotas), np.uint64), below.copy()
+    value, below = np.zeros(len(quotas)), below.copy()
     for group in np.flatnonzero(quotas > 0):
-        mine = keys[order[starts[group] : ends[group]]]
+        mine = values[order[starts[group] : ends[group]]]
         value[group] = mine[quotas[group] - below[group] - 1]
         below[group] += np.searchsorted(mine, value[group])
-    tied = keys == value[groups]
+    tied = values == value[groups]
     ties = np.zeros((num_stretches, len(quotas)), np.int64)
     np.add.at(ties, (stretch[tied], groups[tied]), 1)
     return value, ties, below
 
 
-def keep(cut_value: Keys, ties_left: Ids, keys: Keys, groups: NDArray | None) -> NDArray[np.bool_]:
-    """Which of the next keys (in id order) are kept; takes what it keeps of ``ties_left`` (groups,), in place."""
+def keep(cut_value: Values, ties_left: Ids, values: Values, groups: NDArray | None) -> NDArray[np.bool_]:
+    """Which of the next values (in id order) are kept; takes what it keeps of ``ties_left`` (groups,), in place."""
     value = cut_value[0] if groups is None else cut_value[groups]
-    kept = keys < value
+    kept = values < value
     if not ties_left.any():
         return kept
-    tied = np.flatnonzero(keys == value)
+    tied = np.flatnonzero(values == value)
     of = np.zeros(len(tied), np.int64) if groups is None else groups[tied].astype(np.int64)
     order = np.argsort(of, kind="stable")
     counts = np.bincount(of, minlength=len(ties_left))

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from easycore_ray.core import order
-from easycore_ray.core.order import find_cut, keep, lowest, sort_keys
+from easycore_ray.core.order import find_cut, keep, key_values, lowest, sort_keys
 from easycore_ray.core.selection import quotas_of_sizes
 
 TINY = float(np.nextafter(0, 1))
@@ -24,6 +24,7 @@ def test_sort_keys_are_in_the_order_of_the_values(values):
     assert keys.dtype == np.uint64
     np.testing.assert_array_equal(keys[:, None] < keys, values[:, None] < values)
     np.testing.assert_array_equal(keys[:, None] == keys, values[:, None] == values)
+    np.testing.assert_array_equal(key_values(keys), values)
 
 
 def test_sort_keys_leave_the_values_alone():
@@ -38,49 +39,49 @@ class Stretches:
 
     def __init__(self, values, groups, lengths):
         parts = [slice(*bounds) for bounds in itertools.pairwise(np.cumsum([0, *lengths]))]
-        self.keys = [sort_keys(values[part]) for part in parts]
+        self.values = [values[part] for part in parts]
         self.groups = [None if groups is None else groups[part] for part in parts]
         self.asked = []
 
     def _each(self, name):
         self.asked.append(name)
-        return zip(self.keys, self.groups, strict=True)
+        return zip(self.values, self.groups, strict=True)
 
     def sample(self, step):
-        chosen = [(keys[::step], None if of is None else of[::step]) for keys, of in self._each("sample")]
-        of = [np.zeros(len(keys), int) if of is None else of for keys, of in chosen]
-        return np.concatenate(of), np.concatenate([keys for keys, _ in chosen])
+        chosen = [(values[::step], None if of is None else of[::step]) for values, of in self._each("sample")]
+        of = [np.zeros(len(values), int) if of is None else of for values, of in chosen]
+        return np.concatenate(of), np.concatenate([values for values, _ in chosen])
 
     def between(self, low, high):
-        for number, (keys, groups) in reversed(list(enumerate(self._each("between")))):  # tasks end in any order
-            of = np.zeros(len(keys), int) if groups is None else groups
-            inside = (keys >= low[of]) & (keys <= high[of])
-            yield number, of[inside], keys[inside], np.bincount(of[keys < low[of]], minlength=len(low))
+        for number, (values, groups) in reversed(list(enumerate(self._each("between")))):  # tasks end in any order
+            of = np.zeros(len(values), int) if groups is None else groups
+            inside = (values >= low[of]) & (values <= high[of])
+            yield number, of[inside], values[inside], np.bincount(of[values < low[of]], minlength=len(low))
 
     def count(self, interval):
-        cells = [interval.cells(keys, groups) for keys, groups in self._each("count")]
+        cells = [interval.cells(sort_keys(values), groups) for values, groups in self._each("count")]
         return np.bincount(np.concatenate(cells), minlength=interval.num_cells)
 
     def collect(self, interval):
-        for number, (keys, groups) in reversed(list(enumerate(self._each("collect")))):  # tasks end in any order
-            inside = interval.members(keys, groups)
-            mine = np.zeros(len(keys), np.int32) if groups is None else groups
-            yield (number, mine, keys) if inside is None else (number, mine[inside], keys[inside])
+        for number, (values, groups) in reversed(list(enumerate(self._each("collect")))):  # tasks end in any order
+            inside = interval.members(sort_keys(values), groups)
+            mine = np.zeros(len(values), np.int32) if groups is None else groups
+            yield (number, mine, values) if inside is None else (number, mine[inside], values[inside])
 
     def ties(self, value):
         rows = []
-        for keys, groups in self._each("ties"):
-            of = np.zeros(len(keys), int) if groups is None else groups
-            rows.append(np.bincount(of[keys == value[of]], minlength=len(value)))
+        for values, groups in self._each("ties"):
+            of = np.zeros(len(values), int) if groups is None else groups
+            rows.append(np.bincount(of[values == value[of]], minlength=len(value)))
         return np.stack(rows)
 
     def kept(self, sizes, quotas, limit):
         """Positions that the cut keeps."""
         passes = order.Passes(self.sample, self.between, self.count, self.collect, self.ties)
-        cut = find_cut(sizes, quotas, len(self.keys), passes, limit=limit)
+        cut = find_cut(sizes, quotas, len(self.values), passes, limit=limit)
         kept = [
-            keep(cut.value, ties.copy(), keys, groups)
-            for keys, groups, ties in zip(self.keys, self.groups, cut.ties, strict=True)
+            keep(cut.value, ties.copy(), values, groups)
+            for values, groups, ties in zip(self.values, self.groups, cut.ties, strict=True)
         ]
         return np.flatnonzero(np.concatenate(kept))
 
@@ -130,7 +131,7 @@ def test_a_sample_spares_the_counting(monkeypatch, classes):
                                        for group, quota in enumerate(quotas)]))  # fmt: skip
     sampled = Stretches(values, of if classes > 1 else None, [10_000] * 4)
     misled = Stretches(values, of if classes > 1 else None, [10_000] * 4)
-    misled.sample = lambda _: (np.repeat(np.arange(classes), 400), sort_keys(rng.normal(9, 1, 400 * classes)))
+    misled.sample = lambda _: (np.repeat(np.arange(classes), 400), rng.normal(9, 1, 400 * classes))
 
     assert sampled.kept(sizes, quotas, 30_000).tolist() == expected.tolist()
     assert set(sampled.asked) == {"sample", "between"}
@@ -161,7 +162,7 @@ def test_the_cells_of_a_count_stay_in_memory(groups):
     widths = []
 
     def nothing(step):
-        return np.zeros(0, np.int32), np.zeros(0, np.uint64)
+        return np.zeros(0, np.int32), np.zeros(0)
 
     def count(interval):
         widths.append(interval.num_cells)
