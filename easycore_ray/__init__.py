@@ -19,6 +19,7 @@ _VERBS = {
     "evaluate": "evaluation",
     "sweep": "tuning",
     "report": "reporting",
+    "study": "comparison",
     "pipeline": "workflow",
     "inspect": "inspection",
     "clean": "cleaning",

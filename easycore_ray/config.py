@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -92,13 +92,14 @@ Training = Literal["standard", "trades", "pgd"]
 ScorePass = Literal["eval", "fused", "fused+eval"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
+StudyPart = Literal["standard", "trades", "fractions", "autoattack"]
 
 # Fields that say where and how a job runs, not what it computes.
 _NOT_IDENTITY = {
     "out", "overwrite", "dry_run", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker",
     "max_failures", "max_concurrent_trials", "cache_gib", "tracking_uri", "experiment",
     # inputs: their fingerprints are part of the identity instead
-    "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores",
+    "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "results",
 }  # fmt: skip
 
 
@@ -607,6 +608,111 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
             if getattr(self, name) is not None:
                 found += _at_least(name, getattr(self, name), 1)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(RecipeConfig, TrackingConfig, ComputeConfig):
+    """Compare coresets over whole repetitions: for each seed a scoring run, coresets from it, models, attacks."""
+
+    dataset: str
+    """Folder of a prepared dataset."""
+    results: str | None = None
+    """JSON file in which finished trials are kept: they are never run again, also when their artifacts are gone. By
+    default results.json in --out. Tables and plots are drawn beside it."""
+    parts: tuple[StudyPart, ...] = ("standard", "trades", "fractions", "autoattack")
+    """What to run, in this order. standard: standard training on all data and on seven coresets of half the size.
+    trades: TRADES on all data and on three of them. fractions: standard with 30 % and 70 %. autoattack: AutoAttack on
+    the first seed's models of standard and trades."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One whole repetition per seed, its own scoring run included."""
+    subset: int | None = None
+    """Work on this many training samples only, a class-balanced random draw; all if left out."""
+    score_epochs: int = 20
+    """Training epochs of each scoring run."""
+    score_pass: ScorePass = "fused+eval"
+    """How scores are taken: see score."""
+    score_workers: int = 1
+    """Training processes of a scoring run, which share a batch."""
+    train_epochs: int = 20
+    """Passes over the coreset in standard training."""
+    trades_epochs: int = 20
+    """Passes over the coreset in TRADES."""
+    beta: float = 6.0
+    """Weight of the TRADES robustness term."""
+    eps: Eps = 8 / 255
+    """Perturbation of TRADES' attack, in [0, 1] pixel units."""
+    norm: Norm = "linf"
+    """Norm in which perturbations are bounded."""
+    attack_steps: int = 10
+    """Gradient steps of TRADES' attack."""
+    attack_step_size: Eps | None = None
+    """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
+    standard_eps: tuple[Eps, ...] = (0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    """Perturbations under which standard models are evaluated; at 8/255 they have no accuracy left."""
+    trades_eps: tuple[Eps, ...] = (2 / 255, 4 / 255, 8 / 255)
+    """Perturbations under which TRADES models are evaluated."""
+    num_test_samples: int | None = None
+    """Attack only this many test images, the same for every model; all if left out."""
+    num_autoattack_samples: int | None = None
+    """The same for AutoAttack, which takes minutes per hundred images on a CPU."""
+    autoattack_eps: Eps = 1 / 255
+    """Perturbation of AutoAttack on standard models; on TRADES models it is --eps."""
+    max_concurrent_trials: int | None = None
+    """Trials at the same time; by default as many as the cluster can run."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems() + self.recipe_problems()
+        for name in ("seeds", "parts", "standard_eps", "trades_eps"):
+            if not getattr(self, name):
+                found.append(f"{name} needs at least one value")
+        found += _eps_problem("autoattack_eps", self.autoattack_eps, self.norm)
+        for name in self.parts:
+            found += _one_of("part", name, get_args(StudyPart))
+        for name in ("score_workers", "subset", "num_test_samples", "num_autoattack_samples"):
+            if getattr(self, name) is not None:
+                found += _at_least(name, getattr(self, name), 1)
+        if self.batch_size % max(self.score_workers, 1):
+            found.append(f"score_workers must divide batch_size {self.batch_size}, got {self.score_workers}")
+        if self.max_workers > 1:
+            found.append(
+                f"num_workers must be 1 in a study, got {format_workers(self.num_workers)}: trials run side by side"
+            )
+        for stage in (lambda: self.score_config("dataset", 0), lambda: self.sweep_config("scores", 0, ("random",))):
+            try:
+                stage()
+            except EasyCoreError as error:
+                found += [problem for problem in str(error).split("; ") if problem not in found]
+        return found
+
+    def score_config(self, out: str, seed: int, coreset: str | None = None) -> ScoreConfig:
+        """The scoring run of one seed."""
+        return self._stage(
+            ScoreConfig,
+            out=out,
+            coreset=coreset,
+            epochs=self.score_epochs,
+            num_workers=self.score_workers,
+            batch_size=self.batch_size // max(self.score_workers, 1),
+            seed=seed,
+        )
+
+    def sweep_config(self, scores: str, seed: int, method: tuple[str, ...], **fields: Any) -> SweepConfig:
+        """One seed of one part, as a sweep."""
+        return self._stage(
+            SweepConfig,
+            out=f"{self.out}/seed-{seed}",
+            scores=scores,
+            seeds=(seed,),
+            method=method,
+            num_workers=1,
+            **{"beta": (self.beta,), **fields},
+        )
+
+    def _stage(self, kind: type[Any], **fields: Any) -> Any:
+        """The fields a stage shares with the study, completed by those given."""
+        names = {spec.name for spec in dataclasses.fields(kind)}
+        return kind(**{**{key: value for key, value in vars(self).items() if key in names}, **fields})
 
 
 @dataclass(frozen=True, kw_only=True)

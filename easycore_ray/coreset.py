@@ -89,6 +89,22 @@ def select(config: CoresetConfig) -> Artifact | None:
     return artifact
 
 
+def draw_subset(dataset: Dataset, out: str, size: int, seed: int) -> Artifact:
+    """A seeded, class-balanced part of the training samples to work on instead of all, as a coreset.
+
+    Raises:
+        EasyCoreError: there are fewer samples.
+    """
+    total = dataset.num_rows("train")
+    if size > total:
+        raise EasyCoreError(f"subset must be at most {total:,}, the training samples there are, got {size:,}")
+    chosen = select(
+        CoresetConfig(out=out, dataset=dataset.path, method="random", balance="class", fraction=size / total, seed=seed)
+    )
+    assert chosen is not None
+    return chosen
+
+
 def open_coreset(path: str, dataset: Dataset) -> Artifact:
     """Open a coreset and make sure that it names samples of this dataset.
 

@@ -20,6 +20,7 @@ from easycore_ray import cluster, paths
 from easycore_ray.config import (
     Arm,
     EvaluateConfig,
+    StudyConfig,
     SweepConfig,
     TrainConfig,
     identity_fields,
@@ -114,12 +115,12 @@ def sweep(config: SweepConfig) -> Artifact | None:
         return made
     with giving_back(made):
         cluster.connect()
-        concurrency = _concurrency(config)
-    trials = make_trials(config, out, _select_coresets(config, dataset, out))
+        concurrency = concurrency_of(config)
+    trials = make_trials(config, out, select_coresets(config, dataset, out))
     todo = [trial for trial in trials if not trial.finished()]
     if len(todo) < len(trials):
         say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
-    _run_trials(config, made, todo, concurrency)
+    run_trials(config, made, todo, concurrency)
     rows = result_rows(trials, parents["scores"])
     summary = {"rows": rows, "lineage": lineage(config, parents)}
     paths.write_json(paths.join(out, "summary.json"), summary)
@@ -167,18 +168,31 @@ def _coreset_name(arm: Arm, fraction: float, seed: int) -> str:
     return f"{_slug(arm)}_f{fraction:g}" + (f"_s{seed}" if METHODS[arm.method].draws else "")
 
 
-def _select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str, str]:
+def coreset_folders(config: SweepConfig, out: str) -> dict[str, str]:
+    """Where each coreset of the sweep goes, by name."""
+    names = [_coreset_name(arm, fraction, seed) for arm, fraction in _arms(config) for seed in config.seeds]
+    return {name: paths.join(out, "coresets", name) for name in names}
+
+
+def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str, str]:
     """Select every coreset of the sweep; folders by name."""
-    found: dict[str, str] = {}
+    folders, done = coreset_folders(config, out), set()
     for arm, fraction in _arms(config):
         for seed in config.seeds:
             name = _coreset_name(arm, fraction, seed)
-            if name in found:
-                continue
-            where = paths.join(out, "coresets", name)
-            select(arm_config(arm, out=where, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed))
-            found[name] = where
-    return found
+            if name not in done:
+                select(
+                    arm_config(
+                        arm,
+                        out=folders[name],
+                        scores=config.scores,
+                        dataset=dataset.path,
+                        fraction=fraction,
+                        seed=seed,
+                    )
+                )
+                done.add(name)
+    return folders
 
 
 def make_trials(config: SweepConfig, out: str, coresets: dict[str, str]) -> list[Trial]:
@@ -255,7 +269,7 @@ def _say_plan(config: SweepConfig, dataset: Dataset, hardness: Artifact, out: st
 # --- running trials -----------------------------------------------------------------------------
 
 
-def _concurrency(config: SweepConfig) -> int:
+def concurrency_of(config: SweepConfig) -> int:
     """Trials at the same time: what the cluster can hold, at most what was asked for."""
     ever, _ = cluster.capacity()
     if config.max_workers > 1:
@@ -277,14 +291,28 @@ def _concurrency(config: SweepConfig) -> int:
     return min(most, config.max_concurrent_trials or most)
 
 
-def _run_trials(config: SweepConfig, made: Claim, trials: list[Trial], concurrency: int) -> None:
-    """Run the trials with Ray Tune and track them; raises if any failed."""
+def run_trials(
+    config: SweepConfig,
+    made: Claim,
+    trials: list[Trial],
+    concurrency: int,
+    on_finished: Callable[[Trial], None] | None = None,
+) -> None:
+    """Run the trials with Ray Tune and track them; raises if any failed.
+
+    Args:
+        config: resources and tracking; the trials say themselves what they do.
+        made: the claim of the artifact they belong to, whose kind names them in messages and MLflow.
+        trials: what to run.
+        concurrency: how many at the same time.
+        on_finished: called in this process with each trial whose artifacts are there.
+    """
     if not trials:
         return
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
-    parent = f"sweep-{made.identity[:16]}-{made.nonce}"
-    tracker.run(parent, name="sweep", params=to_dict(config), tags={"kind": "sweep"})
-    callback = _Follow(trials, tracker, parent)
+    parent = f"{made.kind}-{made.identity[:16]}-{made.nonce}"
+    tracker.run(parent, name=made.kind, params=to_dict(config), tags={"kind": made.kind})
+    callback = _Follow(trials, tracker, parent, made.kind, on_finished)
     run = _trial_here if config.max_workers == 1 else _trial_on_ray
     resources = {"cpu": 0.1}
     if config.max_workers == 1:
@@ -326,9 +354,16 @@ def _run_trials(config: SweepConfig, made: Claim, trials: list[Trial], concurren
 class _Follow(tune.Callback):
     """Shows progress and tracks trials, in the driver."""
 
-    def __init__(self, trials: list[Trial], tracker: Tracker, parent: str) -> None:
-        self._tracker, self._parent = tracker, parent
-        self._progress = Progress("sweep", len(trials), "trials")
+    def __init__(
+        self,
+        trials: list[Trial],
+        tracker: Tracker,
+        parent: str,
+        label: str,
+        on_finished: Callable[[Trial], None] | None,
+    ) -> None:
+        self._tracker, self._parent, self._on_finished = tracker, parent, on_finished
+        self._progress = Progress(label, len(trials), "trials")
         self.finished = 0
         self.problems: list[str] = []
 
@@ -359,6 +394,8 @@ class _Follow(tune.Callback):
             self._tracker.log(self._key(spec), flat_metrics(result["summary"]), step=spec.train.epochs)
             self._tracker.finish(self._key(spec))
             self.finished += 1
+            if self._on_finished is not None:
+                self._on_finished(spec)
             self._progress.update(self.finished, f"{spec.name}: {short_result(result['summary'])}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -511,8 +548,8 @@ def _result_row(
         "beta": first.beta,
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
         "seeds": [trial.seed for trial in members],
-        **_mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
-        **_mean_std("robust_accuracy_pgd20", [row["accuracy"] for row in robust]),
+        **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
+        **mean_std("robust_accuracy_pgd20", [row["accuracy"] for row in robust]),
         "worst_class_clean_accuracy_mean": _mean(summary["worst_class_clean_accuracy"] for summary in summaries),
         "worst_class_robust_accuracy_pgd20_mean": _mean(row["worst_class_accuracy"] for row in robust),
         "eps": eps,
@@ -528,7 +565,7 @@ def _mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
 
 
-def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:
+def mean_std(name: str, values: list[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation (None for a single value)."""
     return {
         f"{name}_mean": _mean(values),
@@ -536,7 +573,7 @@ def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:
     }
 
 
-def lineage(config: SweepConfig, parents: dict[str, Artifact]) -> dict[str, Any]:
+def lineage(config: SweepConfig | StudyConfig, parents: dict[str, Artifact]) -> dict[str, Any]:
     """What the rows came from: parents with fingerprints, the configuration, versions."""
     from easycore_ray.manifest import git_commit, versions
 

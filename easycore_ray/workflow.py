@@ -7,10 +7,9 @@ interruption and ends in seconds when there is nothing left to do.
 import time
 
 from easycore_ray import paths
-from easycore_ray.config import CoresetConfig, PipelineConfig, ReportConfig, identity_fields, to_dict, verb
-from easycore_ray.coreset import select
+from easycore_ray.config import PipelineConfig, ReportConfig, identity_fields, to_dict, verb
+from easycore_ray.coreset import draw_subset
 from easycore_ray.dataset import open_dataset, prepare
-from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity, open_artifact
 from easycore_ray.progress import duration, say
 from easycore_ray.reporting import report
@@ -48,7 +47,9 @@ def pipeline(config: PipelineConfig) -> Artifact | None:
     config = config.replace(overwrite=False)
     dataset = parents.get("dataset") or prepare(config.prepare_config())
     assert dataset is not None
-    pool = _draw_subset(config, dataset)
+    pool = None
+    if config.subset is not None:
+        pool = draw_subset(open_dataset(dataset.path), paths.join(out, "subset"), config.subset, config.seed)
     scores = score(config.score_config(dataset.path, pool.path if pool else None))
     assert scores is not None
     swept = sweep(config.sweep_config(dataset.path, scores.path))
@@ -67,25 +68,6 @@ def pipeline(config: PipelineConfig) -> Artifact | None:
     )
     say(f"pipeline: finished in {duration(time.monotonic() - started)}")
     return artifact
-
-
-def _draw_subset(config: PipelineConfig, dataset: Artifact) -> Artifact | None:
-    """The seeded, class-balanced part of the training samples to work on; None for all of them."""
-    if config.subset is None:
-        return None
-    total = open_dataset(dataset.path).num_rows("train")
-    if config.subset > total:
-        raise EasyCoreError(f"subset must be at most {total:,}, the training samples there are, got {config.subset:,}")
-    return select(
-        CoresetConfig(
-            out=paths.join(config.out, "subset"),
-            dataset=dataset.path,
-            method="random",
-            balance="class",
-            fraction=config.subset / total,
-            seed=config.seed,
-        )
-    )
 
 
 def _say_plan(config: PipelineConfig) -> None:

@@ -19,21 +19,23 @@ from easycore_ray.config import (
     PipelineConfig,
     PrepareConfig,
     ScoreConfig,
+    StudyConfig,
     SweepConfig,
     TrainConfig,
     from_dict,
 )
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.importing.sources import is_path
-from easycore_ray.presets import PRESETS
+from easycore_ray.presets import PRESETS, STUDIES
 
 _SOURCES = {"source", "test_source"}
 _PATHS = {
     "out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes", "path", "images",
+    "results",
 } | _SOURCES  # fmt: skip
 
-_FIRST = f"""
-Besides the options below: --preset {{{",".join(PRESETS)}}} fills in what is left out, and
+_FIRST = """
+Besides the options below: --preset {{{names}}} fills in what is left out, and
 --config PATH/manifest.json repeats the run that made that artifact.
 """
 
@@ -73,7 +75,8 @@ def parse(kind: type[Any], arguments: list[str]) -> Any:
         fields = preset_fields(kind, preset)
     if saved is not None:
         fields = saved_fields(kind, saved)
-    return _parse(kind, arguments, fields, (kind.__doc__ or "") + "\n" + _FIRST)
+    names = ",".join(STUDIES if kind is StudyConfig else PRESETS)
+    return _parse(kind, arguments, fields, (kind.__doc__ or "") + "\n" + _FIRST.format(names=names))
 
 
 def _parse(kind: type[Any], arguments: list[str], fields: dict[str, Any], description: str) -> Any:
@@ -106,6 +109,8 @@ def saved_fields(kind: type[Any], path: str) -> dict[str, Any]:
 
 def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
     """What a preset says of a job: its own fields of the pipeline, or of the pipeline's stage."""
+    if kind is StudyConfig:
+        return _study_fields(preset)
     if preset not in PRESETS:
         raise EasyCoreError(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}")
     config = PRESETS[preset]("pending")
@@ -137,6 +142,14 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
     if kind is EvaluateConfig:
         found |= {"eps": config.eval_eps, "num_samples": config.num_test_samples}
     return found
+
+
+def _study_fields(preset: str) -> dict[str, Any]:
+    """What a study's preset says."""
+    if preset not in STUDIES:
+        raise EasyCoreError(f"unknown preset {preset!r} of a study; allowed are {', '.join(STUDIES)}")
+    config = STUDIES[preset]("pending", "pending")
+    return {key: value for key, value in vars(config).items() if key not in ("out", "dataset", "overwrite")}
 
 
 def _unchecked(kind: type[Any], fields: dict[str, Any]) -> type[Any]:
