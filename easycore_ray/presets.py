@@ -235,7 +235,7 @@ PRESETS: dict[str, Callable[[str], PipelineConfig]] = {
 
 
 def cifar10_cpu_study(out: str, dataset: str) -> StudyConfig:
-    """The comparison of coresets at what two CPU cores can do in two hours: a narrow ResNet, 20,000 images.
+    """The comparison of coresets at what two CPU cores can do in two hours: a narrow ResNet, 15,000 images.
 
     Six epochs (standard) and two with five attack steps (TRADES), attacks on 1,000 fixed test images. Equal epochs: a
     coreset of half the size takes half the steps.
@@ -243,7 +243,7 @@ def cifar10_cpu_study(out: str, dataset: str) -> StudyConfig:
     return StudyConfig(
         out=out,
         dataset=dataset,
-        subset=20_000,
+        subset=15_000,
         model="resnet18",
         width=8,
         batch_size=64,
