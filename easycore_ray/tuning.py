@@ -487,10 +487,10 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         rows = _pick(_split_rows(dataset.path, "train"), sample_ids)
         state = train_here(fit, rows, device=device, on_epoch=report)
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
-    return _attack(trial.evaluate, dataset, device).manifest["summary"]
+    return attack_here(trial.evaluate, dataset, device).manifest["summary"]
 
 
-def _attack(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
+def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
     """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
     checkpoint, model = open_checkpoint(config.checkpoint)
     parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
