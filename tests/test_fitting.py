@@ -77,6 +77,7 @@ def test_a_state_survives_the_disk(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_processes_that_train_together_take_the_steps_of_one(tmp_path, monkeypatch):
     """Real processes, 2 and 3 of them, uneven batches: everyone ends with the weights of one process, to 1e-5.
 
@@ -85,7 +86,11 @@ def test_processes_that_train_together_take_the_steps_of_one(tmp_path, monkeypat
     monkeypatch.setattr(loop, "trades_attack", together.shifted)
     monkeypatch.setattr(loop, "pgd_training_attack", together.shifted)
     workers = [subprocess.Popen([sys.executable, together.__file__, str(rank), str(tmp_path)]) for rank in range(3)]
-    assert [worker.wait(200) for worker in workers] == [0, 0, 0]
+    try:
+        assert [worker.wait(250) for worker in workers] == [0, 0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
     for world in together.WORLDS:
         shares = [list(together.feed_of(rank, world).shuffled(1)) for rank in range(world)]
         assert len({len(batch.labels) for share in shares for batch in share}) > 1, "even batches prove nothing"
