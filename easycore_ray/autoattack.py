@@ -49,6 +49,23 @@ def require_autoattack() -> None:
         )
 
 
+def check_autoattack(image_shape: tuple[int, ...], norm: str) -> None:
+    """Refuse early what AutoAttack cannot run on.
+
+    Args:
+        image_shape: (C, H, W).
+        norm: one of ``threat.NORMS``.
+
+    Raises:
+        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2, where Square divides by zero.
+    """
+    require_autoattack()
+    if norm == "l2" and min(image_shape[1:]) < 5:
+        raise EasyCoreError(
+            f"autoattack with norm l2 needs images of at least 5 × 5 pixels, got {tuple(image_shape[1:])}; use linf"
+        )
+
+
 def autoattack(
     model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int
 ) -> tuple[Tensor, list[str]]:
@@ -74,13 +91,9 @@ def autoattack(
     """
     check_eps(eps, norm)
     check_inputs(inputs)
-    require_autoattack()
+    check_autoattack(tuple(inputs.shape[1:]), norm)
     if eps == 0 or len(inputs) == 0:
         return inputs, []
-    if norm == "l2" and inputs.shape[2] < 5:
-        raise EasyCoreError(
-            f"autoattack with norm l2 needs images of at least 5 × 5 pixels, got {tuple(inputs.shape[2:])}; use linf"
-        )
     # The library flattens with view(), which strided images do not allow.
     inputs = inputs.contiguous()
     with frozen_eval(model), _frozen_weights(model), seeded("autoattack", seed), _collected() as messages:

@@ -85,7 +85,8 @@ ModelName = Annotated[str, _one_of_spec((), "{" + ",".join(MODELS) + "}|MODULE:F
 _METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[str, _one_of_spec(METHODS)]
 ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
-EVALUATION_ATTACKS = ("none", *ATTACKS, "autoattack")
+SWEEP_ATTACKS = (*ATTACKS, "autoattack")
+EVALUATION_ATTACKS = ("none", *SWEEP_ATTACKS)
 AttackName = Annotated[str, _one_of_spec(EVALUATION_ATTACKS)]
 ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
 Training = Literal["standard", "trades", "pgd"]
@@ -101,6 +102,8 @@ _NOT_IDENTITY = {
     # inputs: their fingerprints are part of the identity instead
     "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "results",
 }  # fmt: skip
+# Fields that came later: at their default they are left out, so that what was made before is still recognised.
+_LATER = {"SweepConfig": {"attack"}, "PipelineConfig": {"attack"}}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -123,6 +126,9 @@ def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
 def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that change what a job computes."""
     unused = set() if getattr(config, "schedule", "") == "multistep" else {"milestones"}
+    later = _LATER.get(type(config).__name__, set())
+    unused |= {spec.name for spec in dataclasses.fields(config)
+               if spec.name in later and getattr(config, spec.name) == spec.default}  # fmt: skip
     return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY | unused}
 
 
@@ -574,6 +580,9 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
+    attack: tuple[AttackName, ...] = ("pgd20",)
+    """Attacks of the evaluation, pgd20 among them; the robust accuracy is that under all. autoattack: the standard
+    version, slow, needs the package pyautoattack."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
     """Perturbations of the evaluation; one result row for each."""
     num_test_samples: int | None = None
@@ -594,6 +603,10 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
             found += _fraction_problem(value)
         for value in self.eval_eps:
             found += _eps_problem("eval_eps", value, self.norm)
+        for name in self.attack:
+            found += _one_of("attack", name, SWEEP_ATTACKS)
+        if "pgd20" not in self.attack:
+            found.append(f"attack must include pgd20, the attack all sweeps share, got {' '.join(self.attack)!r}")
         for beta in self.beta:
             if not (beta >= 0 and math.isfinite(beta)):
                 found.append(f"beta must be a number >= 0, got {beta:g}")
@@ -828,6 +841,9 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step; by default 2.5 · eps / attack_steps."""
+    attack: tuple[AttackName, ...] = ("pgd20",)
+    """Attacks of the evaluation, pgd20 among them; the robust accuracy is that under all. autoattack: the standard
+    version, slow, needs the package pyautoattack."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
     """Perturbations of the evaluation; one result row for each."""
     num_test_samples: int | None = None

@@ -7,7 +7,9 @@ image counts as robust if it stays correct under every attack that was run.
 
 import io
 import json
+import math
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +20,18 @@ import torch
 from torch import nn
 
 from easycore_ray import cluster, paths
-from easycore_ray.autoattack import AUTOATTACK, autoattack, require_autoattack
+from easycore_ray.autoattack import AUTOATTACK, autoattack, check_autoattack
 from easycore_ray.config import EvaluateConfig, identity_fields, to_dict, verb
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.core.threat import format_eps
+from easycore_ray.core.threat import check_eps, format_eps
 from easycore_ray.dataset import Dataset, Rows, draw_ids, open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity
 from easycore_ray.progress import Progress, say
-from easycore_ray.suspicion import LARGE_EPS, LARGE_EPS_IMAGES, suspicious
+from easycore_ray.suspicion import LARGE_EPS, LARGE_EPS_IMAGES, SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.training import open_checkpoint
 
 SHARD_ROWS = 250
@@ -65,16 +67,19 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
     Returns:
         The evaluation, or None with ``dry_run``.
 
+    Warns:
+        SuspiciousEvaluation: if its own figures say that it flatters the model, also when it is reused.
+
     Raises:
-        EasyCoreError: for a missing checkpoint or dataset, or one of other classes or image shape.
+        EasyCoreError: for a missing checkpoint or dataset, one of other classes or image shape, an eps wider than
+            the images, or tasks that were lost too often.
     """
     started = time.monotonic()
-    if AUTOATTACK in config.attack:
-        require_autoattack()
     checkpoint, model = open_checkpoint(config.checkpoint)
     dataset = open_dataset(config.dataset)
     check_fits(checkpoint, dataset)
     threats = threats_of(config)
+    check_threats(threats, dataset.image_shape)
     sample_ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
     out = paths.absolute(config.out)
     if config.dry_run:
@@ -84,6 +89,7 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
     made = claim_evaluation(config, parents)
     if isinstance(made, Artifact):
         say(f"evaluate: {out} is finished, reused")
+        _warn(made)
         return made
     with giving_back(made):
         cluster.connect()
@@ -97,11 +103,33 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
         say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {robust}")
     for text in summary["warnings"]:
         say(f"evaluate: warning: {text}")
-    for text in summary["suspicious"]:
-        say(f"evaluate: SUSPICIOUS: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
     say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
+    _warn(artifact)
     return artifact
+
+
+def _warn(evaluation: Artifact) -> None:
+    """Say loudly what is suspicious in a finished evaluation."""
+    signs = evaluation.manifest["summary"]["suspicious"]
+    if signs:
+        # Points at the line that called evaluate(), past its wrapper.
+        warnings.warn(verdict(signs, evaluation.path), SuspiciousEvaluation, stacklevel=4)
+
+
+def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
+    """Refuse, before any work, budgets wider than the images and attacks that cannot run here.
+
+    Raises:
+        EasyCoreError: says which and what is allowed.
+    """
+    for eps in threats.eps:
+        try:
+            check_eps(eps, threats.norm, num_pixels=math.prod(image_shape))
+        except ValueError as error:
+            raise EasyCoreError(str(error)) from error
+    if AUTOATTACK in threats.attack:
+        check_autoattack(tuple(image_shape), threats.norm)
 
 
 def threats_of(config: EvaluateConfig) -> Threats:
@@ -189,14 +217,14 @@ def merge_shards(shards: list[pa.Table]) -> pa.Table:
     for shard in shards:
         for text in _notes(shard)["warnings"]:
             counts[text] = counts.get(text, 0) + 1
-    warnings = [f"{text} ({counts[text]} of {len(shards)} shards)" for text in sorted(counts)]
+    found = [f"{text} ({counts[text]} of {len(shards)} shards)" for text in sorted(counts)]
     large_eps = next((_notes(shard)["large_eps"] for shard in shards if _notes(shard)["large_eps"]), None)
     plain = [shard.replace_schema_metadata(None) for shard in shards]
-    return _with_notes(pa.concat_tables(plain), warnings, large_eps)
+    return _with_notes(pa.concat_tables(plain), found, large_eps)
 
 
-def _with_notes(table: pa.Table, warnings: list[str], large_eps: list[int] | None) -> pa.Table:
-    return table.replace_schema_metadata({_NOTES: json.dumps({"warnings": warnings, "large_eps": large_eps})})
+def _with_notes(table: pa.Table, found: list[str], large_eps: list[int] | None) -> pa.Table:
+    return table.replace_schema_metadata({_NOTES: json.dumps({"warnings": found, "large_eps": large_eps})})
 
 
 def _notes(table: pa.Table) -> dict[str, Any]:
@@ -218,7 +246,7 @@ def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str,
     }
     columns["clean_correct"] = correct.cpu().numpy()
     start = int(rows.sample_ids[0])
-    warnings: list[str] = []
+    said: list[str] = []
     for name in threats.attack:
         for eps in threats.eps:
             robust = correct.clone()
@@ -226,13 +254,13 @@ def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str,
                 # What is wrong already needs no attack.
                 picked, truth = inputs[correct], labels[correct]
                 adversarial, found = _attacked(model, picked, truth, name, eps, threats, start)
-                warnings += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
+                said += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
                 robust[correct] = _correct(model, adversarial, truth)
             columns[outcome_column(name, eps)] = robust.cpu().numpy()
     large_eps = (
         _at_large_eps(model, inputs[correct], labels[correct], threats.seed) if first and threats.attack else None
     )
-    return _with_notes(pa.table(columns), warnings, large_eps)
+    return _with_notes(pa.table(columns), said, large_eps)
 
 
 def _attacked(
@@ -348,11 +376,29 @@ def _attack_on_ray(
         done, _ = ray.wait(list(running))
         for ref in done:
             start = running.pop(ref)
-            shards[start] = ray.get(ref)
+            shards[start] = _outcome(ref, config.max_failures)
             _write_shard(files[start], shards[start])
         progress.update(min(len(shards) * SHARD_ROWS, len(sample_ids)))
     progress.close()
     return merge_shards([shards[start] for start in starts])
+
+
+def _outcome(ref: Any, max_failures: int) -> pa.Table:
+    """What a task gives; in one sentence where it refused, or where its process was lost once too often."""
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        # Our own sentence, without the task's traceback around it.
+        if isinstance(error.cause, EasyCoreError):
+            raise error.cause from None
+        raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise EasyCoreError(
+            f"evaluate: the process of a shard was lost {max_failures + 1} times (for want of memory?); finished "
+            "shards are kept, run the same command again to go on"
+        ) from error
 
 
 def _attack_task(

@@ -1,7 +1,8 @@
 """Signs that an evaluation flatters the model, found in its own figures.
 
-Takes the accuracies of an evaluation and gives one sentence for each sign. The result is kept: a sign is a
-reason to look, not a proof. The checks follow Carlini et al. 2019, "On evaluating adversarial robustness".
+Takes the accuracies of an evaluation and gives one sentence for each sign. The one decision: what was found is kept
+and said loudly, since a sign is a reason to look, not a proof. ``evaluate`` warns, its job ends with exit code 1, and
+tables mark the rows. The checks follow Carlini et al. 2019, "On evaluating adversarial robustness".
 """
 
 import math
@@ -14,6 +15,18 @@ STANDARD_ERRORS = 2.0
 LARGE_EPS = 0.5  # linf: every image can become plain gray
 LARGE_EPS_IMAGES = 100
 NEAR_ZERO = 0.1
+
+
+class SuspiciousEvaluation(UserWarning):
+    """An evaluation whose figures should not be believed as they are; its result is written all the same."""
+
+
+def verdict(signs: Sequence[str], where: str) -> str:
+    """One line for people about an evaluation with signs: what it is, why, where, what to do."""
+    return (
+        f"this evaluation is suspicious: {'; '.join(signs)}; its results are kept in {where}, do not quote them before "
+        "you know why (docs/evaluation.md)"
+    )
 
 
 def suspicious(
@@ -78,7 +91,7 @@ def _large_eps(large_eps: tuple[int, int] | None) -> list[str]:
     kept, attacked = large_eps
     return [
         f"pgd20 at linf eps {LARGE_EPS:g} leaves {kept} of {attacked} images correct, where nearly none can be: "
-        "the gradients are masked"
+        "the gradients are masked, or the model gives one answer to everything"
     ]
 
 

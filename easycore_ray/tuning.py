@@ -34,7 +34,9 @@ from easycore_ray.coreset import arm_config, check_same_dataset, select
 from easycore_ray.dataset import Dataset, Rows, open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.evaluation import (
+    Threats,
     attack_rows,
+    check_threats,
     claim_evaluation,
     evaluate,
     evaluation_ids,
@@ -104,6 +106,7 @@ def sweep(config: SweepConfig) -> Artifact | None:
     dataset = open_dataset(config.dataset)
     hardness = open_hardness(config.scores)
     check_same_dataset(hardness, dataset)
+    check_threats(Threats(attack=config.attack, eps=config.eval_eps, norm=config.norm, seed=0), dataset.image_shape)
     parents = {"dataset": dataset.artifact, "scores": open_artifact(config.scores, "scoring_run")}
     out = paths.absolute(config.out)
     if config.dry_run:
@@ -134,6 +137,9 @@ def sweep(config: SweepConfig) -> Artifact | None:
         device_seconds=sum(open_artifact(trial.train.out).manifest["device_seconds"] for trial in trials),
     )
     say(f"sweep: {len(trials)} trials in {duration(time.monotonic() - started)} → {out}")
+    doubtful = [trial.name for trial in trials if _summary(trial)["suspicious"]]
+    if doubtful:
+        say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")
     return artifact
 
 
@@ -240,7 +246,7 @@ def _make_trial(
             out="pending",
             checkpoint="pending",
             dataset=config.dataset,
-            attack=("pgd20",),
+            attack=config.attack,
             eps=config.eval_eps,
             norm=config.norm,
             num_samples=config.num_test_samples,
@@ -420,8 +426,10 @@ def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def short_result(summary: dict[str, Any]) -> str:
-    """``clean 91.0 %, robust 55.2 %`` (at the last eps)."""
-    return f"clean {100 * summary['clean_accuracy']:.1f} %, robust {100 * summary['robust'][-1]['accuracy']:.1f} %"
+    """``clean 91.0 %, robust 55.2 %`` (at the last eps, under all attacks)."""
+    doubt = ", SUSPICIOUS" if summary["suspicious"] else ""
+    robust = summary["robust"][-1]["accuracy"]
+    return f"clean {100 * summary['clean_accuracy']:.1f} %, robust {100 * robust:.1f} %{doubt}"
 
 
 def _trial_here(params: dict[str, Any]) -> None:
@@ -479,10 +487,10 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         rows = _pick(_split_rows(dataset.path, "train"), sample_ids)
         state = train_here(fit, rows, device=device, on_epoch=report)
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
-    return _attack(trial.evaluate, dataset, device).manifest["summary"]
+    return attack_here(trial.evaluate, dataset, device).manifest["summary"]
 
 
-def _attack(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
+def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
     """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
     checkpoint, model = open_checkpoint(config.checkpoint)
     parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
@@ -522,22 +530,24 @@ def result_rows(trials: Iterable[Trial], scores: Artifact) -> list[dict[str, Any
     rows = []
     for members in groups.values():
         checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
-        summaries = [open_artifact(trial.evaluate.out, "evaluation").manifest["summary"] for trial in members]
-        for number, eps in enumerate(members[0].evaluate.eps):
-            rows.append(_result_row(members, checkpoints, summaries, number, eps, scores))
+        summaries = [_summary(trial) for trial in members]
+        rows += [_result_row(members, checkpoints, summaries, eps, scores) for eps in members[0].evaluate.eps]
     return rows
+
+
+def _summary(trial: Trial) -> dict[str, Any]:
+    """What a finished trial's evaluation found."""
+    return open_artifact(trial.evaluate.out, "evaluation").manifest["summary"]
 
 
 def _result_row(
     members: list[Trial],
     checkpoints: list[dict[str, Any]],
     summaries: list[dict[str, Any]],
-    number: int,
     eps: float,
     scores: Artifact,
 ) -> dict[str, Any]:
     first = members[0]
-    robust = [summary["robust"][number] for summary in summaries]
     uses_scores = METHODS[first.arm.method].needs_score
     return {
         "method": first.arm.method,
@@ -549,16 +559,40 @@ def _result_row(
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
         "seeds": [trial.seed for trial in members],
         **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
-        **mean_std("robust_accuracy_pgd20", [row["accuracy"] for row in robust]),
         "worst_class_clean_accuracy_mean": _mean(summary["worst_class_clean_accuracy"] for summary in summaries),
-        "worst_class_robust_accuracy_pgd20_mean": _mean(row["worst_class_accuracy"] for row in robust),
+        **_robust_columns(summaries, eps),
+        "attack": list(first.evaluate.attack),
         "eps": eps,
         "steps": checkpoints[0]["steps"],
         "num_samples": checkpoints[0]["counts"]["samples"],
         "scoring_seconds": scores.manifest["device_seconds"] if uses_scores else 0.0,
         "training_seconds": round(_mean(checkpoint["device_seconds"] for checkpoint in checkpoints), 3),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
+        "suspicious": _said("suspicious", members, summaries),
+        "warnings": _said("warnings", members, summaries),
     }
+
+
+def _robust_columns(summaries: list[dict[str, Any]], eps: float) -> dict[str, float | None]:
+    """Robust accuracies at an eps: under all attacks (no suffix), and ``_<attack>`` under each."""
+    here = [[row for row in summary["robust"] if row["eps"] == eps] for summary in summaries]
+    # The last one of an eps is the pointwise worst, with several attacks, or the only one.
+    by_name = {"": [rows[-1] for rows in here]}
+    for number, first in enumerate(here[0]):
+        if first["attack"] != "worst":
+            by_name[f"_{first['attack']}"] = [rows[number] for rows in here]
+    found: dict[str, float | None] = {}
+    for suffix, rows in by_name.items():
+        found |= mean_std(f"robust_accuracy{suffix}", [row["accuracy"] for row in rows])
+        found[f"worst_class_robust_accuracy{suffix}_mean"] = _mean(row["worst_class_accuracy"] for row in rows)
+    return found
+
+
+def _said(key: str, members: list[Trial], summaries: list[dict[str, Any]]) -> list[str]:
+    """What the evaluations say of themselves, each with its seed."""
+    return [
+        f"seed {trial.seed}: {text}" for trial, summary in zip(members, summaries, strict=True) for text in summary[key]
+    ]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -7,6 +7,7 @@ interruption and ends in seconds when there is nothing left to do.
 import time
 
 from easycore_ray import paths
+from easycore_ray.autoattack import AUTOATTACK, require_autoattack
 from easycore_ray.config import PipelineConfig, ReportConfig, identity_fields, to_dict, verb
 from easycore_ray.coreset import draw_subset
 from easycore_ray.dataset import open_dataset, prepare
@@ -35,6 +36,8 @@ def pipeline(config: PipelineConfig) -> Artifact | None:
     if config.dry_run:
         _say_plan(config)
         return None
+    if AUTOATTACK in config.attack:
+        require_autoattack()  # before hours of scoring
     parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset).artifact}
     # Sources have no fingerprint before they are read, so their names count.
     sources = None if config.dataset else [config.source, config.test_source]

@@ -140,7 +140,7 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
         if len(config.training) == 1:
             found |= {"training": config.training[0], **({"beta": config.beta[0]} if len(config.beta) == 1 else {})}
     if kind is EvaluateConfig:
-        found |= {"eps": config.eval_eps, "num_samples": config.num_test_samples}
+        found |= {"attack": config.attack, "eps": config.eval_eps, "num_samples": config.num_test_samples}
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from easycore_ray import dataset_index, manifest, score_table, shards
-from easycore_ray.config import ScoreConfig, to_dict
+from easycore_ray.config import ScoreConfig, TrainConfig, to_dict
 from easycore_ray.manifest import Artifact, Claim
 from easycore_ray.reduction import reduce
 from easycore_ray.score_table import Part
@@ -112,33 +112,35 @@ def edit_manifest(folder: Path | str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def make_image_dataset(folder: Path | str, labels: Sequence[int]) -> Artifact:
-    """A whole dataset: training images of 1 × 4 × 4 random pixels in two shards, no val, no test."""
-    count, layout = len(labels), shards.Layout("raw", (1, 4, 4), None)
-    rng = np.random.default_rng(7)
-    images = rng.integers(0, 256, (count, 16), np.uint8)
-    shard, row = np.arange(count) % 2, np.arange(count) // 2
-    sizes = []
-    for number in (0, 1):
-        mine = np.flatnonzero(shard == number)
+def make_image_dataset(folder: Path | str, labels: Sequence[int], test_labels: Sequence[int] = ()) -> Artifact:
+    """A whole dataset: images of 1 × 4 × 4 random pixels, each split in two shards, no val."""
+    rng, layout = np.random.default_rng(7), shards.Layout("raw", (1, 4, 4), None)
+    tables, sizes = [], {"train": [], "val": [], "test": []}
+    for split, truth in (("train", labels), ("test", test_labels)):
+        count = len(truth)
+        images = rng.integers(0, 256, (count, 16), np.uint8)
+        shard, row = np.arange(count) % 2, np.arange(count) // 2
+        for number in (0, 1) if count else ():
+            mine = np.flatnonzero(shard == number)
+            columns = {
+                "sample_id": pa.array(mine, pa.int64()),
+                "label": pa.array(np.asarray(truth)[mine], pa.int32()),
+                "image": pa.array([images[at].tobytes() for at in mine], pa.binary(16)),
+            }
+            path = f"{folder}/{dataset_index.shard_path(split, number)}"
+            sizes[split].append(shards.write_rows(path, layout, pa.table(columns)))
         columns = {
-            "sample_id": pa.array(mine, pa.int64()),
-            "label": pa.array(np.asarray(labels)[mine], pa.int32()),
-            "image": pa.array([images[at].tobytes() for at in mine], pa.binary(16)),
+            "split": [split] * count,
+            "sample_id": range(count),
+            "key": [f"class {label}/{number}.png" for number, label in enumerate(truth)],
+            "label": truth,
+            "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
+            "input_norm": np.linalg.norm(images / 255, axis=1),
+            "shard": shard,
+            "row": row,
         }
-        path = f"{folder}/{dataset_index.shard_path('train', number)}"
-        sizes.append(shards.write_rows(path, layout, pa.table(columns)))
-    columns = {
-        "split": ["train"] * count,
-        "sample_id": range(count),
-        "key": [f"class {label}/{number}.png" for number, label in enumerate(labels)],
-        "label": labels,
-        "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
-        "input_norm": np.linalg.norm(images / 255, axis=1),
-        "shard": shard,
-        "row": row,
-    }
-    index = pa.table(columns, schema=dataset_index.SCHEMA)
+        tables.append(pa.table(columns, schema=dataset_index.SCHEMA))
+    index = pa.concat_tables(tables)
     dataset_index.write(index, str(folder))
     classes = [f"class {label}" for label in range(max(labels) + 1)]
     return manifest.finish(
@@ -146,7 +148,7 @@ def make_image_dataset(folder: Path | str, labels: Sequence[int]) -> Artifact:
         fingerprint=dataset_index.fingerprint(index),
         config={},
         parents={},
-        counts={"train": count, "val": 0, "test": 0},
+        counts={"train": len(labels), "val": 0, "test": len(test_labels)},
         wall_seconds=1.5,
         classes=classes,
         storage="raw",
@@ -154,8 +156,23 @@ def make_image_dataset(folder: Path | str, labels: Sequence[int]) -> Artifact:
         image_size=None,
         mean=[0.5],
         std=[0.25],
-        shards=dataset_index.shard_details(index, {"train": sizes, "val": [], "test": []}, len(classes)),
+        shards=dataset_index.shard_details(index, sizes, len(classes)),
     )
+
+
+def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact:
+    """A checkpoint trained in this process, for one step unless the fields say more."""
+    from easycore_ray import training
+    from easycore_ray.dataset import read_split
+
+    config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,
+                            "augment": "none", "num_workers": 1, **fields})  # fmt: skip
+    opened, parents, sample_ids = training.open_inputs(config)
+    made = training.claim_checkpoint(config, parents)
+    assert isinstance(made, Claim)
+    fit = training.make_fit(config, opened, sample_ids)
+    state = training.train_here(fit, read_split(opened, "train", sample_ids))
+    return training.finish_checkpoint(config, made, parents, fit, state, 0.0)
 
 
 def make_scoring_run(run: Path | str, dataset: Artifact, labels: Sequence[int], epochs: int = 2) -> Artifact:

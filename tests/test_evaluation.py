@@ -1,6 +1,8 @@
 """Evaluation in this process: shards merge to the whole, headline, notes, and what is refused."""
 
 import json
+import re
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -8,10 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from easycore_ray import paths
 from easycore_ray.config import EvaluateConfig
-from easycore_ray.dataset import Rows
+from easycore_ray.dataset import Rows, open_dataset
 from easycore_ray.errors import EasyCoreError
-from easycore_ray.evaluation import Threats, attack_rows, attack_shard, merge_shards, summarise, threats_of
+from easycore_ray.evaluation import Threats, attack_rows, attack_shard, evaluate, merge_shards, summarise, threats_of
+from easycore_ray.suspicion import SuspiciousEvaluation
+from easycore_ray.tuning import attack_here
+from jobs.command import run
+from jobs.evaluate import main
+from tests.artifacts import make_checkpoint, make_image_dataset
 
 
 def linear(num_classes=3):
@@ -97,6 +105,52 @@ def test_a_model_without_gradients_is_suspicious():
     threats = Threats(attack=("fgsm",), eps=(1e-3,), norm="linf", seed=0)
 
     assert any("masked" in text for text in summarise(attack_rows(model, rows, threats), threats, 3)["suspicious"])
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A function that gives the command line of an evaluation of some model, done already as in a sweep's trial."""
+    labels = [number % 3 for number in range(30)]
+    dataset = make_image_dataset(tmp_path / "dataset", labels, labels[:20])
+
+    def evaluation_of(**fields):
+        checkpoint = make_checkpoint(tmp_path / "model", dataset.path, **fields)
+        config = settings(checkpoint=checkpoint.path, dataset=dataset.path, out=str(tmp_path / "evaluation"))
+        attack_here(config, open_dataset(dataset.path), "cpu")
+        return ["--checkpoint", config.checkpoint, "--dataset", config.dataset, "--out", config.out]
+
+    return evaluation_of
+
+
+def test_a_suspicious_evaluation_is_loud_whenever_it_is_asked_for(evaluated, capsys):
+    """Exit code 1 and one closing line that gives the reason; in Python a warning; the result is there."""
+    arguments = evaluated(model="tests.users_models:masked", width=None)
+    out = arguments[-1]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as caught:
+            run(EvaluateConfig, main, arguments)
+        last = capsys.readouterr().err.splitlines()[-1]
+
+        assert caught.value.code == 1
+        assert re.fullmatch(rf"error: this evaluation is suspicious: .*masked.*results are kept in {out}, .*", last)
+    with pytest.warns(SuspiciousEvaluation, match=r"masked.*do not quote") as caught:
+        found = evaluate(**vars(parsed(arguments)))
+    assert caught[0].filename == __file__
+    assert found.manifest["summary"]["suspicious"] == paths.read_json(f"{out}/summary.json")["suspicious"] != []
+
+
+def test_a_sound_evaluation_is_quiet(evaluated, capsys):
+    """No warning, no closing line, no exit."""
+    arguments = evaluated()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(EvaluateConfig, main, arguments).manifest["summary"]["suspicious"] == []
+    assert "error" not in capsys.readouterr().err
+
+
+def parsed(arguments):
+    """The configuration of a command line."""
+    return run(EvaluateConfig, lambda config: config, arguments)
 
 
 @pytest.mark.parametrize(

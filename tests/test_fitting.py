@@ -1,14 +1,19 @@
 """What a run is told and what it keeps, without any training: schedules over worlds, states on disk."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from easycore_ray.config import ScoreConfig, TrainConfig
+from easycore_ray.core import loop
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.feeding import batches_per_epoch
 from easycore_ray.fitting import Fit, State, load_state, make_plan, save_state
+from tests import together
 
 
 def fit_of(num_rows=1000, epochs=10, **changes):
@@ -69,3 +74,29 @@ def test_a_state_survives_the_disk(tmp_path):
     assert torch.equal(found.optimizer["w"], state.optimizer["w"])
     assert torch.equal(found.carried.pop("sample_sums"), state.carried.pop("sample_sums"))
     assert found.carried == state.carried
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_that_train_together_take_the_steps_of_one(tmp_path, monkeypatch):
+    """Real processes, 2 and 3 of them, uneven batches: everyone ends with the weights of one process, to 1e-5.
+
+    The one process sees, step by step, what all workers see in that step; every objective is compared.
+    """
+    monkeypatch.setattr(loop, "trades_attack", together.shifted)
+    monkeypatch.setattr(loop, "pgd_training_attack", together.shifted)
+    workers = [subprocess.Popen([sys.executable, together.__file__, str(rank), str(tmp_path)]) for rank in range(3)]
+    try:
+        assert [worker.wait(250) for worker in workers] == [0, 0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for world in together.WORLDS:
+        shares = [list(together.feed_of(rank, world).shuffled(1)) for rank in range(world)]
+        assert len({len(batch.labels) for share in shares for batch in share}) > 1, "even batches prove nothing"
+        batches = [tuple(map(torch.cat, zip(*step, strict=True))) for step in zip(*shares, strict=True)]
+        for training in together.OBJECTIVES:
+            whole = together.train(training, batches)
+            for rank in range(world):
+                mine = load_file(tmp_path / f"{training}-{world}-{rank}.safetensors")
+                torch.testing.assert_close(mine, dict(whole), rtol=1e-5, atol=1e-6)

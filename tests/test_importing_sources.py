@@ -181,6 +181,13 @@ class TestParquet:
         table = pa.table({image: [png(picture(4, 4, seed=row)) for row in range(rows)], "label": [0] * rows})
         pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=row_group_size)
 
+    def test_arrays_of_numbers_are_no_images(self, tmp_path):
+        """Normalised pixels in a list column are refused by name, before anything is read."""
+        pq.write_table(pa.table({"image": [[-1.2, 0.3]], "label": [0]}), tmp_path / "0.parquet")
+
+        with pytest.raises(EasyCoreError, match=r"image of list<.*double>; needed are image files.*normalis"):
+            sources.list_source(str(tmp_path))
+
     def test_row_groups_are_joined_into_pieces_that_cover_every_row_once(self, tmp_path):
         """Pieces of about a thousand rows; keys count rows through the file."""
         self.write(tmp_path / "0.parquet", 2350)

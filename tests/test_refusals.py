@@ -1,16 +1,26 @@
 """What does not belong together is refused by name, before Ray starts and before anything is written."""
 
+import re
+
 import numpy as np
 import pytest
 
-from easycore_ray import inspect, manifest, reduce, score, select, sweep, train
-from easycore_ray.config import ScoreConfig, identity_fields
+from easycore_ray import evaluate, inspect, manifest, pipeline, reduce, score, select, sweep, train
+from easycore_ray.config import EvaluateConfig, ScoreConfig, identity_fields
 from easycore_ray.dataset import open_dataset
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.hardness_table import open_hardness
 from easycore_ray.manifest import Claim
 from easycore_ray.score_table import open_table
-from tests.artifacts import draw_rows, edit_manifest, make_image_dataset, make_scoring_run, write_parts
+from jobs.command import run
+from tests.artifacts import (
+    draw_rows,
+    edit_manifest,
+    make_checkpoint,
+    make_image_dataset,
+    make_scoring_run,
+    write_parts,
+)
 
 LABELS = [number % 3 for number in range(30)]
 OTHER = [number % 3 for number in range(1, 31)]
@@ -125,3 +135,45 @@ def test_every_table_says_how_its_scores_were_taken(root):
     assert open_hardness(f"{root}/scores").manifest["score_pass"] == "eval"
     assert again.manifest["score_pass"] == "fused"
     assert inspect(path=f"{root}/again")["scores"]["score_pass"] == "fused"
+
+
+@pytest.mark.parametrize(
+    ("labels", "shape", "arguments", "message"),
+    [
+        (range(7), [1, 4, 4], [], r"takes images of shape \(1, 4, 4\) in 7 classes, .* has \(1, 4, 4\) in 3; pass"),
+        (
+            LABELS,
+            [1, 8, 8],
+            [],
+            r"takes images of shape \(1, 8, 8\) in 3 classes, .*pass the dataset it was trained on",
+        ),
+        (LABELS, [1, 4, 4], ["--norm", "l2", "--eps", "8"], r"at most 4 in l2; got 8.0: did you mean 8/255\?"),
+        (LABELS, [1, 4, 4], ["--norm", "l2", "--attack", "autoattack"], r"at least 5 × 5 pixels, got \(4, 4\)"),
+        (LABELS, [1, 4, 4], ["--split", "val"], "has no val split; prepare it with one, or pass another --split"),
+    ],
+    ids=["classes", "shape", "l2 eps in 0..255", "images too small", "no such split"],
+)
+def test_an_evaluation_that_cannot_be_is_one_line(root, capsys, labels, shape, arguments, message):
+    """On the command line: what differs or is too much, exit code 2, nothing written."""
+    dataset = make_image_dataset(root / "tested", LABELS, OTHER)
+    trained = make_checkpoint(root / "model", make_image_dataset(root / "trained", labels).path)
+    edit_manifest(root / "model", model=trained.manifest["model"] | {"image_shape": shape})
+    arguments = ["--checkpoint", f"{root}/model", "--dataset", dataset.path, "--out", f"{root}/new", *arguments]
+    with pytest.raises(SystemExit) as caught:
+        run(EvaluateConfig, evaluate, arguments)
+    said = capsys.readouterr().err
+
+    assert caught.value.code == 2
+    assert re.fullmatch(r"error: .*\n", said)
+    assert re.search(message, said), said
+    assert not (root / "new").exists()
+
+
+def test_a_sweep_and_a_pipeline_without_the_package_of_autoattack_say_so_first(root, monkeypatch):
+    """Before anything is selected or scored."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    fields = {"out": f"{root}/new", "dataset": f"{root}/dataset", "attack": ("pgd20", "autoattack")}
+
+    refuse("pip install 'pyautoattack", sweep, scores=f"{root}/scores", **fields)
+    refuse("pip install 'pyautoattack", pipeline, **fields)
+    assert not (root / "new").exists()

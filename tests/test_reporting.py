@@ -558,3 +558,40 @@ def test_rows_survive_the_trip_through_json():
     rows = make_rows()
 
     assert print_table(json.loads(json.dumps(rows))) == print_table(rows)
+
+
+def test_a_suspicious_row_is_marked_and_explained():
+    """Printed table and page mark the robust accuracy of these rows only; sentences stand below, each once."""
+    rows = make_rows(arms=("random",), fractions=(0.5,), betas=(None,), all_eps=(4 / 255, 8 / 255))
+    for row in rows[:2]:
+        row |= {"suspicious": ["seed 1: the gradients are masked"], "warnings": ["seed 1: <Square> fooled"]}
+    assert rows[0]["method"] == rows[1]["method"] == "full"
+    head, _, *lines, note, doubt = print_table(rows).splitlines()
+
+    assert [line.count("‡") for line in lines] == [int(" full " in line) for line in lines]
+    assert len({len(line) for line in [head, *lines]}) == 1, "columns no longer line up"
+    assert (note[0], doubt[0]) == ("r", "‡")
+    page = Page(result_tables(rows, styles(rows)))
+    assert page.text.count("‡") == 3, "two cells and the heading of the sentences"
+    assert page.text.count("full, 100 %, seed 1: the gradients are masked") == 1
+    assert page.text.count("seed 1: <Square> fooled") == 1
+    assert "‡" not in print_table(rows[2:])
+
+
+def test_several_attacks_have_columns_and_the_headline_is_their_worst():
+    """Terminal, page, findings and axes go by the accuracy under all attacks and name them."""
+    rows = make_rows(arms=("random",), fractions=(0.5,), betas=(6.0,), all_eps=(8 / 255,))
+    for row in rows:
+        row |= {"attack": ["pgd20", "autoattack"], "robust_accuracy_mean": 0.311, "robust_accuracy_std": 0.02,
+                "worst_class_robust_accuracy_mean": 0.05, "robust_accuracy_autoattack_mean": 0.322}  # fmt: skip
+    head, _, *lines, note = print_table(rows).splitlines()
+
+    assert re.search(r"robust +PGD-20 +AutoAttack +worst", head)
+    pgd = 100 * rows[1]["robust_accuracy_pgd20_mean"]
+    assert any(re.search(rf"31\.1 ± 2\.0 +{pgd:.1f} +32\.2 +5\.0 ", line) for line in lines)
+    assert max(map(len, [head, *lines])) <= 110
+    assert "under both" in note
+    assert f"PGD-20 {pgd:.1f}, AutoAttack 32.2" in Page(result_tables(rows, styles(rows))).text
+    assert find(rows)[0].best["robust_accuracy_mean"] == 0.311
+    few = make_findings(rows)
+    assert "PGD-20 and AutoAttack" in Page(render(few, [])).text

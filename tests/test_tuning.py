@@ -1,6 +1,6 @@
 """What a sweep runs, told from its configuration alone: objectives, epochs and names."""
 
-from easycore_ray.config import SweepConfig
+from easycore_ray.config import PipelineConfig, SweepConfig, identity_fields
 from easycore_ray.drawing.figures import objective
 from easycore_ray.tuning import make_trials
 
@@ -36,3 +36,16 @@ def test_adversarial_runs_have_their_own_number_of_epochs():
 def test_a_pgd_sweep_needs_no_beta():
     """An empty list of β is refused for TRADES alone."""
     assert [trial.training for trial in trials_of(training=("pgd",), beta=())] == ["pgd", "pgd"]
+
+
+def test_trials_run_the_attacks_of_the_sweep():
+    """Each evaluation gets them all."""
+    assert {trial.evaluate.attack for trial in trials_of(attack=("pgd20", "autoattack"))} == {("pgd20", "autoattack")}
+
+
+def test_a_sweep_of_before_there_were_other_attacks_is_still_recognised():
+    """At its default the list of attacks is no part of the identity; anything else is."""
+    for kind, inputs in ((SweepConfig, {"dataset": "d", "scores": "s"}), (PipelineConfig, {})):
+        config = kind(out="o", **inputs)
+        assert "attack" not in identity_fields(config)
+        assert identity_fields(config.replace(attack=("pgd20", "fgsm")))["attack"] == ["pgd20", "fgsm"]

@@ -40,3 +40,17 @@ def a_pair(*, num_classes, image_shape):
             return inputs.flatten(1)[:, :num_classes], inputs
 
     return Pair()
+
+
+def masked(*, num_classes, image_shape):
+    """A linear model of pixels rounded to four levels: its gradients at the pixels are zero."""
+    channels, height, width = image_shape
+    return nn.Sequential(Rounded(), nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+
+
+class Rounded(nn.Module):
+    """Inputs to the nearest multiple of two; the graph is kept, the gradient is lost."""
+
+    def forward(self, inputs):
+        """The rounded inputs."""
+        return (inputs / 2).round() * 2 + 0 * inputs

@@ -37,8 +37,14 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
 
 
-def check_eps(eps: float, norm: str = "linf") -> None:
-    """Refuses an eps that is negative, not finite, or for linf above 1.
+def check_eps(eps: float, norm: str = "linf", num_pixels: int | None = None) -> None:
+    """Refuses an eps that is negative, not finite, or beyond what an image can be changed by.
+
+    Args:
+        eps: radius in [0, 1] pixel units.
+        norm: one of NORMS.
+        num_pixels: values of an image, channels counted; where it is known, an l2 eps beyond its square root, the
+            length of black to white, is refused as well.
 
     Raises:
         ValueError: with a guess at what was meant, since 8 for 8/255 is the usual slip.
@@ -48,6 +54,11 @@ def check_eps(eps: float, norm: str = "linf") -> None:
         raise ValueError(f"eps must be a number >= 0 in [0, 1] pixel units, got {eps}")
     if norm == "linf" and eps > 1:
         raise ValueError(f"eps is in [0, 1] pixel units, 8/255 = 0.031; got {float(eps)}: did you mean {eps:g}/255?")
+    if norm == "l2" and num_pixels is not None and eps > math.sqrt(num_pixels):
+        raise ValueError(
+            f"eps is in [0, 1] pixel units, where an image of {num_pixels:,} values can be changed by at most "
+            f"{math.sqrt(num_pixels):.4g} in l2; got {float(eps)}: did you mean {eps:g}/255?"
+        )
 
 
 def parse_eps(text: str | float) -> float:

@@ -121,6 +121,10 @@ def _accuracies(summary: Facts) -> Iterator[str]:
     for row in summary["robust"]:
         yield from _line(row["attack"], f"{_percent(row['accuracy'], row['interval'])} at eps {_eps(row['eps'])}, "
                          f"worst class {100 * row['worst_class_accuracy']:.1f} %")  # fmt: skip
+    for text in summary["suspicious"]:
+        yield from _line("suspicious", text)
+    for text in summary["warnings"]:
+        yield from _line("warning", text)
 
 
 def _unfinished(facts: Facts) -> Iterator[str]:

@@ -22,6 +22,7 @@ from easycore_ray.config import Arm
 
 Row = Mapping[str, Any]
 
+ATTACK_NAMES = {"fgsm": "FGSM", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
 INK, MUTED, PALE, DEEP = "#222222", "#5f6b76", "#9ecae1", "#08306b"
 PANEL_SIZE = (4.5, 3.2)
 
@@ -99,6 +100,21 @@ def objective(row: Row) -> str:
     if row["training"] == "trades":
         return f"TRADES, β = {row['beta']:g}"
     return {"standard": "Standard training", "pgd": "PGD-AT"}[row["training"]]
+
+
+def value(row: Row, name: str) -> Any:
+    """A number of a row. ``robust_accuracy`` is that under all attacks; older rows have PGD-20's alone."""
+    return row[name] if name in row else row[name.replace("robust_accuracy", "robust_accuracy_pgd20")]
+
+
+def attacks(rows: Sequence[Row]) -> list[str]:
+    """Names of the attacks behind the headline of these rows, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.get("attack", ["pgd20"])))
+
+
+def attack_names(rows: Sequence[Row]) -> str:
+    """The same for reading: ``PGD-20 and AutoAttack``."""
+    return " and ".join(ATTACK_NAMES.get(name, name) for name in attacks(rows))
 
 
 def percent(fraction: float) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from easycore_ray.core.threat import format_eps
-from easycore_ray.drawing.figures import Plot, Row, Style, percent, styles, to_svg
+from easycore_ray.drawing.figures import Plot, Row, Style, attack_names, percent, styles, to_svg
 from easycore_ray.drawing.hardness import Mix
 from easycore_ray.drawing.images import Images, short, to_data_uri
 from easycore_ray.drawing.tables import arm_tag, glance, result_tables, term
@@ -108,7 +108,7 @@ def _facts(findings: Findings) -> list[tuple[str, str]]:
         ("classes", f"{len(findings.classes)}"),
         ("kept", ", ".join(map(percent, kept)) or "all"),
         ("seeds per result", f"{seeds}" if seeds > 1 else "1 (no spread)"),
-        ("attack", "PGD-20"),
+        ("attack", attack_names(rows)),
         ("ε of the attack", ", ".join(format_eps(eps) for eps in sorted({row["eps"] for row in rows}))),
         ("trained on", ", ".join(sorted({row["device"] for row in rows}))),
     ]

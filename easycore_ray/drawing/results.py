@@ -11,10 +11,21 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from easycore_ray.core.threat import format_eps
-from easycore_ray.drawing.figures import MUTED, Panel, Plot, Row, Style, arm_name, grouped, objective, percent
+from easycore_ray.drawing.figures import (
+    MUTED,
+    Panel,
+    Plot,
+    Row,
+    Style,
+    arm_name,
+    attack_names,
+    grouped,
+    objective,
+    percent,
+    value,
+)
 
-_ROBUST = "robust_accuracy_pgd20"
-_ROBUST_LABEL = "robust accuracy (PGD-20), %"
+_ROBUST = "robust_accuracy"
 
 
 def robust_by_fraction(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
@@ -66,7 +77,7 @@ def cost(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
 def _by_fraction(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None:
     kept = sorted({100 * row["fraction"] for row in rows if row["method"] != "full"})
     for row in (row for row in rows if row["method"] == "full"):
-        mean, spread = 100 * row[f"{_ROBUST}_mean"], _spread(row, _ROBUST)
+        mean, spread = 100 * value(row, f"{_ROBUST}_mean"), _spread(row, _ROBUST)
         colour = looks[arm_name(row)].colour
         axes.axhline(mean, color=colour, linestyle="--", linewidth=1.4)
         axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.1, linewidth=0)
@@ -74,7 +85,7 @@ def _by_fraction(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) ->
     _lines(axes, coresets, looks, kept, lambda row: 100 * row["fraction"])
     axes.set_xticks(kept)
     axes.set_xlabel("training samples kept, %")
-    axes.set_ylabel(_ROBUST_LABEL)
+    axes.set_ylabel(_robust_label(rows))
 
 
 def _by_beta(rows: Sequence[Row], looks: Mapping[str, Style], betas: Sequence[float], axes: Axes) -> None:
@@ -82,7 +93,7 @@ def _by_beta(rows: Sequence[Row], looks: Mapping[str, Style], betas: Sequence[fl
     _lines(axes, rows, looks, range(len(betas)), lambda row: betas.index(row["beta"]))
     axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
     axes.set_xlabel("β, weight of the robustness term")
-    axes.set_ylabel(_ROBUST_LABEL)
+    axes.set_ylabel(_robust_label(rows))
 
 
 def _trade_off(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None:
@@ -90,7 +101,7 @@ def _trade_off(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> N
         look = looks[arm_name(row)]
         axes.errorbar(
             100 * row["clean_accuracy_mean"],
-            100 * row[f"{_ROBUST}_mean"],
+            100 * value(row, f"{_ROBUST}_mean"),
             xerr=_spread(row, "clean_accuracy"),
             yerr=_spread(row, _ROBUST),
             fmt=look.marker,
@@ -101,7 +112,7 @@ def _trade_off(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> N
         )
     axes.margins(0.08)
     axes.set_xlabel("clean accuracy, %")
-    axes.set_ylabel(_ROBUST_LABEL)
+    axes.set_ylabel(_robust_label(rows))
 
 
 def _cost(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None:
@@ -135,7 +146,7 @@ def _lines(
         members.sort(key=x_of)
         axes.errorbar(
             [x_of(row) + (number - (len(groups) - 1) / 2) * apart for row in members],
-            [100 * row[f"{_ROBUST}_mean"] for row in members],
+            [100 * value(row, f"{_ROBUST}_mean") for row in members],
             yerr=[_spread(row, _ROBUST) for row in members],
             color=looks[arm].colour,
             marker=looks[arm].marker,
@@ -146,9 +157,13 @@ def _lines(
     axes.margins(x=0.08, y=0.1)
 
 
+def _robust_label(rows: Sequence[Row]) -> str:
+    return f"robust accuracy ({attack_names(rows)}), %"
+
+
 def _spread(row: Row, name: str) -> float:
     """Standard deviation over seeds in per cent; 0 where there is one seed only."""
-    return 100 * (row[f"{name}_std"] or 0.0)
+    return 100 * (value(row, f"{name}_std") or 0.0)
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:

@@ -7,7 +7,18 @@ from html import escape
 
 from easycore_ray.core.selection import METHODS
 from easycore_ray.core.threat import format_eps
-from easycore_ray.drawing.figures import Row, Style, arm_name, grouped, objective, percent
+from easycore_ray.drawing.figures import (
+    ATTACK_NAMES,
+    Row,
+    Style,
+    arm_name,
+    attack_names,
+    attacks,
+    grouped,
+    objective,
+    percent,
+    value,
+)
 from easycore_ray.progress import duration
 
 _GLOSSARY = {
@@ -17,7 +28,8 @@ _GLOSSARY = {
     "arm": "A way to choose the coreset: a method, the score it goes by, and whether it keeps the mix of classes.",
     "clean accuracy": "Share of the test images that are classified correctly as they are.",
     "robust accuracy": "Share of the test images that are still classified correctly after an attacker has changed "
-    "their pixels. Here the attack is PGD with 20 steps; stronger attacks give lower numbers.",
+    "their pixels, under every attack that was run. AutoAttack is stronger than PGD with 20 steps and gives lower "
+    "numbers.",
     "ε": "How far the attacker may change a pixel, in units of 1/255 of its range (or the length of the change, for "
     "the Euclidean norm).",
     "TRADES": "Training against an attacker: cross-entropy on the image plus β times the change of the output under "
@@ -29,7 +41,9 @@ _GLOSSARY = {
 }
 _ADVERSARIAL = {"trades": "TRADES", "pgd": "PGD-AT"}
 _METRICS = (("clean", "clean_accuracy", "worst_class_clean_accuracy_mean"),
-            ("robust", "robust_accuracy_pgd20", "worst_class_robust_accuracy_pgd20_mean"))  # fmt: skip
+            ("robust", "robust_accuracy", "worst_class_robust_accuracy_mean"))  # fmt: skip
+_DOUBT = "‡"
+_DOUBT_NOTE = "signs that the evaluation of at least one seed flatters the model"
 
 
 def term(word: str, text: str | None = None) -> str:
@@ -83,7 +97,7 @@ class Finding:
     @property
     def spread(self) -> float | None:
         """Standard deviation of ``gain`` over seeds, in points; None with a single seed."""
-        spreads = [row["robust_accuracy_pgd20_std"] for row in (self.best, self.random) if row is not None]
+        spreads = [value(row, "robust_accuracy_std") for row in (self.best, self.random) if row is not None]
         return None if len(spreads) < 2 or None in spreads else 100 * math.hypot(*spreads)
 
 
@@ -121,7 +135,7 @@ def _accuracy(row: Row | None, looks: Mapping[str, Style] | None = None) -> str:
     if row is None:
         return "<td>–</td>"
     name = f"{arm_tag(arm_name(row), looks[arm_name(row)])}, {percent(row['fraction'])}" if looks else ""
-    return f"<td>{_mean_std(row, 'robust_accuracy_pgd20')}<small>{name}</small></td>"
+    return f"<td>{_mean_std(row, 'robust_accuracy')}{_doubt_tag(row)}<small>{name}</small></td>"
 
 
 def _gain(found: Finding) -> str:
@@ -141,12 +155,40 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
         f"in that column. {term('steps', 'Steps')} and time are those of one training run. Click a heading to sort.</p>"
     )
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
-    return intro + "".join(tables)
+    return intro + "".join(tables) + _notes(rows)
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    """Below the tables: what the evaluations say of themselves, each sentence once."""
+    found = []
+    for key, heading in (
+        ("suspicious", f'<span class="doubt">{_DOUBT}</span> {_DOUBT_NOTE.capitalize()}'),
+        ("warnings", "Warnings of AutoAttack"),
+    ):
+        said = [
+            f"{objective(row)}, {arm_name(row)}, {percent(row['fraction'])}, {text}"
+            for row in rows
+            for text in row.get(key, ())
+        ]
+        if said:
+            lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(said))
+            found.append(f"<h3>{heading}</h3><ul>{lines}</ul>")
+    return "".join(found)
+
+
+def _doubt_tag(row: Row) -> str:
+    """The mark of a suspicious evaluation, for the page."""
+    return f'<span class="doubt">{_DOUBT}</span>' if row.get("suspicious") else ""
 
 
 def print_table(rows: Sequence[Row]) -> str:
     """Result rows as aligned text for a terminal, at most 110 columns wide; accuracies in per cent."""
-    heads = ("objective", "arm", "kept", "samples", "eps", "clean", "robust", "worst", "steps", "training")
+    # With several attacks each has a column, in the place of what the line can do without.
+    several = attacks(rows) if len(attacks(rows)) > 1 else []
+    count, each = (["samples"], []) if not several else ([], [ATTACK_NAMES[name] for name in several])
+    heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, "worst", "steps", "training")
+    doubtful = any(row.get("suspicious") for row in rows)
+    mark = {True: f" {_DOUBT}", False: "  "} if doubtful else {False: ""}
     objectives = list(dict.fromkeys(map(objective, rows)))
     ordered = sorted(rows, key=lambda row: (objectives.index(objective(row)), row["eps"], -row["fraction"]))
     lines = [heads] + [
@@ -154,11 +196,12 @@ def print_table(rows: Sequence[Row]) -> str:
             objective(row).replace("Standard training", "standard"),
             arm_name(row),
             percent(row["fraction"]),
-            f"{row['num_samples']:,}",
+            *([] if several else [f"{row['num_samples']:,}"]),
             format_eps(row["eps"]),
             _mean_std(row, "clean_accuracy"),
-            _mean_std(row, "robust_accuracy_pgd20"),
-            f"{100 * row['worst_class_robust_accuracy_pgd20_mean']:.1f}",
+            _mean_std(row, "robust_accuracy") + mark[bool(row.get("suspicious"))],
+            *(f"{100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in several),
+            f"{100 * value(row, 'worst_class_robust_accuracy_mean'):.1f}",
             f"{row['steps']:,}",
             duration(row["training_seconds"]),
         )
@@ -169,10 +212,14 @@ def print_table(rows: Sequence[Row]) -> str:
     widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(heads) - 1)))
     text = ["  ".join(_aligned(cell, width, left=column < 2) for column, (cell, width) in
                       enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]  # fmt: skip
-    note = (
-        "robust: PGD-20; worst: robust accuracy of the worst class; ±: standard deviation over seeds; training: per run"
-    )
-    return "\n".join([text[0], "─" * len(text[0]), *text[1:], note])
+    under = "under both" if len(several) == 2 else "under all attacks" if several else attack_names(rows)
+    notes = [
+        f"robust: {under}; worst: robust accuracy of the worst class; ±: standard deviation over seeds; "
+        "training: per run"
+    ]
+    if doubtful:
+        notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
+    return "\n".join([text[0], "─" * len(text[0]), *text[1:], *notes])
 
 
 def _aligned(cell: str, width: int, *, left: bool) -> str:
@@ -244,16 +291,26 @@ def _cells(
             cells.append('<td data-v="-1">–</td>')
             continue
         name, worst = names[kind]
-        value = row[f"{name}_mean"]
-        top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == value
+        mean = value(row, f"{name}_mean")
+        top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == mean
+        doubt = _doubt_tag(row) if kind == "robust" else ""
         cells.append(
-            f'<td data-v="{value}"{" class=best" if top else ""}>{_mean_std(row, name)}'
-            f"<small>worst {100 * row[worst]:.1f}</small></td>"
+            f'<td data-v="{mean}"{" class=best" if top else ""}>{_mean_std(row, name)}{doubt}'
+            f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}</td>"
         )
     seconds = first["training_seconds"]
     return "".join(cells) + (
         f'<td data-v="{first["steps"]}">{first["steps"]:,}</td><td data-v="{seconds}">{duration(seconds)}</td>'
     )
+
+
+def _each_attack(row: Row) -> str:
+    """Below a cell, with several attacks: the mean under each alone."""
+    names = attacks([row])
+    if len(names) < 2:
+        return ""
+    means = [f"{ATTACK_NAMES[name]} {100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in names]
+    return f"<small>{', '.join(means)}</small>"
 
 
 def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
@@ -263,16 +320,16 @@ def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
     for (eps, fraction), members in grouped(coresets, lambda row: (row["eps"], row["fraction"])).items():
         if len(members) > 1:
             for _, name, _ in _METRICS:
-                found[name, eps, fraction] = max(row[f"{name}_mean"] for row in members)
+                found[name, eps, fraction] = max(value(row, f"{name}_mean") for row in members)
     return found
 
 
 def _mean_std(row: Row, name: str) -> str:
     """``41.2 ± 0.5`` in per cent; without spread for a single seed."""
-    std = row[f"{name}_std"]
-    mean = f"{100 * row[f'{name}_mean']:.1f}"
+    std = value(row, f"{name}_std")
+    mean = f"{100 * value(row, f'{name}_mean'):.1f}"
     return mean if std is None else f"{mean} ± {100 * std:.1f}"
 
 
 def _robust(row: Row) -> float:
-    return row["robust_accuracy_pgd20_mean"]
+    return value(row, "robust_accuracy_mean")

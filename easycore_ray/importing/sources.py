@@ -215,6 +215,12 @@ def _image_column(path: str, schema: pa.Schema) -> str:
             f"{path} has the columns {', '.join(schema.names)}; needed are image (or img) of bytes or "
             "struct<bytes, path>, and label"
         )
+    kind = schema.field(found[0]).type
+    if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise EasyCoreError(
+            f"{path} has {found[0]} of {kind}; needed are image files in bytes or struct<bytes, path>; save "
+            "arrays of pixels as PNG, and leave normalisation, which is part of every model, out"
+        )
     return found[0]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from easycore_ray.core.attacks import pgd_training_attack
+from easycore_ray.core.attacks import pgd_training_attack, trades_attack
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.loop import Plan, clean_accuracy, make_optimizer, prepare_inputs, score_epoch, train_epoch
 from easycore_ray.core.losses import cross_entropy_rows
@@ -158,6 +158,34 @@ def test_a_pgd_step_is_sgd_on_the_cross_entropy_of_the_attacked_batch(norm):
     assert result.loss_sum / 7 == pytest.approx(loss.item(), rel=1e-6)
     assert result.num_correct == int((logits.argmax(1) == labels).sum())
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "eps", "step_size"), [("linf", 0.031, 0.007), ("l2", 0.5, 0.1)])
+def test_a_trades_step_is_sgd_on_the_official_loss(norm, eps, step_size):
+    """Loss and weights after a step equal CE + β / B · KL(clean || attacked) in torch's own words, to 1e-6.
+
+    Batch norm is in evaluation mode in the attack and in training mode in the loss, as in the official code.
+    """
+    rows = make_batches((7,))[0]
+    plan = make_plan(training="trades", norm=norm, eps=eps, attack_steps=10, attack_step_size=step_size)
+    ours, theirs, modes = make_model(), make_model(), []
+    ours.register_forward_pre_hook(lambda module, _: modes.append({part.training for part in module.modules()}))
+    result = train_epoch(ours, make_optimizer(ours, plan), [rows], plan, epoch=2, step=0, rank=1)
+
+    inputs, labels = to_float(rows[1]), rows[2]
+    noise = torch.randn(inputs.shape, generator=generator("attack", 0, 2, 1))
+    attacked = trades_attack(theirs, inputs, eps=eps, norm=norm, steps=10, step_size=step_size, noise=noise)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    logits = theirs.train()(inputs)
+    divergence = torch.nn.KLDivLoss(reduction="sum")(theirs(attacked).log_softmax(1), logits.softmax(1))
+    loss = torch.nn.functional.cross_entropy(logits, labels) + 6.0 / 7 * divergence
+    loss.backward()
+    optimizer.step()
+
+    assert modes == [{False}] * 11 + [{True}] * 2
+    assert result.loss_sum / 7 == pytest.approx(loss.item(), rel=1e-6)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
 
 

@@ -71,6 +71,17 @@ def test_every_model_maps_pixels_to_logits(name, channels):
     assert torch.isfinite(grad).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_trains_at_its_full_size(name):
+    """At the width of its paper, in training mode: every weight gets a finite gradient."""
+    size = 64 if name.endswith("imagenet") else 32
+    model = build_model(name, num_classes=10, image_shape=(3, size, size), mean=[0.5] * 3, std=[0.25] * 3)
+    F.cross_entropy(model(torch.rand(2, 3, size, size)), torch.tensor([3, 7])).backward()
+
+    assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in model.parameters())
+
+
 def test_resnet18_computes_what_torchvision_computes():
     """With the stem for small images and the same weights, torchvision's ResNet-18 gives the same logits."""
     ours = small("resnet18").network

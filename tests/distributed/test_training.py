@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from easycore_ray import evaluate, train
+from easycore_ray import evaluate, paths, sweep, train
 from easycore_ray.config import EvaluateConfig, TrainConfig
 from easycore_ray.dataset import open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
@@ -76,6 +76,60 @@ def test_outcomes_on_ray_equal_the_same_shards_in_this_process(checkpoint, digit
     np.testing.assert_array_equal(clean, stored["clean_correct"].to_numpy())
     assert clean.sum() >= weak.sum() >= strong.sum()
     assert evaluation.manifest["summary"]["clean_accuracy"] == clean.mean()
+
+
+@pytest.fixture(scope="module")
+def swept(digits, two_workers, tmp_path_factory):
+    """Folder of a sweep: a standard and a TRADES trial on the whole population, attacked with PGD and AutoAttack."""
+    out = tmp_path_factory.mktemp("sweep") / "sweep"
+    sweep(
+        dataset=digits.path, scores=two_workers.path, out=str(out), method=(), fraction=(0.5,), seeds=(0,), beta=(6.0,),
+        training=("standard", "trades"), train_epochs=2, model="cnn", width=4, batch_size=16, augment="crop",
+        crop_pad=1, eps=0.1, attack_steps=2, attack=("pgd20", "autoattack"), eval_eps=(0.2,), num_test_samples=260,
+        tracking_uri="none", threads_per_worker=1,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("training", ["standard", "trades"])
+def test_a_trial_of_a_sweep_trains_the_weights_of_ray_train(swept, checkpoint, digits, population, tmp_path, training):
+    """The same configuration in a Tune trial and under TorchTrainer: equal bit for bit, so is the fingerprint."""
+    alone = checkpoint
+    if training == "standard":
+        alone = train(**settings(digits, population, tmp_path / "model", training=training, beta=0.0))
+    (trial,) = (swept / "trials").glob(f"full_f1_{training}*/checkpoint")
+    mine, theirs = load_file(trial / "model.safetensors"), load_file(alone.path + "/model.safetensors")
+
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert paths.read_json(str(trial / "manifest.json"))["fingerprint"] == alone.fingerprint
+
+
+def test_autoattack_on_ray_equals_its_shards_in_one_process(swept, checkpoint, digits, tmp_path):
+    """One worker, two workers and a trial's own process give the same outcome of every image, warnings included."""
+    fields = dict(checkpoint=checkpoint.path, dataset=digits.path, attack=("pgd20", "autoattack"), eps=(0.2,),
+                  num_samples=260, threads_per_worker=1)  # fmt: skip
+    done = [evaluate(**fields, out=str(tmp_path / f"{count}"), num_workers=count) for count in (1, 2)]
+    (trial,) = (swept / "trials").glob("full_f1_trades*/evaluation")
+    stored = [pq.read_table(f"{folder}/outcomes.parquet") for folder in (done[0].path, done[1].path, trial)]
+    kept = stored[0]["robust_autoattack_0.2"].to_numpy()
+
+    assert stored[0].num_rows > 250, "more than one shard, or there is nothing to divide"
+    assert 0 <= kept.sum() < stored[0]["clean_correct"].to_numpy().sum()
+    assert stored[0].equals(stored[1], check_metadata=True)
+    assert stored[0].equals(stored[2], check_metadata=True)
+
+
+def test_a_sweep_tells_every_attack_and_their_worst(swept):
+    """A column for each attack, the headline under all of them, and what the evaluations say of themselves."""
+    for row in paths.read_json(str(swept / "summary.json"))["rows"]:
+        each = [row[f"robust_accuracy_{name}_mean"] for name in row["attack"]]
+
+        assert row["attack"] == ["pgd20", "autoattack"]
+        assert row["robust_accuracy_mean"] <= min(each) <= row["clean_accuracy_mean"]
+        assert row["worst_class_robust_accuracy_mean"] <= row["worst_class_robust_accuracy_pgd20_mean"]
+        assert isinstance(row["suspicious"], list)
+        assert isinstance(row["warnings"], list)
 
 
 def test_equal_steps_train_equally_long_whatever_the_size(digits, population, tmp_path):

@@ -1,0 +1,76 @@
+"""One of several processes that train together, with the gradient exchange of Ray's workers but without Ray.
+
+    python tests/together.py RANK FOLDER
+
+Three of them make worlds of 2 and 3 over gloo and leave their weights in the folder, a file for each world, objective
+and rank. Attacks are replaced by a fixed shift of each image, since their noise is each worker's own.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from easycore_ray.config import TrainConfig
+from easycore_ray.core import loop
+from easycore_ray.dataset import Rows
+from easycore_ray.feeding import MemoryFeed
+from easycore_ray.fitting import RayContext, make_plan
+
+WORLDS = (2, 3)
+OBJECTIVES = ("standard", "trades", "pgd")
+STEPS = 2
+
+
+def draw_rows():
+    """Eleven images: no world shares them evenly, nor do two batches."""
+    draws = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8, generator=draws)
+    return Rows(torch.arange(11), images, torch.randint(0, 3, (11,), generator=draws))
+
+
+def feed_of(rank, world):
+    """A worker's share of the rows, in two batches."""
+    share = Rows(*(column[rank::world] for column in draw_rows()))
+    return MemoryFeed(share, num_batches=STEPS, seed=0, rank=rank)
+
+
+def shifted(model, inputs, *arguments, eps, **options):
+    """Images moved by eps, up or down by turns: what an attack gives, without its noise."""
+    signs = torch.ones_like(inputs)
+    signs[..., ::2] = -1
+    return (inputs + eps * signs).clamp(0, 1)
+
+
+def train(training, batches, combine=None):
+    """The weights after an epoch of a model without batch norm."""
+    config = TrainConfig(out="o", dataset="d", training=training, eps=0.1, schedule="constant", warmup_fraction=0.0,
+                         augment="none")  # fmt: skip
+    plan = make_plan(config, total_steps=STEPS, training=training, beta=config.beta, eps=config.eps, attack_steps=1)
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    loop.train_epoch(model, loop.make_optimizer(model, plan), batches, plan, epoch=1, step=0, combine=combine)
+    return model.state_dict()
+
+
+def main():
+    """Train as this rank of every world it belongs to."""
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    loop.trades_attack = loop.pgd_training_attack = shifted
+    context = RayContext.__new__(RayContext)  # its constructor asks Ray Train who it is
+    context.rank, context.device = rank, torch.device("cpu")
+    for world in WORLDS:
+        if rank >= world:
+            continue
+        context.world_size = world
+        torch.distributed.init_process_group("gloo", f"file://{folder}/world-{world}", rank=rank, world_size=world)
+        for training in OBJECTIVES:
+            weights = train(training, feed_of(rank, world).shuffled(1), context.combine)
+            save_file(weights, folder / f"{training}-{world}-{rank}.safetensors")
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
