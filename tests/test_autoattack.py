@@ -173,7 +173,8 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_pgd_agrees_with_foolbox(digits_cnn):
     """The same steps from the same start fool the same share; ours, which keeps the worst iterate, at least as many."""
-    foolbox = pytest.importorskip("foolbox")
+    import foolbox
+
     model, inputs, labels = digits_cnn
     known = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     shares = []
