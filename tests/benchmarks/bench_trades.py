@@ -1,6 +1,6 @@
 """TRADES throughput: our training step against the cost of the official algorithm, in one process.
 
-    python tests/benchmarks/bench_trades.py [--width 16] [--images 512] [--threads 2] [--device cpu] [--compile]
+    python tests/benchmarks/bench_trades.py [--width 16] [--images 512] [--threads 2] [--folded] [--compile]
 
 ``official`` is what the official code computes in each step, written here from its description: a clean forward
 pass beside the adversarial one in each of the 10 attack steps, the clean batch forwarded twice more for the loss,
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.loop import Plan, make_optimizer, train_epoch
-from easycore_ray.core.models import build_model
+from easycore_ray.core.models import build_model, compiled
 
 EPS, STEP_SIZE, STEPS, BETA = 8 / 255, 2 / 255, 10, 6.0
 
@@ -38,14 +38,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="repeats, alternating; one more warms up")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="measure bf16 as well")
     parser.add_argument("--compile", action="store_true", help="measure compiled models as well")
+    parser.add_argument("--folded", action="store_true", help="measure fp32 with folded batch norm as well")
     parser.add_argument("--standard", action="store_true", help="measure standard training as well")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
+                        help="cpu: count CPU time of all threads, where others use the machine too")  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
     variants = _variants(options)
-    seconds, peaks = _alternate(variants, options.repeats, options.device)
-    print(f"{options.model} width {options.width}, batch {options.batch}, {options.images:,} images, "
-          f"{options.threads} threads, {options.device}, medians of {options.repeats}")  # fmt: skip
+    seconds, peaks = _alternate(variants, options)
+    print(f"{options.model} width {options.width}, batch {options.batch}, {options.images:,} images, {options.threads} "
+          f"threads, {options.device}, medians of {options.repeats}, {options.clock} time")  # fmt: skip
     for name, times in seconds.items():
         ratios = [theirs / mine for mine, theirs in zip(times, seconds["official"], strict=True)]
         rate = options.images / statistics.median(times)
@@ -64,21 +67,23 @@ def _variants(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     model = build_model(options.model, num_classes=10, image_shape=(3, 32, 32), width=options.width,
                         mean=(0.5,) * 3, std=(0.25,) * 3).to(options.device)  # fmt: skip
 
-    def ours(training: str, precision: str, *, compiled: bool = False) -> Callable[[], object]:
+    def ours(training: str, precision: str, *, fold: bool = False, compiling: bool = False) -> Callable[[], object]:
         mine = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        if compiled:
-            mine.compile(dynamic=False)
-        plan = _plan(training, precision)
+        if compiling:
+            mine = compiled(mine, torch.device(options.device))
+        plan = _plan(training, precision, fold=fold)
         optimizer = make_optimizer(mine, plan)
         return lambda: train_epoch(mine, optimizer, batches, plan, epoch=1, step=0)
 
     variants = {"official": _official(copy.deepcopy(model), batches), "ours fp32": ours("trades", "fp32")}
     if options.bf16:
-        variants["ours bf16"] = ours("trades", "bf16")
+        variants["ours bf16"] = ours("trades", "bf16", fold=True)
+    if options.folded:
+        variants["folded fp32"] = ours("trades", "fp32", fold=True)
     if options.compile:
-        variants["compiled fp32"] = ours("trades", "fp32", compiled=True)
+        variants["compiled fp32"] = ours("trades", "fp32", compiling=True)
         if options.bf16:
-            variants["compiled bf16"] = ours("trades", "bf16", compiled=True)
+            variants["compiled bf16"] = ours("trades", "bf16", compiling=True)
     if options.standard:
         variants["standard fp32"] = ours("standard", "fp32")
     return variants
@@ -112,31 +117,34 @@ def _official(model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) ->
     return epoch
 
 
-def _plan(training: str, precision: str) -> Plan:
+def _plan(training: str, precision: str, *, fold: bool) -> Plan:
     return Plan(
         training=training, beta=BETA, eps=EPS, norm="linf", attack_steps=STEPS, attack_step_size=STEP_SIZE, lr=0.01,
         momentum=0.9, nesterov=False, weight_decay=2e-4, schedule="constant", warmup_steps=0, total_steps=10**9,
         augment="crop-flip", crop_pad=4, precision=precision, seed=0,
+        fold=fold,
     )  # fmt: skip
 
 
 def _alternate(
-    variants: dict[str, Callable[[], object]], repeats: int, device: str
+    variants: dict[str, Callable[[], object]], options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds and peak bytes (on CUDA) of each, one of each in turn; the first round warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     peaks = dict.fromkeys(variants, 0)
-    for repeat in range(repeats + 1):
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    cuda = options.device == "cuda"
+    for repeat in range(options.repeats + 1):
         for name, work in variants.items():
-            if device == "cuda":
+            if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
+            started = clock()
             work()
-            if device == "cuda":
+            if cuda:
                 torch.cuda.synchronize()
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated())
             if repeat:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds, peaks
 
 
