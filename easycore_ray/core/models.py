@@ -8,8 +8,8 @@ your own as ``package.module:function``, called as ``function(num_classes=…, i
 
 import importlib
 import inspect
+import platform
 import re
-import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
@@ -140,7 +140,7 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
         torch.compile(lambda values: 2 * values + 1)(torch.zeros(2, device=device))
     except Exception as error:  # no compiler, no headers, no Triton, no room for its files: all say so themselves
         raise ValueError(
-            f"--compile finds no working compiler on {socket.gethostname()}: {_in_a_line(error)[:300]}; install a C++ "
+            f"--compile finds no working compiler on {platform.node()}: {_in_a_line(error)[:300]}; install a C++ "
             "compiler (and on GPUs Triton) on every node, or leave --compile out"
         ) from error
     return cast(nn.Module, torch.compile(model))
