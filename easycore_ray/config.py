@@ -274,8 +274,8 @@ class RecipeConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32."""
     compile: bool = False
-    """Compile the network for training with torch.compile: a minute or more at every start, then maybe quicker steps (see
-    docs/speed.md). Rounds otherwise, so it is another run. Needs a C++ compiler on every node, and on GPUs Triton."""
+    """Run training steps through torch.compile: minutes at every start, for steps that may be quicker (docs/speed.md).
+    Rounds otherwise, so it is another run. Needs a C++ compiler on every node, and on GPUs Triton."""
 
     def recipe_problems(self) -> list[str]:
         """What is wrong with the recipe, one sentence each."""

@@ -45,6 +45,8 @@ def main() -> None:
     for seed in range(options.seeds):
         for precision, results in found.items():
             results.append(_run(options, precision, seed, train, test))
+            clean, robust = results[-1]
+            print(f"seed {seed}, {precision}: clean {100 * clean:.1f} %, PGD-20 {100 * robust:.1f} %", flush=True)
     print(f"digits, {options.model} width {options.width}, TRADES (beta 6, eps {EPS}, 5 steps), {options.epochs} "
           f"epochs, {options.seeds} seeds, {time.process_time() - started:.0f} s of CPU")  # fmt: skip
     print(f"{'':>10}  {'clean, %':>12}  {'PGD-20, %':>12}")
