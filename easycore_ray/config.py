@@ -273,6 +273,9 @@ class RecipeConfig:
     """Pixels of zero padding for the random crop."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32."""
+    compile: bool = False
+    """Run training steps through torch.compile: minutes at every start, for steps that may be quicker (docs/speed.md).
+    Rounds otherwise, so it is another run. Needs a C++ compiler on every node, and on GPUs Triton."""
 
     def recipe_problems(self) -> list[str]:
         """What is wrong with the recipe, one sentence each."""

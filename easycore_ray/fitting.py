@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from easycore_ray import cluster, paths
 from easycore_ray.config import ComputeConfig, SeededRecipeConfig
 from easycore_ray.core.loop import EpochResult, Plan, clean_accuracy, make_optimizer, train_epoch
-from easycore_ray.core.models import build_model, default_width, is_users
+from easycore_ray.core.models import build_model, compiled, default_width, is_users
 from easycore_ray.dataset import Dataset, Rows, open_dataset, ray_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.feeding import ExactDataConfig, Feed, MemoryFeed, batches_per_epoch, check_share, open_feed
@@ -71,6 +71,8 @@ class Fit:
     workers the run may have."""
     record_scores: bool = False
     """Take fused scores in each training step."""
+    compile: bool = False
+    """Run training steps compiled; exact scores and validation never are."""
 
     def schedule(self, world_size: int, state: State) -> tuple[Plan, int]:
         """The plan for this many workers, and the step in it from which the state goes on.
@@ -245,6 +247,7 @@ def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch |
     """
     torch.set_num_threads(fit.threads)
     model = build_model(**fit.model).to(context.device).to(memory_format=torch.channels_last)
+    trained = _together(context, lambda: compiled(model, context.device)) if fit.compile else model
     optimizer = make_optimizer(model, fit.plan)
     state = context.restore()
     if state is None:
@@ -260,7 +263,9 @@ def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch |
     for epoch in range(state.epoch + 1, fit.epochs + 1):
         if state.carried.get("stopped"):
             break
-        state = _one_epoch(fit, context, feed, model, optimizer, state, epoch, after_epoch, validation, rows_per_epoch)
+        state = _one_epoch(
+            fit, context, feed, model, trained, optimizer, state, epoch, after_epoch, validation, rows_per_epoch
+        )
         context.commit(state)
     return state
 
@@ -270,6 +275,7 @@ def _one_epoch(
     context: Context,
     feed: Feed,
     model: nn.Module,
+    trained: nn.Module,
     optimizer: torch.optim.SGD,
     state: State,
     epoch: int,
@@ -277,7 +283,7 @@ def _one_epoch(
     validation: Rows | None,
     rows_per_epoch: int,
 ) -> State:
-    """Train, score, validate; the state to commit."""
+    """Train, score, validate; the state to commit. ``trained`` is ``model``, or its compiled form."""
     started = time.monotonic()
     done = (epoch - 1) * rows_per_epoch
 
@@ -290,7 +296,7 @@ def _one_epoch(
     result = _together(
         context,
         lambda: train_epoch(
-            model,
+            trained,
             optimizer,
             feed.shuffled(epoch),
             plan,
@@ -302,17 +308,17 @@ def _one_epoch(
             on_batch=on_batch,
         ),
     )
-    trained = time.monotonic()
+    ended = time.monotonic()
     # Weights are equal already; running statistics of batch norm are each worker's own until here.
     context.same_weights(model)
     metrics: dict[str, float] = {
         "epoch": epoch,
         "num_workers": context.world_size,
-        "train_seconds": trained - started,
+        "train_seconds": ended - started,
     }
     if after_epoch is not None:
         metrics |= _together(context, lambda: after_epoch(context, feed, model, epoch, result, state.carried))
-        metrics["score_seconds"] = time.monotonic() - trained
+        metrics["score_seconds"] = time.monotonic() - ended
     metrics |= _summed(context, result, model, validation)
     return State(
         epoch,
@@ -356,9 +362,12 @@ def _summed(context: Context, result: EpochResult, model: nn.Module, validation:
         total = len(validation.labels)
         accuracy = clean_accuracy(model, MemoryFeed(validation, num_batches=1, seed=0).ordered())
         right = round(accuracy * total)
-    parts = context.gather((result.loss_sum, result.num_correct, result.num_rows, right, total))
-    loss, correct, rows, right, total = (sum(column) for column in zip(*parts, strict=True))
+    parts = context.gather((result.loss_sum, result.num_correct, result.num_rows, right, total, result.stall_share))
+    *sums, stalls = zip(*parts, strict=True)
+    loss, correct, rows, right, total = (sum(column) for column in sums)
     metrics = {"train_loss": loss / max(rows, 1), "train_accuracy": correct / max(rows, 1)}
+    # In a step all workers wait for the last one.
+    metrics["stall_share"] = max(stalls)
     return metrics | ({"val_accuracy": right / total} if total else {})
 
 
@@ -490,6 +499,8 @@ def make_plan(
         precision=recipe.precision,
         seed=recipe.seed,
         milestones=recipe.milestones,
+        # bf16 rounds a thousand times more coarsely than folding does; fp32 keeps the rounding of the plain network.
+        fold=recipe.precision == "bf16" and not recipe.compile,
     )
 
 

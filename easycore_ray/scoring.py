@@ -181,6 +181,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         threads=config.threads_per_worker or 1,
         warmup_fraction=config.warmup_fraction,
         record_scores=config.score_pass != "eval",
+        compile=config.compile,
     )
 
 

@@ -58,7 +58,9 @@ def train(config: TrainConfig) -> Artifact | None:
         return made
     state = _run(config, fit, made)
     artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
-    say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {duration(time.monotonic() - started)} → {out}")
+    waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
+    taken = duration(time.monotonic() - started)
+    say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
     return artifact
 
 
@@ -99,6 +101,7 @@ def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         threads=config.threads_per_worker or 1,
         warmup_fraction=config.warmup_fraction,
         fixed_steps=config.steps is not None,
+        compile=config.compile,
     )
 
 
@@ -135,6 +138,13 @@ def finish_checkpoint(
         training_seconds=round(trained, 3),
         epochs=state.history,
     )
+
+
+def stall_share(history: list[dict[str, float]]) -> float:
+    """Share of all epochs' training time that was spent waiting for data, in [0, 1]."""
+    seconds = sum(entry["train_seconds"] for entry in history)
+    waited = sum(entry["train_seconds"] * entry.get("stall_share", 0.0) for entry in history)
+    return waited / seconds if seconds else 0.0
 
 
 def open_checkpoint(path: str) -> tuple[Artifact, Any]:

@@ -3,20 +3,22 @@
 Takes a model, inputs in [0, 1] and a threat model, and gives inputs of the same shape inside it. The one
 decision: an attack leaves no trace. It runs in eval mode, differentiates with respect to the input only,
 and gives back every weight, gradient, buffer and mode as it was, also when it fails. Pass the bare module,
-not its DDP wrapper.
+not its DDP wrapper. The attacks of training may fold batch norm into the convolutions (``fold``) and skip
+the check of their inputs (``check``), which makes a GPU wait.
 
 The caller may wrap an attack in ``torch.autocast``; losses are float32 all the same. Prefer bfloat16 to
 float16, in which the gradient of a confident sample becomes 0 and the attack stands still.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from easycore_ray.core.folding import folded
 from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
 from easycore_ray.core.threat import check_eps, check_inputs, l2_norms, per_row, project
 from easycore_ray.core.threat import random_start as draw_start
@@ -37,6 +39,23 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _attacked(model: nn.Module, *, fold: bool) -> Iterator[None]:
+    """``frozen_eval`` for a training attack, in which the weights are constants.
+
+    Nothing would be computed for them in eager mode either, but a compiled backward pass has no parts to leave out.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with frozen_eval(model), folded(model) if fold else nullcontext():
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
 
 def fgsm(
@@ -165,6 +184,8 @@ def trades_attack(
     step_size: float,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    fold: bool = False,
+    check: bool = True,
 ) -> Tensor:
     """Inputs moved up KL(clean prediction || prediction), as official TRADES does before each update.
 
@@ -182,6 +203,8 @@ def trades_attack(
             for l2.
         generator: for the start; torch's global generator if not given.
         noise: the N(0, 1) draws of the start, like ``inputs``, instead of fresh ones.
+        fold: fold batch norm into the convolutions before it, see ``folding``: faster, the same up to rounding.
+        check: refuse inputs outside [0, 1], for which a GPU must be waited for.
 
     Returns:
         Like ``inputs``, detached.
@@ -189,14 +212,14 @@ def trades_attack(
     Raises:
         ValueError: inputs outside [0, 1] or an impossible eps.
     """
-    _check(inputs, eps, norm)
+    _check(inputs, eps, norm, values=check)
     if eps == 0:
         return inputs
     if noise is None:
         device = inputs.device if generator is None else generator.device
         noise = torch.randn(inputs.shape, generator=generator, device=device)
     adv_inputs = inputs + TRADES_START_SCALE * noise.to(inputs)
-    with frozen_eval(model):
+    with _attacked(model, fold=fold):
         with torch.no_grad():
             clean = at_least_float32(model(inputs)).softmax(dim=1)
         for _ in range(steps):
@@ -216,6 +239,8 @@ def pgd_training_attack(
     step_size: float,
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
+    fold: bool = False,
+    check: bool = True,
 ) -> Tensor:
     """The last iterate of projected gradient ascent on the cross-entropy, as adversarial training takes it.
 
@@ -234,6 +259,8 @@ def pgd_training_attack(
         step_size: length of one step in the norm; the authors use 2/255 for linf eps 8/255.
         generator: for the start; torch's global generator if not given.
         start: points to start from, like ``inputs`` and inside the threat model, instead of a draw.
+        fold: fold batch norm into the convolutions before it, see ``folding``: faster, the same up to rounding.
+        check: refuse inputs outside [0, 1], for which a GPU must be waited for.
 
     Returns:
         Like ``inputs``, detached.
@@ -241,11 +268,11 @@ def pgd_training_attack(
     Raises:
         ValueError: inputs outside [0, 1] or an impossible eps.
     """
-    _check(inputs, eps, norm)
+    _check(inputs, eps, norm, values=check)
     if eps == 0:
         return inputs
     adv_inputs = draw_start(inputs, eps, norm, generator) if start is None else start
-    with frozen_eval(model):
+    with _attacked(model, fold=fold):
         for _ in range(steps):
             gradient, _ = _cross_entropy_gradient(model, adv_inputs, labels)
             adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
@@ -264,10 +291,11 @@ class _Iterates(NamedTuple):
     wrong: Tensor
 
 
-def _check(inputs: Tensor, eps: float, norm: str) -> None:
-    """Refuses what cannot be attacked."""
+def _check(inputs: Tensor, eps: float, norm: str, *, values: bool = True) -> None:
+    """Refuses what cannot be attacked; without ``values`` those of the inputs are trusted."""
     check_eps(eps, norm)
-    check_inputs(inputs)
+    if values:
+        check_inputs(inputs)
 
 
 def _input_gradient(
@@ -354,6 +382,6 @@ def _worse(worst: "_Iterates | None", new: "_Iterates") -> "_Iterates":
 def _ascend(points: Tensor, gradient: Tensor, step_size: float, norm: str) -> Tensor:
     """The points one step of this length further up the gradient: its sign for linf, its direction for l2."""
     if norm == "linf":
-        return points + step_size * gradient.sign()
+        return points.add(gradient.sign(), alpha=step_size)
     norms = l2_norms(gradient).to(gradient.dtype)
     return points + step_size * gradient / per_row(torch.where(norms > 0, norms, 1.0), gradient)

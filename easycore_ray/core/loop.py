@@ -7,7 +7,8 @@ and workers weigh every sample the same and the input gradient of a step is alre
 """
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,8 @@ class Plan:
     seed: int
     milestones: tuple[float, ...] = ()
     """Shares of the steps at which multistep drops."""
+    fold: bool = False
+    """Fold batch norm into the convolutions for the training attack: another rounding, less work."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class EpochResult:
     steps: int
     scores: dict[str, np.ndarray] | None
     """Fused scores with ``sample_id`` and ``label``, one entry a row, if they were asked for."""
+    stall_share: float = 0.0
+    """Share of the epoch's time that was spent waiting for the next batch, in [0, 1]."""
 
 
 def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.SGD:
@@ -83,9 +88,16 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device, on the way while this process goes on."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # a GPU fetches by itself from such memory only
+    return values.to(device, non_blocking=True)
+
+
 def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
     """Pixels as models take them: float32 in [0, 1] on the device, channels last."""
-    inputs = to_float(images.to(device, non_blocking=True))
+    inputs = to_float(to_device(images, device))
     # Convolutions are faster in this layout on CPUs and GPUs alike (1.5 × here); single channels have no layout.
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.shape[1] > 1 else inputs
 
@@ -131,15 +143,18 @@ def train_epoch(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     correct_sum = torch.zeros((), dtype=torch.int64, device=device)
     num_rows, first_step, rate = 0, step, plan.lr
-    rows_of_scores: list[dict[str, np.ndarray]] = []
+    rows_of_scores: list[dict[str, Tensor]] = []
+    feed = _Timed(batches)
     model.train()
     # Layers such as dropout draw from torch's global generator; a resumed epoch must see the same draws.
     with seeded("layers", plan.seed, epoch, rank):
-        for sample_ids, images, labels in batches:
+        for sample_ids, images, labels in feed:
             if step >= plan.total_steps:
                 break
+            # Bytes travel, a quarter of the floats; what is drawn for them is the same on every device.
+            images, labels = to_device(images, device), to_device(labels, device)
             views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
-            inputs, labels = prepare_inputs(views, device), labels.to(device)
+            inputs = prepare_inputs(views, device)
             inputs.requires_grad_(record_scores)
             with autocast(device, plan.precision):
                 rows, logits = _objective(model, inputs, labels, plan, attack_draws)
@@ -151,15 +166,41 @@ def train_epoch(
             if record_scores:
                 assert inputs.grad is not None
                 scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
-                rows_of_scores.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
+                # Fetched after the epoch: a GPU that is asked for numbers has to be waited for.
+                rows_of_scores.append({"sample_id": sample_ids, "label": labels, **scores})
             loss_sum += rows.detach().sum(dtype=torch.float64)
             correct_sum += (logits.detach().argmax(dim=1) == labels).sum()
             num_rows, step = num_rows + len(labels), step + 1
             if on_batch is not None:
                 on_batch(len(labels))
     _refuse_divergence(loss_sum, epoch, rate)
-    recorded = _concatenate(rows_of_scores) if record_scores else None
-    return EpochResult(float(loss_sum), int(correct_sum), num_rows, step - first_step, recorded)
+    stall_share = feed.waiting_share()
+    recorded = _concatenate([_to_numpy(scores) for scores in rows_of_scores]) if record_scores else None
+    return EpochResult(float(loss_sum), int(correct_sum), num_rows, step - first_step, recorded, stall_share)
+
+
+class _Timed:
+    """Hands on batches, and knows how long it had to wait for them."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self._started, self._waited = batches, time.perf_counter(), 0.0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        batches, done = iter(self._batches), object()
+        while True:
+            asked = time.perf_counter()
+            batch: Any = next(batches, done)
+            self._waited += time.perf_counter() - asked
+            if batch is done:
+                return
+            yield batch
+
+    def waiting_share(self) -> float:
+        """Share of the time since the start that was spent waiting.
+
+        For a GPU it is an upper bound: it may still have had steps to do.
+        """
+        return self._waited / max(time.perf_counter() - self._started, 1e-9)
 
 
 def _objective(
@@ -174,6 +215,8 @@ def _objective(
         "norm": plan.norm,
         "steps": plan.attack_steps,
         "step_size": plan.attack_step_size,
+        "fold": plan.fold,
+        "check": False,  # bytes divided by 255 are in [0, 1]
     }
     if plan.training == "pgd":
         inputs = pgd_training_attack(model, inputs.detach(), labels, **threat, generator=draws)

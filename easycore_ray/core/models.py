@@ -8,9 +8,11 @@ your own as ``package.module:function``, called as ``function(num_classes=…, i
 
 import importlib
 import inspect
+import platform
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +128,22 @@ def build_model(
         if is_users(name):
             _check_output(model, name, num_classes, image_shape)
     return model
+
+
+def compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    """The same model, weights and modes shared, whose passes are compiled at their first use.
+
+    Raises:
+        ValueError: if nothing can be compiled here, with the compiler's own words.
+    """
+    try:
+        torch.compile(lambda values: 2 * values + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # no compiler, no headers, no Triton, no room for its files: all say so themselves
+        raise ValueError(
+            f"--compile finds no working compiler on {platform.node()}: {_in_a_line(error)[:300]}; install a C++ "
+            "compiler (and on GPUs Triton) on every node, or leave --compile out"
+        ) from error
+    return cast(nn.Module, torch.compile(model))
 
 
 def is_users(name: str) -> bool:

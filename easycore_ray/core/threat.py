@@ -121,7 +121,7 @@ def project(adv_inputs: Tensor, inputs: Tensor, eps: float, norm: str) -> Tensor
     """
     check_norm(norm)
     if norm == "linf":
-        return adv_inputs.clamp(inputs - eps, inputs + eps).clamp(0.0, 1.0)
+        return adv_inputs.clamp(inputs - eps, inputs + eps).clamp_(0.0, 1.0)
     offsets = adv_inputs.clamp(0.0, 1.0) - inputs
     norms = l2_norms(offsets)
     scale = torch.where(norms > eps, eps / norms, 1.0).to(offsets.dtype)

@@ -1,14 +1,18 @@
 """The training loop: steps, scores taken on the way, divergence."""
 
+import copy
+import time
+
 import numpy as np
 import pytest
 import torch
 
+from easycore_ray.core import loop
 from easycore_ray.core.attacks import pgd_training_attack, trades_attack
-from easycore_ray.core.augment import to_float
+from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.loop import Plan, clean_accuracy, make_optimizer, prepare_inputs, score_epoch, train_epoch
 from easycore_ray.core.losses import cross_entropy_rows
-from easycore_ray.core.models import build_model
+from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.seeding import generator
 
 
@@ -277,3 +281,106 @@ def test_the_fused_loss_is_the_training_loss():
 
     np.testing.assert_allclose(result.scores["loss"], cross_entropy_rows(logits, batches[0][2]).numpy(), rtol=1e-5)
     assert result.loss_sum == pytest.approx(float(result.scores["loss"].sum()), rel=1e-5)
+
+
+def test_waiting_for_batches_is_measured_as_a_share_of_the_epoch():
+    """A feed that takes most of the time is reported as such, one that takes none as nothing."""
+
+    def slow(seconds):
+        for batch in make_batches((4, 4)):
+            time.sleep(seconds)
+            yield batch
+
+    model, plan = make_model(), make_plan()
+    train_epoch(model, make_optimizer(model, plan), make_batches((4,)), plan, epoch=1, step=0)
+    started = time.perf_counter()
+    waiting = train_epoch(model, make_optimizer(model, plan), slow(0.5), plan, epoch=1, step=0).stall_share
+    whole = time.perf_counter() - started
+    none = train_epoch(model, make_optimizer(model, plan), slow(0.0), plan, epoch=1, step=0).stall_share
+
+    assert 1.0 / whole <= waiting <= 1
+    assert none < waiting
+
+
+def test_images_are_augmented_on_the_models_device_with_draws_of_the_cpu(monkeypatch):
+    """Bytes are moved first; torch's meta device, which holds no data, stands in for a GPU."""
+    seen = []
+
+    def watching(images, kind, *, generator, pad):
+        seen.append((images.device.type, images.dtype, generator.device.type))
+        return augment(images, kind, generator=generator, pad=pad)
+
+    monkeypatch.setattr(loop, "augment", watching)
+    model, plan = make_model().to("meta"), make_plan(augment="crop")
+    with pytest.raises(Exception, match="meta"):  # numbers are asked for at the end, and there are none
+        train_epoch(model, make_optimizer(model, plan), make_batches((4,)), plan, epoch=1, step=0)
+
+    assert seen == [("meta", torch.uint8, "cpu")]
+
+
+@pytest.mark.parametrize("training", ["trades", "pgd"])
+def test_no_weight_gradient_is_computed_in_the_attack(training):
+    """Of all backward passes through a convolution only those of the update ask for its weights' gradient."""
+    asked = []
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default:
+                asked.append(args[-1][1])
+            return function(*args, **(kwargs or {}))
+
+    model, plan = make_model(), make_plan(training=training, attack_steps=5)
+    with Watching():
+        train_epoch(model, make_optimizer(model, plan), make_batches((4,)), plan, epoch=1, step=0)
+
+    convolutions, forwards = 3, 2 if training == "trades" else 1
+    assert asked == [False] * convolutions * 5 + [True] * convolutions * forwards
+
+
+@pytest.mark.parametrize("training", ["standard", "trades", "pgd"])
+def test_losses_are_float32_under_bf16(training, monkeypatch):
+    """The forward passes run in bfloat16, what is summed and differentiated is float32, and weights stay so."""
+    seen = []
+    objective = loop._objective
+
+    def watching(*arguments):
+        rows, logits = objective(*arguments)
+        seen.append((rows.dtype, logits.dtype))
+        return rows, logits
+
+    monkeypatch.setattr(loop, "_objective", watching)
+    model, plan = make_model(), make_plan(training=training, precision="bf16", fold=True)
+    result = train_epoch(model, make_optimizer(model, plan), make_batches((6,)), plan, epoch=1, step=0)
+
+    assert seen == [(torch.float32, torch.bfloat16)]
+    assert np.isfinite(result.loss_sum)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_plain_ones():
+    """Uneven batches of TRADES move the weights as without a compiler, up to rounding, under the same names."""
+    plain, plan = make_model(), make_plan(training="trades", lr=0.01)
+    quick = copy.deepcopy(plain)
+    batches = make_batches((6, 5, 5))
+    expected = train_epoch(plain, make_optimizer(plain, plan), batches, plan, epoch=1, step=0)
+    steps = compiled(quick, torch.device("cpu"))
+    found = train_epoch(steps, make_optimizer(quick, plan), batches, plan, epoch=1, step=0)
+
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-3)
+    assert list(quick.state_dict()) == list(plain.state_dict())
+    for mine, other in zip(quick.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-3)
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
+    """What torch says is passed on, with the machine's name and the way out."""
+
+    def broken(*arguments, **options):
+        raise RuntimeError("no g++")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(
+        ValueError, match=r"no working compiler on .*no g\+\+; install a C\+\+ compiler .* --compile out"
+    ):
+        compiled(make_model(), torch.device("cpu"))
