@@ -16,6 +16,7 @@ from easycore_ray.config import (
     ReduceConfig,
     ReportConfig,
     ScoreConfig,
+    StudyConfig,
     SweepConfig,
     TrainConfig,
     format_workers,
@@ -40,6 +41,7 @@ JOBS = {
     SweepConfig: {"dataset": "d", "scores": "s"},
     ReportConfig: {"sweep": "w"},
     PipelineConfig: {},
+    StudyConfig: {"dataset": "d"},
 }
 
 
