@@ -118,8 +118,26 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
             wanted = cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker)
             cluster.preflight(wanted)
     samples = attack_on_ray(config, inputs, _shard_folder(made), resumed=made.resumed)
+    artifact = finish_analysis(config, made, inputs, samples, started)
+    for text in artifact.manifest["warnings"]:
+        say(f"analyze: warning: {text}")
+    count = _count(len(artifact.manifest["claims"]), "claim")
+    say(f"analyze: {count} tested in {duration(time.monotonic() - started)} → {out}")
+    return artifact
+
+
+def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples: pa.Table, started: float) -> Artifact:
+    """Test the claims on the attacked samples, write everything, and the manifest.
+
+    Args:
+        config: as given.
+        made: the claim on the folder.
+        inputs: opened.
+        samples: what ``attack_on_ray`` or ``attack_here`` gives.
+        started: reading of ``time.monotonic`` when the work began.
+    """
     summary = summarise(config, inputs, samples)
-    files = _write(config, inputs, samples, summary, out)
+    files = _write(config, inputs, samples, summary, made.path)
     artifact = finish(
         made,
         fingerprint=content_hash(*(content_hash(name, content) for name, content in files.items())),
@@ -131,10 +149,7 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
         claims=[{key: entry[key] for key in ("key", "claim", "outcome", "sentence")} for entry in summary["claims"]],
         warnings=summary["warnings"],
     )
-    paths.delete_tree(_shard_folder(made))
-    for text in summary["warnings"]:
-        say(f"analyze: warning: {text}")
-    say(f"analyze: {_count(len(summary['claims']), 'claim')} tested in {duration(time.monotonic() - started)} → {out}")
+    paths.delete_tree(_shard_folder(made))  # not before: hours of attacks may be in it
     return artifact
 
 
@@ -210,7 +225,7 @@ def _named(models: Sequence[Model]) -> list[Model]:
 
 
 def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, folder: str, *, resumed: bool) -> pa.Table:
-    """``samples.parquet``: one Ray task per model and shard of 250 drawn samples that is not there yet."""
+    """``samples.parquet``: one Ray task per model and shard of 250 drawn samples that is not in ``folder`` yet."""
     if not inputs.models:
         return _samples(inputs, [], config)
     import ray
@@ -220,24 +235,30 @@ def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, folder: str, *, resumed
     shards = []
     for number, model in enumerate(inputs.models):
         network = ray.put(model.network)
-        for start in range(0, len(inputs.drawn), SHARD_ROWS):
-            chunk = inputs.drawn[start : start + SHARD_ROWS]
-            args = (
-                network,
-                inputs.dataset.path,
-                chunk,
-                tuple(sorted(config.eps)),
-                config.norm,
-                config.seed,
-                device,
-                threads,
-            )
-            shards.append(ShardTask(f"{number:03d}-{start:09d}", len(chunk), args))
+        for chunk in _chunks(inputs.drawn):
+            args = (network, inputs.dataset.path, chunk, config.eps, config.norm, config.seed, device, threads)
+            shards.append(ShardTask(f"{number:03d}-{chunk[0]:012d}", len(chunk), args))
     tables = run_shard_tasks(
         _attack_task, shards, folder=folder, resumed=resumed, config=config, label="analyze", unit="images"
     )
     each = len(tables) // len(inputs.models)
     return _samples(inputs, [pa.concat_tables(tables[at : at + each]) for at in range(0, len(tables), each)], config)
+
+
+def attack_here(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
+    """The same shards, attacked one after the other in this process, on the CPU."""
+    rows = [read_split(inputs.dataset, "train", chunk) for chunk in _chunks(inputs.drawn)]
+    attacked = [
+        pa.concat_tables(
+            attack_shard(model.network, shard, config.eps, norm=config.norm, seed=config.seed) for shard in rows
+        )
+        for model in inputs.models
+    ]
+    return _samples(inputs, attacked, config)
+
+
+def _chunks(drawn: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [drawn[start : start + SHARD_ROWS] for start in range(0, len(drawn), SHARD_ROWS)]
 
 
 def _attack_task(

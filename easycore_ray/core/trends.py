@@ -100,8 +100,8 @@ def trend(
 ) -> Trend:
     """Test the claim that ``values`` rise (or fall) with hardness.
 
-    Holds: the interval of the rank correlation lies wholly on the claimed side, reaches beyond ``NEGLIGIBLE``, and
-    no harder tenth contradicts an easier one beyond noise (mean ranks, all pairs, Bonferroni). Does not hold: the
+    Holds: the rank correlation is at least ``NEGLIGIBLE``, its interval lies wholly on the claimed side, and no
+    harder tenth contradicts an easier one beyond noise (mean ranks, all pairs, Bonferroni). Does not hold: the
     interval leaves no room for more than a negligible correlation in the claimed direction, or tenths contradict.
     Cannot be told: anything else, fewer than ``LEAST_ROWS`` rows, or values that are all equal.
 
@@ -129,10 +129,10 @@ def trend(
         outcome, reason = DOES_NOT_HOLD, "no more than a negligible correlation that way"
     elif against is not None:
         outcome, reason = DOES_NOT_HOLD, f"not a steady trend: {where}"
-    elif claimed[0] > 0:
+    elif claimed[0] > 0 and sign * found >= NEGLIGIBLE:
         outcome, reason = HOLDS, "the whole interval is on that side, and no tenth contradicts another"
     else:
-        outcome, reason = CANNOT_BE_TOLD, "the interval reaches from no correlation to more than a negligible one"
+        outcome, reason = CANNOT_BE_TOLD, "the interval allows of a negligible correlation and of more"
     return Trend(outcome, count, found, (low, high), against, reason)
 
 

@@ -134,9 +134,9 @@ def _distance(group: Mapping[str, Any], norm: str, label: str, axes: Axes) -> No
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-    axes.set_xticks(range(1, DECILES + 1))
+    _tenths(axes)
     axes.set_xlabel(label)
-    axes.set_ylabel("distance (L∞), 1/255 of the pixel range" if norm == "linf" else "distance (L2)")
+    axes.set_ylabel("distance (L∞), in 1/255" if norm == "linf" else "distance (L2)")
 
 
 def _clean_panel(groups: Sequence[Mapping[str, Any]], label: str) -> Panel:
@@ -161,7 +161,7 @@ def _clean(groups: Sequence[Mapping[str, Any]], label: str, axes: Axes) -> None:
         )
     low = min(each["clean_accuracy"]["interval"][0] for group in groups for each in group["deciles"])
     axes.set_ylim(100 * low - 4 - 22 * (len(groups) > 1) * min(len(groups), 3) / 2, 102)
-    axes.set_xticks(range(1, DECILES + 1))
+    _tenths(axes)
     axes.set_ylabel("clean accuracy, %")
     axes.set_xlabel(label)
     if len(groups) > 1:
@@ -247,10 +247,11 @@ def _matrix(matrix: NDArray[np.float64], names: Sequence[str], axes: Axes) -> No
 def _by_kind(pairs: Sequence[Mapping[str, Any]], axes: Axes) -> None:
     kinds = [kind for kind in _KINDS if any(pair["differ"] == kind for pair in pairs)]
     for place, kind in enumerate(kinds):
+        look = list(_KINDS).index(kind)
         values = [100 * pair["overlap"] for pair in pairs if pair["differ"] == kind]
         spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
-        axes.plot(place + np.asarray(spread), values, _MARKERS[place], color=_COLOURS[place], linestyle="")
-        axes.hlines(np.mean(values), place - 0.26, place + 0.26, color=_COLOURS[place], linewidth=2)
+        axes.plot(place + np.asarray(spread), values, _MARKERS[look], color=_COLOURS[look], linestyle="")
+        axes.hlines(np.mean(values), place - 0.26, place + 0.26, color=_COLOURS[look], linewidth=2)
     axes.axhline(50, color=MUTED, linestyle="--", linewidth=1)
     axes.annotate("chance", (len(kinds) - 0.5, 50), ha="right", va="bottom", fontsize=8, color=MUTED)
     axes.set_xlim(-0.5, len(kinds) - 0.5)
@@ -260,11 +261,17 @@ def _by_kind(pairs: Sequence[Mapping[str, Any]], axes: Axes) -> None:
     axes.grid(visible=False, axis="x")
 
 
+def _tenths(axes: Axes) -> None:
+    """All ten, also where a group has samples of some only."""
+    axes.set_xticks(range(1, DECILES + 1))
+    axes.set_xlim(0.4, DECILES + 0.6)
+
+
 def _per_cent(axes: Axes, label: str, *, room: float) -> None:
     """0 to 100 with room above for a legend."""
     axes.set_ylim(-2, 100 * room)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_xticks(range(1, DECILES + 1))
+    _tenths(axes)
     axes.set_ylabel(label)
 
 
@@ -361,8 +368,8 @@ def _rules(summary: Summary) -> str:
 <p>The scored training samples are divided into tenths by their score; equally many of each are attacked. Attack success
 and distance are of the samples a model classifies right: what is wrong already needs no attack, and would make hard
 samples look vulnerable. Samples a model was trained on and others are told apart.</p><ul>{models}</ul>
-<p>A trend <b>holds</b> if the whole 95 % bootstrap interval of the rank correlation (Spearman, over samples) is on the
-claimed side, reaches beyond {NEGLIGIBLE:g}, and no tenth contradicts an easier one beyond noise. It <b>does not
+<p>A trend <b>holds</b> if the rank correlation (Spearman, over samples) is at least {NEGLIGIBLE:g}, its whole 95 %
+bootstrap interval is on the claimed side, and no tenth contradicts an easier one beyond noise. It <b>does not
 hold</b> if the interval leaves no room for more than {NEGLIGIBLE:g} that way, or tenths contradict. Otherwise, or with
 fewer than {LEAST_ROWS} samples, it <b>cannot be told</b>. A claim holds if it does for every model and group that can
 be told. Attack success is judged at the ε where it is nearest to one half.</p>
