@@ -42,7 +42,7 @@ KIND = "analysis"
 PAGE = "analysis.html"
 SAMPLES, SUMMARY = "samples.parquet", "summary.json"
 SHARD_ROWS = 250
-LEAST_PER_DECILE = 10
+LEAST_PER_DECILE = 5
 
 
 @dataclass(frozen=True)

@@ -581,8 +581,8 @@ class AnalyzeConfig(ComputeConfig):
         for name in ("scores", "checkpoint", "eps"):
             values = getattr(self, name)
             found += [f"{name} names {value} twice" for value in dict.fromkeys(values) if values.count(value) > 1]
-        if self.num_samples < 100:
-            found.append(f"num_samples must be >= 100, ten for each tenth, got {self.num_samples}")
+        if self.num_samples < 50:
+            found.append(f"num_samples must be >= 50, five for each tenth, got {self.num_samples}")
         return found
 
 

@@ -171,7 +171,7 @@ BAD = [
     (AnalyzeConfig, {"scores": ()}, "scores needs at least one value"),
     (AnalyzeConfig, {"scores": ("s", "t", "s")}, "scores names s twice"),
     (AnalyzeConfig, {"score": "agin"}, "unknown score 'agin'; allowed are .*aign"),
-    (AnalyzeConfig, {"num_samples": 99}, "num_samples must be >= 100, ten for each tenth, got 99"),
+    (AnalyzeConfig, {"num_samples": 49}, "num_samples must be >= 50, five for each tenth, got 49"),
     (AnalyzeConfig, {"num_workers": 0}, "num_workers must be >= 1"),
     (SweepConfig, {"method": ("easycore", "random:aign")}, "method random uses no score"),
     (SweepConfig, {"fraction": (0.5, 30.0)}, "got 30"),
