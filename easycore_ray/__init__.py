@@ -21,6 +21,7 @@ _VERBS = {
     "report": "reporting",
     "study": "comparison",
     "pipeline": "workflow",
+    "analyze": "analysis",
     "inspect": "inspection",
     "clean": "cleaning",
 }

@@ -552,6 +552,44 @@ class EvaluateConfig(ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig(ComputeConfig):
+    """Test the paper's claims on your own data: are easy samples safer, learned sooner, and easy for any model?"""
+
+    scores: tuple[str, ...]
+    """Folders of scoring runs of one dataset. The first gives the tenths that are drawn; with several, of other seeds
+    and networks, their agreement tells whether hardness depends on the model."""
+    checkpoint: tuple[str, ...] = ()
+    """Folders of trained models whose training samples are attacked; without one, only what the scores alone tell."""
+    dataset: str | None = None
+    """Folder of the dataset; by default the one that was scored."""
+    score: ScoreName = "aign"
+    """Score that orders the samples."""
+    eps: tuple[Eps, ...] = (0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    """Perturbations at which the success of attacks is given, in [0, 1] pixel units."""
+    norm: Norm = "linf"
+    """Norm in which perturbations and distances are measured."""
+    num_samples: int = 2000
+    """Training samples that are attacked with each model, equally many of every tenth, drawn once by --seed."""
+    seed: int = 0
+    """Seed of the drawn samples, of the attacks' random starts and of the intervals."""
+
+    def problems(self) -> list[str]:
+        """See ``JobConfig.problems``."""
+        found = super().problems() + _at_least("seed", self.seed, 0) + _one_of("score", self.score, HIGHER_IS_HARDER)
+        for eps in self.eps:
+            found += _eps_problem("eps", eps, self.norm)
+        for name in ("scores", "eps"):
+            if not getattr(self, name):
+                found.append(f"{name} needs at least one value")
+        for name in ("scores", "checkpoint", "eps"):
+            values = getattr(self, name)
+            found += [f"{name} names {value} twice" for value in dict.fromkeys(values) if values.count(value) > 1]
+        if self.num_samples < 50:
+            found.append(f"num_samples must be >= 50, five for each tenth, got {self.num_samples}")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     """Train and evaluate every arm × fraction × training × seed; the full data is always among them."""
 

@@ -30,6 +30,7 @@ _CONFIGS: dict[str, type[Any]] = {
     "evaluation": configs.EvaluateConfig,
     "sweep": configs.SweepConfig,
     "report": configs.ReportConfig,
+    "analysis": configs.AnalyzeConfig,
     "pipeline": configs.PipelineConfig,
 }
 # Of the configuration: where the artifact is, which it says itself.

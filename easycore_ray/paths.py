@@ -141,7 +141,8 @@ def reach(*candidates: object) -> None:
     Raises:
         EasyCoreError: there is no such bucket, the credentials are missing or wrong, nothing answers.
     """
-    named = [value for value in candidates if isinstance(value, str)] + [os.environ.get("EASYCORE_ROOT", "")]
+    flat = [one for value in candidates for one in (value if isinstance(value, tuple) else (value,))]
+    named = [value for value in flat if isinstance(value, str)] + [os.environ.get("EASYCORE_ROOT", "")]
     for path in [absolute(value) for value in named if value.startswith(stores.SCHEMES)]:
         scheme, _, inner = path.partition("://")
         with _told(path, "reached"):

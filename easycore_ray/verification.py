@@ -241,6 +241,15 @@ def _report(artifact: Artifact) -> Iterator[str]:
         yield "the page or its plots do not have the fingerprint in the manifest; they were changed"
 
 
+def _analysis(artifact: Artifact) -> Iterator[str]:
+    contents = {name: paths.read_bytes(paths.join(artifact.path, name)) for name in artifact.manifest["files"]}
+    if content_hash(*(content_hash(name, content) for name, content in contents.items())) != artifact.fingerprint:
+        yield "the samples, the page or its plots do not have the fingerprint in the manifest; they were changed"
+    rows = pq.read_metadata(pa.BufferReader(contents["samples.parquet"])).num_rows
+    if rows != artifact.manifest["counts"]["samples"]:
+        yield _differs("rows of samples.parquet", rows, artifact.manifest["counts"]["samples"])
+
+
 def _pipeline(artifact: Artifact) -> Iterator[str]:
     parents = artifact.manifest["parents"]
     for name, role in (("summary.json", "sweep"), ("report.html", "report")):
@@ -262,6 +271,7 @@ _CHECKS: dict[str, Callable[[Artifact], Iterator[str]]] = {
     "scoring_run": _scoring_run,
     "sweep": _sweep,
     "report": _report,
+    "analysis": _analysis,
     "pipeline": _pipeline,
 }
 

@@ -14,6 +14,7 @@ import tyro
 
 from easycore_ray import paths
 from easycore_ray.config import (
+    AnalyzeConfig,
     EvaluateConfig,
     JobConfig,
     PipelineConfig,
@@ -88,6 +89,8 @@ def _parse(kind: type[Any], arguments: list[str], fields: dict[str, Any], descri
 
 def _from_here(name: str, value: Any) -> Any:
     """Paths absolute, so that they mean the same to every process and in the saved configuration."""
+    if isinstance(value, tuple):
+        return tuple(_from_here(name, entry) for entry in value)
     named = name in _SOURCES and isinstance(value, str) and not is_path(value)
     return paths.absolute(value) if name in _PATHS and value is not None and not named else value
 
@@ -141,6 +144,8 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
             found |= {"training": config.training[0], **({"beta": config.beta[0]} if len(config.beta) == 1 else {})}
     if kind is EvaluateConfig:
         found |= {"attack": config.attack, "eps": config.eval_eps, "num_samples": config.num_test_samples}
+    if kind is AnalyzeConfig:
+        found |= {"eps": config.eval_eps}
     return found
 
 

@@ -17,6 +17,7 @@ from easycore_ray import config as configs
 from easycore_ray import manifest
 from easycore_ray.config import (
     EVALUATION_ATTACKS,
+    AnalyzeConfig,
     CoresetConfig,
     EvaluateConfig,
     PipelineConfig,
@@ -53,6 +54,7 @@ NEEDED = {
     EvaluateConfig: ["--dataset", "/d", "--checkpoint", "/c"],
     SweepConfig: ["--dataset", "/d", "--scores", "/s"],
     ReportConfig: ["--sweep", "/w"],
+    AnalyzeConfig: ["--scores", "/s", "/t", "--checkpoint", "/c"],
 }
 
 
@@ -346,7 +348,7 @@ def test_a_missing_input_is_one_line(capsys, tmp_path, dataset):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("job", ["score", "train", "sweep", "evaluate", "pipeline", "report"])
+@pytest.mark.parametrize("job", ["score", "train", "sweep", "evaluate", "pipeline", "report", "analyze"])
 def test_every_job_names_a_missing_input_before_it_starts_anything(capsys, tmp_path, monkeypatch, job):
     """As ``python -m jobs.NAME`` does it: one line, exit code 2, and no Ray."""
     inputs = [

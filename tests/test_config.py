@@ -8,6 +8,7 @@ import pytest
 
 from easycore_ray import config as configs
 from easycore_ray.config import (
+    AnalyzeConfig,
     Arm,
     CoresetConfig,
     EvaluateConfig,
@@ -40,6 +41,7 @@ JOBS = {
     EvaluateConfig: {"dataset": "d", "checkpoint": "c"},
     SweepConfig: {"dataset": "d", "scores": "s"},
     ReportConfig: {"sweep": "w"},
+    AnalyzeConfig: {"scores": ("s",)},
     PipelineConfig: {},
     StudyConfig: {"dataset": "d"},
 }
@@ -166,6 +168,13 @@ BAD = [
     (EvaluateConfig, {"eps": (0.1, 8.0)}, "eps is in .*got 8"),
     (EvaluateConfig, {"eps": ()}, "attack and eps need at least one value"),
     (EvaluateConfig, {"num_samples": 0}, "num_samples must be >= 1"),
+    (AnalyzeConfig, {"eps": (1 / 255, 8.0)}, "eps is in .*did you mean 8/255"),
+    (AnalyzeConfig, {"eps": ()}, "eps needs at least one value"),
+    (AnalyzeConfig, {"scores": ()}, "scores needs at least one value"),
+    (AnalyzeConfig, {"scores": ("s", "t", "s")}, "scores names s twice"),
+    (AnalyzeConfig, {"score": "agin"}, "unknown score 'agin'; allowed are .*aign"),
+    (AnalyzeConfig, {"num_samples": 49}, "num_samples must be >= 50, five for each tenth, got 49"),
+    (AnalyzeConfig, {"num_workers": 0}, "num_workers must be >= 1"),
     (SweepConfig, {"method": ("easycore", "random:aign")}, "method random uses no score"),
     (SweepConfig, {"fraction": (0.5, 30.0)}, "got 30"),
     (SweepConfig, {"fraction": ()}, "fraction needs at least one value"),

@@ -86,7 +86,7 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
         raise ValueError(f"spearman needs two arrays of one length >= 2, got {first.shape} and {second.shape}")
     if np.isnan(first).any() or np.isnan(second).any():
         raise ValueError("spearman got a NaN; drop those rows from both arrays first")
-    x, y = _average_ranks(first), _average_ranks(second)
+    x, y = average_ranks(first), average_ranks(second)
     x, y = x - x.mean(), y - y.mean()
     spread = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
     return float(x @ y) / spread if spread > 0 else math.nan
@@ -110,7 +110,7 @@ def overlap(ids_a: ArrayLike, ids_b: ArrayLike) -> float:
     return np.intersect1d(first, second).size / first.size
 
 
-def _average_ranks(values: NDArray) -> NDArray[np.float64]:
+def average_ranks(values: NDArray) -> NDArray[np.float64]:
     """Rank of each value, counted from 1; equal values share the mean of the ranks they take up."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(sizes) - (sizes - 1) / 2.0)[group]

@@ -94,6 +94,9 @@ def _details(facts: Facts) -> Iterator[str]:
         yield from _line("training", _epochs(details["epochs"]))
     elif kind == "evaluation":
         yield from _accuracies(details["summary"])
+    elif kind == "analysis":
+        for claim in details["claims"]:
+            yield from _line(claim["key"], f"{claim['outcome']}: {claim['sentence']}")
     elif kind == "sweep":
         counts = facts["counts"]
         yield from _line("counts", f"{_count(counts['trials'], 'trial')}, {_count(counts['rows'], 'result row')}")

@@ -51,7 +51,7 @@ def class_mix(mixes: Sequence[Mix], dataset: NDArray[np.integer], classes: Seque
     ratio = np.array([_mean_share(members) for members in groups.values()]) / np.maximum(dataset / dataset.sum(), 1e-12)
     names = [f"{arm}, {percent(fraction)}" for arm, fraction in groups]
     title = "Share of each class, as a multiple of its share in the training data"
-    draw = partial(_heat_map, ratio, names, classes)
+    draw = partial(heat_map, ratio, names, classes)
     return Plot("class_mix", [Panel(title, "Heat map of class shares", draw, (9.4, 1.3 + 0.34 * len(names)))])
 
 
@@ -127,7 +127,8 @@ def _class_bars(rows: Sequence[tuple[str, NDArray[np.float64]]], axes: Axes) -> 
     axes.grid(visible=False, axis="y")
 
 
-def _heat_map(ratio: NDArray[np.float64], names: Sequence[str], classes: Sequence[str], axes: Axes) -> None:
+def heat_map(ratio: NDArray[np.float64], names: Sequence[str], classes: Sequence[str], axes: Axes) -> None:
+    """Shares of classes (columns) in parts of the data (rows), as multiples of those in all of it."""
     shades = np.log2(np.clip(ratio, 0.25, 4.0))
     axes.imshow(shades, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
     axes.set_yticks(range(len(names)), names)

@@ -79,17 +79,29 @@ def render(findings: Findings, plots: Sequence[Plot]) -> str:
     sections = [
         ("glance", "At a glance", glance(findings.rows, looks)),
         ("results", "Results", result_tables(findings.rows, looks)),
-        *((plot.name, _HEADINGS[plot.name], _figure(plot, looks)) for plot in plots),
+        *((plot.name, _HEADINGS[plot.name], figure(plot, looks, _CAPTIONS[plot.name])) for plot in plots),
         ("images", "The easiest and the hardest images", _images(findings)),
-        ("lineage", "Where this comes from", _lineage(findings.lineage)),
+        ("lineage", "Where this comes from", lineage_tables(findings.lineage, "Configuration of the sweep")),
     ]
+    return fill(findings.title, findings.note, _facts(findings), sections)
+
+
+def fill(title: str, note: str, facts: Sequence[tuple[str, str]], sections: Sequence[tuple[str, str, str]]) -> str:
+    """The page's frame around its content.
+
+    Args:
+        title: heading, plain text.
+        note: a sentence below it, plain text; may be empty.
+        facts: name and value of each small box.
+        sections: id, heading and HTML of each.
+    """
     template = string.Template(
         importlib.resources.files("easycore_ray.drawing").joinpath("page.html").read_text(encoding="utf-8")
     )
     return template.substitute(
-        title=escape(findings.title),
-        note=f'<p class="note">{escape(findings.note)}</p>' if findings.note else "",
-        facts="".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(findings)),
+        title=escape(title),
+        note=f'<p class="note">{escape(note)}</p>' if note else "",
+        facts="".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts),
         contents="".join(f'<a href="#{key}">{heading}</a>' for key, heading, _ in sections),
         sections="".join(
             f'<section id="{key}"><h2>{heading}</h2>{content}</section>' for key, heading, content in sections
@@ -114,7 +126,7 @@ def _facts(findings: Findings) -> list[tuple[str, str]]:
     ]
 
 
-def _figure(plot: Plot, looks: Mapping[str, Style]) -> str:
+def figure(plot: Plot, looks: Mapping[str, Style], text: str) -> str:
     """A plot: its panels side by side as far as the screen is wide, legend above, caption below."""
     images = "".join(
         f'<img src="{_data_uri(to_svg(panel), "image/svg+xml")}" alt="{escape(panel.alt)}">' for panel in plot.panels
@@ -123,7 +135,7 @@ def _figure(plot: Plot, looks: Mapping[str, Style]) -> str:
     layout = "wide" if widest > 6 else "two" if widest > 4 else ""
     keys = "".join(f"<li>{arm_tag(arm, looks[arm])}</li>" for arm in plot.arms)
     legend = f'<ul class="legend">{keys}</ul>' if keys else ""
-    caption = f"<figcaption>{_CAPTIONS[plot.name]}</figcaption>"
+    caption = f"<figcaption>{text}</figcaption>"
     return f'{legend}<figure><div class="panels {layout}">{images}</div>{caption}</figure>'
 
 
@@ -153,7 +165,7 @@ def _grid(images: Images, classes: Sequence[str]) -> str:
     return "".join(cells)
 
 
-def _lineage(lineage: Mapping[str, Any]) -> str:
+def lineage_tables(lineage: Mapping[str, Any], summary: str) -> str:
     """Parents with fingerprints, then every other entry, and the configuration to unfold."""
     parents = "".join(
         f"<tr><td>{escape(role)}</td><td><code>{escape(str(parent.get('fingerprint', ''))[:16])}</code></td>"
@@ -171,7 +183,7 @@ def _lineage(lineage: Mapping[str, Any]) -> str:
     config = escape(json.dumps(lineage.get("config", {}), indent=2, default=str))
     return (
         f'{table}<h3>Conditions</h3><table class="lineage"><tbody>{entries}</tbody></table>'
-        f"<details><summary>Configuration of the sweep</summary><pre>{config}</pre></details>"
+        f"<details><summary>{summary}</summary><pre>{config}</pre></details>"
     )
 
 

@@ -1,0 +1,197 @@
+"""Does a quantity rise with hardness? Tenths of a population, a rank correlation with its interval, and a rule.
+
+Takes numpy arrays and gives plain numbers. The one decision: a trend *holds* only if the whole interval of the
+rank correlation points that way, is not negligible, and no harder tenth contradicts an easier one beyond noise;
+where the data are too few to say so or to deny it, the answer is that it cannot be told.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easycore_ray.core.metrics import ArrayLike, average_ranks, spearman
+from easycore_ray.core.seeding import numpy_rng
+
+HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds", "does not hold", "cannot be told"
+OUTCOMES = (HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD)
+
+DECILES = 10
+NEGLIGIBLE = 0.1  # rank correlations below explain less than 1 % of the variance of ranks
+CONFIDENCE = 0.95
+LEAST_ROWS = 50  # five for each tenth; below, no interval is worth its name
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one decile: how many, their mean, and the standard error of the mean."""
+
+    decile: int
+    count: int
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a quantity goes with hardness."""
+
+    outcome: str
+    """One of ``OUTCOMES``, for the claim that it rises (or falls, see ``trend``)."""
+    count: int
+    rank_correlation: float | None
+    """Spearman's, over rows; None where it is not defined."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval of it."""
+    reversal: tuple[int, int] | None
+    """Easier and harder tenth (1 .. 10) that contradict the claim most beyond noise, if any do."""
+    reason: str
+    """Why the outcome is what it is, as the end of a sentence."""
+
+
+def deciles(hardness: NDArray[np.float64], sample_ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The tenth of the population each sample is in by hardness: 1 (easiest) .. 10, ties by id.
+
+    Tenths differ by at most one sample in size.
+
+    Args:
+        hardness: (N,) higher is harder; infinities are fine.
+        sample_ids: (N,), unique.
+
+    Raises:
+        ValueError: a NaN, or fewer than ten samples.
+    """
+    count = len(hardness)
+    if count < DECILES:
+        raise ValueError(f"deciles need at least {DECILES} samples, got {count}")
+    if np.isnan(hardness).any():
+        raise ValueError(f"{int(np.isnan(hardness).sum()):,} samples have a score that is not a number")
+    found = np.empty(count, np.int64)
+    found[np.lexsort((sample_ids, hardness))] = np.arange(count) * DECILES // count + 1
+    return found
+
+
+def draw_from_deciles(
+    decile: NDArray[np.integer], sample_ids: NDArray[np.integer], num_samples: int, seed: int
+) -> NDArray[np.int64]:
+    """Sorted ids of a seeded draw, equally many of every tenth but for a remainder; all if there are no more."""
+    ids = np.asarray(sample_ids, np.int64)
+    if num_samples >= len(ids):
+        return np.sort(ids)
+    drawn = []
+    for number in range(1, DECILES + 1):
+        mine = np.sort(ids[decile == number])
+        quota = num_samples // DECILES + (number <= num_samples % DECILES)
+        drawn.append(numpy_rng("deciles", seed, number).choice(mine, min(quota, len(mine)), replace=False))
+    return np.sort(np.concatenate(drawn))
+
+
+def trend(
+    hardness: ArrayLike,
+    values: ArrayLike,
+    decile: ArrayLike,
+    *,
+    rises: bool = True,
+    seed: int = 0,
+) -> Trend:
+    """Test the claim that ``values`` rise (or fall) with hardness.
+
+    Holds: the rank correlation is at least ``NEGLIGIBLE``, its interval lies wholly on the claimed side, and no
+    harder tenth contradicts an easier one beyond noise (mean ranks, all pairs, Bonferroni). Does not hold: the
+    interval leaves no room for more than a negligible correlation in the claimed direction, or tenths contradict.
+    Cannot be told: anything else, fewer than ``LEAST_ROWS`` rows, or values that are all equal.
+
+    Args:
+        hardness: (N,) higher is harder.
+        values: (N,) numbers, bools or infinities; no NaN.
+        decile: (N,) 1 .. 10.
+        rises: the direction that is claimed.
+        seed: of the bootstrap.
+    """
+    hard, measured, group = np.asarray(hardness, np.float64), np.asarray(values, np.float64), np.asarray(decile)
+    count = len(hard)
+    if count < LEAST_ROWS:
+        return Trend(CANNOT_BE_TOLD, count, None, None, None, f"only {count} samples, at least {LEAST_ROWS} are needed")
+    if (measured == measured[0]).all() or (hard == hard[0]).all():
+        what = "it is the same for all samples" if (measured == measured[0]).all() else "all samples are equally hard"
+        return Trend(CANNOT_BE_TOLD, count, None, None, None, what)
+    sign = 1.0 if rises else -1.0
+    found = spearman(hard, measured)
+    low, high = bootstrap_interval(hard, measured, seed=seed)
+    claimed = sorted((sign * low, sign * high))
+    against = reversal(groups(average_ranks(sign * measured), group))
+    where = "" if against is None else f"tenth {against[1]} contradicts tenth {against[0]}"
+    if claimed[1] < NEGLIGIBLE:
+        outcome, reason = DOES_NOT_HOLD, "no more than a negligible correlation that way"
+    elif against is not None:
+        outcome, reason = DOES_NOT_HOLD, f"not a steady trend: {where}"
+    elif claimed[0] > 0 and sign * found >= NEGLIGIBLE:
+        outcome, reason = HOLDS, "the whole interval is on that side, and no tenth contradicts another"
+    else:
+        outcome, reason = CANNOT_BE_TOLD, "the interval allows of a negligible correlation and of more"
+    return Trend(outcome, count, found, (low, high), against, reason)
+
+
+def bootstrap_interval(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % percentile interval of Spearman's correlation over rows drawn with replacement (Efron 1979).
+
+    Ranks of a drawn sample are taken anew, without sorting it: equal values are numbered once, and how often each
+    was drawn tells its rank. Draws in which one side is constant are left out.
+    """
+    rng = numpy_rng("bootstrap", seed)
+    count, sides = len(first), [np.unique(values, return_inverse=True)[1] for values in (first, second)]
+    found = []
+    for _ in range(resamples):
+        times = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
+        x, y = (_centred_ranks(numbers, times) for numbers in sides)
+        spread = math.sqrt(float(times @ (x * x))) * math.sqrt(float(times @ (y * y)))
+        if spread > 0:
+            found.append(float(times @ (x * y)) / spread)
+    if not found:
+        return -1.0, 1.0
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(found, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def _centred_ranks(numbers: NDArray[np.integer], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average rank, less the mean of all, of each row in a sample that holds it so many times."""
+    sizes = np.bincount(numbers, weights=times)
+    ranks = np.cumsum(sizes) - (sizes - 1) / 2
+    return ranks[numbers] - (times.sum() + 1) / 2
+
+
+def groups(values: NDArray[np.float64], decile: NDArray[np.integer]) -> list[Group]:
+    """Count, mean and its standard error in each tenth that has rows."""
+    found = []
+    for number in range(1, DECILES + 1):
+        mine = values[decile == number]
+        if not len(mine):
+            continue
+        # A tenth that is all alike has a spread, too: that of one value more that is unlike (rule of succession).
+        spread = max(float(mine.std()), float(np.ptp(values)) * math.sqrt(len(mine) + 1) / (len(mine) + 2))
+        found.append(Group(number, len(mine), float(mine.mean()), spread / math.sqrt(len(mine))))
+    return found
+
+
+def reversal(found: Sequence[Group]) -> tuple[int, int] | None:
+    """The easier and the harder tenth whose means fall most beyond noise; None if no pair does.
+
+    A difference counts beyond the two-sided 95 % normal quantile, divided among all pairs (Bonferroni).
+    """
+    pairs = [(easy, hard) for at, easy in enumerate(found) for hard in found[at + 1 :]]
+    if not pairs:
+        return None
+    limit = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / len(pairs))
+    falls = {
+        (easy.decile, hard.decile): (easy.mean - hard.mean) / max(math.hypot(easy.error, hard.error), 1e-12)
+        for easy, hard in pairs
+    }
+    worst = max(falls, key=lambda pair: falls[pair])
+    return worst if falls[worst] > limit else None

@@ -1,0 +1,100 @@
+"""Fixed shards of work over Ray tasks; a finished one is kept as a file, so that a killed job goes on where it was.
+
+Takes what each shard is and a function that makes its table; gives the tables in the order of the shards. The one
+decision: what a shard is, and its seed, are settled by the caller before anything runs, so that the tables are the
+same on any number of workers and after any interruption.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from easycore_ray import paths
+from easycore_ray.config import ComputeConfig
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.progress import Progress, say
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard: the name of its file, how many rows it has, and what the function is called with."""
+
+    name: str
+    rows: int
+    args: tuple[Any, ...]
+
+
+def run_shard_tasks(
+    function: Callable[..., pa.Table],
+    shards: Sequence[ShardTask],
+    *,
+    folder: str,
+    resumed: bool,
+    config: ComputeConfig,
+    label: str,
+    unit: str,
+) -> list[pa.Table]:
+    """The table of every shard, in their order; those that lie in ``folder`` are read, the others made.
+
+    At most ``config.max_workers`` run at the same time.
+
+    Args:
+        function: called as a Ray task with a shard's arguments.
+        shards: their names must be unique.
+        folder: where finished shards are kept.
+        resumed: whether files in ``folder`` may be there, of this very work.
+        config: resources of a task.
+        label: what the progress line says is being done.
+        unit: plural name of a row.
+
+    Raises:
+        EasyCoreError: one that the function raised, without the traceback of its task.
+    """
+    import ray
+
+    files = {shard.name: paths.join(folder, f"{shard.name}.parquet") for shard in shards}
+    tables = {name: _read(file) for name, file in files.items() if resumed and paths.exists(file)}
+    if tables:
+        say(f"{label}: {len(tables)} of {len(shards)} shards are there, going on with the others")
+    task = ray.remote(
+        num_cpus=config.cpus_per_worker or 1.0, num_gpus=config.gpus_per_worker, max_retries=config.max_failures
+    )(function)
+    waiting = [shard for shard in shards if shard.name not in tables]
+    running: dict[Any, ShardTask] = {}
+    total = sum(shard.rows for shard in shards)
+    progress = Progress(label, total, unit)
+    progress.update(total - sum(shard.rows for shard in waiting))
+    try:
+        while running or waiting:
+            while waiting and len(running) < config.max_workers:
+                shard = waiting.pop(0)
+                running[task.remote(*shard.args)] = shard
+            done, _ = ray.wait(list(running))
+            shard = running.pop(done[0])
+            tables[shard.name] = ray.get(done[0])
+            _write(files[shard.name], tables[shard.name])
+            progress.update(sum(other.rows for other in shards if other.name in tables))
+    except ray.exceptions.RayTaskError as error:
+        # Our own sentence, without the task's traceback around it.
+        if isinstance(error.cause, EasyCoreError):
+            raise error.cause from None
+        raise
+    finally:
+        for ref in running:
+            ray.cancel(ref)
+        progress.close()
+    return [tables[shard.name] for shard in shards]
+
+
+def _read(path: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(paths.read_bytes(path)))
+
+
+def _write(path: str, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    paths.write_bytes(path, buffer.getbuffer())

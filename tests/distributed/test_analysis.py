@@ -1,0 +1,89 @@
+"""analyze on Ray: scoring runs and models made by the real jobs; the same outcomes on any number of workers."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from easycore_ray import analysis, analyze, score, train
+from easycore_ray.config import AnalyzeConfig
+from easycore_ray.errors import EasyCoreError
+from easycore_ray.manifest import identity
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def inputs(digits, population, settings, two_workers, tmp_path_factory):
+    """Fields of an analysis: two scoring runs that differ by the seed, a model trained on what they scored."""
+    root = tmp_path_factory.mktemp("analysis")
+    other = score(**settings(root / "other", seed=4, num_workers=1))
+    model = train(
+        dataset=digits.path, coreset=population.path, out=f"{root}/model", model="cnn", width=4, epochs=8,
+        batch_size=16, augment="none", tracking_uri="none", threads_per_worker=1, num_workers=1,
+    )  # fmt: skip
+    return dict(scores=(two_workers.path, other.path), checkpoint=(model.path,), eps=(0.02, 0.1), num_samples=80)
+
+
+@pytest.fixture(scope="module")
+def one_worker(inputs, tmp_path_factory):
+    return analyze(**inputs, out=str(tmp_path_factory.mktemp("one") / "analysis"), num_workers=1)
+
+
+def test_outcomes_are_those_of_the_same_shards_in_this_process(one_worker, inputs, monkeypatch, tmp_path):
+    """Shards of 30 on one worker, on two, and one after the other here: the same files, whatever their number."""
+    monkeypatch.setattr(analysis, "SHARD_ROWS", 30)
+    config = AnalyzeConfig(**inputs, out=str(tmp_path / "two"), num_workers=2)
+    two = analyze(config)
+    three = analyze(**inputs, out=str(tmp_path / "one"), num_workers=1)
+    here = analysis.attack_here(config, analysis.open_inputs(config))
+
+    assert two.fingerprint == three.fingerprint
+    assert pq.read_table(f"{two.path}/samples.parquet").equals(here)
+    assert here.num_rows == 80
+    assert not list(Path(two.path).glob("shards-*"))
+    # The first was attacked in one shard: other batches round otherwise, and PGD starts elsewhere.
+    assert pq.read_table(f"{one_worker.path}/samples.parquet")["sample_id"].equals(here["sample_id"])
+
+
+def test_the_runs_are_compared_by_what_differs(one_worker):
+    """Two seeds: a yardstick without another network; the claim cannot be told, and says what to add."""
+    summary = json.loads((Path(one_worker.path) / "summary.json").read_text())
+    (pair,) = summary["pairs"]
+    claims = {claim["key"]: claim for claim in one_worker.manifest["claims"]}
+
+    assert pair["differ"] == "seed"
+    assert 0.5 < pair["overlap"] < 1
+    assert claims["agnostic"]["outcome"] == "cannot be told"
+    assert "runs of two networks" in claims["agnostic"]["sentence"]
+    assert set(one_worker.manifest["parents"]) == {"dataset", "hardness_table", "hardness_table_2", "checkpoint"}
+    assert summary["models"][0]["drawn_seen"] == 80
+
+
+def test_a_killed_analysis_goes_on_with_the_shards_that_are_there(inputs, monkeypatch, tmp_path, capsys):
+    """Only what is missing is attacked; the result is that of an uninterrupted one."""
+    monkeypatch.setattr(analysis, "SHARD_ROWS", 30)
+    fields = dict(inputs, out=str(tmp_path / "analysis"), num_workers=1)
+    whole = analyze(**dict(fields, out=str(tmp_path / "whole")))
+    monkeypatch.setattr(analysis, "finish_analysis", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        analyze(**fields)
+    monkeypatch.undo()
+    monkeypatch.setattr(analysis, "SHARD_ROWS", 30)
+    shards = sorted((tmp_path / "analysis").glob("shards-*/*.parquet"))
+    shards[0].unlink()
+    capsys.readouterr()
+    again = analyze(**fields)
+
+    assert len(shards) == 3
+    assert "2 of 3 shards are there, going on with the others" in capsys.readouterr().err
+    assert again.fingerprint == whole.fingerprint
+    assert again.manifest["identity"] == whole.manifest["identity"] != identity("analysis", {}, {})
+
+
+def test_what_the_cluster_cannot_give_is_refused_and_the_folder_left_free(inputs, tmp_path):
+    """Before any attack; the corrected command may use the same folder."""
+    with pytest.raises(EasyCoreError, match="GPUs are wanted"):
+        analyze(**inputs, out=str(tmp_path / "a"), gpus_per_worker=1.0)
+    assert not (tmp_path / "a").exists()
