@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -375,16 +376,21 @@ def write_kept(stretch: Stretch, rule: Rule, path: str, index: str | None) -> di
         return None
     schema = SCHEMA if index is not None else pa.schema([field for field in SCHEMA if field.name != "key"])
     rows, histogram = 0, np.zeros(0, np.int64)
-    with paths.staged(path) as local:
+    with paths.staged(path) as local, ThreadPoolExecutor(1) as aside:
+        flushed = []
         with _writer(local, schema) as writer:
             for some in itertools.chain([head], batches):
                 table = _table(some, schema, index)
                 writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                # The disk works while the next rows are made, and the last while all are hashed.
+                flushed.append(aside.submit(paths.flush, local))
                 for batch in some:
                     histogram = _added(histogram, np.bincount(_there(batch.labels)))
                 rows, last = rows + table.num_rows, int(_there(some[-1].sample_ids)[-1])
         with Path(local).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        for flush in flushed:
+            flush.result()
     return {
         "path": path.rsplit("/", 1)[-1],
         "rows": rows,
@@ -435,7 +441,7 @@ def _keyed(
         keys = np.asarray(method.function(hardness, uniform, **selection.options), np.float64)
         if keys is not batch.scores and np.isnan(keys.min(initial=np.inf)):
             raise ValueError(f"method {method.name!r} gave a key that is NaN; it can rank no such sample")
-        yield batch, groups, np.broadcast_to(keys, batch.rows)
+        yield batch, groups, keys if keys.shape == (batch.rows,) else np.broadcast_to(keys, batch.rows)
 
 
 class _Draws:

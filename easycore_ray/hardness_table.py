@@ -6,6 +6,7 @@ range of samples is a range of files, and a job at scale can work file by file. 
 
 import hashlib
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -79,7 +80,10 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
     )
     path = f"hardness-{number:05d}-of-{count:05d}.parquet"
     content = buffer.slice(0, sink.tell())
-    paths.write_bytes(paths.join(folder, path), content)
+    # Hashed while the disk works.
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(hashlib.sha256, content)
+        paths.write_bytes(paths.join(folder, path), content)
     ids = rows["sample_id"]
     return {
         "path": path,
@@ -87,7 +91,7 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
         "first_id": ids[0].as_py() if rows.num_rows else -1,
         "last_id": ids[-1].as_py() if rows.num_rows else -1,
         "bytes": content.size,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": digest.result().hexdigest(),
     }
 
 

@@ -134,6 +134,7 @@ class Range:
         self._ids = samples["sample_id"].to_numpy()
         _check_increasing(self._ids, paths.join(plan.table.path, "the list of samples"))
         size = len(self._ids)
+        self._gaps = size < self._high - self._low
         self._places: np.ndarray | None = None
         self._state: dict[str, np.ndarray] = {name: np.zeros(size) for name in plan.means}
         if control:
@@ -209,6 +210,9 @@ class Range:
 
     def _find(self, epoch: int, ids: np.ndarray) -> np.ndarray:
         """Places of these ids in the present order."""
+        if not self._gaps and epoch == self._plan.epochs[0]:
+            # Still ascending, and every id of the range is there.
+            return ids - self._low
         if self._places is None:
             self._places = np.full(self._high - self._low, -1, np.int32)
             self._places[self._ids - self._low] = np.arange(len(self._ids), dtype=np.int32)
@@ -252,11 +256,14 @@ class Range:
             for name, values in block.items():
                 self._state[name][at] = values
 
-    def _in_id_order(self) -> np.ndarray:
-        """Places of the range's samples by ascending id; a table of the range takes less time than sorting."""
-        places = np.full(self._high - self._low, -1, np.int32)
-        places[self._ids - self._low] = np.arange(len(self._ids), dtype=np.int32)
-        return places[places >= 0]
+    def _ranks(self) -> np.ndarray:
+        """Which place each of the range's samples has by ascending id; a table of the range is faster than sorting."""
+        at = self._ids - self._low
+        if not self._gaps:
+            return at
+        there = np.zeros(self._high - self._low, bool)
+        there[at] = True
+        return (np.cumsum(there, dtype=np.int32) - 1)[at]
 
     def _refuse_non_finite(self, epochs: tuple[int, ...]) -> None:
         """Read the scores again and name the first epoch and the ids whose are not finite."""
@@ -276,20 +283,21 @@ class Range:
         schema = schema_of(self._plan.only)
         known = [name for name in ("sample_id", "label", "input_norm") if name in schema.names]
         samples = read_samples(self._table.path, self._low, self._high, known)
-        at = self._in_id_order()
+        ranks = self._ranks()
         columns: dict[str, Any] = {name: samples[name] for name in known}
         if "num_scores" in schema.names:
-            columns["num_scores"] = np.full(len(at), self._num_scores, np.int32)
+            columns["num_scores"] = np.full(len(ranks), self._num_scores, np.int32)
         # Each column gives up its sums before the next is made: that is the peak of memory.
         for name in list(self._state):
             sums = self._state.pop(name)
             if name in schema.names:
-                columns[name] = sums[at]
                 if name in self._plan.means:
-                    columns[name] /= self._num_scores
+                    sums /= self._num_scores
+                columns[name] = np.empty_like(sums)
+                columns[name][ranks] = sums
         # The control, if it was not scored.
         return pa.table(
-            [columns[spec.name] if spec.name in columns else pa.nulls(len(at), spec.type) for spec in schema],
+            [columns[spec.name] if spec.name in columns else pa.nulls(len(ranks), spec.type) for spec in schema],
             schema=schema,
         )
 

@@ -320,6 +320,15 @@ def staged(path: str) -> Iterator[str]:
         Path(temporary).unlink(missing_ok=True)
 
 
+def flush(local_file: str) -> None:
+    """Wait until the disk has what was written to a local file so far."""
+    handle = os.open(local_file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: str, content: Any) -> None:
     """Put a JSON file in place whole, indented, keys in the order given."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

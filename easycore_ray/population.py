@@ -134,12 +134,13 @@ class Stretch:
             found = mapped.values(group, own[0])
             if found is not None and found.dtype == np.float64:
                 given, own = found, ()
-        names = [*columns, *own]
+        ids = _unbroken(file, group) if "sample_id" in columns else None
+        names = [name for name in (*columns, *own) if name != "sample_id" or ids is None]
         rows = file.read_row_group(group, columns=names, use_threads=False) if names else None
         if own:
             assert self.score is not None
             given = hardness_column(rows, self.score).to_numpy()
-        return _batch(rows, count, given)
+        return _batch(rows, count, given, ids)
 
 
 def of_hardness(hardness: Artifact, score: str | None) -> list[Stretch]:
@@ -223,10 +224,22 @@ def _read_user_scores(path: str) -> tuple[NDArray[np.int64], NDArray[np.float64]
     return ids, scores
 
 
-def _batch(rows: pa.Table | None, count: int, scores: NDArray[np.float64] | None) -> Batch:
+def _unbroken(file: pq.ParquetFile, group: int) -> NDArray[np.int64] | None:
+    """The ids of a row group, undecoded, if the first and the last say that none is left out between them."""
+    metadata = file.metadata.row_group(group)
+    span = metadata.column(file.schema_arrow.get_field_index("sample_id")).statistics
+    if span is None or not span.has_min_max or span.max - span.min + 1 != metadata.num_rows:
+        return None
+    return np.arange(span.min, span.max + 1)
+
+
+def _batch(
+    rows: pa.Table | None, count: int, scores: NDArray[np.float64] | None, ids: NDArray[np.int64] | None = None
+) -> Batch:
     there = {} if rows is None else {name: rows[name] for name in rows.column_names}
-    ids, labels = (there[name].to_numpy() if name in there else None for name in ("sample_id", "label"))
-    return Batch(count, ids, labels, scores)
+    if "sample_id" in there:
+        ids = there["sample_id"].to_numpy()
+    return Batch(count, ids, there["label"].to_numpy() if "label" in there else None, scores)
 
 
 def _ids(batch: Batch) -> NDArray[np.int64]:

@@ -244,12 +244,12 @@ def _among_candidates(
     stretch = np.concatenate([np.full(len(values), number) for number, _, values in parts])
     groups = np.concatenate([group.astype(np.int64) for _, group, _ in parts])
     values = np.concatenate([values for _, _, values in parts])
-    order = np.lexsort((values, groups))
+    by_group = values[np.argsort(groups, kind="stable")]
     ends = np.cumsum(np.bincount(groups, minlength=len(quotas)))
     starts = np.concatenate([[0], ends[:-1]])
     value, below = np.zeros(len(quotas)), below.copy()
     for group in np.flatnonzero(quotas > 0):
-        mine = values[order[starts[group] : ends[group]]]
+        mine = np.sort(by_group[starts[group] : ends[group]])
         value[group] = mine[quotas[group] - below[group] - 1]
         below[group] += np.searchsorted(mine, value[group])
     tied = values == value[groups]

@@ -5,8 +5,8 @@
 
 "ours" is the whole job on Ray: all scores, counts and control, every check, checksums of all parts, the hardness
 table written and flushed. "ours aign" is the same job with --only aign: it reads two columns, with every check, but
-compares the checksums of the pages it reads instead of those of whole parts. DuckDB and Polars compute means only and
-check nothing. All write Parquet.
+compares the checksums of the pages it reads instead of those of whole parts. DuckDB and Polars compute means only,
+check nothing, and are given the files of the scored epochs alone. All write Parquet.
 Each measurement is a process of its own that works twice, the contenders alternate, and medians are shown: of the
 first time ("ours": with the start of Ray) and of the second, with its CPU seconds, which other work on the machine
 changes less; the peak of memory is that of the process above its imports, for "ours" of the largest task, imports
@@ -161,14 +161,19 @@ def _peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
+def _scored(run: Path) -> list[str]:
+    """The parts without those of the control: nobody else need look which rows are its."""
+    return sorted(str(path) for path in run.glob("table/epoch=*/*.parquet") if path.parent.name != "epoch=00000")
+
+
 def _duckdb(run: Path, out: str, means: tuple[str, ...], options: argparse.Namespace) -> Callable[[], object]:
     import duckdb
 
-    connection = duckdb.connect(config={"threads": options.cpus})
+    connection = duckdb.connect(config={"threads": options.cpus, "preserve_insertion_order": False})
     query = (
         f"COPY (SELECT sample_id, {', '.join(f'avg({name}) AS {name}' for name in means)} "
-        f"FROM read_parquet('{run}/table/epoch=*/*.parquet', hive_partitioning = false) "
-        f"WHERE epoch > 0 GROUP BY sample_id) TO '{out}' (FORMAT parquet)"
+        f"FROM read_parquet({_scored(run)}, hive_partitioning = false) GROUP BY sample_id) "
+        f"TO '{out}' (FORMAT parquet)"
     )
     return lambda: connection.execute(query)
 
@@ -177,7 +182,7 @@ def _polars(run: Path, out: str, means: tuple[str, ...], options: argparse.Names
     os.environ["POLARS_MAX_THREADS"] = str(options.cpus)
     import polars as pl
 
-    rows = pl.scan_parquet(f"{run}/table/epoch=*/*.parquet", hive_partitioning=False).filter(pl.col("epoch") > 0)
+    rows = pl.scan_parquet(_scored(run), hive_partitioning=False)
     # As the others: sums in float64.
     found = rows.group_by("sample_id").agg([pl.col(name).cast(pl.Float64).mean() for name in means])
     return lambda: found.sink_parquet(out)
@@ -286,7 +291,7 @@ def _show_phases(table: ScoreTable) -> None:
         "checksums of parts": within["verify_part"],
         "read": within["_read_mapped"] + within["_read_groups"],
         "add": within["_add_rows"],
-        "new order": sum(within.get(name, 0.0) for name in ("_find", "_mark", "_reorder")),
+        "new order": sum(within.get(name, 0.0) for name in ("_find", "_mark", "_reorder", "_ranks")),
         "sort and divide": within["_rows"],
         "write (encode, checksum, flush)": within["write_hardness"],
     }
