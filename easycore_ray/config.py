@@ -89,6 +89,8 @@ EVALUATION_ATTACKS = ("none", *ATTACKS, "autoattack")
 AttackName = Annotated[str, _one_of_spec(EVALUATION_ATTACKS)]
 ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
 Training = Literal["standard", "trades", "pgd"]
+ADVERSARIAL = {"trades", "pgd"}
+"""Objectives that train against an attacker."""
 ScorePass = Literal["eval", "fused", "fused+eval"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
@@ -122,8 +124,13 @@ def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
 
 def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that change what a job computes."""
-    unused = set() if getattr(config, "schedule", "") == "multistep" else {"milestones"}
-    return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY | unused}
+    fields = to_dict(config)
+    unused = set() if fields.get("schedule") == "multistep" else {"milestones"}
+    if not ADVERSARIAL & {*_as_list(fields.get("training"))}:
+        unused.add("val_attack_steps")
+    if fields.get("weights") == "last":
+        unused.add("weights")
+    return {key: value for key, value in fields.items() if key not in _NOT_IDENTITY | unused}
 
 
 def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
@@ -144,6 +151,10 @@ def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]
         return call
 
     return decorate
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _plain(value: Any) -> Any:
@@ -324,10 +335,15 @@ class ObjectiveConfig:
     """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
+    val_attack_steps: int = 10
+    """Gradient steps of the attack on the validation split after each epoch (trades, pgd), at --eps: the best epoch is
+    the one most robust under it. 0: no attack, the best epoch is that of the highest clean accuracy. Never changes
+    the last weights."""
 
     def objective_problems(self) -> list[str]:
         """What is wrong with the objective, one sentence each."""
         found = _eps_problem("eps", self.eps, self.norm) + _at_least("attack_steps", self.attack_steps, 1)
+        found += _at_least("val_attack_steps", self.val_attack_steps, 0)
         if not (self.beta >= 0 and math.isfinite(self.beta)):
             found.append(f"beta must be a number >= 0, got {self.beta:g}")
         if self.attack_step_size is not None:
@@ -510,6 +526,8 @@ class EvaluateConfig(ComputeConfig):
 
     checkpoint: str
     """Folder of a trained model."""
+    weights: Literal["last", "best"] = "last"
+    """Weights after the last epoch, or after the one that did best on the validation split."""
     dataset: str
     """Folder of a prepared dataset."""
     split: Literal["test", "val"] = "test"
@@ -574,6 +592,9 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
+    val_attack_steps: int = 10
+    """Gradient steps of the attack on the validation split after each epoch (trades, pgd): it picks the best epoch,
+    which is evaluated beside the last. 0: the clean accuracy picks it."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
     """Perturbations of the evaluation; one result row for each."""
     num_test_samples: int | None = None
@@ -604,6 +625,7 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
             found.append("beta needs at least one value for trades")
         for name in ("train_epochs", "attack_steps"):
             found += _at_least(name, getattr(self, name), 1)
+        found += _at_least("val_attack_steps", self.val_attack_steps, 0)
         for name in ("steps", "trades_epochs", "num_test_samples", "max_concurrent_trials"):
             if getattr(self, name) is not None:
                 found += _at_least(name, getattr(self, name), 1)
@@ -828,6 +850,8 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step; by default 2.5 · eps / attack_steps."""
+    val_attack_steps: int = 10
+    """Gradient steps of the attack on the validation split that picks the best epoch (trades, pgd): see train."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
     """Perturbations of the evaluation; one result row for each."""
     num_test_samples: int | None = None

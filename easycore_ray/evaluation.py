@@ -66,12 +66,13 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
         The evaluation, or None with ``dry_run``.
 
     Raises:
-        EasyCoreError: for a missing checkpoint or dataset, or one of other classes or image shape.
+        EasyCoreError: for a missing checkpoint or dataset, one of other classes or image shape, or best weights where
+            there are none.
     """
     started = time.monotonic()
     if AUTOATTACK in config.attack:
         require_autoattack()
-    checkpoint, model = open_checkpoint(config.checkpoint)
+    checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
     dataset = open_dataset(config.dataset)
     check_fits(checkpoint, dataset)
     threats = threats_of(config)
