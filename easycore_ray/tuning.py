@@ -546,7 +546,7 @@ def _pick(rows: Rows, sample_ids: np.ndarray | None) -> Rows:
     """The rows with these ids."""
     if sample_ids is None:
         return rows
-    at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.ascontiguousarray(sample_ids)))
+    at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.array(sample_ids)))
     return Rows(*(column[at] for column in rows))
 
 

@@ -112,33 +112,39 @@ def edit_manifest(folder: Path | str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def make_image_dataset(folder: Path | str, labels: Sequence[int]) -> Artifact:
-    """A whole dataset: training images of 1 × 4 × 4 random pixels in two shards, no val, no test."""
-    count, layout = len(labels), shards.Layout("raw", (1, 4, 4), None)
-    rng = np.random.default_rng(7)
-    images = rng.integers(0, 256, (count, 16), np.uint8)
-    shard, row = np.arange(count) % 2, np.arange(count) // 2
-    sizes = []
-    for number in (0, 1):
-        mine = np.flatnonzero(shard == number)
+def make_image_dataset(folder: Path | str, labels: Sequence[int], val_labels: Sequence[int] = ()) -> Artifact:
+    """A whole dataset: training images of 1 × 4 × 4 random pixels in two shards, val in one if asked for, no test."""
+    splits = {"train": (labels, 2), "val": (val_labels, 1)}
+    layout = shards.Layout("raw", (1, 4, 4), None)
+    sizes: dict[str, list[int]] = {"test": []}
+    tables = []
+    for split, (mine, num_shards) in splits.items():
+        count = len(mine)
+        rng = np.random.default_rng(7 + (split == "val"))
+        images = rng.integers(0, 256, (count, 16), np.uint8)
+        shard, row = np.arange(count) % num_shards, np.arange(count) // num_shards
+        sizes[split] = []
+        for number in range(num_shards if count else 0):
+            chosen = np.flatnonzero(shard == number)
+            columns = {
+                "sample_id": pa.array(chosen, pa.int64()),
+                "label": pa.array(np.asarray(mine)[chosen], pa.int32()),
+                "image": pa.array([images[at].tobytes() for at in chosen], pa.binary(16)),
+            }
+            path = f"{folder}/{dataset_index.shard_path(split, number)}"
+            sizes[split].append(shards.write_rows(path, layout, pa.table(columns)))
         columns = {
-            "sample_id": pa.array(mine, pa.int64()),
-            "label": pa.array(np.asarray(labels)[mine], pa.int32()),
-            "image": pa.array([images[at].tobytes() for at in mine], pa.binary(16)),
+            "split": [split] * count,
+            "sample_id": range(count),
+            "key": [f"class {label}/{number}.png" for number, label in enumerate(mine)],
+            "label": mine,
+            "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
+            "input_norm": np.linalg.norm(images / 255, axis=1),
+            "shard": shard,
+            "row": row,
         }
-        path = f"{folder}/{dataset_index.shard_path('train', number)}"
-        sizes.append(shards.write_rows(path, layout, pa.table(columns)))
-    columns = {
-        "split": ["train"] * count,
-        "sample_id": range(count),
-        "key": [f"class {label}/{number}.png" for number, label in enumerate(labels)],
-        "label": labels,
-        "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
-        "input_norm": np.linalg.norm(images / 255, axis=1),
-        "shard": shard,
-        "row": row,
-    }
-    index = pa.table(columns, schema=dataset_index.SCHEMA)
+        tables.append(pa.table(columns, schema=dataset_index.SCHEMA))
+    index = pa.concat_tables(tables)
     dataset_index.write(index, str(folder))
     classes = [f"class {label}" for label in range(max(labels) + 1)]
     return manifest.finish(
@@ -146,7 +152,7 @@ def make_image_dataset(folder: Path | str, labels: Sequence[int]) -> Artifact:
         fingerprint=dataset_index.fingerprint(index),
         config={},
         parents={},
-        counts={"train": count, "val": 0, "test": 0},
+        counts={"train": len(labels), "val": len(val_labels), "test": 0},
         wall_seconds=1.5,
         classes=classes,
         storage="raw",
@@ -154,7 +160,7 @@ def make_image_dataset(folder: Path | str, labels: Sequence[int]) -> Artifact:
         image_size=None,
         mean=[0.5],
         std=[0.25],
-        shards=dataset_index.shard_details(index, {"train": sizes, "val": [], "test": []}, len(classes)),
+        shards=dataset_index.shard_details(index, sizes, len(classes)),
     )
 
 
