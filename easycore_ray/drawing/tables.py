@@ -7,7 +7,7 @@ from html import escape
 
 from easycore_ray.core.selection import METHODS
 from easycore_ray.core.threat import format_eps
-from easycore_ray.drawing.figures import Row, Style, arm_name, grouped, objective, percent
+from easycore_ray.drawing.figures import Row, Style, arm_name, best_differs, grouped, objective, percent
 from easycore_ray.progress import duration
 
 _GLOSSARY = {
@@ -23,6 +23,8 @@ _GLOSSARY = {
     "TRADES": "Training against an attacker: cross-entropy on the image plus β times the change of the output under "
     "attack (Zhang et al. 2019).",
     "PGD-AT": "Training on attacked images alone: cross-entropy after a few steps of PGD (Madry et al. 2018).",
+    "best epoch": "The epoch with the highest accuracy on the validation split, under attack where the training is "
+    "against one. Where later epochs are less robust, the model overfits the attack.",
     "worst class": "Accuracy on the class with the lowest one.",
     "steps": "Optimizer steps of one training run. With equal epochs, a smaller coreset is trained for fewer steps.",
     "±": "One standard deviation over seeds. Differences smaller than this are noise.",
@@ -140,13 +142,18 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
         f"<p>Per cent, mean {term('±')} spread; below, the {term('worst class')}. Green: the best coreset of its size "
         f"in that column. {term('steps', 'Steps')} and time are those of one training run. Click a heading to sort.</p>"
     )
+    if any(map(best_differs, rows)):
+        intro += (
+            f"<p>Models are those after the last epoch. Where the {term('best epoch')} is another, the line "
+            "<i>best</i> says what the model after it reaches.</p>"
+        )
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
     return intro + "".join(tables)
 
 
 def print_table(rows: Sequence[Row]) -> str:
     """Result rows as aligned text for a terminal, at most 110 columns wide; accuracies in per cent."""
-    heads = ("objective", "arm", "kept", "samples", "eps", "clean", "robust", "worst", "steps", "training")
+    heads = ("objective", "arm", "kept", "samples", "eps", "clean", "robust", "worst", "best", "steps", "training")
     objectives = list(dict.fromkeys(map(objective, rows)))
     ordered = sorted(rows, key=lambda row: (objectives.index(objective(row)), row["eps"], -row["fraction"]))
     lines = [heads] + [
@@ -159,20 +166,25 @@ def print_table(rows: Sequence[Row]) -> str:
             _mean_std(row, "clean_accuracy"),
             _mean_std(row, "robust_accuracy_pgd20"),
             f"{100 * row['worst_class_robust_accuracy_pgd20_mean']:.1f}",
+            f"{100 * row['robust_accuracy_pgd20_best_mean']:.1f}" if best_differs(row) else "",
             f"{row['steps']:,}",
             duration(row["training_seconds"]),
         )
         for row in ordered
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    another = any(map(best_differs, rows))
+    if not another:
+        lines = [line[:8] + line[9:] for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     # Names read from the left, numbers from the right. A name too long for the line is cut.
-    widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(heads) - 1)))
+    widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
     text = ["  ".join(_aligned(cell, width, left=column < 2) for column, (cell, width) in
                       enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]  # fmt: skip
     note = (
         "robust: PGD-20; worst: robust accuracy of the worst class; ±: standard deviation over seeds; training: per run"
     )
-    return "\n".join([text[0], "─" * len(text[0]), *text[1:], note])
+    notes = [note, "best: robust after the best epoch by validation, where that is not the last"] if another else [note]
+    return "\n".join([text[0], "─" * len(text[0]), *text[1:], *notes])
 
 
 def _aligned(cell: str, width: int, *, left: bool) -> str:
@@ -248,12 +260,19 @@ def _cells(
         top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == value
         cells.append(
             f'<td data-v="{value}"{" class=best" if top else ""}>{_mean_std(row, name)}'
-            f"<small>worst {100 * row[worst]:.1f}</small></td>"
+            f"<small>worst {100 * row[worst]:.1f}</small>{_at_best(row, name)}</td>"
         )
     seconds = first["training_seconds"]
     return "".join(cells) + (
         f'<td data-v="{first["steps"]}">{first["steps"]:,}</td><td data-v="{seconds}">{duration(seconds)}</td>'
     )
+
+
+def _at_best(row: Row, name: str) -> str:
+    """A line of a cell: the same accuracy after the best epoch, if that is another than the last."""
+    if not best_differs(row):
+        return ""
+    return f"<small>best {_mean_std(row, f'{name}_best')} (epoch {row['best_epoch_mean']:.3g})</small>"
 
 
 def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
