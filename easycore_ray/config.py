@@ -126,7 +126,7 @@ def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that change what a job computes."""
     fields = to_dict(config)
     unused = set() if fields.get("schedule") == "multistep" else {"milestones"}
-    if not ADVERSARIAL & {*_as_list(fields.get("training"))}:
+    if not ADVERSARIAL & {*_as_list(fields.get("training"))} or not fields.get("val_attack_steps"):
         unused.add("val_attack_steps")
     if fields.get("weights") == "last":
         unused.add("weights")
@@ -728,6 +728,7 @@ class StudyConfig(RecipeConfig, TrackingConfig, ComputeConfig):
             seeds=(seed,),
             method=method,
             num_workers=1,
+            val_attack_steps=0,  # models are compared after their last epoch
             **{"beta": (self.beta,), **fields},
         )
 

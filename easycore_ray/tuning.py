@@ -78,6 +78,8 @@ class Trial:
     seed: int
     train: TrainConfig
     evaluate: EvaluateConfig
+    best_too: bool = True
+    """Evaluate the best epoch as well, where it is not the last."""
 
     @property
     def name(self) -> str:
@@ -92,7 +94,7 @@ class Trial:
 
     def evaluations(self) -> list[EvaluateConfig]:
         """What is evaluated of the finished checkpoint: the last epoch, and the best where it is another one."""
-        only_last = has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
+        only_last = not self.best_too or has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
         return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
 
     def finished(self) -> bool:
@@ -621,8 +623,8 @@ def _best_columns(
     epochs = [checkpoint["best_epoch"] for checkpoint in checkpoints if checkpoint.get("best_epoch") is not None]
     found = {
         "best_epoch_mean": _mean(epochs) if epochs else None,
-        **_mean_std("clean_accuracy_best", [summary["clean_accuracy"] for summary in best]),
-        **_mean_std("robust_accuracy_pgd20_best", [summary["robust"][number]["accuracy"] for summary in best]),
+        **mean_std("clean_accuracy_best", [summary["clean_accuracy"] for summary in best]),
+        **mean_std("robust_accuracy_pgd20_best", [summary["robust"][number]["accuracy"] for summary in best]),
     }
     return found if len(epochs) == len(checkpoints) else dict.fromkeys(found)
 
