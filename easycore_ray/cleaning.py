@@ -23,7 +23,7 @@ from easycore_ray.paths import Entry
 _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[a-z0-9_]{8}\.tmp")
 _PART = re.compile(r"epoch=(\d{5})/part-[0-9a-f]+-r\d{5}\.parquet")
 _COMMIT = re.compile(r"(commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8})/(epoch-(\d{5})-[0-9a-f]{12})/[^/]+")
-_STATES = {"state.json", "model.safetensors", "optimizer.safetensors", "carried.safetensors"}
+_STATES = {"state.json", "model.safetensors", "best.safetensors", "optimizer.safetensors", "carried.safetensors"}
 _RAY_OWN = re.compile(
     r"commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8}/"
     r"(?:checkpoint_manager_snapshot\.json|\.validate_storage_marker)"

@@ -31,6 +31,7 @@ from easycore_ray.manifest import (
 )
 from easycore_ray.progress import duration, say
 from easycore_ray.scoring import score
+from easycore_ray.training import device_seconds
 from easycore_ray.tuning import (
     FULL,
     Trial,
@@ -256,7 +257,8 @@ def _trials(config: StudyConfig, part: str) -> list[Trial]:
     found: list[Trial] = []
     for seed in config.seeds:
         sweep = _sweep(config, part, seed)
-        found += make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
+        trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
+        found += [replace(trial, best_too=False) for trial in trials]
     return found
 
 
@@ -338,7 +340,7 @@ def _record(trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "num_samples": checkpoint["counts"]["samples"],
         "steps": checkpoint["steps"],
-        "training_seconds": checkpoint["device_seconds"],
+        "training_seconds": round(device_seconds(checkpoint["epochs"], "train_seconds"), 3),
         "evaluation_seconds": evaluation["wall_seconds"],
         "device": "cuda" if trial.train.gpus_per_worker else "cpu",
         "num_test_samples": summary["num_samples"],

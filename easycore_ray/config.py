@@ -90,6 +90,8 @@ EVALUATION_ATTACKS = ("none", *SWEEP_ATTACKS)
 AttackName = Annotated[str, _one_of_spec(EVALUATION_ATTACKS)]
 ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
 Training = Literal["standard", "trades", "pgd"]
+ADVERSARIAL = {"trades", "pgd"}
+"""Objectives that train against an attacker."""
 ScorePass = Literal["eval", "fused", "fused+eval"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
@@ -125,11 +127,16 @@ def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
 
 def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that change what a job computes."""
-    unused = set() if getattr(config, "schedule", "") == "multistep" else {"milestones"}
+    fields = to_dict(config)
+    unused = set() if fields.get("schedule") == "multistep" else {"milestones"}
     later = _LATER.get(type(config).__name__, set())
     unused |= {spec.name for spec in dataclasses.fields(config)
                if spec.name in later and getattr(config, spec.name) == spec.default}  # fmt: skip
-    return {key: value for key, value in to_dict(config).items() if key not in _NOT_IDENTITY | unused}
+    if not ADVERSARIAL & {*_as_list(fields.get("training"))} or not fields.get("val_attack_steps"):
+        unused.add("val_attack_steps")
+    if fields.get("weights") == "last":
+        unused.add("weights")
+    return {key: value for key, value in fields.items() if key not in _NOT_IDENTITY | unused}
 
 
 def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
@@ -150,6 +157,10 @@ def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]
         return call
 
     return decorate
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _plain(value: Any) -> Any:
@@ -333,10 +344,15 @@ class ObjectiveConfig:
     """Gradient steps of the training attack (trades, pgd)."""
     attack_step_size: Eps | None = None
     """Size of one such step, in pixel units; by default 2.5 · eps / attack_steps."""
+    val_attack_steps: int = 10
+    """Gradient steps of the attack on the validation split after each epoch (trades, pgd), at --eps: the best epoch is
+    the one most robust under it. 0: no attack, the best epoch is that of the highest clean accuracy. Never changes
+    the last weights."""
 
     def objective_problems(self) -> list[str]:
         """What is wrong with the objective, one sentence each."""
         found = _eps_problem("eps", self.eps, self.norm) + _at_least("attack_steps", self.attack_steps, 1)
+        found += _at_least("val_attack_steps", self.val_attack_steps, 0)
         if not (self.beta >= 0 and math.isfinite(self.beta)):
             found.append(f"beta must be a number >= 0, got {self.beta:g}")
         if self.attack_step_size is not None:
@@ -519,6 +535,8 @@ class EvaluateConfig(ComputeConfig):
 
     checkpoint: str
     """Folder of a trained model."""
+    weights: Literal["last", "best"] = "last"
+    """Weights after the last epoch, or after the one that did best on the validation split."""
     dataset: str
     """Folder of a prepared dataset."""
     split: Literal["test", "val"] = "test"
@@ -624,6 +642,9 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     attack: tuple[AttackName, ...] = ("pgd20",)
     """Attacks of the evaluation, pgd20 among them; the robust accuracy is that under all. autoattack: the standard
     version, slow, needs the package pyautoattack."""
+    val_attack_steps: int = 10
+    """Gradient steps of the attack on the validation split after each epoch (trades, pgd): it picks the best epoch,
+    which is evaluated beside the last. 0: the clean accuracy picks it."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
     """Perturbations of the evaluation; one result row for each."""
     num_test_samples: int | None = None
@@ -658,6 +679,7 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
             found.append("beta needs at least one value for trades")
         for name in ("train_epochs", "attack_steps"):
             found += _at_least(name, getattr(self, name), 1)
+        found += _at_least("val_attack_steps", self.val_attack_steps, 0)
         for name in ("steps", "trades_epochs", "num_test_samples", "max_concurrent_trials"):
             if getattr(self, name) is not None:
                 found += _at_least(name, getattr(self, name), 1)
@@ -757,6 +779,7 @@ class StudyConfig(RecipeConfig, TrackingConfig, ComputeConfig):
             scores=scores,
             seeds=(seed,),
             method=method,
+            val_attack_steps=0,  # models are compared after their last epoch
             **{"beta": (self.beta,), **fields},
         )
 
@@ -882,6 +905,8 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     attack: tuple[AttackName, ...] = ("pgd20",)
     """Attacks of the evaluation, pgd20 among them; the robust accuracy is that under all. autoattack: the standard
     version, slow, needs the package pyautoattack."""
+    val_attack_steps: int = 10
+    """Gradient steps of the attack on the validation split that picks the best epoch (trades, pgd): see train."""
     eval_eps: tuple[Eps, ...] = (8 / 255,)
     """Perturbations of the evaluation; one result row for each."""
     num_test_samples: int | None = None

@@ -72,10 +72,10 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
 
     Raises:
         EasyCoreError: for a missing checkpoint or dataset, one of other classes or image shape, an eps wider than
-            the images, or tasks that were lost too often.
+            the images, best weights where there are none, or tasks that were lost too often.
     """
     started = time.monotonic()
-    checkpoint, model = open_checkpoint(config.checkpoint)
+    checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
     dataset = open_dataset(config.dataset)
     check_fits(checkpoint, dataset)
     threats = threats_of(config)

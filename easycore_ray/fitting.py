@@ -1,8 +1,8 @@
 """One run of the training loop, in this process or on Ray Train workers: same code, same weights.
 
-The loop commits at epoch boundaries only. A commit is one Ray Train checkpoint: weights, optimizer
-state and whatever the caller carries along (the list of score parts), registered together, so that
-they cannot diverge. A lost worker, node or driver costs at most the epoch under way.
+The loop commits at epoch boundaries only. A commit is one Ray Train checkpoint: weights, those of the best
+epoch so far, optimizer state and whatever the caller carries along (the list of score parts), registered
+together, so that they cannot diverge. A lost worker, node or driver costs at most the epoch under way.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from easycore_ray import cluster, paths
 from easycore_ray.config import ComputeConfig, SeededRecipeConfig
-from easycore_ray.core.loop import EpochResult, Plan, clean_accuracy, make_optimizer, train_epoch
+from easycore_ray.core.loop import EpochResult, Plan, make_optimizer, train_epoch, validate
 from easycore_ray.core.models import build_model, compiled, default_width, is_users
 from easycore_ray.dataset import Dataset, Rows, open_dataset, ray_dataset, read_split
 from easycore_ray.errors import EasyCoreError
@@ -34,6 +34,11 @@ from easycore_ray.progress import watching
 
 # A lost peer is noticed after this long in a collective; torch's default is half an hour.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
+# Rows of the validation split that are attacked together; workers take whole blocks, so that no outcome depends on
+# how many they are.
+_VALIDATION_BLOCK = 128
+LAST, BEST = "model.safetensors", "best.safetensors"
+"""Files of the weights after the last epoch and after the best one."""
 
 
 @dataclass
@@ -48,6 +53,19 @@ class State:
     """Metrics of every epoch so far."""
     carried: dict[str, Any] = field(default_factory=dict)
     """The caller's: JSON content, e.g. the cumulative list of score parts, and tensors."""
+    best_epoch: int = 0
+    """The epoch that did best in validation; 0 if none is chosen."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights after ``best_epoch``; those of ``model`` if it is the last one."""
+
+
+class HaltedError(EasyCoreError):
+    """The run refused to go on: its loss was not finite, or its caller refused a result."""
+
+    def __init__(self, problem: str, state: State | None) -> None:
+        super().__init__(problem)
+        self.state = state
+        """The last committed state; None if no epoch was completed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +91,15 @@ class Fit:
     """Take fused scores in each training step."""
     compile: bool = False
     """Run training steps compiled; exact scores and validation never are."""
+    keep_best: bool = False
+    """Keep the weights of the epoch that does best in validation, if there is a validation split."""
+    val_attack_steps: int = 0
+    """Steps of the attack on the validation split after each epoch; 0: none."""
+
+    @property
+    def selected_by(self) -> str:
+        """The metric that the best epoch has the highest value of."""
+        return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
 
     def schedule(self, world_size: int, state: State) -> tuple[Plan, int]:
         """The plan for this many workers, and the step in it from which the state goes on.
@@ -243,22 +270,22 @@ def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch |
     """Train from the last committed state to the end; the same on every kind of context.
 
     Raises:
-        EasyCoreError: if training diverges, or ``after_epoch`` refuses its result; on all workers.
+        HaltedError: if training diverges, or ``after_epoch`` refuses its result; on all workers.
     """
     torch.set_num_threads(fit.threads)
     model = build_model(**fit.model).to(context.device).to(memory_format=torch.channels_last)
-    trained = _together(context, lambda: compiled(model, context.device)) if fit.compile else model
+    trained = _together(context, lambda: compiled(model, context.device), None) if fit.compile else model
     optimizer = make_optimizer(model, fit.plan)
     state = context.restore()
     if state is None:
         carried: dict[str, Any] = {}
         if after_epoch is not None:
-            _together(context, lambda: after_epoch(context, feed, model, 0, None, carried))
+            _together(context, lambda: after_epoch(context, feed, model, 0, None, carried), None)
         state = State(0, 0, {}, {}, [], carried)
     else:
         model.load_state_dict(state.model)
         load_optimizer(optimizer, model, state.optimizer)
-    validation = _validation_rows(fit, context)
+    validation = _validation_blocks(fit, context)
     rows_per_epoch = math.ceil(fit.num_rows / context.world_size)
     for epoch in range(state.epoch + 1, fit.epochs + 1):
         if state.carried.get("stopped"):
@@ -280,7 +307,7 @@ def _one_epoch(
     state: State,
     epoch: int,
     after_epoch: AfterEpoch | None,
-    validation: Rows | None,
+    validation: list[Rows],
     rows_per_epoch: int,
 ) -> State:
     """Train, score, validate; the state to commit. ``trained`` is ``model``, or its compiled form."""
@@ -307,6 +334,7 @@ def _one_epoch(
             record_scores=fit.record_scores,
             on_batch=on_batch,
         ),
+        state,
     )
     ended = time.monotonic()
     # Weights are equal already; running statistics of batch norm are each worker's own until here.
@@ -317,23 +345,38 @@ def _one_epoch(
         "train_seconds": ended - started,
     }
     if after_epoch is not None:
-        metrics |= _together(context, lambda: after_epoch(context, feed, model, epoch, result, state.carried))
+        metrics |= _together(context, lambda: after_epoch(context, feed, model, epoch, result, state.carried), state)
         metrics["score_seconds"] = time.monotonic() - ended
-    metrics |= _summed(context, result, model, validation)
+    metrics |= _measured(fit, context, result, model, validation)
+    # Copied: on a CPU the model's own tensors are those that the next epoch changes.
+    weights = {name: _copied(tensor) for name, tensor in model.state_dict().items()}
+    better = fit.keep_best and _is_best(metrics, state.history, fit.selected_by)
     return State(
         epoch,
         state.step + result.steps,
-        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        weights,
         optimizer_tensors(optimizer, model),
         [*state.history, metrics],
         state.carried,
+        epoch if better else state.best_epoch,
+        weights if better else state.best,
     )
 
 
-def _together(context: Context, work: Callable[[], Any]) -> Any:
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: str) -> bool:
+    """Whether an epoch is ahead of all before it; of equals the earliest stays the best."""
+    return name in metrics and all(metrics[name] > entry[name] for entry in history if name in entry)
+
+
+def _together(context: Context, work: Callable[[], Any], state: State | None) -> Any:
     """Do this worker's part; if any worker refuses its input or result, all stop with that error.
 
-    Other exceptions (a bug, a dead device) pass through and make Ray restart the worker group.
+    ``state`` is where the run could go on from. Other exceptions (a bug, a dead device) pass through and make Ray
+    restart the worker group.
     """
     value, problem = None, None
     try:
@@ -342,33 +385,40 @@ def _together(context: Context, work: Callable[[], Any]) -> Any:
         problem = str(error)
     problems = [other for other in context.gather(problem) if other is not None]
     if problems:
-        raise EasyCoreError(problems[0])
+        raise HaltedError(problems[0], state if state is not None and state.epoch else None)
     return value
 
 
-def _validation_rows(fit: Fit, context: Context) -> Rows | None:
-    """This worker's part of the validation split, or None if the dataset has none."""
+def _validation_blocks(fit: Fit, context: Context) -> list[Rows]:
+    """This worker's blocks of the validation split, cut alike for any number of workers; none without one."""
     dataset = open_dataset(fit.dataset)
     if not dataset.num_rows("val"):
-        return None
-    rows = read_split(dataset, "val")
-    return Rows(*(column[context.rank :: context.world_size] for column in rows))
+        return []
+    columns = [column.split(_VALIDATION_BLOCK) for column in read_split(dataset, "val")]
+    return [Rows(*block) for block in zip(*columns, strict=True)][context.rank :: context.world_size]
 
 
-def _summed(context: Context, result: EpochResult, model: nn.Module, validation: Rows | None) -> dict[str, float]:
-    """Loss and accuracies over all workers' rows."""
-    right = total = 0
-    if validation is not None and len(validation.labels):
-        total = len(validation.labels)
-        accuracy = clean_accuracy(model, MemoryFeed(validation, num_batches=1, seed=0).ordered())
-        right = round(accuracy * total)
-    parts = context.gather((result.loss_sum, result.num_correct, result.num_rows, right, total, result.stall_share))
-    *sums, stalls = zip(*parts, strict=True)
-    loss, correct, rows, right, total = (sum(column) for column in sums)
-    metrics = {"train_loss": loss / max(rows, 1), "train_accuracy": correct / max(rows, 1)}
+def _measured(
+    fit: Fit, context: Context, result: EpochResult, model: nn.Module, validation: list[Rows]
+) -> dict[str, float]:
+    """Loss and accuracies over all workers' rows, and what validation took."""
+    started, plan = time.monotonic(), fit.plan
+    mine = validate(model, validation, eps=plan.eps, norm=plan.norm, steps=fit.val_attack_steps, seed=plan.seed)
+    parts = context.gather((replace(result, scores=None), mine))
+    rows = max(sum(trained.num_rows for trained, _ in parts), 1)
+    metrics = {
+        "train_loss": sum(trained.loss_sum for trained, _ in parts) / rows,
+        "train_accuracy": sum(trained.num_correct for trained, _ in parts) / rows,
+    }
     # In a step all workers wait for the last one.
-    metrics["stall_share"] = max(stalls)
-    return metrics | ({"val_accuracy": right / total} if total else {})
+    metrics["stall_share"] = max(trained.stall_share for trained, _ in parts)
+    total = sum(part.num_rows for _, part in parts)
+    if not total:
+        return metrics
+    metrics["val_accuracy"] = sum(part.num_correct for _, part in parts) / total
+    if fit.val_attack_steps:
+        metrics["val_robust_accuracy"] = sum(part.num_robust for _, part in parts) / total
+    return metrics | {"val_seconds": time.monotonic() - started}
 
 
 # --- state on disk ------------------------------------------------------------------------------
@@ -394,42 +444,47 @@ def load_optimizer(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[s
 
 def save_state(folder: str, state: State) -> None:
     """Write a state as safetensors and JSON: nothing that is loaded again can run code."""
-    save_file(state.model, Path(folder) / "model.safetensors")
+    save_file(state.model, Path(folder) / LAST)
     save_file(state.optimizer, Path(folder) / "optimizer.safetensors")
     tensors = {name: value for name, value in state.carried.items() if isinstance(value, Tensor)}
     save_file(tensors, Path(folder) / "carried.safetensors")
+    if state.best_epoch not in (0, state.epoch):
+        save_file(state.best, Path(folder) / BEST)
     carried = {name: value for name, value in state.carried.items() if name not in tensors}
-    content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": carried}
+    content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": carried,
+               "best_epoch": state.best_epoch}  # fmt: skip
     (Path(folder) / "state.json").write_text(json.dumps(content))
 
 
 def load_state(folder: str) -> State:
     """Read what ``save_state`` wrote."""
     content = json.loads((Path(folder) / "state.json").read_text())
+    model, best_epoch = load_file(Path(folder) / LAST), content.get("best_epoch", 0)
     return State(
         content["epoch"],
         content["step"],
-        load_file(Path(folder) / "model.safetensors"),
+        model,
         load_file(Path(folder) / "optimizer.safetensors"),
         content["history"],
         content["carried"] | load_file(Path(folder) / "carried.safetensors"),
+        best_epoch,
+        load_file(Path(folder) / BEST) if best_epoch not in (0, content["epoch"]) else model if best_epoch else {},
     )
 
 
-def write_model(folder: str, weights: dict[str, Tensor]) -> bytes:
-    """Write ``model.safetensors``; returns its content."""
+def write_model(folder: str, weights: dict[str, Tensor], name: str = LAST) -> bytes:
+    """Write weights as a safetensors file; returns its content."""
     content = save(dict(sorted(weights.items())))
-    paths.write_bytes(paths.join(folder, "model.safetensors"), content)
+    paths.write_bytes(paths.join(folder, name), content)
     return content
 
 
-def read_model(folder: str, arguments: dict[str, Any]) -> nn.Module:
-    """The model of a checkpoint, in evaluation mode.
+def read_model(where: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model whose weights are in a file, in evaluation mode.
 
     Raises:
         EasyCoreError: if weights and configuration do not fit, or a user's model cannot be built here.
     """
-    where = paths.join(folder, "model.safetensors")
     model = _build(arguments)
     try:
         model.load_state_dict(load(paths.read_bytes(where)))
@@ -538,7 +593,8 @@ def fit_on_ray(
         The state after the last epoch.
 
     Raises:
-        EasyCoreError: if the workers refused (bad values, divergence), or were lost too often.
+        HaltedError: if the workers refused (bad values, divergence).
+        EasyCoreError: if they were lost too often.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -581,8 +637,16 @@ def fit_on_ray(
         result = _fit_to_the_end(trainer, config.max_failures, label)
     answer = result.return_value or {}
     if answer.get("problem"):
-        raise EasyCoreError(answer["problem"])
-    assert result.checkpoint is not None
+        raise HaltedError(answer["problem"], _last_state(result))
+    state = _last_state(result)
+    assert state is not None
+    return state
+
+
+def _last_state(result: Any) -> State | None:
+    """What the run committed last."""
+    if result.checkpoint is None:
+        return None
     with result.checkpoint.as_directory() as folder:
         return load_state(folder)
 

@@ -100,6 +100,7 @@ def make_plots(findings: Findings) -> list[Plot]:
         result_plots.robust_by_fraction(rows, looks),
         result_plots.robust_by_beta(rows, looks),
         result_plots.trade_off(rows, looks),
+        result_plots.training_curves(findings.curves, looks),
         result_plots.cost(rows, looks),
         hardness_plots.distribution(findings.hardness, classes, fractions),
         hardness_plots.class_mix(mixes, np.bincount(labels, minlength=len(classes)), classes),
@@ -121,6 +122,7 @@ def gather(config: ReportConfig, sweep: Artifact) -> Findings:
         title=config.title,
         note=config.note,
         rows=summary["rows"],
+        curves=summary.get("curves", []),  # sweeps of older releases have none
         hardness=hardness,
         epochs=open_artifact(paths.join(scores, "table"), "score_table").manifest["epochs"],
         mixes=_mixes(sweep),

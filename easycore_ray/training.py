@@ -1,7 +1,8 @@
 """train(): one model on one coreset: standard, TRADES or PGD-AT → checkpoint.
 
-A checkpoint is ``model.safetensors`` and a manifest that says how to build the model; it holds its own
-normalisation, so inputs are always pixels in [0, 1].
+A checkpoint is ``model.safetensors``, the weights after the last epoch, and a manifest that says how to build
+the model; it holds its own normalisation, so inputs are always pixels in [0, 1]. The validation split, never
+the test set, picks the best epoch; its weights are in ``best.safetensors``, unless it is the last one.
 """
 
 import time
@@ -10,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from easycore_ray import paths
-from easycore_ray.config import TrainConfig, format_workers, identity_fields, to_dict, verb
+from easycore_ray.config import ADVERSARIAL, TrainConfig, format_workers, identity_fields, to_dict, verb
 from easycore_ray.coreset import open_coreset, read_sample_ids
 from easycore_ray.dataset import Dataset, Rows, open_dataset
+from easycore_ray.drawing.facts import best_epoch
+from easycore_ray.errors import EasyCoreError
 from easycore_ray.feeding import batches_per_epoch
 from easycore_ray.fitting import (
+    BEST,
+    LAST,
     Fit,
+    HaltedError,
     LocalContext,
     State,
     fit_here,
@@ -30,6 +36,9 @@ from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, 
 from easycore_ray.progress import duration, say
 from easycore_ray.tracking import Tracker
 
+LAST_GOOD = "last_good"
+"""Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
+
 
 @verb(TrainConfig)
 def train(config: TrainConfig) -> Artifact | None:
@@ -40,7 +49,7 @@ def train(config: TrainConfig) -> Artifact | None:
 
     Raises:
         EasyCoreError: for a missing or foreign dataset or coreset, workers the cluster cannot give, or
-            a diverged run.
+            a diverged run: the message says where the model after its last good epoch is kept.
     """
     started = time.monotonic()
     dataset, parents, sample_ids = open_inputs(config)
@@ -56,8 +65,12 @@ def train(config: TrainConfig) -> Artifact | None:
     if isinstance(made, Artifact):
         say(f"train: {out} is finished, reused")
         return made
-    state = _run(config, fit, made)
+    try:
+        state = _run(config, fit, made)
+    except HaltedError as halted:
+        raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
     artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
+    say(f"train: best epoch: {best_epoch(artifact.manifest)}")
     waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
     taken = duration(time.monotonic() - started)
     say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
@@ -102,6 +115,8 @@ def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         warmup_fraction=config.warmup_fraction,
         fixed_steps=config.steps is not None,
         compile=config.compile,
+        keep_best=True,
+        val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
     )
 
 
@@ -118,25 +133,42 @@ def train_here(fit: Fit, rows: Rows, *, device: str = "cpu", on_epoch: Any = Non
 
 
 def finish_checkpoint(
-    config: TrainConfig, made: Claim, parents: dict[str, Artifact], fit: Fit, state: State, seconds: float
+    config: TrainConfig,
+    made: Claim,
+    parents: dict[str, Artifact],
+    fit: Fit,
+    state: State,
+    seconds: float,
+    **details: Any,
 ) -> Artifact:
     """Write weights and manifest."""
-    content = write_model(made.path, state.model)
-    trained = sum(entry["train_seconds"] for entry in state.history)
+    contents = [write_model(made.path, state.model, LAST)]
+    files = {"last": LAST}
+    if state.best_epoch == state.epoch:
+        files["best"] = LAST
+    elif state.best_epoch:
+        contents.append(write_model(made.path, state.best, BEST))
+        files["best"] = BEST
+    best = state.history[state.best_epoch - 1][fit.selected_by] if state.best_epoch else None
     return finish(
         made,
-        fingerprint=content_hash(content),
+        fingerprint=content_hash(*contents),
         config=to_dict(config),
         parents=parents,
         counts={"samples": fit.num_rows, "steps": state.step, "epochs": state.epoch},
         wall_seconds=seconds,
-        device_seconds=sum(entry["train_seconds"] * entry["num_workers"] for entry in state.history),
+        device_seconds=device_seconds(state.history, "train_seconds") + device_seconds(state.history, "val_seconds"),
         model={key: list(value) if isinstance(value, tuple) else value for key, value in fit.model.items()},
         classes=list(parents["dataset"].manifest["classes"]),
         num_workers=max(entry["num_workers"] for entry in state.history),
         steps=state.step,
-        training_seconds=round(trained, 3),
+        training_seconds=round(sum(entry["train_seconds"] for entry in state.history), 3),
+        weights=files,
+        best_epoch=state.best_epoch or None,
+        selected_by=fit.selected_by if state.best_epoch else None,
+        best_value=best,
         epochs=state.history,
+        **details,
     )
 
 
@@ -147,15 +179,50 @@ def stall_share(history: list[dict[str, float]]) -> float:
     return waited / seconds if seconds else 0.0
 
 
-def open_checkpoint(path: str) -> tuple[Artifact, Any]:
+def device_seconds(history: list[dict[str, float]], name: str) -> float:
+    """Seconds × workers over all epochs of ``train_seconds`` or ``val_seconds``."""
+    return sum(entry.get(name, 0.0) * entry["num_workers"] for entry in history)
+
+
+def has_only_last(manifest: dict[str, Any]) -> bool:
+    """Whether a checkpoint has no weights but those after its last epoch: it is the best one, or none was chosen."""
+    return BEST not in manifest.get("weights", {}).values()
+
+
+def keep_last_good(
+    config: TrainConfig, made: Claim, parents: dict[str, Artifact], fit: Fit, halted: HaltedError, seconds: float
+) -> EasyCoreError:
+    """Keep the model after the last completed epoch as a checkpoint inside the unfinished one; what to tell the user.
+
+    It is an artifact of its own, so that it can be evaluated and is never taken for the run that was asked for.
+    """
+    if halted.state is None:
+        return EasyCoreError(f"{halted}; no epoch was completed before")
+    where = paths.join(made.path, LAST_GOOD)
+    inside = Claim(where, "checkpoint", content_hash(made.identity, LAST_GOOD), made.nonce, made.resumed)
+    finish_checkpoint(config, inside, parents, fit, halted.state, seconds, halted=str(halted))
+    return EasyCoreError(f"{halted}; the model after epoch {halted.state.epoch}, the last good one, is kept in {where}")
+
+
+def open_checkpoint(path: str, weights: str = "last") -> tuple[Artifact, Any]:
     """A finished checkpoint and its model, in evaluation mode on the CPU.
 
+    Args:
+        path: its folder.
+        weights: ``last``, those after the last epoch, or ``best``, after the epoch that validation chose.
+
     Raises:
-        EasyCoreError: if it is missing, unfinished or damaged.
+        EasyCoreError: if it is missing, unfinished or damaged, or there is no best epoch.
     """
     artifact = open_artifact(path, "checkpoint")
+    files = {"last": LAST} | artifact.manifest.get("weights", {})
+    if weights not in files:
+        raise EasyCoreError(
+            f"{artifact.path} has no {weights} weights: no epoch was chosen, since its dataset has no validation split "
+            "(or it is of an older release); pass --weights last, or train on a dataset prepared with --val-fraction"
+        )
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["model"].items()}
-    return artifact, read_model(artifact.path, arguments)
+    return artifact, read_model(paths.join(artifact.path, files[weights]), arguments)
 
 
 def _run(config: TrainConfig, fit: Fit, made: Claim) -> State:
@@ -173,6 +240,8 @@ def _run(config: TrainConfig, fit: Fit, made: Claim) -> State:
             label="train",
             on_metrics=lambda epoch, metrics: tracker.log(key, metrics, step=epoch),
         )
+        if state.best_epoch:
+            tracker.log(key, {"best_epoch": state.best_epoch}, step=state.epoch)
         tracker.finish(key)
     except BaseException:
         tracker.finish(key, status="FAILED")

@@ -1,8 +1,9 @@
 """sweep(): train and evaluate every arm × fraction × objective × seed with Ray Tune, and tabulate.
 
-Scores are taken once and serve all arms. A trial is two artifacts, a checkpoint and its evaluation; a
-sweep that is run again skips the trials whose artifacts are finished, so nothing pickled is ever
-restored. One-worker trials train in the trial's own process, several workers through Ray Train.
+Scores are taken once and serve all arms. A trial is two artifacts, a checkpoint and its evaluation, and a
+third, the evaluation of its best epoch, where that is not the last; a sweep that is run again skips the trials
+whose artifacts are finished, so nothing pickled is ever restored. One-worker trials train in the trial's own
+process, several workers through Ray Train.
 """
 
 import functools
@@ -43,14 +44,17 @@ from easycore_ray.evaluation import (
     finish_evaluation,
     threats_of,
 )
-from easycore_ray.fitting import demand_of
+from easycore_ray.fitting import HaltedError, demand_of
 from easycore_ray.hardness_table import open_hardness
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity, open_artifact
 from easycore_ray.progress import Progress, duration, say
 from easycore_ray.tracking import Tracker
 from easycore_ray.training import (
     claim_checkpoint,
+    device_seconds,
     finish_checkpoint,
+    has_only_last,
+    keep_last_good,
     make_fit,
     open_checkpoint,
     open_inputs,
@@ -59,6 +63,8 @@ from easycore_ray.training import (
 )
 
 FULL = Arm("full", None, "none")
+CURVES = ("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy")
+"""Metrics of an epoch that the summary keeps."""
 # A trial tells the driver of its epochs at most this often: reporting costs more than a tiny epoch.
 _REPORT_SECONDS = 5.0
 
@@ -74,6 +80,8 @@ class Trial:
     seed: int
     train: TrainConfig
     evaluate: EvaluateConfig
+    best_too: bool = True
+    """Evaluate the best epoch as well, where it is not the last."""
 
     @property
     def name(self) -> str:
@@ -81,12 +89,28 @@ class Trial:
         beta = f"_b{self.beta:g}" if self.beta is not None else ""
         return f"{_slug(self.arm)}_f{self.fraction:g}_{self.training}{beta}_s{self.seed}"
 
+    @property
+    def evaluate_best(self) -> EvaluateConfig:
+        """The evaluation of the best epoch: the same attacks on the weights that validation chose."""
+        return self.evaluate.replace(out=f"{self.evaluate.out}_best", weights="best")
+
+    def evaluations(self) -> list[EvaluateConfig]:
+        """What is evaluated of the finished checkpoint: the last epoch, and the best where it is another one."""
+        only_last = not self.best_too or has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
+        return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
+
     def finished(self) -> bool:
-        """True if both artifacts are there and were made by this configuration from these inputs."""
-        if not all(paths.exists(paths.join(c.out, "manifest.json")) for c in (self.train, self.evaluate)):
+        """True if all artifacts are there and were made by this configuration from these inputs."""
+        if not all(_is_finished(config.out) for config in (self.train, self.evaluate)):
             return False
         _, parents, _ = open_inputs(self.train)
-        return isinstance(claim_checkpoint(self.train, parents), Artifact)
+        if not isinstance(claim_checkpoint(self.train, parents), Artifact):
+            return False
+        return all(_is_finished(config.out) for config in self.evaluations())
+
+
+def _is_finished(out: str) -> bool:
+    return paths.exists(paths.join(out, "manifest.json"))
 
 
 @verb(SweepConfig)
@@ -94,7 +118,8 @@ def sweep(config: SweepConfig) -> Artifact | None:
     """Run (or go on with, or reuse) a sweep.
 
     The folder holds ``coresets/``, ``trials/`` (checkpoint and evaluation of each) and ``summary.json``:
-    ``{"rows": [one per arm, fraction, objective and eps, over seeds], "lineage": …}``.
+    ``{"rows": [one per arm, fraction, objective and eps, over seeds], "curves": [one per arm, fraction and
+    objective: metrics of every epoch], "lineage": …}``.
 
     Returns:
         The sweep, or None with ``dry_run``.
@@ -125,11 +150,13 @@ def sweep(config: SweepConfig) -> Artifact | None:
         say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
     run_trials(config, made, todo, concurrency)
     rows = result_rows(trials, parents["scores"])
-    summary = {"rows": rows, "lineage": lineage(config, parents)}
+    summary = {"rows": rows, "curves": training_curves(trials), "lineage": lineage(config, parents)}
     paths.write_json(paths.join(out, "summary.json"), summary)
     artifact = finish(
         made,
-        fingerprint=content_hash(*(open_artifact(trial.evaluate.out).fingerprint for trial in trials)),
+        fingerprint=content_hash(
+            *(open_artifact(done.out).fingerprint for trial in trials for done in trial.evaluations())
+        ),
         config=to_dict(config),
         parents=parents,
         counts={"trials": len(trials), "rows": len(rows)},
@@ -397,12 +424,12 @@ class _Follow(tune.Callback):
         if "problem" in result:
             self.problems.append(f"{spec.name}: {result['problem']}")
         if "summary" in result:
-            self._tracker.log(self._key(spec), flat_metrics(result["summary"]), step=spec.train.epochs)
+            self._tracker.log(self._key(spec), result["summary"]["metrics"], step=spec.train.epochs)
             self._tracker.finish(self._key(spec))
             self.finished += 1
             if self._on_finished is not None:
                 self._on_finished(spec)
-            self._progress.update(self.finished, f"{spec.name}: {short_result(result['summary'])}")
+            self._progress.update(self.finished, f"{spec.name}: {result['summary']['words']}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close the trial's MLflow run as failed."""
@@ -414,6 +441,18 @@ class _Follow(tune.Callback):
 
     def _key(self, spec: Trial) -> str:
         return f"{self._parent}-{spec.name}"
+
+
+def trial_summary(trial: Trial) -> dict[str, Any]:
+    """What a finished trial found: ``metrics``, those of another best epoch ending in ``_best``, and ``words``."""
+    last, *best = (open_artifact(config.out, "evaluation").manifest["summary"] for config in trial.evaluations())
+    metrics = flat_metrics(last)
+    metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
+    epoch = open_artifact(trial.train.out, "checkpoint").manifest.get("best_epoch")
+    if epoch is not None:
+        metrics["best_epoch"] = epoch
+    words = "; best epoch: ".join(map(short_result, (last, *best)))
+    return {"metrics": metrics, "words": words}
 
 
 def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
@@ -440,21 +479,18 @@ def _trial_here(params: dict[str, Any]) -> None:
 def _trial_on_ray(params: dict[str, Any]) -> None:
     """A trial whose training and evaluation are distributed: this process only drives them."""
 
-    def work(trial: Trial, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
+    def work(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
         checkpoint = train(trial.train)
         assert checkpoint is not None
         for entry in checkpoint.manifest["epochs"]:
             report(entry)
-        evaluation = evaluate(trial.evaluate)
-        assert evaluation is not None
-        return evaluation.manifest["summary"]
+        for config in trial.evaluations():
+            evaluate(config)
 
     _reporting_problems(params["trial"], work)
 
 
-def _reporting_problems(
-    trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], dict[str, Any]]
-) -> None:
+def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], None]) -> None:
     """Do the work and report epochs, summary, or what is wrong (which no retry would mend)."""
     waiting: list[dict[str, float]] = []
     last = time.monotonic()
@@ -468,14 +504,15 @@ def _reporting_problems(
             last = time.monotonic()
 
     try:
-        summary = work(trial, report)
+        work(trial, report)
+        summary = trial_summary(trial)
     except ValueError as error:
         tune.report({"epochs": waiting, "problem": str(error)})
         return
     tune.report({"epochs": waiting, "summary": summary})
 
 
-def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> dict[str, Any]:
+def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
     """Train and evaluate in this process, unless an earlier attempt finished either."""
     device = "cuda" if trial.train.gpus_per_worker else "cpu"
     dataset, parents, sample_ids = open_inputs(trial.train)
@@ -485,14 +522,18 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         threads = trial.train.threads_per_worker or max(1, int(trial.train.cpus_per_worker or 1))
         fit = replace(make_fit(trial.train, dataset, sample_ids), threads=threads)
         rows = _pick(_split_rows(dataset.path, "train"), sample_ids)
-        state = train_here(fit, rows, device=device, on_epoch=report)
+        try:
+            state = train_here(fit, rows, device=device, on_epoch=report)
+        except HaltedError as halted:
+            raise keep_last_good(trial.train, made, parents, fit, halted, time.monotonic() - started) from halted
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
-    return attack_here(trial.evaluate, dataset, device).manifest["summary"]
+    for config in trial.evaluations():
+        attack_here(config, dataset, device)
 
 
 def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
     """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
-    checkpoint, model = open_checkpoint(config.checkpoint)
+    checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
     parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
     made = claim_evaluation(config, parents)
     if isinstance(made, Artifact):
@@ -515,7 +556,7 @@ def _pick(rows: Rows, sample_ids: np.ndarray | None) -> Rows:
     """The rows with these ids."""
     if sample_ids is None:
         return rows
-    at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.ascontiguousarray(sample_ids)))
+    at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.array(sample_ids)))
     return Rows(*(column[at] for column in rows))
 
 
@@ -524,15 +565,25 @@ def _pick(rows: Rows, sample_ids: np.ndarray | None) -> Rows:
 
 def result_rows(trials: Iterable[Trial], scores: Artifact) -> list[dict[str, Any]]:
     """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
+    rows = []
+    for members in _over_seeds(trials):
+        checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
+        # Last and best of each; the same one twice where they are one epoch.
+        found = [
+            [open_artifact(config.out, "evaluation").manifest["summary"] for config in trial.evaluations()]
+            for trial in members
+        ]
+        last, best = ([summaries[end] for summaries in found] for end in (0, -1))
+        rows += [_result_row(members, checkpoints, last, best, eps, scores) for eps in members[0].evaluate.eps]
+    return rows
+
+
+def _over_seeds(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials that differ by their seed alone, together."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.arm, trial.fraction, trial.training, trial.beta), []).append(trial)
-    rows = []
-    for members in groups.values():
-        checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
-        summaries = [_summary(trial) for trial in members]
-        rows += [_result_row(members, checkpoints, summaries, eps, scores) for eps in members[0].evaluate.eps]
-    return rows
+    return list(groups.values())
 
 
 def _summary(trial: Trial) -> dict[str, Any]:
@@ -544,6 +595,7 @@ def _result_row(
     members: list[Trial],
     checkpoints: list[dict[str, Any]],
     summaries: list[dict[str, Any]],
+    best: list[dict[str, Any]],
     eps: float,
     scores: Artifact,
 ) -> dict[str, Any]:
@@ -562,11 +614,14 @@ def _result_row(
         "worst_class_clean_accuracy_mean": _mean(summary["worst_class_clean_accuracy"] for summary in summaries),
         **_robust_columns(summaries, eps),
         "attack": list(first.evaluate.attack),
+        **_best_columns(checkpoints, best, eps),
         "eps": eps,
+        "epochs": checkpoints[0]["counts"]["epochs"],
         "steps": checkpoints[0]["steps"],
         "num_samples": checkpoints[0]["counts"]["samples"],
         "scoring_seconds": scores.manifest["device_seconds"] if uses_scores else 0.0,
-        "training_seconds": round(_mean(checkpoint["device_seconds"] for checkpoint in checkpoints), 3),
+        "training_seconds": _mean_seconds(checkpoints, "train_seconds"),
+        "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
         "suspicious": _said("suspicious", members, summaries),
         "warnings": _said("warnings", members, summaries),
@@ -593,6 +648,52 @@ def _said(key: str, members: list[Trial], summaries: list[dict[str, Any]]) -> li
     return [
         f"seed {trial.seed}: {text}" for trial, summary in zip(members, summaries, strict=True) for text in summary[key]
     ]
+
+
+def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], eps: float) -> dict[str, float | None]:
+    """Mean best epoch, and the accuracies there; None throughout where a run has none (no validation split)."""
+    epochs = [checkpoint["best_epoch"] for checkpoint in checkpoints if checkpoint.get("best_epoch") is not None]
+    robust = [
+        next(row["accuracy"] for row in summary["robust"] if (row["attack"], row["eps"]) == ("pgd20", eps))
+        for summary in best
+    ]
+    found = {
+        "best_epoch_mean": _mean(epochs) if epochs else None,
+        **mean_std("clean_accuracy_best", [summary["clean_accuracy"] for summary in best]),
+        **mean_std("robust_accuracy_pgd20_best", robust),
+    }
+    return found if len(epochs) == len(checkpoints) else dict.fromkeys(found)
+
+
+def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:
+    """Device seconds of one run, from its epochs."""
+    return round(_mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
+
+
+def training_curves(trials: Iterable[Trial]) -> list[dict[str, Any]]:
+    """Metrics of every epoch, mean over seeds: one curve per arm, fraction and objective."""
+    return [
+        {
+            "method": members[0].arm.method,
+            "score": members[0].arm.score,
+            "balance": members[0].arm.balance,
+            "fraction": members[0].fraction,
+            "training": members[0].training,
+            "beta": members[0].beta,
+            "seeds": [trial.seed for trial in members],
+            "epochs": _mean_epochs([open_artifact(trial.train.out, "checkpoint").manifest for trial in members]),
+        }
+        for members in _over_seeds(trials)
+    ]
+
+
+def _mean_epochs(checkpoints: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The metrics that all runs have, epoch by epoch."""
+    found = []
+    for entries in zip(*(checkpoint["epochs"] for checkpoint in checkpoints), strict=False):
+        names = [name for name in CURVES if all(name in entry for entry in entries)]
+        found.append({"epoch": entries[0]["epoch"]} | {name: _mean(e[name] for e in entries) for name in names})
+    return found
 
 
 def _mean(values: Iterable[float]) -> float:

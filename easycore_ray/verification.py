@@ -190,9 +190,13 @@ def _coreset(artifact: Artifact) -> Iterator[str]:
 
 
 def _checkpoint(artifact: Artifact) -> Iterator[str]:
-    if content_hash(paths.read_bytes(paths.join(artifact.path, "model.safetensors"))) != artifact.fingerprint:
-        yield "model.safetensors does not have the fingerprint in the manifest; these are other weights"
-    open_checkpoint(artifact.path)
+    weights = artifact.manifest.get("weights", {"last": "model.safetensors"})
+    names = list(dict.fromkeys(weights.values()))
+    if content_hash(*(paths.read_bytes(paths.join(artifact.path, name)) for name in names)) != artifact.fingerprint:
+        verb = "does" if len(names) == 1 else "do"
+        yield f"{' and '.join(names)} {verb} not have the fingerprint in the manifest; these are other weights"
+    for which in weights:
+        open_checkpoint(artifact.path, which)
 
 
 def _evaluation(artifact: Artifact) -> Iterator[str]:

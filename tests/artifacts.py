@@ -112,15 +112,20 @@ def edit_manifest(folder: Path | str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def make_image_dataset(folder: Path | str, labels: Sequence[int], test_labels: Sequence[int] = ()) -> Artifact:
-    """A whole dataset: images of 1 × 4 × 4 random pixels, each split in two shards, no val."""
-    rng, layout = np.random.default_rng(7), shards.Layout("raw", (1, 4, 4), None)
-    tables, sizes = [], {"train": [], "val": [], "test": []}
-    for split, truth in (("train", labels), ("test", test_labels)):
+def make_image_dataset(
+    folder: Path | str, labels: Sequence[int], test_labels: Sequence[int] = (), *, val_labels: Sequence[int] = ()
+) -> Artifact:
+    """A whole dataset: images of 1 × 4 × 4 random pixels, train and test in two shards each, val in one."""
+    layout = shards.Layout("raw", (1, 4, 4), None)
+    splits = {"train": (labels, 2, 7), "val": (val_labels, 1, 8), "test": (test_labels, 2, 9)}
+    sizes: dict[str, list[int]] = {}
+    tables = []
+    for split, (truth, num_shards, seed) in splits.items():
         count = len(truth)
-        images = rng.integers(0, 256, (count, 16), np.uint8)
-        shard, row = np.arange(count) % 2, np.arange(count) // 2
-        for number in (0, 1) if count else ():
+        images = np.random.default_rng(seed).integers(0, 256, (count, 16), np.uint8)
+        shard, row = np.arange(count) % num_shards, np.arange(count) // num_shards
+        sizes[split] = []
+        for number in range(num_shards if count else 0):
             mine = np.flatnonzero(shard == number)
             columns = {
                 "sample_id": pa.array(mine, pa.int64()),
@@ -148,7 +153,7 @@ def make_image_dataset(folder: Path | str, labels: Sequence[int], test_labels: S
         fingerprint=dataset_index.fingerprint(index),
         config={},
         parents={},
-        counts={"train": len(labels), "val": 0, "test": len(test_labels)},
+        counts={"train": len(labels), "val": len(val_labels), "test": len(test_labels)},
         wall_seconds=1.5,
         classes=classes,
         storage="raw",

@@ -12,6 +12,9 @@ restarted worker group, or the same command given again, passes that moment aliv
 
 and in the driver: ``freeze`` (training is over, the table has no manifest yet) and ``reduce`` (a file of the hardness
 table is written, its manifest is not).
+
+With ``"job": "train"`` it trains instead. A kill ends the worker of its ``rank`` in the middle of its ``epoch``, with
+``"driver": true`` the driver as well.
 """
 
 import json
@@ -23,7 +26,8 @@ from pathlib import Path
 
 import easycore_ray.id_range as id_range
 import easycore_ray.scoring as scoring
-from easycore_ray.config import ScoreConfig, from_dict
+import easycore_ray.training as training
+from easycore_ray.config import ScoreConfig, TrainConfig, from_dict
 
 MARK = "EASYCORE_TEST_PROCESSES"
 """Environment variable by which a test knows the processes of its own Ray from any other's."""
@@ -118,10 +122,50 @@ def die_in_driver(module, name, marker):
     setattr(module, name, killing)
 
 
+class DyingMidEpoch:
+    """An ``AfterEpoch`` that measures nothing, but has the worker die between two batches of a later epoch."""
+
+    def __init__(self, kills, driver):
+        self.kills, self.driver = kills, driver
+
+    def __call__(self, context, feed, model, epoch, result, carried):
+        if epoch == 0 or not hasattr(feed, "whole"):
+            feed.whole = feed.shuffled
+            feed.shuffled = lambda epoch: self.batches(feed.whole(epoch), epoch, context.rank)
+        return {}
+
+    def batches(self, whole, epoch, rank):
+        for number, batch in enumerate(whole):
+            if number == 2:
+                self.die(epoch, rank)
+            yield batch
+
+    def die(self, epoch, rank):
+        for kill in self.kills:
+            if (kill["epoch"], kill["rank"]) == (epoch, rank) and not Path(kill["marker"]).exists():
+                Path(kill["marker"]).touch()
+                for victim in [self.driver] * kill.get("driver", False) + [os.getpid()]:
+                    os.kill(victim, signal.SIGKILL)
+
+
+def train(fields, kills):
+    """Train with these fields; the workers die as told."""
+    fit_on_ray = training.fit_on_ray
+
+    def fit(*args, **options):
+        return fit_on_ray(*args, **options, after_epoch=DyingMidEpoch(kills, os.getpid()))
+
+    training.fit_on_ray = fit
+    training.train(from_dict(TrainConfig, fields))
+
+
 def main():
-    """Score with the fields and kills given as JSON."""
+    """Score, or train, with the fields and kills given as JSON."""
     request = json.loads(sys.argv[1])
     kills = request.get("kills", ())
+    if request.get("job") == "train":
+        train(request["fields"], kills)
+        return
     # Without a plan the workers run exactly what users' workers run.
     if any(kill["point"] not in ("freeze", "reduce") for kill in kills):
         Killing.kills = tuple(kills)

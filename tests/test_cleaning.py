@@ -176,7 +176,7 @@ def test_an_interrupted_run_keeps_all_it_can_go_on_from(root, epoch):
     """However old: the registered states, Ray Train's list, the parts they name. What is older and lost goes."""
     unfinish(root / "scores", epoch=epoch)
     commits = commits_of(root / "scores").relative_to(root / "scores")
-    states = ("state.json", "model.safetensors", "optimizer.safetensors")
+    states = ("state.json", "model.safetensors", "best.safetensors", "optimizer.safetensors")
     lost = {f"{commits}/epoch-0000{epoch}-{'b' * 12}/{name}" for name in states}
     lost |= {f"table/epoch=0000{epoch}/part-0123-r00000.parquet", "table/.x.abcdefgh.tmp"}
     put(root / "scores", *lost, f"{commits}/epoch-00009-{'b' * 12}/state.json", f"{commits}/notes.txt")

@@ -94,8 +94,9 @@ class TestEveryConfiguration:
         moved = make(kind, **{name: value for name, value in there.items() if name in known})
 
         assert identity_fields(moved) == identity_fields(make(kind))
-        # Milestones are the identity of multistep alone, which is no job's default.
-        assert set(identity_fields(moved)) == known - set(there) - {"milestones"}
+        # No job's defaults: multistep, which has milestones; the best weights; and, of one run, training against PGD.
+        idle = {"milestones", "weights"} | ({"val_attack_steps"} if kind is TrainConfig else set())
+        assert set(identity_fields(moved)) == known - set(there) - idle
 
     def test_an_unknown_field_is_refused(self, kind):
         """A manifest of another job, or of another release, is not half understood."""
@@ -160,6 +161,8 @@ BAD = [
     (TrainConfig, {"beta": -1.0}, "beta must be a number >= 0, got -1"),
     (TrainConfig, {"beta": float("inf")}, "beta must be a number >= 0, got inf"),
     (TrainConfig, {"attack_steps": 0}, "attack_steps must be >= 1"),
+    (TrainConfig, {"val_attack_steps": -1}, "val_attack_steps must be >= 0"),
+    (SweepConfig, {"val_attack_steps": -1}, "val_attack_steps must be >= 0"),
     (TrainConfig, {"attack_step_size": 2.0}, "attack_step_size: .*got 2"),
     (TrainConfig, {"steps": 0}, "steps must be >= 1"),
     (TrainConfig, {"epochs": 0}, "epochs must be >= 1"),
@@ -377,3 +380,20 @@ def test_milestones_are_identity_only_where_they_change_the_result():
     multistep, cosine = identities("multistep"), identities("cosine")
     assert multistep[0] != multistep[1]
     assert cosine[0] == cosine[1]
+
+
+@pytest.mark.parametrize("training", ["standard", "trades", "pgd"])
+def test_the_attack_in_validation_is_identity_only_where_there_is_one(training):
+    """It picks the best epoch of adversarial runs; a standard run has none, and its old results stay valid."""
+    one, other = (
+        identity_fields(TrainConfig(out="o", dataset="d", training=training, val_attack_steps=n)) for n in (0, 5)
+    )
+
+    assert (one == other) == (training == "standard")
+
+
+def test_evaluating_the_best_weights_is_another_evaluation_than_the_last():
+    """And the last, the default, is what it was before there was a choice."""
+    last, best = (identity_fields(make(EvaluateConfig, weights=which)) for which in ("last", "best"))
+
+    assert best == last | {"weights": "best"}

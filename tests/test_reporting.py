@@ -9,6 +9,7 @@ import functools
 import html.parser
 import io
 import json
+import math
 import re
 
 import numpy as np
@@ -60,9 +61,16 @@ def row_of(arm, fraction, beta, eps, seeds=(0, 1, 2), scale=1.0):
         "clean_accuracy_std": std(0.004 + 0.002 * (1 - fraction)),
         "robust_accuracy_pgd20_mean": robust,
         "robust_accuracy_pgd20_std": std(0.008 + 0.006 * (1 - fraction)),
+        # Adversarial training on small coresets overfits: an earlier epoch was the best.
+        "best_epoch_mean": 20.0 if beta is None else 20.0 * fraction,
+        "clean_accuracy_best_mean": clean if beta is None else clean - 0.02 * (1 - fraction),
+        "clean_accuracy_best_std": std(0.005),
+        "robust_accuracy_pgd20_best_mean": robust if beta is None else robust + 0.08 * (1 - fraction),
+        "robust_accuracy_pgd20_best_std": std(0.006),
         "worst_class_clean_accuracy_mean": clean - 0.07,
         "worst_class_robust_accuracy_pgd20_mean": max(robust - 0.14, 0.0),
         "eps": eps,
+        "epochs": 20,
         "steps": round(1760 * fraction * scale),
         "num_samples": round(1409 * fraction),
         "scoring_seconds": 41.0 * scale if known.score else 0.0,
@@ -75,6 +83,25 @@ def make_rows(arms=ARMS, fractions=(0.3, 0.5), betas=(None, 1.0, 6.0), all_eps=(
     """Rows as a sweep writes them: full data first, then every arm and fraction; a row per eps."""
     pairs = [("full", 1.0), *((arm, fraction) for arm in arms for fraction in fractions)]
     return [row_of(*pair, beta, eps, **options) for pair in pairs for beta in betas for eps in all_eps]
+
+
+def make_curves(rows, epochs=20):
+    """Curves that go with rows: training improves throughout, validation under attack until the best epoch."""
+    found = []
+    for row in {(row["method"], row["balance"], row["fraction"], row["beta"]): row for row in rows}.values():
+        keys = ("method", "score", "balance", "fraction", "training", "beta", "seeds")
+        entries = []
+        for epoch in range(1, epochs + 1):
+            done = 1 - math.exp(-epoch / (4 * row["fraction"]))
+            clean = row["clean_accuracy_mean"] * done
+            entry = {"epoch": epoch, "train_loss": 2.4 - 1.9 * done, "train_accuracy": min(1.0, clean + 0.02),
+                     "val_accuracy": clean}  # fmt: skip
+            if row["beta"] is not None:
+                lost = 0.004 * (1 - row["fraction"]) * max(0.0, epoch - row["best_epoch_mean"])
+                entry["val_robust_accuracy"] = row["robust_accuracy_pgd20_best_mean"] * done - lost
+            entries.append(entry)
+        found.append({key: row[key] for key in keys} | {"epochs": entries})
+    return found
 
 
 ROWS = make_rows(all_eps=(8 / 255,))
@@ -126,6 +153,7 @@ def make_findings(rows=None, **changes):
         "rows": make_rows() if rows is None else rows,
         "hardness": hardness,
         "epochs": epochs,
+        "curves": make_curves(make_rows() if rows is None else rows),
         "mixes": mixes,
         "classes": [f"digit {label}" for label in range(10)],
         "easiest": pick[0],
@@ -193,7 +221,7 @@ def make_sweep(root, rows):
              score=known.score, balance=known.balance, fraction=fraction,
              class_histogram=mix_of(arm, fraction))  # fmt: skip
     lineage = {"parents": {}, "config": {"norm": "linf"}, "versions": manifest.versions(), "git_commit": "abc123"}
-    paths.write_json(f"{root}/sweep/summary.json", {"rows": rows, "lineage": lineage})
+    paths.write_json(f"{root}/sweep/summary.json", {"rows": rows, "curves": make_curves(rows), "lineage": lineage})
     return done(root / "sweep", "sweep", {"dataset": dataset, "scores": scores},
                 counts={"rows": len(rows), "trials": 3 * len(rows)}, device_seconds=5400.0)  # fmt: skip
 
@@ -484,6 +512,56 @@ def test_robust_by_fraction_draws_the_rows():
     assert lengths == pytest.approx([200 * r["robust_accuracy_pgd20_std"] for r in rows if r["method"] == "easycore"])
 
 
+def test_training_curves_draw_every_epoch_and_mark_the_best():
+    """Per objective and fraction, three panels with a line per arm; the highest validation accuracy is marked."""
+    from matplotlib.figure import Figure
+
+    rows = make_rows(arms=("easycore", "random"), fractions=(0.5,), betas=(None, 6.0), all_eps=(8 / 255,))
+    curves = make_curves(rows)
+    plot = result_plots.training_curves(curves, styles(rows))
+    alts = [panel.alt for panel in plot.panels]
+
+    assert [alt.split(": ")[0] for alt in alts] == ["Standard training, 50 %"] * 3 + ["TRADES, β = 6, 50 %"] * 3
+    assert alts[1].endswith(": training accuracy over the epochs")
+    assert alts[-1].endswith(": robust validation accuracy over the epochs")
+    axes = Figure().add_subplot()
+    plot.panels[-1].draw(axes)
+    (easycore,) = [curve for curve in curves if curve["method"] == "easycore" and curve["beta"] == 6.0]
+    values = [100 * entry["val_robust_accuracy"] for entry in easycore["epochs"]]
+    line = axes.lines[1]
+    assert list(line.get_ydata()) == values
+    assert line.get_markevery() == [values.index(max(values))]
+    assert 0 < values.index(max(values)) < 19, "the curve does not overfit, so there is nothing to see"
+
+
+def test_curves_without_validation_or_epochs_to_compare_are_left_out():
+    """A sweep of an older release, or of single epochs, has no plot; one without a validation split has two panels."""
+    rows = make_rows(arms=("easycore",), fractions=(0.5,), betas=(6.0,), all_eps=(8 / 255,))
+    looks = styles(rows)
+    plain = make_curves(rows)
+    for curve in plain:
+        curve["epochs"] = [{k: v for k, v in entry.items() if not k.startswith("val_")} for entry in curve["epochs"]]
+
+    assert result_plots.training_curves([], looks).panels == []
+    assert result_plots.training_curves(make_curves(rows, epochs=1), looks).panels == []
+    assert len(result_plots.training_curves(plain, looks).panels) == 2
+
+
+def test_the_best_epoch_is_told_where_it_is_not_the_last():
+    """Beside the last's accuracies, in the terminal and on the page; and nowhere else."""
+    rows = make_rows(arms=("easycore",), fractions=(0.3,), betas=(None, 6.0), all_eps=(8 / 255,))
+    (overfit,) = [row for row in rows if row["method"] == "easycore" and row["beta"] == 6.0]
+    best = f"{100 * overfit['robust_accuracy_pgd20_best_mean']:.1f}"
+    (line,) = [line for line in print_table(rows).splitlines() if "easycore" in line and "β = 6" in line]
+    page = Page(result_tables(rows, styles(rows))).text
+
+    assert f" {best} " in line
+    assert f"best {best} ± 0.6 (epoch 6)" in page
+    alike = [row | {"best_epoch_mean": 20.0} for row in rows]
+    assert "best" not in print_table(alike)
+    assert "best" not in print_table([row | {"best_epoch_mean": None} for row in rows])
+
+
 def test_beta_needs_two_values_to_be_a_plot():
     """With one β there is no plot against it; with two there is a panel per fraction and eps."""
     looks = styles(make_rows())
@@ -534,10 +612,10 @@ def test_pictures_keep_their_shape(shape, size):
 def test_the_printed_table_is_aligned_and_fits():
     """Every line is at most 110 columns, columns line up, each row is there once."""
     rows = make_rows(arms=("easycore", "random", "easiest:aign/class"), all_eps=(0.25 / 255, 8 / 255))
-    head, rule, *lines, note = print_table(rows).splitlines()
+    head, rule, *lines, note, best = print_table(rows).splitlines()
 
     assert len(lines) == len(rows)
-    assert max(map(len, [head, rule, *lines, note])) <= 110
+    assert max(map(len, [head, rule, *lines, note, best])) <= 110
     end = head.index("kept") + len("kept")
     assert all(line[end - 1] == "%" and line[end] == " " for line in lines)
     assert any(re.search(r"TRADES, β = 6 +random +50 % +704 +8/255 ", line) for line in lines)

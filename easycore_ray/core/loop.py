@@ -1,4 +1,4 @@
-"""The one training loop: an epoch of steps, the score pass after it, clean accuracy.
+"""The one training loop: an epoch of steps, the score pass after it, validation.
 
 It is fed batches of ``(sample_ids, images, labels)`` and knows nothing of where they come from or how
 many workers share them: with more than one, ``combine`` adds up gradients and counts. Losses are summed,
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval, pgd_training_attack, trades_attack
+from easycore_ray.core.attacks import frozen_eval, pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.schedules import learning_rate
@@ -26,7 +26,12 @@ from easycore_ray.core.seeding import generator, seeded
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Combine = Callable[[list[Tensor], int], int]
-"""Adds the gradients (in place) and row counts of all workers; returns the global count."""
+"""Adds the gradients and the loss (a list of tensors, in place) and the row counts of all workers; returns the global
+count."""
+
+# Steps between two looks at the loss where a look makes the device wait; elsewhere every step is looked at.
+_STEPS_PER_LOOK = {"cpu": 1}
+_STEPS_PER_LOOK_ON_DEVICES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,7 @@ def train_epoch(
         epoch: number of the epoch, from 1; seeds augmentation and attack together with rank.
         step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
         rank: this worker.
-        combine: adds up gradients and counts over workers; None for one worker.
+        combine: adds up gradients, losses and counts over workers; None for one worker.
         record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd, whose
             steps have no gradient at the clean inputs.
         on_batch: called with the number of rows after each step.
@@ -134,7 +139,8 @@ def train_epoch(
         Sums over this worker's rows.
 
     Raises:
-        ValueError: if the loss is not finite at the end of the epoch: the run has diverged.
+        ValueError: if the loss of all workers' rows is not finite, or the weights are not at the end of the epoch: the
+            run has diverged. Names the first such step, the same on every worker, and leaves no worker waiting.
     """
     device = next(model.parameters()).device
     augment_draws = generator("augment", plan.seed, epoch, rank)
@@ -142,7 +148,8 @@ def train_epoch(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     correct_sum = torch.zeros((), dtype=torch.int64, device=device)
-    num_rows, first_step, rate = 0, step, plan.lr
+    num_rows, first_step = 0, step
+    watch = _Watch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
     rows_of_scores: list[dict[str, Tensor]] = []
     feed = _Timed(batches)
     model.train()
@@ -159,10 +166,10 @@ def train_epoch(
             with autocast(device, plan.precision):
                 rows, logits = _objective(model, inputs, labels, plan, attack_draws)
             optimizer.zero_grad(set_to_none=True)
-            rows.sum().backward()
-            rate = learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
-                                 warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
-            _update(optimizer, parameters, len(labels), combine, rate)
+            loss = rows.sum()
+            loss.backward()
+            _update(optimizer, parameters, loss.detach(), len(labels), combine, _rate(plan, step))
+            watch.see(step, loss.detach())
             if record_scores:
                 assert inputs.grad is not None
                 scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
@@ -173,7 +180,8 @@ def train_epoch(
             num_rows, step = num_rows + len(labels), step + 1
             if on_batch is not None:
                 on_batch(len(labels))
-    _refuse_divergence(loss_sum, epoch, rate)
+    watch.look()
+    watch.refuse_weights(parameters, step)
     stall_share = feed.waiting_share()
     recorded = _concatenate([_to_numpy(scores) for scores in rows_of_scores]) if record_scores else None
     return EpochResult(float(loss_sum), int(correct_sum), num_rows, step - first_step, recorded, stall_share)
@@ -233,14 +241,15 @@ def _objective(
 def _update(
     optimizer: torch.optim.SGD,
     parameters: list[nn.Parameter],
+    loss: Tensor,
     count: int,
     combine: Combine | None,
     rate: float,
 ) -> None:
-    """One optimizer step on the mean gradient of the global batch."""
+    """One optimizer step on the mean gradient of the global batch; ``loss`` becomes that of the global batch."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if combine is not None:
-        count = combine(gradients, count)
+        count = combine([*gradients, loss], count)
     torch._foreach_div_(gradients, float(count))
     optimizer.param_groups[0]["lr"] = rate
     optimizer.step()
@@ -276,24 +285,100 @@ def _full_float32(device: torch.device) -> Any:
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
 
 
-@torch.no_grad()
-def clean_accuracy(model: nn.Module, batches: Batches) -> float:
-    """Share of rows predicted right in evaluation mode; NaN without rows."""
+@dataclass(frozen=True)
+class Validation:
+    """Counts over rows that are not trained on."""
+
+    num_rows: int
+    num_correct: int
+    num_robust: int
+    """Still correct under the attack; 0 if there was none."""
+
+
+def validate(
+    model: nn.Module, batches: Batches, *, eps: float = 0.0, norm: str = "linf", steps: int = 0, seed: int = 0
+) -> Validation:
+    """Count the rows that are predicted right, and those that stay right under a short PGD, in evaluation mode.
+
+    Args:
+        model: left as it was.
+        batches: whole batches are attacked with random starts of their own, seeded by ``seed`` and a batch's first
+            ``sample_id``: the outcome does not depend on which worker has which batch, nor on the epoch.
+        eps: radius of the attack in [0, 1] pixel units.
+        norm: one of ``threat.NORMS``.
+        steps: gradient steps of 2.5 · eps / steps each; 0: no attack.
+        seed: of the random starts. torch's global generator is not touched.
+    """
     device = next(model.parameters()).device
-    num_correct = num_rows = 0
+    num_rows = num_correct = num_robust = 0
+    for sample_ids, images, labels in batches:
+        inputs, truth = prepare_inputs(images, device), labels.to(device)
+        right = _predicted_right(model, inputs, truth)
+        num_rows, num_correct = num_rows + len(truth), num_correct + int(right.sum())
+        if steps and right.any():
+            # What is wrong already needs no attack.
+            draws = generator("validate", seed, int(sample_ids[0]))
+            attacked = pgd(model, inputs[right], truth[right], eps=eps, norm=norm, steps=steps, generator=draws,
+                           until_fooled=True)  # fmt: skip
+            num_robust += int(_predicted_right(model, attacked, truth[right]).sum())
+    return Validation(num_rows, num_correct, num_robust)
+
+
+@torch.no_grad()
+def _predicted_right(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     with frozen_eval(model):
-        for _, images, labels in batches:
-            logits = model(prepare_inputs(images, device))
-            num_correct += int((logits.argmax(dim=1).cpu() == labels).sum())
-            num_rows += len(labels)
-    return num_correct / num_rows if num_rows else math.nan
+        return model(inputs).argmax(dim=1) == labels
 
 
-def _refuse_divergence(loss_sum: Tensor, epoch: int, rate: float) -> None:
-    if not math.isfinite(float(loss_sum)):
-        raise ValueError(
-            f"training diverged: the loss of epoch {epoch} is {float(loss_sum)} at learning rate {rate:.4g}; "
-            "lower --lr or raise --warmup-fraction"
+def _rate(plan: Plan, step: int) -> float:
+    """Learning rate of the step after ``step`` others."""
+    return learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
+                         warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
+
+
+class _Watch:
+    """Looks out for a loss that is not finite, without making a GPU wait in every step.
+
+    All workers see the same summed losses and look after the same steps, so they stop together.
+    """
+
+    def __init__(self, plan: Plan, epoch: int, steps_per_look: int) -> None:
+        self._plan, self._epoch, self._steps_per_look = plan, epoch, steps_per_look
+        self._waiting: list[tuple[int, Tensor]] = []
+
+    def see(self, step: int, loss: Tensor) -> None:
+        """Take note of the summed loss of the step after ``step`` others."""
+        self._waiting.append((step, loss))
+        if len(self._waiting) == self._steps_per_look:
+            self.look()
+
+    def look(self) -> None:
+        """Refuse the first loss since the last look that is not finite.
+
+        Raises:
+            ValueError: names step, epoch and learning rate.
+        """
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        for (step, _), loss in zip(waiting, torch.stack([loss for _, loss in waiting]).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise ValueError(self._diverged(f"the loss is {loss} in", step))
+
+    def refuse_weights(self, parameters: list[nn.Parameter], step: int) -> None:
+        """Refuse weights that the last of ``step`` steps has broken, which no loss has shown yet.
+
+        Raises:
+            ValueError: names step, epoch and learning rate.
+        """
+        if not bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all()):
+            raise ValueError(self._diverged("the weights are not finite after", step - 1))
+
+    def _diverged(self, what: str, step: int) -> str:
+        plan = self._plan
+        return (
+            f"training diverged: {what} step {step + 1} of {plan.total_steps} (epoch {self._epoch}, learning rate "
+            f"{_rate(plan, step):.4g}); lower --lr or raise --warmup-fraction"
         )
 
 

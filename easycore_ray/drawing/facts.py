@@ -16,6 +16,7 @@ _METRICS = {
     "train_loss": "loss",
     "train_accuracy": "train accuracy",
     "val_accuracy": "val accuracy",
+    "val_robust_accuracy": "val robust accuracy",
     "mean_grad_norm": "mean gradient norm",
 }
 Facts = Mapping[str, Any]
@@ -92,6 +93,10 @@ def _details(facts: Facts) -> Iterator[str]:
         yield from _line("model", f"{model['name']}, width {model['width']}, {model['num_classes']} classes, images "
                          f"{_shape(model['image_shape'])}")  # fmt: skip
         yield from _line("training", _epochs(details["epochs"]))
+        if "best_epoch" in details:
+            yield from _line("best epoch", best_epoch(details))
+        if "halted" in details:
+            yield from _line("halted", f"{details['halted']}; this is the model after the last good epoch")
     elif kind == "evaluation":
         yield from _accuracies(details["summary"])
     elif kind == "analysis":
@@ -319,6 +324,17 @@ def _epochs(epochs: Sequence[Facts]) -> str:
         if last.get(key) is not None
     ]  # fmt: skip
     return f"{_count(len(epochs), 'epoch')}; in the last one: {', '.join(shown)}"
+
+
+def best_epoch(details: Facts) -> str:
+    """Which epoch of a training run validation chose, and by what."""
+    number = details["best_epoch"]
+    if number is None:
+        return "none chosen, since the dataset has no validation split; there are the weights of the last alone"
+    where = details["weights"]["best"]
+    which = "the last" if where == details["weights"]["last"] else f"kept as {where} beside the last"
+    metric = details["selected_by"].removeprefix("val_").replace("_", " ")
+    return f"{number} ({which}), by {metric} on the validation split: {100 * details['best_value']:.1f} %"
 
 
 def _histogram(classes: Sequence[Any], counts: Sequence[int]) -> str:

@@ -117,6 +117,11 @@ def attack_names(rows: Sequence[Row]) -> str:
     return " and ".join(ATTACK_NAMES.get(name, name) for name in attacks(rows))
 
 
+def best_differs(row: Row) -> bool:
+    """Whether validation chose another epoch than the last, in some seed at least; False where none was chosen."""
+    return row.get("best_epoch_mean") not in (None, row.get("epochs"))
+
+
 def percent(fraction: float) -> str:
     """A share for reading, e.g. ``30 %``."""
     return f"{100 * fraction:g} %"

@@ -37,6 +37,8 @@ class Findings:
     """``sample_id, label, aign, forgetting_events, first_learned_epoch``: one entry per sample."""
     epochs: Sequence[Mapping[str, float]]
     """Metrics of the scoring run by epoch."""
+    curves: Sequence[Row] = ()
+    """Metrics of the training runs by epoch, as in ``summary.json``."""
     mixes: Sequence[Mix]
     """Class histograms of the coresets."""
     classes: Sequence[str]
@@ -56,6 +58,9 @@ _CAPTIONS = {
     "cost": "Solid: one training run; hatched: the scoring run its coreset needs. Time on all devices together. One "
     "scoring run serves every arm that uses scores and every model trained on its coresets: shared among k models, "
     "the hatched part counts 1/k.",
+    "training_curves": "Means over seeds; dashed: all data. The marker stands at the highest point, for the loss at "
+    "the end. Where the training loss still falls and the accuracy under attack on the validation split falls too, "
+    "the model overfits (robust overfitting, Rice et al. 2020), and the best epoch is worth more than the last.",
     "aign": "A sample is learned in the first scored epoch that classifies it correctly, and forgotten when a later "
     "one does not. Dashed lines: where the easiest 30 %, 50 %, … of all samples end.",
     "class_mix": "1.00: the class is as frequent in the coreset as in the data. Arms ending in /class keep the mix by "
@@ -66,6 +71,7 @@ _HEADINGS = {
     "robust_by_fraction": "Robustness and the amount of data",
     "robust_by_beta": "Robustness and β",
     "trade_off": "Clean against robust accuracy",
+    "training_curves": "The training runs",
     "cost": "Cost",
     "aign": "How hard the samples are",
     "class_mix": "Which classes are kept",

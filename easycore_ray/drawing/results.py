@@ -1,6 +1,6 @@
-"""Plots of a sweep's result rows: robust accuracy against fraction and β, the trade-off, the cost.
+"""Plots of a sweep's result rows: robust accuracy against fraction and β, the trade-off, the cost; training curves.
 
-Takes rows as in ``summary.json`` (see ``tuning.result_rows``); accuracies are shares in [0, 1] there and
+Takes rows and curves as in ``summary.json`` (see ``tuning.result_rows``); accuracies are shares in [0, 1] there and
 per cent here. A spread is the standard deviation over seeds; with one seed there is none.
 """
 
@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from easycore_ray.core.threat import format_eps
 from easycore_ray.drawing.figures import (
@@ -26,6 +27,13 @@ from easycore_ray.drawing.figures import (
 )
 
 _ROBUST = "robust_accuracy"
+# Metrics of an epoch, and how they are called; the last is what robust overfitting shows in.
+_CURVES = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy, %",
+    "val_accuracy": "validation accuracy, %",
+    "val_robust_accuracy": "robust validation accuracy, %",
+}
 
 
 def robust_by_fraction(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
@@ -72,6 +80,51 @@ def cost(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
         size = (4.5, 1.1 + 0.29 * len(ordered))
         panels.append(Panel(title, f"Device time by arm; {title}", partial(_cost, ordered, looks), size))
     return Plot("cost", panels, list(looks))
+
+
+def training_curves(curves: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
+    """Loss and accuracies of the training runs, epoch by epoch: a line of panels per objective and fraction.
+
+    A curve is the mean over seeds; all data are in every line. The marker stands where an accuracy is highest.
+    """
+    panels = []
+    for title, of_objective in grouped(curves, objective).items():
+        full = [curve for curve in of_objective if curve["method"] == "full"]
+        coresets = [curve for curve in of_objective if curve["method"] != "full"]
+        by_fraction = grouped(coresets, lambda curve: curve["fraction"]) or {1.0: []}
+        for fraction, members in by_fraction.items():
+            panels += _curve_panels(f"{title}, {percent(fraction)}", [*full, *members], looks)
+    return Plot("training_curves", panels, list(dict.fromkeys(map(arm_name, curves))))
+
+
+def _curve_panels(title: str, curves: Sequence[Row], looks: Mapping[str, Style]) -> list[Panel]:
+    """Three panels of the metrics that are there, so that lines of panels align; none for a single epoch."""
+    if max(len(curve["epochs"]) for curve in curves) < 2:
+        return []
+    there = [name for name in _CURVES if any(name in entry for curve in curves for entry in curve["epochs"])]
+    # The clean training accuracy says least where the attacked validation accuracy is known.
+    shown = [name for name in there if name != "train_accuracy" or "val_robust_accuracy" not in there]
+    return [
+        Panel(title, f"{title}: {_CURVES[name].removesuffix(', %')} over the epochs",
+              partial(_curve, curves, name, looks), (3.2, 2.7))
+        for name in shown
+    ]  # fmt: skip
+
+
+def _curve(curves: Sequence[Row], name: str, looks: Mapping[str, Style], axes: Axes) -> None:
+    scale = 1.0 if name == "train_loss" else 100.0
+    for curve in curves:
+        points = [(entry["epoch"], scale * entry[name]) for entry in curve["epochs"] if name in entry]
+        if not points:
+            continue
+        epochs, values = zip(*points, strict=True)
+        look = looks[arm_name(curve)]
+        marked = len(values) - 1 if name == "train_loss" else int(np.argmax(values))
+        axes.plot(epochs, values, color=look.colour, linestyle="--" if curve["method"] == "full" else "-",
+                  linewidth=1.4, marker=look.marker, markevery=[marked])  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(_CURVES[name])
 
 
 def _by_fraction(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None:

@@ -14,6 +14,7 @@ from easycore_ray.drawing.figures import (
     arm_name,
     attack_names,
     attacks,
+    best_differs,
     grouped,
     objective,
     percent,
@@ -35,6 +36,8 @@ _GLOSSARY = {
     "TRADES": "Training against an attacker: cross-entropy on the image plus β times the change of the output under "
     "attack (Zhang et al. 2019).",
     "PGD-AT": "Training on attacked images alone: cross-entropy after a few steps of PGD (Madry et al. 2018).",
+    "best epoch": "The epoch with the highest accuracy on the validation split, under attack where the training is "
+    "against one. Where later epochs are less robust, the model overfits the attack.",
     "worst class": "Accuracy on the class with the lowest one.",
     "steps": "Optimizer steps of one training run. With equal epochs, a smaller coreset is trained for fewer steps.",
     "±": "One standard deviation over seeds. Differences smaller than this are noise.",
@@ -154,6 +157,11 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
         f"<p>Per cent, mean {term('±')} spread; below, the {term('worst class')}. Green: the best coreset of its size "
         f"in that column. {term('steps', 'Steps')} and time are those of one training run. Click a heading to sort.</p>"
     )
+    if any(map(best_differs, rows)):
+        intro += (
+            f"<p>Models are those after the last epoch. Where the {term('best epoch')} is another, the line "
+            "<i>best</i> says what the model after it reaches.</p>"
+        )
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
     return intro + "".join(tables) + _notes(rows)
 
@@ -186,7 +194,7 @@ def print_table(rows: Sequence[Row]) -> str:
     # With several attacks each has a column, in the place of what the line can do without.
     several = attacks(rows) if len(attacks(rows)) > 1 else []
     count, each = (["samples"], []) if not several else ([], [ATTACK_NAMES[name] for name in several])
-    heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, "worst", "steps", "training")
+    heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, "worst", "best", "steps", "training")
     doubtful = any(row.get("suspicious") for row in rows)
     mark = {True: f" {_DOUBT}", False: "  "} if doubtful else {False: ""}
     objectives = list(dict.fromkeys(map(objective, rows)))
@@ -202,14 +210,18 @@ def print_table(rows: Sequence[Row]) -> str:
             _mean_std(row, "robust_accuracy") + mark[bool(row.get("suspicious"))],
             *(f"{100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in several),
             f"{100 * value(row, 'worst_class_robust_accuracy_mean'):.1f}",
+            f"{100 * row['robust_accuracy_pgd20_best_mean']:.1f}" if best_differs(row) else "",
             f"{row['steps']:,}",
             duration(row["training_seconds"]),
         )
         for row in ordered
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    another = any(map(best_differs, rows))
+    if not another:
+        lines = [line[:8] + line[9:] for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     # Names read from the left, numbers from the right. A name too long for the line is cut.
-    widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(heads) - 1)))
+    widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
     text = ["  ".join(_aligned(cell, width, left=column < 2) for column, (cell, width) in
                       enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]  # fmt: skip
     under = "under both" if len(several) == 2 else "under all attacks" if several else attack_names(rows)
@@ -219,6 +231,8 @@ def print_table(rows: Sequence[Row]) -> str:
     ]
     if doubtful:
         notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
+    if another:
+        notes.append("best: robust under PGD-20 after the best epoch by validation, where that is not the last")
     return "\n".join([text[0], "─" * len(text[0]), *text[1:], *notes])
 
 
@@ -296,7 +310,8 @@ def _cells(
         doubt = _doubt_tag(row) if kind == "robust" else ""
         cells.append(
             f'<td data-v="{mean}"{" class=best" if top else ""}>{_mean_std(row, name)}{doubt}'
-            f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}</td>"
+            f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}"
+            f"{_at_best(row, name)}</td>"
         )
     seconds = first["training_seconds"]
     return "".join(cells) + (
@@ -311,6 +326,13 @@ def _each_attack(row: Row) -> str:
         return ""
     means = [f"{ATTACK_NAMES[name]} {100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in names]
     return f"<small>{', '.join(means)}</small>"
+
+
+def _at_best(row: Row, name: str) -> str:
+    """A line of a cell: the same accuracy after the best epoch, if that is another than the last."""
+    if not best_differs(row):
+        return ""
+    return f"<small>best {_mean_std(row, f'{name}_best')} (epoch {row['best_epoch_mean']:.3g})</small>"
 
 
 def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:

@@ -1,4 +1,4 @@
-"""The training loop: steps, scores taken on the way, divergence."""
+"""The training loop: steps, scores taken on the way, divergence, validation."""
 
 import copy
 import time
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from easycore_ray.core import loop
-from easycore_ray.core.attacks import pgd_training_attack, trades_attack
+from easycore_ray.core.attacks import pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
-from easycore_ray.core.loop import Plan, clean_accuracy, make_optimizer, prepare_inputs, score_epoch, train_epoch
+from easycore_ray.core.loop import Plan, make_optimizer, prepare_inputs, score_epoch, train_epoch, validate
 from easycore_ray.core.losses import cross_entropy_rows
 from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.seeding import generator
@@ -253,23 +253,92 @@ def test_training_stops_at_the_last_step():
     assert (result.steps, result.num_rows) == (2, 8)
 
 
-def test_divergence_is_said_with_epoch_and_learning_rate():
-    """A loss that is not a number stops the run by name."""
-    model, plan = make_model(), make_plan(lr=1e30)
+class BreaksOnWhite(torch.nn.Module):
+    """A linear model whose logits are infinite, then not numbers, for images that are all white."""
 
-    with pytest.raises(ValueError, match=r"epoch 4 is .* at learning rate 1e\+30; lower --lr"):
-        train_epoch(model, make_optimizer(model, plan), make_batches((4,) * 4), plan, epoch=4, step=0)
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(64, 3)
+
+    def forward(self, inputs):
+        white = (inputs == 1).flatten(1).all(dim=1, keepdim=True)
+        return self.inner(inputs.flatten(1)) * torch.where(white, torch.inf, 1.0)
 
 
-def test_clean_accuracy_counts_right_predictions():
-    """Accuracy equals a count by hand, in evaluation mode, and leaves the mode alone."""
-    model, batches = make_model().train(), make_batches()
-    accuracy = clean_accuracy(model, batches)
+@pytest.mark.parametrize("steps_per_look", [1, 3, 32])
+def test_divergence_is_said_with_step_epoch_and_learning_rate(monkeypatch, steps_per_look):
+    """The first step whose loss is no number is named with its own rate, however seldom the loss is looked at."""
+    monkeypatch.setattr(loop, "_STEPS_PER_LOOK", {"cpu": steps_per_look})
+    model, plan = BreaksOnWhite(), make_plan(lr=1.0, warmup_steps=100, total_steps=200)
+    batches = make_batches((4,) * 7)
+    batches[4][1][:] = 255
+
+    with pytest.raises(
+        ValueError, match=r"the loss is nan in step 15 of 200 \(epoch 4, learning rate 0.15\); lower --lr"
+    ):
+        train_epoch(model, make_optimizer(model, plan), batches, plan, epoch=4, step=10)
+
+
+def test_a_worker_stops_in_the_step_in_which_another_ones_loss_breaks():
+    """What is added up over the workers is the loss too, so that all of them see the same and none waits for others."""
+    seen = []
+
+    def combine(tensors, count):
+        seen.append(len(tensors))
+        if len(seen) == 3:
+            tensors[-1] += torch.nan  # the other worker's
+        return count
+
+    model, plan = make_model(), make_plan()
+    with pytest.raises(ValueError, match=r"the loss is nan in step 3 "):
+        train_epoch(model, make_optimizer(model, plan), make_batches((4,) * 7), plan, epoch=1, step=0, combine=combine)
+
+    assert len(seen) == 3
+    assert seen[0] == 1 + len(list(model.parameters()))
+
+
+def test_weights_that_the_last_step_broke_are_no_good_epoch():
+    """Without a further loss to show it, an epoch that ends in infinite weights is refused all the same."""
+    model, plan = make_model(), make_plan(lr=100.0, weight_decay=1e38)
+
+    with pytest.raises(
+        ValueError, match=r"the weights are not finite after step 1 of .* \(epoch 1, learning rate 100\)"
+    ):
+        train_epoch(model, make_optimizer(model, plan), make_batches((4,)), plan, epoch=1, step=0)
+
+
+def test_validation_counts_right_and_robust_predictions():
+    """Both counts equal those by hand, in evaluation mode; mode and torch's generator are left alone."""
+    model, batches, plan = make_model(), make_batches((40, 30, 1)), make_plan()
+    for epoch in range(1, 6):
+        train_epoch(model, make_optimizer(model, plan), batches[:2], plan, epoch=epoch, step=0)
+    state = torch.get_rng_state()
+    found = validate(model, batches, eps=0.3, steps=3, seed=7)
 
     assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
     model.eval()
-    right = sum(int((model(to_float(images)).argmax(1) == labels).sum()) for _, images, labels in batches)
-    assert accuracy == right / 10
+    right = robust = 0
+    for ids, images, labels in batches:
+        correct = model(to_float(images)).argmax(1) == labels
+        draws = generator("validate", 7, int(ids[0]))
+        attacked = pgd(model, to_float(images)[correct], labels[correct], eps=0.3, steps=3, generator=draws)
+        right += int(correct.sum())
+        robust += int((model(attacked).argmax(1) == labels[correct]).sum())
+    assert (found.num_rows, found.num_correct, found.num_robust) == (71, right, robust)
+    assert 0 < robust < right < 71, "nothing to tell apart"
+
+
+def test_validation_is_the_same_on_any_number_of_workers():
+    """Blocks counted apart add up to the whole, and without an attack there is no robust count."""
+    model, batches = make_model(), make_batches((40, 30, 1))
+    whole = validate(model, batches, eps=0.3, steps=3)
+    apart = [validate(model, batches[rank::2], eps=0.3, steps=3) for rank in (0, 1)]
+
+    for name in ("num_rows", "num_correct", "num_robust"):
+        assert sum(getattr(part, name) for part in apart) == getattr(whole, name)
+    plain = validate(model, batches)
+    assert (plain.num_correct, plain.num_robust) == (whole.num_correct, 0)
 
 
 def test_the_fused_loss_is_the_training_loss():

@@ -1,11 +1,17 @@
 """Training and evaluation: the same weights and outcomes in one process and on Ray."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -15,8 +21,13 @@ from easycore_ray.dataset import open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.evaluation import attack_rows, evaluation_ids, threats_of
 from easycore_ray.training import make_fit, open_checkpoint, open_inputs, train_here
+from tests import faults
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+# Hardly trained against an attack that nothing withstands: no epoch is better than the first, which is the best.
+OVERFITTING = dict(epochs=4, eps=1.0, beta=0.01, lr=0.2, seed=0)
 
 
 def settings(digits, population, out, **changes):
@@ -130,6 +141,55 @@ def test_a_sweep_tells_every_attack_and_their_worst(swept):
         assert row["worst_class_robust_accuracy_mean"] <= row["worst_class_robust_accuracy_pgd20_mean"]
         assert isinstance(row["suspicious"], list)
         assert isinstance(row["warnings"], list)
+
+
+def test_a_run_killed_in_mid_epoch_ends_with_the_same_last_and_best(digits, population, tmp_path):
+    """TRADES on two workers: one dies between two batches, then all with the driver; the same command ends it.
+
+    Last and best weights are those of a run that nothing happened to, bit for bit, and so is every metric.
+    """
+    fields = settings(digits, population, "unused", training="trades", num_workers=2, **OVERFITTING)
+    whole = train(**fields | {"out": str(tmp_path / "whole")})
+    fields["out"] = str(tmp_path / "killed")
+    kills = [
+        {"epoch": 2, "rank": 1, "marker": str(tmp_path / "worker")},
+        {"epoch": 3, "rank": 0, "marker": str(tmp_path / "driver"), "driver": True},
+    ]
+    request = json.dumps({"job": "train", "fields": fields, "kills": kills})
+    done = subprocess.run([sys.executable, faults.__file__, request], capture_output=True, text=True, check=False,
+                          env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+                          timeout=500)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert all(Path(kill["marker"]).exists() for kill in kills), "a kill did not happen"
+    again = train(**fields)
+
+    assert whole.manifest["best_epoch"] in (1, 2), "the best weights did not have to survive a kill"
+    assert again.manifest["weights"] == {"last": "model.safetensors", "best": "best.safetensors"}
+    for name in again.manifest["weights"].values():
+        assert Path(again.path, name).read_bytes() == Path(whole.path, name).read_bytes()
+    measured = [
+        [
+            {key: value for key, value in entry.items() if "seconds" not in key and key != "stall_share"}
+            for entry in run.manifest["epochs"]
+        ]
+        for run in (whole, again)
+    ]
+    assert measured[0] == measured[1]
+
+
+def test_a_diverged_run_stops_on_all_workers_and_its_last_good_model_can_be_evaluated(digits, population, tmp_path):
+    """Two workers end in the same step with one error; what was good before is a checkpoint."""
+    fields = settings(digits, population, tmp_path / "run", num_workers=2, lr=0.2, weight_decay=300.0, epochs=6,
+                      schedule="constant", warmup_fraction=0.0)  # fmt: skip
+    with pytest.raises(
+        EasyCoreError, match=r"the loss is (nan|inf) in step \d+ of 24 \(epoch [2-6], learning rate 0.2\)"
+    ):
+        train(**fields)
+    kept = str(tmp_path / "run" / "last_good")
+    evaluation = evaluate(checkpoint=kept, dataset=digits.path, out=str(tmp_path / "e"), attack=("none",))
+
+    assert open_checkpoint(kept)[0].manifest["counts"]["epochs"] >= 1
+    assert evaluation.manifest["summary"]["num_samples"] == digits.manifest["counts"]["test"]
 
 
 def test_equal_steps_train_equally_long_whatever_the_size(digits, population, tmp_path):
