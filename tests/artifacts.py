@@ -117,12 +117,17 @@ def make_image_dataset(
 ) -> Artifact:
     """A whole dataset: images of 1 × 4 × 4 random pixels, train and test in two shards each, val in one."""
     layout = shards.Layout("raw", (1, 4, 4), None)
-    splits = {"train": (labels, 2, 7), "val": (val_labels, 1, 8), "test": (test_labels, 2, 9)}
+    rng = np.random.default_rng(7)
+    splits = {
+        "train": (labels, 2, rng),
+        "val": (val_labels, 1, np.random.default_rng(8)),
+        "test": (test_labels, 2, rng),
+    }
     sizes: dict[str, list[int]] = {}
     tables = []
-    for split, (truth, num_shards, seed) in splits.items():
+    for split, (truth, num_shards, draws) in splits.items():
         count = len(truth)
-        images = np.random.default_rng(seed).integers(0, 256, (count, 16), np.uint8)
+        images = draws.integers(0, 256, (count, 16), np.uint8)
         shard, row = np.arange(count) % num_shards, np.arange(count) // num_shards
         sizes[split] = []
         for number in range(num_shards if count else 0):

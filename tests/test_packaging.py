@@ -88,4 +88,7 @@ def test_it_works_where_no_source_tree_is(installed, tmp_path):
     output = call("-c", program, cwd=tmp_path, PYTHONPATH=str(installed)).splitlines()
 
     assert output[0] == str(installed / "easycore_ray" / "__init__.py")
-    assert output[-1] == "0.1.0 prepare score reduce select train evaluate sweep report pipeline analyze inspect clean"
+    assert (
+        output[-1]
+        == "0.1.0 prepare score reduce select train evaluate sweep report study pipeline analyze inspect clean"
+    )

@@ -308,8 +308,10 @@ def test_rows_without_a_validation_split_have_no_best(tmp_path):
     dataset = make_image_dataset(tmp_path / "dataset", [0, 1, 2] * 20)
     trial = make_trial(dataset, tmp_path, seed=0, epochs=1)
     finished(trial.train, trained(trial.train))
-    summary = {"clean_accuracy": 0.5, "worst_class_clean_accuracy": 0.5}
-    robust = [{"accuracy": 0.25, "worst_class_accuracy": 0.0}] * 2
+    summary = {"clean_accuracy": 0.5, "worst_class_clean_accuracy": 0.5, "suspicious": [], "warnings": []}
+    robust = [
+        {"attack": "pgd20", "eps": eps, "accuracy": 0.25, "worst_class_accuracy": 0.0} for eps in trial.evaluate.eps
+    ]
     write_evaluation(trial.evaluate.out, summary | {"robust": robust})
     row = result_rows([trial], scores_of(dataset))[0]
 

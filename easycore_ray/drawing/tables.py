@@ -216,9 +216,10 @@ def print_table(rows: Sequence[Row]) -> str:
         )
         for row in ordered
     ]
-    another = any(map(best_differs, rows))
+    # Where every attack has a column, the line has no room for it.
+    another = any(map(best_differs, rows)) and not several
     if not another:
-        lines = [line[:8] + line[9:] for line in lines]
+        lines = [tuple(cell for head, cell in zip(heads, line, strict=True) if head != "best") for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     # Names read from the left, numbers from the right. A name too long for the line is cut.
     widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(widths) - 1)))

@@ -26,6 +26,8 @@ KINDS = {
     "sweep": config.SweepConfig,
     "report": config.ReportConfig,
     "pipeline": config.PipelineConfig,
+    "study": config.StudyConfig,
+    "analyze": config.AnalyzeConfig,
     "inspect": config.InspectConfig,
     "clean": config.CleanConfig,
 }
