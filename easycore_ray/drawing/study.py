@@ -33,6 +33,7 @@ from easycore_ray.drawing.results import trade_off
 
 Record = Mapping[str, Any]
 _PGD = "pgd20"
+_SIZE = (5.4, 3.4)
 
 
 def draw_study(rows: Sequence[Row], records: Sequence[Record], results: str) -> None:
@@ -159,7 +160,9 @@ def _robust_by_eps(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
         coresets = [row for row in members if row["method"] != "full"]
         for fraction, mine in grouped(coresets, lambda row: row["fraction"]).items():
             title = f"{name}, {percent(fraction)} kept"
-            panels.append(Panel(title, f"Robust accuracy against ε; {title}", partial(_by_eps, [*full, *mine], looks)))
+            panels.append(
+                Panel(title, f"Robust accuracy against ε; {title}", partial(_by_eps, [*full, *mine], looks), _SIZE)
+            )
     return Plot("robust_by_eps", panels, list(looks))
 
 
@@ -185,9 +188,16 @@ def _by_eps(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None
             markersize=4,
             elinewidth=0.8,
         )
-    axes.set_xticks([0, *places.values()], ["clean", *map(format_eps, all_eps)])
-    axes.set_xlabel("ε of PGD-20")
+    _name_ticks(axes, [None, *all_eps])
     axes.set_ylabel("accuracy, %")
+
+
+def _name_ticks(axes: Axes, all_eps: Sequence[float | None]) -> None:
+    """One place per eps, the first for clean images; the usual unit is said once, below the axis."""
+    names = [format_eps(eps) for eps in all_eps if eps is not None]
+    unit = "/255" if all(name.endswith("/255") for name in names) else ""
+    axes.set_xticks(range(len(all_eps)), ["clean", *(name.removesuffix(unit) for name in names)])
+    axes.set_xlabel("ε of PGD-20" + (", in 1/255" if unit else ""))
 
 
 def _against_random(gains: Sequence[Mapping[str, Any]], looks: Mapping[str, Style]) -> Plot:
@@ -196,7 +206,7 @@ def _against_random(gains: Sequence[Mapping[str, Any]], looks: Mapping[str, Styl
     for (name, fraction), members in grouped(gains, lambda gain: (objective(gain), gain["fraction"])).items():
         title = f"{name}, {percent(fraction)} kept"
         alt = f"Points ahead of a random choice of the same size; {title}"
-        panels.append(Panel(title, alt, partial(_ahead, members, looks)))
+        panels.append(Panel(title, alt, partial(_ahead, members, looks), _SIZE))
     return Plot("against_random", panels, [arm for arm in looks if arm not in ("full", "random")])
 
 
@@ -213,7 +223,6 @@ def _ahead(gains: Sequence[Mapping[str, Any]], looks: Mapping[str, Style], axes:
             axes.plot([place - 0.045, place + 0.045], [np.mean(gain["points"])] * 2, color=look.colour, linewidth=2.2)
     for place in range(1, len(all_eps)):
         axes.axvline(place - 0.5, color=MUTED, linewidth=0.3)
-    axes.set_xticks(range(len(all_eps)), ["clean" if eps is None else format_eps(eps) for eps in all_eps])
+    _name_ticks(axes, all_eps)
     axes.grid(visible=False, axis="x")
-    axes.set_xlabel("ε of PGD-20")
     axes.set_ylabel("points ahead of random")
