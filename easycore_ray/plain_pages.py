@@ -85,6 +85,8 @@ def _pages(raw: Bytes, *, check: bool) -> Iterator[tuple[int, Bytes] | None]:
             header, length = _struct(raw[at : at + _HEADER_BYTES].tobytes(), 0)
             kind, size, stored, data = header[1], header[2], header[3], header[5]
             count, encoding, levels = data[1], data[2], data[3]
+            if not all(isinstance(field, int) for field in (kind, size, stored, count, encoding, levels)):
+                raise TypeError("a number is something else")
         except (IndexError, KeyError, TypeError, ValueError):
             yield None
             return

@@ -360,7 +360,7 @@ def start_server(tmp_path, empty_store):
     yield start
     for server in started:
         os.killpg(server.pid, 15)
-        server.wait(20)
+        server.wait(90)
 
 
 def healthy(port):
