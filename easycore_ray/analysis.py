@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from easycore_ray import cluster, paths
-from easycore_ray.agreement import Pair, Run, compare, network_name, open_runs
-from easycore_ray.claims import Group, class_mix, describe_group, verdicts
+from easycore_ray.agreement import Run, compare, network_name, open_runs
+from easycore_ray.claims import Group, class_mix, describe_group, finite, verdicts
 from easycore_ray.config import AnalyzeConfig, identity_fields, to_dict, verb
 from easycore_ray.core.attacks import pgd20
 from easycore_ray.core.distance import boundary_distance, distances
@@ -35,7 +35,7 @@ from easycore_ray.errors import EasyCoreError
 from easycore_ray.evaluation import check_fits
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity, open_artifact
 from easycore_ray.progress import duration, say
-from easycore_ray.shard_tasks import ShardTask, run_shard_tasks
+from easycore_ray.shard_tasks import ShardTask, run_shard_tasks, shard_folder
 from easycore_ray.training import open_checkpoint
 
 KIND = "analysis"
@@ -117,7 +117,7 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
             cpus = config.cpus_per_worker or 1.0
             wanted = cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker)
             cluster.preflight(wanted)
-    samples = attack_on_ray(config, inputs, _shard_folder(made), resumed=made.resumed)
+    samples = attack_on_ray(config, inputs, made)
     artifact = finish_analysis(config, made, inputs, samples, started)
     for text in artifact.manifest["warnings"]:
         say(f"analyze: warning: {text}")
@@ -149,7 +149,7 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
         claims=[{key: entry[key] for key in ("key", "claim", "outcome", "sentence")} for entry in summary["claims"]],
         warnings=summary["warnings"],
     )
-    paths.delete_tree(_shard_folder(made))  # not before: hours of attacks may be in it
+    paths.delete_tree(shard_folder(made))  # not before: hours of attacks may be in it
     return artifact
 
 
@@ -224,8 +224,8 @@ def _named(models: Sequence[Model]) -> list[Model]:
 # --- attacks ------------------------------------------------------------------------------------
 
 
-def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, folder: str, *, resumed: bool) -> pa.Table:
-    """``samples.parquet``: one Ray task per model and shard of 250 drawn samples that is not in ``folder`` yet."""
+def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Table:
+    """``samples.parquet``: one Ray task per model and shard of 250 drawn samples that is not there yet."""
     if not inputs.models:
         return _samples(inputs, [], config)
     import ray
@@ -238,9 +238,7 @@ def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, folder: str, *, resumed
         for chunk in _chunks(inputs.drawn):
             args = (network, inputs.dataset.path, chunk, config.eps, config.norm, config.seed, device, threads)
             shards.append(ShardTask(f"{number:03d}-{chunk[0]:012d}", len(chunk), args))
-    tables = run_shard_tasks(
-        _attack_task, shards, folder=folder, resumed=resumed, config=config, label="analyze", unit="images"
-    )
+    tables = run_shard_tasks(_attack_task, shards, made=made, config=config, label="analyze", unit="images")
     each = len(tables) // len(inputs.models)
     return _samples(inputs, [pa.concat_tables(tables[at : at + each]) for at in range(0, len(tables), each)], config)
 
@@ -395,7 +393,7 @@ def summarise(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -> dict[
         "groups": [describe_group(group, eps) for group in groups],
         "population_deciles": [_population_decile(inputs, number) for number in range(1, DECILES + 1)],
         "class_mix": class_mix(run, inputs.dataset.num_classes),
-        "pairs": [_pair_entry(pair) for pair in pairs],
+        "pairs": [vars(pair) for pair in pairs],
         "warnings": inputs.warnings,
     }  # fmt: skip
 
@@ -411,17 +409,13 @@ def _model_entry(model: Model, drawn: NDArray[np.int64]) -> dict[str, Any]:
     return {"name": model.name, "path": model.artifact.path, "drawn_seen": seen}
 
 
-def _pair_entry(pair: Pair) -> dict[str, Any]:
-    return {**vars(pair)}
-
-
 def _population_decile(inputs: Inputs, number: int) -> dict[str, Any]:
     run = inputs.runs[0]
     mine = inputs.deciles == number
     entry: dict[str, Any] = {
         "decile": number,
         "samples": int(mine.sum()),
-        "score_range": [_finite(run.scores[mine].min()), _finite(run.scores[mine].max())],
+        "score_range": [finite(run.scores[mine].min()), finite(run.scores[mine].max())],
         "class_histogram": np.bincount(run.labels[mine], minlength=inputs.dataset.num_classes).tolist(),
     }
     if run.first_learned is not None:
@@ -450,15 +444,6 @@ def _write(
     paths.write_json(paths.join(out, SUMMARY), summary)
     files[SUMMARY] = paths.read_bytes(paths.join(out, SUMMARY))
     return files
-
-
-def _shard_folder(made: Claim) -> str:
-    """Where finished shards wait until all are; named by the claim, so that no other attempt's are taken for ours."""
-    return paths.join(made.path, f"shards-{made.nonce}")
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _count(number: int, noun: str) -> str:

@@ -106,7 +106,7 @@ def _decile(group: Group, number: int, eps: Sequence[float]) -> dict[str, Any]:
         "num_samples": int(mine.sum()),
         "num_correct": int(right.sum()),
         "clean_accuracy": _share(group.correct[mine]),
-        "distance_quartiles": [_finite(value) for value in _quartiles(distance)],
+        "distance_quartiles": [finite(value) for value in _quartiles(distance)],
         "attack_success": [{"eps": each, **(_share(distance <= each) or {})} for each in eps] if len(distance) else [],
         "robust_accuracy": [{"eps": each, **(_share(group.distance[mine] > each) or {})} for each in eps],
     }
@@ -136,7 +136,7 @@ def distance_finding(group: Group, norm: str, seed: int) -> Finding:
         f"median distance goes from {_length(easy, norm)} ({_end(right.deciles, first=True)}) to "
         f"{_length(harder, norm)} ({_end(right.deciles, first=False)}); {_correlation(found)}"
     )
-    return _finding(found, sentence, {"median_easiest": _finite(easy), "median_hardest": _finite(harder)})
+    return _finding(found, sentence, {"median_easiest": finite(easy), "median_hardest": finite(harder)})
 
 
 def classified_finding(group: Group, seed: int) -> Finding:
@@ -164,7 +164,7 @@ def learned_finding(run: Run, deciles: NDArray[np.int64], seed: int) -> Finding:
         f"{_percent(float(never[deciles == 1].mean()))} and {_percent(float(never[deciles == DECILES].mean()))}; "
         f"{_correlation(found)}"
     )
-    return _finding(found, sentence, {"median_easiest": _finite(easy), "median_hardest": _finite(harder)})
+    return _finding(found, sentence, {"median_easiest": finite(easy), "median_hardest": finite(harder)})
 
 
 def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
@@ -390,7 +390,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(there)) if there else None
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The number for JSON, which has no infinity: None instead."""
     return float(value) if math.isfinite(value) else None
 
 

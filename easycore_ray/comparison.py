@@ -6,7 +6,7 @@ machine: a study may take many sittings, and its figures outlive its models.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
@@ -33,14 +33,16 @@ from easycore_ray.progress import duration, say
 from easycore_ray.scoring import score
 from easycore_ray.training import device_seconds
 from easycore_ray.tuning import (
-    FULL,
     Trial,
     concurrency_of,
     coreset_folders,
     lineage,
     make_trials,
+    mean,
     mean_std,
+    robust_columns,
     run_trials,
+    said,
     select_coresets,
 )
 
@@ -128,7 +130,7 @@ def study(config: StudyConfig) -> Artifact | None:
         say(f"study: {total - count} of {total} trials are in {results} already")
     for part, trials in missing.items():
         if trials:
-            _run(config, made, dataset, book, trials)
+            _run(config, made, dataset, book, part, trials)
             draw_study(rows_of(book), list(book.trials.values()), results)
             say(f"study: part {part} is done → {results}")
     rows = rows_of(book)
@@ -165,36 +167,30 @@ def rows_of(book: Book) -> list[dict[str, Any]]:
     found = []
     for _, members in sorted(groups.items(), key=lambda pair: (pair[0][0], pair[0][3] != "full", pair[0][2])):
         members.sort(key=lambda record: record["seed"])
-        for place, entry in enumerate(members[0]["robust"]):
-            found.append(_row(members, place, entry["eps"], book))
+        found += [_row(members, entry["eps"], book) for entry in members[0]["robust"]]
     return found
 
 
-def _row(members: Sequence[dict[str, Any]], place: int, eps: float, book: Book) -> dict[str, Any]:
-    first = members[0]
-    robust = [record["robust"][place] for record in members]
+def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str, Any]:
+    first, seeds = members[0], [record["seed"] for record in members]
     scored = METHODS[first["method"]].needs_score
     seconds = [book.scoring[str(record["seed"])]["device_seconds"] for record in members] if scored else [0.0]
     return {
         **{name: first[name] for name in ("method", "score", "balance", "fraction", "training", "beta")},
         "scoring_seed": None,  # each seed has its own
-        "seeds": [record["seed"] for record in members],
+        "seeds": seeds,
         **mean_std("clean_accuracy", [record["clean_accuracy"] for record in members]),
-        **mean_std("robust_accuracy_pgd20", [entry["accuracy"] for entry in robust]),
-        "worst_class_clean_accuracy_mean": _mean(record["worst_class_clean_accuracy"] for record in members),
-        "worst_class_robust_accuracy_pgd20_mean": _mean(entry["worst_class_accuracy"] for entry in robust),
+        "worst_class_clean_accuracy_mean": mean(record["worst_class_clean_accuracy"] for record in members),
+        **robust_columns(members, eps),
         "eps": eps,
         "steps": first["steps"],
         "num_samples": first["num_samples"],
-        "scoring_seconds": round(_mean(seconds), 3),
-        "training_seconds": round(_mean(record["training_seconds"] for record in members), 3),
+        "scoring_seconds": round(mean(seconds), 3),
+        "training_seconds": round(mean(record["training_seconds"] for record in members), 3),
         "device": first["device"],
+        "suspicious": said("suspicious", seeds, members),
+        "warnings": said("warnings", seeds, members),
     }
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
 
 
 def _defaults() -> dict[str, Any]:
@@ -215,8 +211,8 @@ def _refuse_other(path: str, found: Any, mine: dict[str, Any], defaults: dict[st
             f"{mine['dataset'][:12]}); pass that dataset or another --results"
         )
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-    for key, value in mine["setting"].items():
-        theirs = found["setting"].get(key, plain.get(key))
+    for key in sorted({*mine["setting"], *found["setting"]}):
+        theirs, value = (setting.get(key, plain.get(key)) for setting in (found["setting"], mine["setting"]))
         if theirs != value:
             raise EasyCoreError(f"{path} was made with {key} = {theirs}, not {value}; pass that or another --results")
 
@@ -249,11 +245,16 @@ def _sweep(config: StudyConfig, part: str, seed: int) -> SweepConfig:
     )
 
 
+def _coresets_of(part: str) -> tuple[str, ...]:
+    """The parts whose coresets and models a part works on: its own, and for AutoAttack those that are there."""
+    return ("standard", "trades") if part == "autoattack" else (part,)
+
+
 def _trials(config: StudyConfig, part: str) -> list[Trial]:
     """The trials of a part, seed by seed."""
     if part == "autoattack":
         first = config.replace(seeds=config.seeds[:1])
-        return [_under_autoattack(config, trial) for name in ("standard", "trades") for trial in _trials(first, name)]
+        return [_under_autoattack(config, trial) for name in _coresets_of(part) for trial in _trials(first, name)]
     found: list[Trial] = []
     for seed in config.seeds:
         sweep = _sweep(config, part, seed)
@@ -274,14 +275,13 @@ def _under_autoattack(config: StudyConfig, trial: Trial) -> Trial:
     return replace(trial, evaluate=evaluation)
 
 
-def _run(config: StudyConfig, made: Claim, dataset: Dataset, book: Book, trials: list[Trial]) -> None:
+def _run(config: StudyConfig, made: Claim, dataset: Dataset, book: Book, part: str, trials: list[Trial]) -> None:
     """Score and select what the trials need, run them, keep what they find."""
     cluster.connect()
     for seed in dict.fromkeys(trial.seed for trial in trials):
         _score(config, dataset, book, seed)
-        parts = dict.fromkeys(_part_of(trial) for trial in trials if trial.seed == seed)
-        for part in parts:
-            sweep = _sweep(config, part, seed)
+        for name in _coresets_of(part):
+            sweep = _sweep(config, name, seed)
             select_coresets(sweep, dataset, sweep.out)
     waiting = []
     for trial in trials:
@@ -297,13 +297,6 @@ def _run(config: StudyConfig, made: Claim, dataset: Dataset, book: Book, trials:
         concurrency_of(sweep),
         on_finished=lambda trial: book.add("trials", key_of(trial), _record(trial)),
     )
-
-
-def _part_of(trial: Trial) -> str:
-    """A part that selects the trial's coreset."""
-    if trial.training == "trades":
-        return "trades"
-    return "standard" if trial.fraction == 0.5 or trial.arm == FULL else "fractions"
 
 
 def _score(config: StudyConfig, dataset: Dataset, book: Book, seed: int) -> None:

@@ -105,7 +105,12 @@ _NOT_IDENTITY = {
     "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "results",
 }  # fmt: skip
 # Fields that came later: at their default they are left out, so that what was made before is still recognised.
-_LATER = {"SweepConfig": {"attack"}, "PipelineConfig": {"attack"}}
+_LATER = {
+    "RecipeConfig": {"compile"},
+    "EvaluateConfig": {"weights"},
+    "SweepConfig": {"attack"},
+    "PipelineConfig": {"attack"},
+}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -129,13 +134,11 @@ def identity_fields(config: Any) -> dict[str, Any]:
     """The fields that change what a job computes."""
     fields = to_dict(config)
     unused = set() if fields.get("schedule") == "multistep" else {"milestones"}
-    later = _LATER.get(type(config).__name__, set())
+    later = set().union(*(_LATER.get(base.__name__, set()) for base in type(config).__mro__))
     unused |= {spec.name for spec in dataclasses.fields(config)
                if spec.name in later and getattr(config, spec.name) == spec.default}  # fmt: skip
     if not ADVERSARIAL & {*_as_list(fields.get("training"))} or not fields.get("val_attack_steps"):
         unused.add("val_attack_steps")
-    if fields.get("weights") == "last":
-        unused.add("weights")
     return {key: value for key, value in fields.items() if key not in _NOT_IDENTITY | unused}
 
 

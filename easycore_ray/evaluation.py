@@ -30,7 +30,8 @@ from easycore_ray.core.threat import check_eps, format_eps
 from easycore_ray.dataset import Dataset, Rows, draw_ids, open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity
-from easycore_ray.progress import Progress, say
+from easycore_ray.progress import say
+from easycore_ray.shard_tasks import ShardTask, run_shard_tasks, shard_folder
 from easycore_ray.suspicion import LARGE_EPS, LARGE_EPS_IMAGES, SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.training import open_checkpoint
 
@@ -162,7 +163,7 @@ def finish_evaluation(
         wall_seconds=seconds,
         summary=summary,
     )
-    paths.delete_tree(_shard_folder(made))  # not before: hours of AutoAttack may be in it
+    paths.delete_tree(shard_folder(made))  # not before: hours of AutoAttack may be in it
     return artifact
 
 
@@ -331,74 +332,23 @@ def _accuracy(kept: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[st
     }
 
 
-def _shard_folder(made: Claim) -> str:
-    """Where finished shards wait until all are; named by the claim, so that no other attempt's are taken for ours."""
-    return paths.join(made.path, f"shards-{made.nonce}")
-
-
-def _read_shard(path: str) -> pa.Table | None:
-    """A shard that an earlier attempt finished."""
-    return pq.read_table(pa.BufferReader(paths.read_bytes(path))) if paths.exists(path) else None
-
-
-def _write_shard(path: str, shard: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(shard, buffer)
-    paths.write_bytes(path, buffer.getbuffer())
-
-
 def _attack_on_ray(
     config: EvaluateConfig, made: Claim, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
 ) -> pa.Table:
     """One Ray task per shard that is not there yet, at most ``num_workers`` at a time; outcomes in id order."""
     import ray
 
-    cpus = config.cpus_per_worker or 1.0
     device = "cuda" if config.gpus_per_worker else "cpu"
-    threads = config.threads_per_worker or max(1, int(cpus))
-    task = ray.remote(num_cpus=cpus, num_gpus=config.gpus_per_worker, max_retries=config.max_failures)(_attack_task)
+    threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
     shared = ray.put(model)
-    starts = range(0, len(sample_ids), SHARD_ROWS)
-    files = {start: paths.join(_shard_folder(made), f"{start:09d}.parquet") for start in starts}
-    stored = {start: _read_shard(file) for start, file in files.items()} if made.resumed else {}
-    shards = {start: shard for start, shard in stored.items() if shard is not None}
-    waiting = [start for start in starts if start not in shards]
-    if shards:
-        say(f"evaluate: {len(shards)} of {len(files)} shards are there, going on with the others")
-    running: dict[Any, int] = {}
-    progress = Progress("evaluate", len(sample_ids), "images")
-    while running or waiting:
-        while waiting and len(running) < config.max_workers:
-            start = waiting.pop(0)
-            chunk = sample_ids[start : start + SHARD_ROWS]
-            args = (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
-            running[task.remote(*args)] = start
-        done, _ = ray.wait(list(running))
-        for ref in done:
-            start = running.pop(ref)
-            shards[start] = _outcome(ref, config.max_failures)
-            _write_shard(files[start], shards[start])
-        progress.update(min(len(shards) * SHARD_ROWS, len(sample_ids)))
-    progress.close()
-    return merge_shards([shards[start] for start in starts])
-
-
-def _outcome(ref: Any, max_failures: int) -> pa.Table:
-    """What a task gives; in one sentence where it refused, or where its process was lost once too often."""
-    import ray
-
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        # Our own sentence, without the task's traceback around it.
-        if isinstance(error.cause, EasyCoreError):
-            raise error.cause from None
-        raise
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        raise EasyCoreError(
-            f"evaluate: the process of a shard was lost {max_failures + 1} times (for want of memory?); finished "
-            "shards are kept, run the same command again to go on"
-        ) from error
+    shards = []
+    for start in range(0, len(sample_ids), SHARD_ROWS):
+        chunk = sample_ids[start : start + SHARD_ROWS]
+        args = (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
+        shards.append(ShardTask(f"{start:09d}", len(chunk), args))
+    return merge_shards(
+        run_shard_tasks(_attack_task, shards, made=made, config=config, label="evaluate", unit="images")
+    )
 
 
 def _attack_task(

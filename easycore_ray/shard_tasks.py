@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from easycore_ray import paths
 from easycore_ray.config import ComputeConfig
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.manifest import Claim
 from easycore_ray.progress import Progress, say
 
 
@@ -28,36 +29,40 @@ class ShardTask:
     args: tuple[Any, ...]
 
 
+def shard_folder(made: Claim) -> str:
+    """Where finished shards wait until all are; named by the claim, so that no other attempt's are taken for ours."""
+    return paths.join(made.path, f"shards-{made.nonce}")
+
+
 def run_shard_tasks(
     function: Callable[..., pa.Table],
     shards: Sequence[ShardTask],
     *,
-    folder: str,
-    resumed: bool,
+    made: Claim,
     config: ComputeConfig,
     label: str,
     unit: str,
 ) -> list[pa.Table]:
-    """The table of every shard, in their order; those that lie in ``folder`` are read, the others made.
+    """The table of every shard, in their order; those of an earlier attempt are read, the others made.
 
     At most ``config.max_workers`` run at the same time.
 
     Args:
         function: called as a Ray task with a shard's arguments.
         shards: their names must be unique.
-        folder: where finished shards are kept.
-        resumed: whether files in ``folder`` may be there, of this very work.
+        made: the claim they are made under; finished ones are kept in its ``shard_folder``.
         config: resources of a task.
         label: what the progress line says is being done.
         unit: plural name of a row.
 
     Raises:
-        EasyCoreError: one that the function raised, without the traceback of its task.
+        EasyCoreError: one that the function raised, without the traceback of its task; or a task's process was lost
+            more often than ``config.max_failures``.
     """
     import ray
 
-    files = {shard.name: paths.join(folder, f"{shard.name}.parquet") for shard in shards}
-    tables = {name: _read(file) for name, file in files.items() if resumed and paths.exists(file)}
+    files = {shard.name: paths.join(shard_folder(made), f"{shard.name}.parquet") for shard in shards}
+    tables = {name: _read(file) for name, file in files.items() if made.resumed and paths.exists(file)}
     if tables:
         say(f"{label}: {len(tables)} of {len(shards)} shards are there, going on with the others")
     task = ray.remote(
@@ -83,6 +88,11 @@ def run_shard_tasks(
         if isinstance(error.cause, EasyCoreError):
             raise error.cause from None
         raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise EasyCoreError(
+            f"{label}: the process of a shard was lost {config.max_failures + 1} times (for want of memory?); finished "
+            "shards are kept, run the same command again to go on"
+        ) from error
     finally:
         for ref in running:
             ray.cancel(ref)

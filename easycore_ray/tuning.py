@@ -9,7 +9,7 @@ process, several workers through Ray Train.
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -601,6 +601,7 @@ def _result_row(
 ) -> dict[str, Any]:
     first = members[0]
     uses_scores = METHODS[first.arm.method].needs_score
+    seeds = [trial.seed for trial in members]
     return {
         "method": first.arm.method,
         "score": first.arm.score,
@@ -609,10 +610,10 @@ def _result_row(
         "training": first.training,
         "beta": first.beta,
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
-        "seeds": [trial.seed for trial in members],
+        "seeds": seeds,
         **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
-        "worst_class_clean_accuracy_mean": _mean(summary["worst_class_clean_accuracy"] for summary in summaries),
-        **_robust_columns(summaries, eps),
+        "worst_class_clean_accuracy_mean": mean(summary["worst_class_clean_accuracy"] for summary in summaries),
+        **robust_columns(summaries, eps),
         "attack": list(first.evaluate.attack),
         **_best_columns(checkpoints, best, eps),
         "eps": eps,
@@ -623,12 +624,12 @@ def _result_row(
         "training_seconds": _mean_seconds(checkpoints, "train_seconds"),
         "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
-        "suspicious": _said("suspicious", members, summaries),
-        "warnings": _said("warnings", members, summaries),
+        "suspicious": said("suspicious", seeds, summaries),
+        "warnings": said("warnings", seeds, summaries),
     }
 
 
-def _robust_columns(summaries: list[dict[str, Any]], eps: float) -> dict[str, float | None]:
+def robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, float | None]:
     """Robust accuracies at an eps: under all attacks (no suffix), and ``_<attack>`` under each."""
     here = [[row for row in summary["robust"] if row["eps"] == eps] for summary in summaries]
     # The last one of an eps is the pointwise worst, with several attacks, or the only one.
@@ -639,15 +640,13 @@ def _robust_columns(summaries: list[dict[str, Any]], eps: float) -> dict[str, fl
     found: dict[str, float | None] = {}
     for suffix, rows in by_name.items():
         found |= mean_std(f"robust_accuracy{suffix}", [row["accuracy"] for row in rows])
-        found[f"worst_class_robust_accuracy{suffix}_mean"] = _mean(row["worst_class_accuracy"] for row in rows)
+        found[f"worst_class_robust_accuracy{suffix}_mean"] = mean(row["worst_class_accuracy"] for row in rows)
     return found
 
 
-def _said(key: str, members: list[Trial], summaries: list[dict[str, Any]]) -> list[str]:
-    """What the evaluations say of themselves, each with its seed."""
-    return [
-        f"seed {trial.seed}: {text}" for trial, summary in zip(members, summaries, strict=True) for text in summary[key]
-    ]
+def said(key: str, seeds: Iterable[int], summaries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the evaluations say of themselves (``suspicious`` or ``warnings``), each with its seed."""
+    return [f"seed {seed}: {text}" for seed, summary in zip(seeds, summaries, strict=True) for text in summary[key]]
 
 
 def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], eps: float) -> dict[str, float | None]:
@@ -658,7 +657,7 @@ def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]],
         for summary in best
     ]
     found = {
-        "best_epoch_mean": _mean(epochs) if epochs else None,
+        "best_epoch_mean": mean(epochs) if epochs else None,
         **mean_std("clean_accuracy_best", [summary["clean_accuracy"] for summary in best]),
         **mean_std("robust_accuracy_pgd20_best", robust),
     }
@@ -667,7 +666,7 @@ def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]],
 
 def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:
     """Device seconds of one run, from its epochs."""
-    return round(_mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
+    return round(mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
 
 
 def training_curves(trials: Iterable[Trial]) -> list[dict[str, Any]]:
@@ -692,18 +691,19 @@ def _mean_epochs(checkpoints: list[dict[str, Any]]) -> list[dict[str, float]]:
     found = []
     for entries in zip(*(checkpoint["epochs"] for checkpoint in checkpoints), strict=False):
         names = [name for name in CURVES if all(name in entry for entry in entries)]
-        found.append({"epoch": entries[0]["epoch"]} | {name: _mean(e[name] for e in entries) for name in names})
+        found.append({"epoch": entries[0]["epoch"]} | {name: mean(e[name] for e in entries) for name in names})
     return found
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean."""
     return statistics.fmean(values)
 
 
 def mean_std(name: str, values: list[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation (None for a single value)."""
     return {
-        f"{name}_mean": _mean(values),
+        f"{name}_mean": mean(values),
         f"{name}_std": statistics.stdev(values) if len(values) > 1 else None,
     }
 

@@ -54,6 +54,9 @@ RECORDS = [
 ]  # fmt: skip
 
 
+RECORDS[3]["suspicious"] = ["flattering"]
+
+
 class TestPlan:
     def test_every_trial_has_a_name_of_its_own(self):
         """Full data belong to two parts but are one trial; all others differ, over parts and seeds."""
@@ -121,8 +124,19 @@ class TestResults:
         Book(path, {"lr": 0.1}, {}, DATASET).add("trials", "t", RECORDS[0])
 
         assert Book(path, {"lr": 0.1, "news": False}, {"news": False}, DATASET).trials
+        assert Book(path, {"lr": 0.1}, {"news": False}, DATASET).trials
         with pytest.raises(EasyCoreError, match="news = False, not True"):
             Book(path, {"lr": 0.1, "news": True}, {"news": False}, DATASET)
+
+    def test_a_field_that_is_left_out_at_its_default_still_counts(self, tmp_path):
+        """Results of compiled runs are not taken for those of plain ones, whose setting does not say so."""
+        path = str(tmp_path / "r.json")
+        setting = {name: identity_fields(settings(compile=name == "compiled")) for name in ("plain", "compiled")}
+        Book(path, setting["compiled"], {"compile": False}, DATASET).add("trials", "t", RECORDS[0])
+
+        assert "compile" not in setting["plain"]
+        with pytest.raises(EasyCoreError, match="compile = True, not False"):
+            Book(path, setting["plain"], {"compile": False}, DATASET)
 
     def test_any_other_file_is_refused(self, tmp_path):
         """A JSON file that is no study's results is not overwritten."""
@@ -144,6 +158,8 @@ class TestTables:
         assert easy["seeds"] == [0, 1]
         assert easy["robust_accuracy_pgd20_mean"] == pytest.approx(0.565)
         assert easy["robust_accuracy_pgd20_std"] == pytest.approx(statistics.stdev([0.55, 0.58]))
+        assert easy["robust_accuracy_mean"] == easy["robust_accuracy_pgd20_mean"]
+        assert easy["suspicious"] == ["seed 1: flattering"]
         assert {row["method"]: row["scoring_seconds"] for row in rows} == {"full": 0.0, "random": 0.0, "easycore": 20.0}
 
     def test_gains_are_within_a_seed(self):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.losses import at_least_float32
-from easycore_ray.core.threat import check_inputs, check_norm, l2_norms, per_row
+from easycore_ray.core.threat import check_inputs, check_norm, l2_norms, per_row, project
 
 STEPS = 20
 _GROWTH = (0.1, 0.001)  # share by which the radius changes: first and last step
@@ -95,7 +95,7 @@ def _descend(
         best, nearest = _nearer(best, nearest, points, inputs, margin.wrong, norm)
         radius = _next_radius(radius, best, points, inputs, margin, norm, _between(_GROWTH, done))
         length = per_row(_between(_STRIDE, done) * radius, points)
-        points = _project(points - length * _direction(margin.gradient, norm), inputs, radius, norm)
+        points = project(points - length * _direction(margin.gradient, norm), inputs, radius, norm)
     return _nearer(best, nearest, points, inputs, _is_wrong(model, points, labels), norm)
 
 
@@ -173,17 +173,6 @@ def _direction(gradient: Tensor, norm: str) -> Tensor:
         return gradient.sign()
     norms = l2_norms(gradient)
     return gradient / per_row(torch.where(norms > 0, norms, 1.0), gradient)
-
-
-def _project(points: Tensor, inputs: Tensor, radius: Tensor, norm: str) -> Tensor:
-    """As ``threat.project``, with a radius for each row."""
-    points = points.clamp(0.0, 1.0)
-    if norm == "linf":
-        limit = per_row(radius, inputs)
-        return points.clamp(inputs - limit, inputs + limit)
-    norms = distances(points, inputs, norm)
-    scale = torch.where(norms > radius, radius / norms, 1.0)
-    return (inputs + (points - inputs) * per_row(scale, inputs)).clamp(0.0, 1.0)
 
 
 def _pulled_back(

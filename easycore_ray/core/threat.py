@@ -103,7 +103,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.dim() - 1)))
 
 
-def project(adv_inputs: Tensor, inputs: Tensor, eps: float, norm: str) -> Tensor:
+def project(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor, norm: str) -> Tensor:
     """A nearby point of the allowed set for each row of ``adv_inputs``: in the eps-ball and in [0, 1].
 
     For linf it is the nearest one. For l2 the box comes before the ball, as in the official TRADES code, so
@@ -113,7 +113,7 @@ def project(adv_inputs: Tensor, inputs: Tensor, eps: float, norm: str) -> Tensor
     Args:
         adv_inputs: (B, …) any values.
         inputs: (B, …) pixels in [0, 1], the centres.
-        eps: radius in [0, 1] pixel units.
+        eps: radius in [0, 1] pixel units, one for all or (B,).
         norm: one of NORMS.
 
     Returns:
@@ -121,7 +121,8 @@ def project(adv_inputs: Tensor, inputs: Tensor, eps: float, norm: str) -> Tensor
     """
     check_norm(norm)
     if norm == "linf":
-        return adv_inputs.clamp(inputs - eps, inputs + eps).clamp_(0.0, 1.0)
+        limit = per_row(eps, inputs) if isinstance(eps, Tensor) else eps
+        return adv_inputs.clamp(inputs - limit, inputs + limit).clamp_(0.0, 1.0)
     offsets = adv_inputs.clamp(0.0, 1.0) - inputs
     norms = l2_norms(offsets)
     scale = torch.where(norms > eps, eps / norms, 1.0).to(offsets.dtype)

@@ -30,6 +30,7 @@ from easycore_ray.drawing.figures import (
     to_png,
 )
 from easycore_ray.drawing.results import trade_off
+from easycore_ray.drawing.tables import spread_text
 
 Record = Mapping[str, Any]
 _PGD = "pgd20"
@@ -94,8 +95,8 @@ def _tables(rows: Sequence[Row]) -> list[str]:
                     percent(fraction),
                     f"{first['num_samples']:,}",
                     str(len(first["seeds"])),
-                    _mean_std(first, "clean_accuracy"),
-                    *(_mean_std(by_eps[eps], "robust_accuracy_pgd20") if eps in by_eps else "" for eps in all_eps),
+                    spread_text(first, "clean_accuracy"),
+                    *(spread_text(by_eps[eps], "robust_accuracy_pgd20") if eps in by_eps else "" for eps in all_eps),
                     f"{100 * first['worst_class_clean_accuracy_mean']:.1f}",
                     f"{first['steps']:,}",
                 ]
@@ -138,12 +139,6 @@ def _autoattack_table(records: Sequence[Record]) -> list[str]:
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *lines])
-
-
-def _mean_std(row: Row, name: str) -> str:
-    std = row[f"{name}_std"]
-    mean = f"{100 * row[f'{name}_mean']:.1f}"
-    return mean if std is None else f"{mean} ± {100 * std:.1f}"
 
 
 def _points(points: Sequence[float]) -> str:

@@ -138,7 +138,7 @@ def _accuracy(row: Row | None, looks: Mapping[str, Style] | None = None) -> str:
     if row is None:
         return "<td>–</td>"
     name = f"{arm_tag(arm_name(row), looks[arm_name(row)])}, {percent(row['fraction'])}" if looks else ""
-    return f"<td>{_mean_std(row, 'robust_accuracy')}{_doubt_tag(row)}<small>{name}</small></td>"
+    return f"<td>{spread_text(row, 'robust_accuracy')}{_doubt_tag(row)}<small>{name}</small></td>"
 
 
 def _gain(found: Finding) -> str:
@@ -206,8 +206,8 @@ def print_table(rows: Sequence[Row]) -> str:
             percent(row["fraction"]),
             *([] if several else [f"{row['num_samples']:,}"]),
             format_eps(row["eps"]),
-            _mean_std(row, "clean_accuracy"),
-            _mean_std(row, "robust_accuracy") + mark[bool(row.get("suspicious"))],
+            spread_text(row, "clean_accuracy"),
+            spread_text(row, "robust_accuracy") + mark[bool(row.get("suspicious"))],
             *(f"{100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in several),
             f"{100 * value(row, 'worst_class_robust_accuracy_mean'):.1f}",
             f"{100 * row['robust_accuracy_pgd20_best_mean']:.1f}" if best_differs(row) else "",
@@ -310,7 +310,7 @@ def _cells(
         top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == mean
         doubt = _doubt_tag(row) if kind == "robust" else ""
         cells.append(
-            f'<td data-v="{mean}"{" class=best" if top else ""}>{_mean_std(row, name)}{doubt}'
+            f'<td data-v="{mean}"{" class=best" if top else ""}>{spread_text(row, name)}{doubt}'
             f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}"
             f"{_at_best(row, name)}</td>"
         )
@@ -333,7 +333,7 @@ def _at_best(row: Row, name: str) -> str:
     """A line of a cell: the same accuracy after the best epoch, if that is another than the last."""
     if not best_differs(row):
         return ""
-    return f"<small>best {_mean_std(row, f'{name}_best')} (epoch {row['best_epoch_mean']:.3g})</small>"
+    return f"<small>best {spread_text(row, f'{name}_best')} (epoch {row['best_epoch_mean']:.3g})</small>"
 
 
 def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
@@ -347,7 +347,7 @@ def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
     return found
 
 
-def _mean_std(row: Row, name: str) -> str:
+def spread_text(row: Row, name: str) -> str:
     """``41.2 ± 0.5`` in per cent; without spread for a single seed."""
     std = value(row, f"{name}_std")
     mean = f"{100 * value(row, f'{name}_mean'):.1f}"
