@@ -1,5 +1,6 @@
 """Choosing file by file: parts that add up, streams that go on, refusals, and a killed run that is run again."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -256,6 +257,22 @@ def test_a_killed_selection_is_run_again(run, tmp_path, files_written):
     assert pq.read_table(f"{again.path}/coreset.parquet").equals(pq.read_table(f"{whole.path}/coreset.parquet"))
     for name in ("sample_ids.npy", "keys.txt"):
         assert Path(again.path, name).read_bytes() == Path(whole.path, name).read_bytes()
+
+
+def test_a_disk_that_fails_while_it_is_flushed_fails_the_selection(run, tmp_path, monkeypatch):
+    """Flushed beside the work, and still heard; the same call again makes the coreset."""
+
+    def failing(local):
+        raise OSError(errno.EIO, "Input/output error", local)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(paths, "flush", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            select(out=f"{tmp_path}/c", scores=f"{run}/scores")
+    assert not list(tmp_path.glob("c/coreset.parquet/*"))
+    with pytest.raises(EasyCoreError, match="still being written"):
+        open_artifact(f"{tmp_path}/c", "coreset")
+    assert select(out=f"{tmp_path}/c", scores=f"{run}/scores").manifest["counts"]["samples"] == 51
 
 
 # ---------------------------------------------------------------- on Ray
