@@ -9,9 +9,10 @@ OUT ?= runs/digits
 demo: $(VENV)/.installed
 	$(BIN)/python -m jobs.pipeline --preset digits --out $(OUT)
 
-# Everything, real Ray included.
+# Everything, real Ray included: what needs no Ray on two cores at once, then the rest on one Ray.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" -q -n 2
+	$(BIN)/python -m pytest -m ray --durations=15
 
 # What to run before every commit: no Ray, under a minute.
 check: $(VENV)/.installed-dev
