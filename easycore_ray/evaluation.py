@@ -7,7 +7,6 @@ image counts as robust if it stays correct under every attack that was run.
 
 import io
 import json
-import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -26,14 +25,14 @@ from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.core.threat import check_eps, format_eps
+from easycore_ray.core.threat import format_eps
 from easycore_ray.dataset import Dataset, Rows, draw_ids, open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity
 from easycore_ray.progress import say
 from easycore_ray.shard_tasks import ShardTask, run_shard_tasks, shard_folder
 from easycore_ray.suspicion import LARGE_EPS, LARGE_EPS_IMAGES, SuspiciousEvaluation, suspicious, verdict
-from easycore_ray.training import open_checkpoint
+from easycore_ray.training import check_budget, open_checkpoint
 
 SHARD_ROWS = 250
 _NOTES = b"easycore"  # what shards say besides their outcomes, in the metadata of their tables
@@ -125,10 +124,7 @@ def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
         EasyCoreError: says which and what is allowed.
     """
     for eps in threats.eps:
-        try:
-            check_eps(eps, threats.norm, num_pixels=math.prod(image_shape))
-        except ValueError as error:
-            raise EasyCoreError(str(error)) from error
+        check_budget(eps, threats.norm, image_shape)
     if AUTOATTACK in threats.attack:
         check_autoattack(tuple(image_shape), threats.norm)
 

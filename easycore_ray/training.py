@@ -5,6 +5,7 @@ the model; it holds its own normalisation, so inputs are always pixels in [0, 1]
 the test set, picks the best epoch; its weights are in ``best.safetensors``, unless it is the last one.
 """
 
+import math
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from easycore_ray import paths
 from easycore_ray.config import ADVERSARIAL, TrainConfig, format_workers, identity_fields, to_dict, verb
+from easycore_ray.core.threat import check_eps
 from easycore_ray.coreset import open_coreset, read_sample_ids
 from easycore_ray.dataset import Dataset, Rows, open_dataset
 from easycore_ray.drawing.facts import best_epoch
@@ -80,11 +82,25 @@ def train(config: TrainConfig) -> Artifact | None:
 def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
     """The dataset, the parents by role, and the ids to train on (None: all)."""
     dataset = open_dataset(config.dataset)
+    if config.training in ADVERSARIAL:
+        check_budget(config.eps, config.norm, dataset.image_shape)
     parents = {"dataset": dataset.artifact}
     if config.coreset is None:
         return dataset, parents, None
     parents["coreset"] = open_coreset(config.coreset, dataset)
     return dataset, parents, read_sample_ids(parents["coreset"])
+
+
+def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
+    """Refuse an eps by which no image of this shape can be changed: 8 for 8/255, above all.
+
+    Raises:
+        EasyCoreError: says what is allowed.
+    """
+    try:
+        check_eps(eps, norm, num_pixels=math.prod(image_shape))
+    except ValueError as error:
+        raise EasyCoreError(str(error)) from error
 
 
 def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:

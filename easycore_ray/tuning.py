@@ -19,6 +19,7 @@ from ray import tune
 
 from easycore_ray import cluster, paths
 from easycore_ray.config import (
+    ADVERSARIAL,
     Arm,
     EvaluateConfig,
     StudyConfig,
@@ -50,6 +51,7 @@ from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, 
 from easycore_ray.progress import Progress, duration, say
 from easycore_ray.tracking import Tracker
 from easycore_ray.training import (
+    check_budget,
     claim_checkpoint,
     device_seconds,
     finish_checkpoint,
@@ -132,6 +134,8 @@ def sweep(config: SweepConfig) -> Artifact | None:
     hardness = open_hardness(config.scores)
     check_same_dataset(hardness, dataset)
     check_threats(Threats(attack=config.attack, eps=config.eval_eps, norm=config.norm, seed=0), dataset.image_shape)
+    if ADVERSARIAL & {*config.training}:
+        check_budget(config.eps, config.norm, dataset.image_shape)
     parents = {"dataset": dataset.artifact, "scores": open_artifact(config.scores, "scoring_run")}
     out = paths.absolute(config.out)
     if config.dry_run:

@@ -19,6 +19,7 @@ from easycore_ray.training import (
     make_fit,
     open_checkpoint,
     open_inputs,
+    train,
     train_here,
 )
 from easycore_ray.tuning import Trial, result_rows, training_curves, trial_summary
@@ -178,6 +179,15 @@ def test_without_a_validation_split_there_is_no_best(tmp_path):
     assert "no validation split" in best_epoch(checkpoint.manifest)
     with pytest.raises(EasyCoreError, match=r"has no best weights: .*no validation split.*pass --weights last"):
         open_checkpoint(checkpoint.path, "best")
+
+
+def test_a_budget_wider_than_the_image_is_refused_before_any_work(dataset, tmp_path):
+    """An l2 eps meant in 255ths; where nothing is attacked, eps is not looked at."""
+    fields = dict(norm="l2", eps=128.0)
+    with pytest.raises(EasyCoreError, match="did you mean 128/255"):
+        train(settings(dataset, out=str(tmp_path / "refused"), **fields))
+    assert not (tmp_path / "refused").exists()
+    open_inputs(settings(dataset, training="standard", **fields))
 
 
 def diverging(dataset, **changes):
