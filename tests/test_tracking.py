@@ -306,7 +306,7 @@ tracker = Tracker.open(None, out=sys.argv[1], experiment="easycore")
 tracker.run("t", name="t", params={"lr": 0.1}, tags={})
 tracker.log("t", {"loss": 1.0}, step=1)
 print(time.monotonic() - started)
-tracker.close()
+tracker.close(timeout=200)
 import os
 print(os.environ["MLFLOW_DISABLE_TELEMETRY"])
 """
@@ -321,7 +321,7 @@ def test_the_first_use_of_a_fresh_store_does_not_slow_the_caller(tmp_path):
     )
     seconds, telemetry_off = done.stdout.split()
 
-    assert float(seconds) < 0.5  # importing MLflow alone takes 2 s
+    assert float(seconds) < 1  # importing MLflow alone takes 2 s and more
     assert telemetry_off == "true"
     assert done.stderr == ""
     assert runs_of(store_of(tmp_path))["t"].data.metrics == {"loss": 1.0}
