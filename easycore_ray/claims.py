@@ -32,6 +32,7 @@ from easycore_ray.core.trends import (
 MIX_TOLERANCE = 0.10
 """A class share in the easiest half within ± 10 % of that in the data counts as kept."""
 _BOOTSTRAP_ROWS = 20_000
+_MUST_STAY = 0.5  # of the agreement of two seeds beyond chance
 
 CLAIMS = {
     "attack": "Easy samples are less vulnerable: the success of attacks rises with {score}",
@@ -171,9 +172,10 @@ def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
     """Whether runs of two networks share as much of the easiest half as runs that differ by the seed.
 
     Holds: the mean over pairs of networks is no lower than the mean over pairs of seeds less their spread (standard
-    deviation, or the sampling error of the overlap where that is more). With one pair of seeds the spread is not
-    known, so that a lower overlap cannot be told from noise, unless it is chance. Does not hold, too: even seeds do
-    not agree beyond chance.
+    deviation, or the sampling error of the overlap where that is more), and at least half of what seeds agree on beyond
+    chance is left: a spread that excuses less tells nothing. With one pair of seeds the spread is not known, so that a
+    lower overlap cannot be told from noise, unless it is chance. Does not hold, too: even seeds do not agree beyond
+    chance.
     """
     by_kind = {kind: [pair for pair in pairs if pair.differ == kind] for kind in (SEED, ARCHITECTURE)}
     lacking = [
@@ -200,6 +202,8 @@ def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
         sentence += f": {_percent(kept)} of the agreement beyond chance is left"
     if yardstick <= chance:
         outcome, reason = DOES_NOT_HOLD, "not even seeds agree beyond chance"
+    elif reached >= yardstick - spread and kept is not None and kept < _MUST_STAY:
+        outcome, reason = CANNOT_BE_TOLD, "seeds differ among themselves by as much; train longer, or add seeds"
     elif reached >= yardstick - spread:
         outcome, reason = HOLDS, "no less than seeds, within their spread"
     elif reached <= chance or len(seeds) > 1:

@@ -144,6 +144,7 @@ def test_samples_learned_later_where_hard():
         ([0.86, 0.84, 0.85], [0.845, 0.86], HOLDS, "no less than seeds"),
         ([0.86, 0.84, 0.85], [0.70, 0.72], DOES_NOT_HOLD, "less than seeds by more"),
         ([0.85], [0.70], CANNOT_BE_TOLD, "add a third seed"),
+        ([0.80, 0.59], [0.58], CANNOT_BE_TOLD, "seeds differ among themselves"),
         ([0.85], [0.86], HOLDS, "no less than seeds"),
         ([0.85], [0.51], DOES_NOT_HOLD, "less than seeds by more"),
         ([0.51, 0.50, 0.51], [0.51], DOES_NOT_HOLD, "not even seeds agree"),
