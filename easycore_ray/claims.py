@@ -200,9 +200,9 @@ def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
     )
     if kept is not None:
         sentence += f": {_percent(kept)} of the agreement beyond chance is left"
-    if yardstick <= chance:
+    if kept is None:
         outcome, reason = DOES_NOT_HOLD, "not even seeds agree beyond chance"
-    elif reached >= yardstick - spread and kept is not None and kept < _MUST_STAY:
+    elif reached >= yardstick - spread and kept < _MUST_STAY:
         outcome, reason = CANNOT_BE_TOLD, "seeds differ among themselves by as much; train longer, or add seeds"
     elif reached >= yardstick - spread:
         outcome, reason = HOLDS, "no less than seeds, within their spread"

@@ -5,6 +5,7 @@ seeds is that of the whole method. What a trial found is kept in one JSON file a
 machine: a study may take many sittings, and its figures outlive its models.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -17,6 +18,7 @@ from easycore_ray.coreset import draw_subset
 from easycore_ray.dataset import Dataset, open_dataset
 from easycore_ray.drawing.study import draw_study
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.evaluation import check_threats, threats_of
 from easycore_ray.manifest import (
     MANIFEST,
     Artifact,
@@ -31,7 +33,7 @@ from easycore_ray.manifest import (
 )
 from easycore_ray.progress import duration, say
 from easycore_ray.scoring import score
-from easycore_ray.training import device_seconds
+from easycore_ray.training import check_training, device_seconds
 from easycore_ray.tuning import (
     Trial,
     concurrency_of,
@@ -110,7 +112,8 @@ def study(config: StudyConfig) -> Artifact | None:
         The study, or None with ``dry_run``.
 
     Raises:
-        EasyCoreError: results of another setting, more than the cluster can give, or trials that failed.
+        EasyCoreError: results of another setting, an attack that is wider than the images or not installed, more than
+            the cluster can give, or trials that failed.
     """
     started = time.monotonic()
     config = config.replace(out=paths.absolute(config.out))
@@ -120,6 +123,9 @@ def study(config: StudyConfig) -> Artifact | None:
     book = Book(results, setting, _defaults(), dataset.artifact)
     wanted = {part: _trials(config, part) for part in config.parts}
     missing = {part: [trial for trial in trials if key_of(trial) not in book.trials] for part, trials in wanted.items()}
+    for trial in itertools.chain(*missing.values()):
+        check_threats(threats_of(trial.evaluate), dataset.image_shape)
+        check_training(trial.train, dataset.image_shape)
     count = sum(map(len, missing.values()))
     total = sum(map(len, wanted.values()))
     if config.dry_run:

@@ -82,13 +82,18 @@ def train(config: TrainConfig) -> Artifact | None:
 def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
     """The dataset, the parents by role, and the ids to train on (None: all)."""
     dataset = open_dataset(config.dataset)
-    if config.training in ADVERSARIAL:
-        check_budget(config.eps, config.norm, dataset.image_shape)
+    check_training(config, dataset.image_shape)
     parents = {"dataset": dataset.artifact}
     if config.coreset is None:
         return dataset, parents, None
     parents["coreset"] = open_coreset(config.coreset, dataset)
     return dataset, parents, read_sample_ids(parents["coreset"])
+
+
+def check_training(config: TrainConfig, image_shape: tuple[int, ...]) -> None:
+    """Refuse, before any work, an attack in training that is wider than the images."""
+    if config.training in ADVERSARIAL:
+        check_budget(config.eps, config.norm, image_shape)
 
 
 def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:

@@ -236,26 +236,28 @@ select(out=sys.argv[1], scores=sys.argv[2], fraction=0.4, balance="class")
 
 
 def test_a_killed_selection_is_run_again(run, tmp_path):
-    """SIGKILL between parts: the same coreset, and nothing else is listed; other moments are the soak's."""
+    """SIGKILL before the first part, between parts, before an export: the same coreset, and nothing else is listed."""
     whole = select(out=f"{tmp_path}/whole", scores=f"{run}/scores", fraction=0.4, balance="class")
-    done = subprocess.run([sys.executable, "-c", KILLED, f"{tmp_path}/c", f"{run}/scores", "2"],
-                          cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)  # fmt: skip
-    assert done.returncode == -signal.SIGKILL
-    with pytest.raises(EasyCoreError, match="still being written"):
-        open_artifact(f"{tmp_path}/c", "coreset")
-    # As if the first attempt had cut its files otherwise.
-    orphan = tmp_path / "c" / "coreset.parquet" / "coreset-00007.parquet"
-    orphan.parent.mkdir(exist_ok=True)
-    orphan.write_bytes(b"left behind")
+    for files_written in (0, 2, 5, 6):
+        folder = tmp_path / f"killed-{files_written}"
+        done = subprocess.run([sys.executable, "-c", KILLED, str(folder), f"{run}/scores", str(files_written)],
+                              cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)  # fmt: skip
+        assert done.returncode == -signal.SIGKILL
+        with pytest.raises(EasyCoreError, match="still being written"):
+            open_artifact(str(folder), "coreset")
+        # As if the first attempt had cut its files otherwise.
+        orphan = folder / "coreset.parquet" / "coreset-00007.parquet"
+        orphan.parent.mkdir(exist_ok=True)
+        orphan.write_bytes(b"left behind")
 
-    again = select(out=f"{tmp_path}/c", scores=f"{run}/scores", fraction=0.4, balance="class")
+        again = select(out=str(folder), scores=f"{run}/scores", fraction=0.4, balance="class")
 
-    assert again.fingerprint == whole.fingerprint
-    assert again.manifest["files"] == whole.manifest["files"]
-    assert not orphan.exists()
-    assert pq.read_table(f"{again.path}/coreset.parquet").equals(pq.read_table(f"{whole.path}/coreset.parquet"))
-    for name in ("sample_ids.npy", "keys.txt"):
-        assert Path(again.path, name).read_bytes() == Path(whole.path, name).read_bytes()
+        assert again.fingerprint == whole.fingerprint
+        assert again.manifest["files"] == whole.manifest["files"]
+        assert not orphan.exists()
+        assert pq.read_table(f"{again.path}/coreset.parquet").equals(pq.read_table(f"{whole.path}/coreset.parquet"))
+        for name in ("sample_ids.npy", "keys.txt"):
+            assert Path(again.path, name).read_bytes() == Path(whole.path, name).read_bytes()
 
 
 def test_a_disk_that_fails_while_it_is_flushed_fails_the_selection(run, tmp_path, monkeypatch):

@@ -5,13 +5,14 @@ import statistics
 
 import pytest
 
-from easycore_ray.comparison import Book, _trials, key_of, rows_of
+from easycore_ray.comparison import Book, _trials, key_of, rows_of, study
 from easycore_ray.config import StudyConfig, identity_fields
 from easycore_ray.drawing.study import draw_study, gains_over_random
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact
 from easycore_ray.presets import STUDIES
 from jobs.command import preset_fields
+from tests.artifacts import make_image_dataset
 
 DATASET = Artifact("d", {"kind": "dataset", "fingerprint": "f" * 64})
 
@@ -201,3 +202,16 @@ def test_bad_input_is_refused(changes, words):
         settings(**changes)
 
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["eps", "standard_eps", "trades_eps", "autoattack_eps"])
+def test_a_budget_wider_than_the_image_is_refused_before_any_work(tmp_path, field):
+    """Images of 16 values can be changed by 4 at most, wherever in a study it is."""
+    dataset = make_image_dataset(tmp_path / "dataset", [0, 1, 2])
+    budgets = {"eps": 0.5, "standard_eps": (0.5,), "trades_eps": (0.5,), "autoattack_eps": 0.5}
+    budgets[field] = (128.0,) if isinstance(budgets[field], tuple) else 128.0
+    out = tmp_path / "study"
+
+    with pytest.raises(EasyCoreError, match="did you mean 128/255"):
+        study(settings(dataset=dataset.path, out=str(out), norm="l2", model="cnn", **budgets))
+    assert not out.exists()

@@ -321,7 +321,7 @@ def test_the_first_use_of_a_fresh_store_does_not_slow_the_caller(tmp_path):
     )
     seconds, telemetry_off = done.stdout.split()
 
-    assert float(seconds) < 1  # importing MLflow alone takes 2 s and more
+    assert float(seconds) < 0.5  # importing MLflow alone takes 2 s
     assert telemetry_off == "true"
     assert done.stderr == ""
     assert runs_of(store_of(tmp_path))["t"].data.metrics == {"loss": 1.0}

@@ -9,6 +9,7 @@ import pytest
 from easycore_ray import analysis, analyze, score, train
 from easycore_ray.config import AnalyzeConfig
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.hardness_table import open_hardness, read_hardness
 from easycore_ray.manifest import identity
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -49,8 +50,7 @@ def test_outcomes_are_those_of_the_same_shards_in_this_process(one_worker, input
 
 def easiest_half(run):
     """Ids of the 49 of 97 samples with the lowest AIGN."""
-    files = sorted(Path(run, "hardness").glob("*.parquet"))
-    rows = pq.read_table(files, columns=["sample_id", "aign"], partitioning=None).to_pylist()
+    rows = read_hardness(open_hardness(run)).select(["sample_id", "aign"]).to_pylist()
     return {row["sample_id"] for row in sorted(rows, key=lambda row: (row["aign"], row["sample_id"]))[:49]}
 
 
