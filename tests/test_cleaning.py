@@ -260,6 +260,19 @@ def test_a_list_of_files_is_believed_even_if_odd(root):
     assert not any(name.startswith("hardness/") for name in cleaned(root / "scores"))
 
 
+def test_what_any_manifest_lists_stays_whatever_its_name_is(root):
+    """A file that looks like an interrupted write, and a state of training."""
+    run = root / "scores"
+    put(run, "hardness/.hardness.abcdefgh.tmp")
+    (state,) = [name for name in names(run) if name.endswith(f"epoch-00002-{'a' * 12}/model.safetensors")]
+    leftovers = {leftover.path for leftover in clean(path=str(run))}
+    assert {f"{run}/hardness/.hardness.abcdefgh.tmp", f"{run}/{state}"} <= leftovers
+    edit_manifest(run / "hardness", files=[{"path": ".hardness.abcdefgh.tmp"}])
+    edit_manifest(run, files=[{"path": state}])
+
+    assert not {"hardness/.hardness.abcdefgh.tmp", state} & cleaned(run)
+
+
 def test_an_artifact_of_a_newer_release_inside_is_left_alone(root):
     """Its rules are not known; what is around it is cleaned."""
     put(root, "scores/hardness/hardness-00009.parquet")

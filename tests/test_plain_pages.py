@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from easycore_ray.plain_pages import LARGE_PAGES, DamagedPageError, MappedColumns
@@ -104,7 +104,8 @@ def test_a_flipped_bit_is_found_where_pages_are_checked(tmp_path):
     assert values.tolist() == decoded.to_pylist()
 
 
-@given(st.integers(0, 40), st.integers(0, 255))
+@example(at=14, byte=1)  # bytes where the number of values is expected
+@given(at=st.integers(0, 40), byte=st.integers(0, 255))
 @settings(max_examples=150, deadline=None)
 def test_a_damaged_header_never_gives_other_values(tmp_path_factory, at, byte):
     """Whatever a byte of a page header becomes: the right values, an error, or nothing and so the decoder's word."""
