@@ -283,7 +283,8 @@ class Rows:
 
     columns: dict[str, NDArray]
     repeated: bool = False
-    """The ids are known to be those of the rows that came in this place the last time (see ``Repeats``)."""
+    """These and all rows before them are known to have the ids that came in their places the last time, without looking
+    at each (see ``Repeats``)."""
 
     def __len__(self) -> int:
         return len(self.columns["sample_id"])
@@ -303,6 +304,9 @@ class Repeats:
     those of the last epoch they are not decoded another time. Call ``start`` before each epoch.
     """
 
+    unbroken: bool = False
+    """Whether every row group of this epoch so far is the last epoch's. One that is not may have had rows of a range
+    and have none now, or the other way round: those after it then have other places, though they are the same."""
     _known: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = field(default_factory=list)
     _next: int = 0
 
@@ -310,12 +314,14 @@ class Repeats:
         """A new epoch: its first row group is compared with the first of the last one."""
         del self._known[self._next :]
         self._next = 0
+        self.unbroken = True
 
-    def look_up(self, raw: NDArray[np.uint8]) -> NDArray[np.int64] | None:
-        """The ids these bytes hold, if they did so the last time."""
-        if self._next < len(self._known) and np.array_equal(self._known[self._next][0], raw):
+    def look_up(self, raw: NDArray[np.uint8] | None) -> NDArray[np.int64] | None:
+        """The ids these bytes hold, if they did so the last time; None are bytes that cannot be had."""
+        if raw is not None and self._next < len(self._known) and np.array_equal(self._known[self._next][0], raw):
             self._next += 1
             return self._known[self._next - 1][1]
+        self.unbroken = False
         return None
 
     def learn(self, raw: NDArray[np.uint8], ids: NDArray[np.int64]) -> None:
@@ -465,18 +471,17 @@ def _read_mapped(
     views = {name: mapped.values(group, name) for name in columns if name != "sample_id"}
     found = {name: values for name, values in views.items() if values is not None}
     raw = mapped.raw(group, "sample_id")
-    ids = None if raw is None else repeats.look_up(raw)
-    repeated = ids is not None
+    ids = repeats.look_up(raw)
     if ids is not None:
         found["sample_id"] = ids
     if missing := [name for name in columns if name not in found]:
         rows = file.read_row_group(group, columns=missing, use_threads=False)
         found |= {name: rows[name].to_numpy() for name in missing}
-    if raw is not None and not repeated:
+    if raw is not None and ids is None:
         repeats.learn(raw, found["sample_id"])
     start, stop = np.searchsorted(found["sample_id"], [low, high])
     if stop > start:
-        yield Rows({name: found[name][start:stop] for name in columns}, repeated)
+        yield Rows({name: found[name][start:stop] for name in columns}, repeats.unbroken)
 
 
 def _check_part(file: pq.ParquetFile, where: str, part: Part) -> None:

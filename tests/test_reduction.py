@@ -159,12 +159,29 @@ def test_who_wrote_the_rows_and_how_ids_are_cut_changes_nothing(count, epochs, d
         parts = []
         for columns in rows:
             # Usually a worker keeps its samples; a restart with other workers deals them anew.
-            ranks = data.draw(st.one_of(st.just(ranks), shares))
+            moved = data.draw(st.one_of(st.just({}), st.dictionaries(st.integers(0, count - 1), st.integers(0, 5))))
+            ranks = data.draw(st.one_of(st.just(ranks), st.just(ranks), shares)).copy()
+            ranks[list(moved)] = list(moved.values())
             parts += write_parts(f"{run}/table", [columns], ranks)
         finish_table(run, data.draw(st.permutations(parts)), samples)
         found = in_ranges(run, data.draw(st.integers(1, 90)))
 
     assert found.equals(expected(rows, samples))
+
+
+@pytest.mark.parametrize("num_ranges", [1, 2, 3, 4])
+def test_samples_that_move_before_those_that_stay_are_found(tmp_path, num_ranges):
+    """Rank 0 gives away what it had of a range and keeps the rest; 1, 2 repeat theirs, in other places."""
+    ids, labels = np.arange(12), np.zeros(12, int)
+    before = np.arange(12) % 3
+    after = np.where(ids == 6, 3, before)
+    rows, samples = draw_rows(ids, labels, [1, 2, 3, 4]), samples_of(ids, labels)
+    parts = []
+    for columns, ranks in zip(rows, [before, after, before, before], strict=True):
+        parts += write_parts(tmp_path / "table", [columns], ranks)
+    finish_table(tmp_path, parts, samples)
+
+    assert in_ranges(tmp_path, num_ranges).equals(expected(rows, samples))
 
 
 def test_row_groups_change_nothing(run, tmp_path, monkeypatch):
