@@ -178,14 +178,11 @@ class Range:
         filled = 0
         first = epoch == self._plan.epochs[0]
         order: list[np.ndarray] = []
-        # Whether all rows so far are the last epoch's, known without looking at each.
-        same = not first
         seen: np.ndarray | None = None
         for rows in self._batches(epoch):
             ids = rows.columns["sample_id"]
             at: slice | np.ndarray = slice(filled, filled + len(ids))
-            same = same and rows.repeated
-            if seen is None and not same and (first or not np.array_equal(ids, self._ids[at])):
+            if seen is None and not rows.repeated and (first or not np.array_equal(ids, self._ids[at])):
                 seen = np.zeros(len(self._ids), bool)
                 seen[:filled] = True
                 order = [self._ids[:filled]]
