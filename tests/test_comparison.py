@@ -172,6 +172,19 @@ class TestTables:
         assert points[None] == pytest.approx([-5.0, 2.0])
         assert points[1 / 255] == pytest.approx([5.0, -2.0]) == points[2 / 255]
 
+    def test_gains_come_by_objective_and_fraction(self):
+        """Whatever was run first; the other tables and plots come like that too."""
+        run = [(0.5, "trades"), (0.5, "standard"), (0.7, "standard"), (0.3, "standard")]
+        gains = gains_over_random(
+            record(method, 0, 0.7, 0.5, fraction=fraction, training=training)
+            for fraction, training in run
+            for method in ("random", "easycore")
+        )
+
+        assert list(dict.fromkeys((gain["training"], gain["fraction"]) for gain in gains)) == [
+            ("standard", 0.3), ("standard", 0.5), ("standard", 0.7), ("trades", 0.5),
+        ]  # fmt: skip
+
     def test_tables_and_plots_lie_beside_the_results(self, tmp_path):
         """The Markdown says mean, spread, gain and AutoAttack; the plots are pictures."""
         book = book_of(tmp_path / "r.json", RECORDS)

@@ -59,6 +59,8 @@ def gains_over_random(records: Sequence[Record]) -> list[dict[str, Any]]:
         score, balance, eps`` and ``points``, one number per seed that has both.
     """
     plain = [record for record in records if {entry["attack"] for entry in record["robust"]} == {_PGD}]
+    # As the rows of the other tables and plots come, whichever part of a study was run first.
+    plain.sort(key=lambda record: (record["training"], record["fraction"]))
     found = []
     same_size = grouped(plain, lambda record: (record["training"], record["beta"], record["fraction"]))
     for members in same_size.values():
