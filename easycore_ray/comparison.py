@@ -126,8 +126,8 @@ def study(config: StudyConfig) -> Artifact | None:
     for trial in itertools.chain(*missing.values()):
         check_threats(threats_of(trial.evaluate), dataset.image_shape)
         check_training(trial.train, dataset.image_shape)
-    count = sum(map(len, missing.values()))
-    total = sum(map(len, wanted.values()))
+    # All data belong to several parts, and are trained once.
+    count, total = (len({key_of(trial) for trial in itertools.chain(*parts.values())}) for parts in (missing, wanted))
     if config.dry_run:
         say(f"study: would run {count} of {total} trials ({', '.join(config.parts)}) → {config.out}, {results}")
         return None

@@ -228,3 +228,11 @@ def test_a_budget_wider_than_the_image_is_refused_before_any_work(tmp_path, fiel
     with pytest.raises(EasyCoreError, match="did you mean 128/255"):
         study(settings(dataset=dataset.path, out=str(out), norm="l2", model="cnn", **budgets))
     assert not out.exists()
+
+
+def test_what_belongs_to_two_parts_is_counted_once(tmp_path, capsys):
+    """Seven halves, seven each of 30 % and 70 %, and one of all data."""
+    dataset = make_image_dataset(tmp_path / "dataset", [0, 1, 2])
+    study(settings(dataset=dataset.path, parts=("standard", "fractions"), seeds=(0,), model="cnn", dry_run=True))
+
+    assert "study: would run 22 of 22 trials" in capsys.readouterr().err
