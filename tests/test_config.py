@@ -98,7 +98,8 @@ class TestEveryConfiguration:
         # What older releases did not know has no part in it while it is what they did.
         idle = {"milestones", "weights", "compile"} | ({"val_attack_steps"} if kind is TrainConfig else set())
         idle |= {"attack"} if kind in (SweepConfig, PipelineConfig) else set()
-        assert set(identity_fields(moved)) == known - set(there) - idle
+        added = {"trades_running_statistics"} if kind in (StudyConfig, SweepConfig, PipelineConfig) else set()
+        assert set(identity_fields(moved)) == known - set(there) - idle | added
 
     def test_an_unknown_field_is_refused(self, kind):
         """A manifest of another job, or of another release, is not half understood."""
@@ -392,6 +393,22 @@ def test_the_attack_in_validation_is_identity_only_where_there_is_one(training):
     )
 
     assert (one == other) == (training == "standard")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TrainConfig(out="o", dataset="d", training="trades"), True),
+        (TrainConfig(out="o", dataset="d", training="pgd"), False),
+        (SweepConfig(out="o", dataset="d", scores="s", training=("standard", "trades")), True),
+        (SweepConfig(out="o", dataset="d", scores="s", training=("standard",)), False),
+        (StudyConfig(out="o", dataset="d"), True),
+        (ScoreConfig(out="o", dataset="d"), False),
+    ],
+)
+def test_trades_runs_of_before_its_running_statistics_were_official_are_not_reused(config, expected):
+    """Runs without TRADES stay what they were."""
+    assert ("trades_running_statistics" in identity_fields(config)) == expected
 
 
 def test_evaluating_the_best_weights_is_another_evaluation_than_the_last():

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from easycore_ray.core.narrow import SubsampledConv2d
+
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
@@ -47,7 +49,9 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Sequential, tuple[str, nn.Conv2d],
             continue
         layers = list(sequence._modules.items())
         for (first, convolution), (second, norm) in itertools.pairwise(layers):
-            if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+            if not isinstance(convolution, nn.Conv2d) or type(norm) is not nn.BatchNorm2d:
+                continue
+            if type(convolution) not in (nn.Conv2d, SubsampledConv2d):  # a subclass may compute something else
                 continue
             alone = uses[convolution] == uses[norm] == 1  # a layer used twice is needed as it is
             if alone and norm.track_running_stats and not _watched(convolution) and not _watched(norm):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from easycore_ray.core.attacks import frozen_eval, pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
+from easycore_ray.core.running import running_statistics, see_again
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.scores import fused_scores, score_batch
 from easycore_ray.core.seeding import generator, seeded
@@ -232,9 +233,13 @@ def _objective(
         logits = model(inputs)
         return cross_entropy_rows(logits, labels), logits
     adv_inputs = trades_attack(model, inputs.detach(), **threat, generator=draws)
-    # The official code forwards the clean inputs twice in training mode; once gives the same loss, the
-    # running statistics then see natural, adversarial instead of natural, adversarial, natural.
-    logits, adv_logits = model(inputs), model(adv_inputs)
+    # The official code forwards the clean inputs twice in training mode. Once gives the same loss and gradient, but
+    # the running statistics must see natural, adversarial, natural.
+    before = running_statistics(model)
+    logits = model(inputs)
+    natural = running_statistics(model)
+    adv_logits = model(adv_inputs)
+    see_again(before, natural)
     return trades_rows(logits, adv_logits, labels, plan.beta), logits
 
 

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from easycore_ray.core.narrow import spare_narrow_strides
 from easycore_ray.core.seeding import seeded
 
 
@@ -127,6 +128,7 @@ def build_model(
         model = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network)).train()
         if is_users(name):
             _check_output(model, name, num_classes, image_shape)
+    spare_narrow_strides(model)
     return model
 
 
