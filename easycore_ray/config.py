@@ -139,9 +139,7 @@ def identity_fields(config: Any) -> dict[str, Any]:
                if spec.name in later and getattr(config, spec.name) == spec.default}  # fmt: skip
     if not ADVERSARIAL & {*_as_list(fields.get("training"))} or not fields.get("val_attack_steps"):
         unused.add("val_attack_steps")
-    if "trades" in _as_list(
-        fields.get("training", "trades" if "trades_epochs" in fields else None)
-    ):  # a study has both
+    if "trades" in _as_list(fields.get("training")) or isinstance(config, StudyConfig):
         # Before, the clean batch was counted once in the running statistics: such runs are not these.
         fields["trades_running_statistics"] = "natural, adversarial, natural"
     return {key: value for key, value in fields.items() if key not in _NOT_IDENTITY | unused}
