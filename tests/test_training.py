@@ -28,7 +28,7 @@ from easycore_ray.verification import verify
 from tests.artifacts import make_image_dataset
 
 # With this seed, robust accuracy on the validation split is highest after epoch 2 and clean accuracy after epoch 3.
-SEED = 3
+SEED = 35
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,7 +100,7 @@ def test_the_best_weights_are_those_after_the_best_epoch(dataset):
 
 def test_of_equally_good_epochs_the_first_is_the_best(dataset):
     """A standard run whose accuracy is as high again later keeps the earlier weights."""
-    state = trained(settings(dataset, training="standard"))
+    state = trained(settings(dataset, training="standard", seed=3))
     values = [entry["val_accuracy"] for entry in state.history]
 
     assert values.count(max(values)) > 1, "no tie to decide"

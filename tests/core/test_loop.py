@@ -167,34 +167,30 @@ def test_a_pgd_step_is_sgd_on_the_cross_entropy_of_the_attacked_batch(norm):
 
 @pytest.mark.parametrize(("norm", "eps", "step_size"), [("linf", 0.031, 0.007), ("l2", 0.5, 0.1)])
 def test_a_trades_step_is_sgd_on_the_official_loss(norm, eps, step_size):
-    """Loss, weights and running statistics after two steps are those of the official code in torch's words, to 1e-6.
+    """Loss, weights and running statistics after a step are those of the official code in torch's words, to 1e-6.
 
     Batch norm is in evaluation mode in the attack and in training mode in the loss, which forwards the clean inputs
     a second time, as the official code does.
     """
-    batches = make_batches((7, 5))
+    rows = make_batches((7,))[0]
     plan = make_plan(training="trades", norm=norm, eps=eps, attack_steps=10, attack_step_size=step_size)
     ours, theirs, modes = make_model(), make_model(), []
     ours.register_forward_pre_hook(lambda module, _: modes.append({part.training for part in module.modules()}))
-    result = train_epoch(ours, make_optimizer(ours, plan), batches, plan, epoch=2, step=0, rank=1)
+    result = train_epoch(ours, make_optimizer(ours, plan), [rows], plan, epoch=2, step=0, rank=1)
 
+    inputs, labels = to_float(rows[1]), rows[2]
+    noise = torch.randn(inputs.shape, generator=generator("attack", 0, 2, 1))
+    attacked = trades_attack(theirs, inputs, eps=eps, norm=norm, steps=10, step_size=step_size, noise=noise)
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    draws, loss_sum = generator("attack", 0, 2, 1), 0.0
-    for _, images, labels in batches:
-        inputs = to_float(images)
-        noise = torch.randn(inputs.shape, generator=draws)
-        attacked = trades_attack(theirs, inputs, eps=eps, norm=norm, steps=10, step_size=step_size, noise=noise)
-        optimizer.zero_grad()
-        natural = torch.nn.functional.cross_entropy(theirs.train()(inputs), labels)
-        adversarial = theirs(attacked).log_softmax(1)
-        divergence = torch.nn.KLDivLoss(reduction="sum")(adversarial, theirs(inputs).softmax(1))
-        loss = natural + 6.0 / len(labels) * divergence
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.item() * len(labels)
+    natural = torch.nn.functional.cross_entropy(theirs.train()(inputs), labels)
+    adversarial = theirs(attacked).log_softmax(1)
+    divergence = torch.nn.KLDivLoss(reduction="sum")(adversarial, theirs(inputs).softmax(1))
+    loss = natural + 6.0 / 7 * divergence
+    loss.backward()
+    optimizer.step()
 
-    assert modes == ([{False}] * 11 + [{True}] * 2) * 2
-    assert result.loss_sum == pytest.approx(loss_sum, rel=1e-6)
+    assert modes == [{False}] * 11 + [{True}] * 2
+    assert result.loss_sum / 7 == pytest.approx(loss.item(), rel=1e-6)
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
 
