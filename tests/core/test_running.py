@@ -53,8 +53,8 @@ def test_seen_again_is_forwarded_again(name):
 
 
 def test_frozen_layers_stay_as_they_are():
-    """A layer in evaluation mode, as users freeze it, keeps its statistics."""
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    """A layer in evaluation mode, as users freeze it, keeps its statistics, also an average over no batch yet."""
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3))
     model[0].eval()
     inputs = torch.randn(4, 3, 5, 5)
     before = running_statistics(model)
