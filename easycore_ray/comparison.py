@@ -39,6 +39,7 @@ from easycore_ray.tuning import (
     concurrency_of,
     coreset_folders,
     lineage,
+    lost_row,
     make_trials,
     mean,
     mean_std,
@@ -51,6 +52,7 @@ from easycore_ray.tuning import (
 _HALF = ("random", "random/class", "easycore", "easycore/class", "hardest", "easiest:el2n", "easiest:aum")
 # Fields that say how much of the study is done, not how.
 _EXTENT = {"seeds", "parts"}
+_AUTOATTACK = "+autoattack"
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ class Book:
             "dataset": dataset.fingerprint,
             "scoring": {},
             "trials": {},
+            "diverged": {},
         }
         if paths.exists(path):
             found = paths.read_json(path)
             _refuse_other(path, found, self._content, defaults)
-            self._content["scoring"], self._content["trials"] = found["scoring"], found["trials"]
+            self._content |= {kind: found[kind] for kind in ("scoring", "trials", "diverged") if kind in found}
 
     @property
     def trials(self) -> dict[str, dict[str, Any]]:
@@ -95,9 +98,20 @@ class Book:
         """What the scoring run of each seed cost."""
         return self._content["scoring"]
 
+    @property
+    def diverged(self) -> dict[str, dict[str, Any]]:
+        """What is known of trials whose training diverged, by name: no attack has a model to attack."""
+        return self._content["diverged"]
+
+    def knows(self, trial: Trial, *, diverged: bool) -> bool:
+        """Whether nothing is left to run; ``diverged``: that it diverged is an answer, too."""
+        return key_of(trial) in self.trials or (diverged and trial.name in self.diverged)
+
     def add(self, kind: str, key: str, record: dict[str, Any]) -> None:
-        """Keep a record."""
+        """Keep a record; a trial that was finished after all has not diverged."""
         self._content[kind][key] = record
+        if kind == "trials":
+            self.diverged.pop(key.removesuffix(_AUTOATTACK), None)
         paths.write_json(self.path, self._content)
 
 
@@ -122,7 +136,10 @@ def study(config: StudyConfig) -> Artifact | None:
     results = paths.absolute(config.results or paths.join(config.out, "results.json"))
     book = Book(results, setting, _defaults(), dataset.artifact)
     wanted = {part: _trials(config, part) for part in config.parts}
-    missing = {part: [trial for trial in trials if key_of(trial) not in book.trials] for part, trials in wanted.items()}
+    missing = {
+        part: [trial for trial in trials if not book.knows(trial, diverged=config.keep_going)]
+        for part, trials in wanted.items()
+    }
     for trial in itertools.chain(*missing.values()):
         check_threats(threats_of(trial.evaluate), dataset.image_shape)
         check_training(trial.train, dataset.image_shape)
@@ -134,23 +151,24 @@ def study(config: StudyConfig) -> Artifact | None:
     made = _claim(config, setting, dataset)
     if count < total:
         say(f"study: {total - count} of {total} trials are in {results} already")
+    if not count:
+        draw_book(book)
     for part, trials in missing.items():
         if trials:
             _run(config, made, dataset, book, part, trials)
-            draw_study(rows_of(book), list(book.trials.values()), results)
+            draw_book(book)
             say(f"study: part {part} is done → {results}")
-    rows = rows_of(book)
+    rows, diverged = rows_of(book), list(book.diverged.values())
     paths.write_json(
         paths.join(config.out, "summary.json"),
-        {"rows": rows, "lineage": lineage(config, {"dataset": dataset.artifact})},
+        {"rows": rows, "diverged": diverged, "lineage": lineage(config, {"dataset": dataset.artifact})},
     )
-    draw_study(rows, list(book.trials.values()), results)
     artifact = finish(
         made,
         fingerprint=content_hash(*(f"{key} {record}" for key, record in sorted(book.trials.items()))),
         config=to_dict(config),
         parents={"dataset": dataset.artifact},
-        counts={"trials": len(book.trials), "rows": len(rows)},
+        counts={"trials": len(book.trials), "rows": len(rows)} | ({"diverged": len(diverged)} if diverged else {}),
         wall_seconds=time.monotonic() - started,
         results=results,
     )
@@ -158,18 +176,22 @@ def study(config: StudyConfig) -> Artifact | None:
     return artifact
 
 
+def draw_book(book: Book) -> None:
+    """Draw what is known beside the results file; nothing where nothing is."""
+    draw_study(rows_of(book), list(book.trials.values()), book.path, diverged=list(book.diverged.values()))
+
+
 def key_of(trial: Trial) -> str:
     """The name of a trial in the results, e.g. ``easycore_f0.5_standard_s0`` or the same with ``+autoattack``."""
-    return trial.name + ("+autoattack" if "autoattack" in trial.evaluate.attack else "")
+    return trial.name + (_AUTOATTACK if "autoattack" in trial.evaluate.attack else "")
 
 
 def rows_of(book: Book) -> list[dict[str, Any]]:
     """One row per arm, fraction, objective and eps, as in a sweep's summary: mean and spread over seeds, under PGD."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for key, record in book.trials.items():
-        if not key.endswith("+autoattack"):
-            names = ("training", "beta", "fraction", "method", "score", "balance")
-            groups.setdefault(tuple(record[name] for name in names), []).append(record)
+        if not key.endswith(_AUTOATTACK):
+            groups.setdefault(_without_seed(record), []).append(record)
     found = []
     for _, members in sorted(groups.items(), key=lambda pair: (pair[0][0], pair[0][3] != "full", pair[0][2])):
         members.sort(key=lambda record: record["seed"])
@@ -179,6 +201,7 @@ def rows_of(book: Book) -> list[dict[str, Any]]:
 
 def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str, Any]:
     first, seeds = members[0], [record["seed"] for record in members]
+    same = _without_seed(first)
     scored = METHODS[first["method"]].needs_score
     seconds = [book.scoring[str(record["seed"])]["device_seconds"] for record in members] if scored else [0.0]
     return {
@@ -188,6 +211,7 @@ def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str,
         **mean_std("clean_accuracy", [record["clean_accuracy"] for record in members]),
         "worst_class_clean_accuracy_mean": mean(record["worst_class_clean_accuracy"] for record in members),
         **robust_columns(members, eps),
+        "diverged_seeds": sorted({lost["seed"] for lost in book.diverged.values() if _without_seed(lost) == same}),
         "eps": eps,
         "steps": first["steps"],
         "num_samples": first["num_samples"],
@@ -197,6 +221,10 @@ def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str,
         "suspicious": said("suspicious", seeds, members),
         "warnings": said("warnings", seeds, members),
     }
+
+
+def _without_seed(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ("training", "beta", "fraction", "method", "score", "balance"))
 
 
 def _defaults() -> dict[str, Any]:
@@ -217,10 +245,16 @@ def _refuse_other(path: str, found: Any, mine: dict[str, Any], defaults: dict[st
             f"{mine['dataset'][:12]}); pass that dataset or another --results"
         )
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    options = {spec.name for spec in fields(StudyConfig)} | set(defaults)
     for key in sorted({*mine["setting"], *found["setting"]}):
         theirs, value = (setting.get(key, plain.get(key)) for setting in (found["setting"], mine["setting"]))
-        if theirs != value:
+        if theirs != value and key in options:
             raise EasyCoreError(f"{path} was made with {key} = {theirs}, not {value}; pass that or another --results")
+        if theirs != value:
+            raise EasyCoreError(
+                f"{path} is of another release, which computes something else ({key.replace('_', ' ')}: "
+                f"{theirs or 'not told'} there, {value or 'not told'} here); pass another --results and --out"
+            )
 
 
 def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Claim:
@@ -296,13 +330,16 @@ def _run(config: StudyConfig, made: Claim, dataset: Dataset, book: Book, part: s
         else:
             waiting.append(trial)
     sweep = _sweep(config, "standard", config.seeds[0])
-    run_trials(
+    diverged = run_trials(
         sweep,
         made,
         waiting,
         concurrency_of(sweep),
         on_finished=lambda trial: book.add("trials", key_of(trial), _record(trial)),
     )
+    for trial in waiting:
+        if trial.name in diverged:
+            book.add("diverged", trial.name, lost_row(trial, diverged[trial.name]["problem"]))
 
 
 def _score(config: StudyConfig, dataset: Dataset, book: Book, seed: int) -> None:

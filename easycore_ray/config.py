@@ -100,7 +100,7 @@ StudyPart = Literal["standard", "trades", "fractions", "autoattack"]
 # Fields that say where and how a job runs, not what it computes.
 _NOT_IDENTITY = {
     "out", "overwrite", "dry_run", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker",
-    "max_failures", "max_concurrent_trials", "cache_gib", "tracking_uri", "experiment",
+    "max_failures", "max_concurrent_trials", "keep_going", "cache_gib", "tracking_uri", "experiment",
     # inputs: their fingerprints are part of the identity instead
     "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "results",
 }  # fmt: skip
@@ -659,6 +659,8 @@ class SweepConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     """Training processes per trial, one number; 1 trains in the trial's own process, which saves seconds each."""
     max_concurrent_trials: int | None = None
     """Trials at the same time; by default as many as the cluster can run."""
+    keep_going: bool = False
+    """Finish although training diverged in some trials: they are named, and their seeds missing in the means."""
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""
@@ -743,6 +745,8 @@ class StudyConfig(RecipeConfig, TrackingConfig, ComputeConfig):
     """Training processes per trial, one number; 1 trains in the trial's own process, which saves seconds each."""
     max_concurrent_trials: int | None = None
     """Trials at the same time; by default as many as the cluster can run."""
+    keep_going: bool = False
+    """Finish although training diverged in some trials: they are named, and their seeds missing in the means."""
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""
@@ -921,6 +925,8 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Training processes per trial of the sweep."""
     max_concurrent_trials: int | None = None
     """Trials at the same time; by default as many as the cluster can run."""
+    keep_going: bool = False
+    """Finish although training diverged in some trials: they are named, and their seeds missing in the means."""
     note: str = ""
     """A sentence shown in the report."""
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from easycore_ray import cluster, paths
 from easycore_ray.config import ComputeConfig, SeededRecipeConfig
-from easycore_ray.core.loop import EpochResult, Plan, make_optimizer, train_epoch, validate
+from easycore_ray.core.loop import EpochResult, NotFiniteError, Plan, make_optimizer, train_epoch, validate
 from easycore_ray.core.models import build_model, compiled, default_width, is_users
 from easycore_ray.dataset import Dataset, Rows, open_dataset, ray_dataset, read_split
 from easycore_ray.errors import EasyCoreError
@@ -62,10 +62,12 @@ class State:
 class HaltedError(EasyCoreError):
     """The run refused to go on: its loss was not finite, or its caller refused a result."""
 
-    def __init__(self, problem: str, state: State | None) -> None:
+    def __init__(self, problem: str, state: State | None, *, diverged: bool = False) -> None:
         super().__init__(problem)
         self.state = state
         """The last committed state; None if no epoch was completed."""
+        self.diverged = diverged
+        """Loss or weights were not finite: the recipe's doing, which no retry mends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,10 +384,11 @@ def _together(context: Context, work: Callable[[], Any], state: State | None) ->
     try:
         value = work()
     except ValueError as error:
-        problem = str(error)
+        problem = str(error), isinstance(error, NotFiniteError)
     problems = [other for other in context.gather(problem) if other is not None]
     if problems:
-        raise HaltedError(problems[0], state if state is not None and state.epoch else None)
+        text, diverged = problems[0]
+        raise HaltedError(text, state if state is not None and state.epoch else None, diverged=diverged)
     return value
 
 
@@ -637,7 +640,7 @@ def fit_on_ray(
         result = _fit_to_the_end(trainer, config.max_failures, label)
     answer = result.return_value or {}
     if answer.get("problem"):
-        raise HaltedError(answer["problem"], _last_state(result))
+        raise HaltedError(answer["problem"], _last_state(result), diverged=answer["diverged"])
     state = _last_state(result)
     assert state is not None
     return state
@@ -720,7 +723,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
         run_epochs(fit, context, feed, work["after_epoch"])
     except EasyCoreError as error:
         # Returned, not raised: Ray would start the workers again to fail in the same way.
-        return {"problem": str(error)}
+        return {"problem": str(error), "diverged": isinstance(error, HaltedError) and error.diverged}
     return {}
 
 

@@ -18,7 +18,7 @@ from easycore_ray.config import InspectConfig, verb
 from easycore_ray.contents import Folder, read_commits, survey
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.hardness_summary import QUANTILES, Extremes, NotRecordedError, Summary, summarise
-from easycore_ray.manifest import MANIFEST, RUN, Artifact, open_artifact
+from easycore_ray.manifest import DIVERGED, MANIFEST, RUN, Artifact, open_artifact
 
 _CONFIGS: dict[str, type[Any]] = {
     "dataset": configs.PrepareConfig,
@@ -117,6 +117,8 @@ def _unfinished(folder: Folder) -> dict[str, Any]:
         if folder.kind == "scoring_run":
             progress["committed_rows"] = commits.rows
             progress["committed_parts"] = len(commits.parts)
+    if DIVERGED in map(folder.relative, folder.files):
+        progress["diverged"] = paths.read_json(paths.join(folder.path, DIVERGED))["problem"]
     return {
         "path": folder.path,
         "kind": folder.kind,

@@ -24,6 +24,8 @@ from easycore_ray.errors import EasyCoreError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
+DIVERGED = "diverged.json"
+"""In an unfinished training run: that it diverged, as ``identity``, ``problem`` and the ``device_seconds`` it took."""
 
 # Reported in every manifest: what could change a number from one machine to the next.
 _PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow", "pyautoattack")

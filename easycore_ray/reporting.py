@@ -123,6 +123,7 @@ def gather(config: ReportConfig, sweep: Artifact) -> Findings:
         note=config.note,
         rows=summary["rows"],
         curves=summary.get("curves", []),  # sweeps of older releases have none
+        diverged=summary.get("diverged", []),
         hardness=hardness,
         epochs=open_artifact(paths.join(scores, "table"), "score_table").manifest["epochs"],
         mixes=_mixes(sweep),

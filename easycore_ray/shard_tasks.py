@@ -60,13 +60,18 @@ def run_shard_tasks(
             more often than ``config.max_failures``.
     """
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     files = {shard.name: paths.join(shard_folder(made), f"{shard.name}.parquet") for shard in shards}
     tables = {name: _read(file) for name, file in files.items() if made.resumed and paths.exists(file)}
     if tables:
         say(f"{label}: {len(tables)} of {len(shards)} shards are there, going on with the others")
     task = ray.remote(
-        num_cpus=config.cpus_per_worker or 1.0, num_gpus=config.gpus_per_worker, max_retries=config.max_failures
+        num_cpus=config.cpus_per_worker or 1.0,
+        num_gpus=config.gpus_per_worker,
+        max_retries=config.max_failures,
+        # A trial of a sweep reserves next to nothing for itself; without this its tasks would have to fit in there.
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )(function)
     waiting = [shard for shard in shards if shard.name not in tables]
     running: dict[Any, ShardTask] = {}

@@ -34,12 +34,26 @@ from easycore_ray.fitting import (
     settle,
     write_model,
 )
-from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.manifest import (
+    DIVERGED,
+    MANIFEST,
+    Artifact,
+    Claim,
+    claim,
+    content_hash,
+    finish,
+    identity,
+    open_artifact,
+)
 from easycore_ray.progress import duration, say
 from easycore_ray.tracking import Tracker
 
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
+
+
+class DivergedError(EasyCoreError):
+    """Loss or weights of a training run were not finite."""
 
 
 @verb(TrainConfig)
@@ -143,9 +157,22 @@ def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | Non
 
 def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
     """Claim ``config.out`` for this run; the finished checkpoint if it is there."""
-    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
-    key = identity("checkpoint", identity_fields(config), fingerprints)
+    key = _identity(config, parents)
     return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)
+
+
+def read_divergence(config: TrainConfig, parents: dict[str, Artifact]) -> dict[str, Any] | None:
+    """What ``keep_last_good`` noted of this very run, see ``manifest.DIVERGED``; None for a finished one."""
+    out = paths.absolute(config.out)
+    if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
+        return None
+    found = paths.read_json(paths.join(out, DIVERGED))
+    return found if found["identity"] == _identity(config, parents) else None
+
+
+def _identity(config: TrainConfig, parents: dict[str, Artifact]) -> str:
+    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
+    return identity("checkpoint", identity_fields(config), fingerprints)
 
 
 def train_here(fit: Fit, rows: Rows, *, device: str = "cpu", on_epoch: Any = None) -> State:
@@ -215,14 +242,21 @@ def keep_last_good(
 ) -> EasyCoreError:
     """Keep the model after the last completed epoch as a checkpoint inside the unfinished one; what to tell the user.
 
-    It is an artifact of its own, so that it can be evaluated and is never taken for the run that was asked for.
+    It is an artifact of its own, so that it can be evaluated and is never taken for the run that was asked for. That
+    a run diverged is noted beside it.
     """
     if halted.state is None:
-        return EasyCoreError(f"{halted}; no epoch was completed before")
-    where = paths.join(made.path, LAST_GOOD)
-    inside = Claim(where, "checkpoint", content_hash(made.identity, LAST_GOOD), made.nonce, made.resumed)
-    finish_checkpoint(config, inside, parents, fit, halted.state, seconds, halted=str(halted))
-    return EasyCoreError(f"{halted}; the model after epoch {halted.state.epoch}, the last good one, is kept in {where}")
+        problem = f"{halted}; no epoch was completed before"
+    else:
+        where = paths.join(made.path, LAST_GOOD)
+        inside = Claim(where, "checkpoint", content_hash(made.identity, LAST_GOOD), made.nonce, made.resumed)
+        finish_checkpoint(config, inside, parents, fit, halted.state, seconds, halted=str(halted))
+        problem = f"{halted}; the model after epoch {halted.state.epoch}, the last good one, is kept in {where}"
+    if not halted.diverged:
+        return EasyCoreError(problem)
+    note = {"identity": made.identity, "problem": problem, "device_seconds": round(seconds * config.max_workers, 3)}
+    paths.write_json(paths.join(made.path, DIVERGED), note)
+    return DivergedError(problem)
 
 
 def open_checkpoint(path: str, weights: str = "last") -> tuple[Artifact, Any]:

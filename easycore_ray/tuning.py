@@ -51,6 +51,7 @@ from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, 
 from easycore_ray.progress import Progress, duration, say
 from easycore_ray.tracking import Tracker
 from easycore_ray.training import (
+    DivergedError,
     check_budget,
     claim_checkpoint,
     device_seconds,
@@ -60,6 +61,7 @@ from easycore_ray.training import (
     make_fit,
     open_checkpoint,
     open_inputs,
+    read_divergence,
     train,
     train_here,
 )
@@ -101,6 +103,11 @@ class Trial:
         only_last = not self.best_too or has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
         return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
 
+    def divergence(self) -> dict[str, Any] | None:
+        """What is noted of an earlier attempt at this very run that diverged, if there was one."""
+        _, parents, _ = open_inputs(self.train)
+        return read_divergence(self.train, parents)
+
     def finished(self) -> bool:
         """True if all artifacts are there and were made by this configuration from these inputs."""
         if not all(_is_finished(config.out) for config in (self.train, self.evaluate)):
@@ -121,13 +128,14 @@ def sweep(config: SweepConfig) -> Artifact | None:
 
     The folder holds ``coresets/``, ``trials/`` (checkpoint and evaluation of each) and ``summary.json``:
     ``{"rows": [one per arm, fraction, objective and eps, over seeds], "curves": [one per arm, fraction and
-    objective: metrics of every epoch], "lineage": …}``.
+    objective: metrics of every epoch], "diverged": [one per run without results], "lineage": …}``.
 
     Returns:
         The sweep, or None with ``dry_run``.
 
     Raises:
-        EasyCoreError: for foreign inputs, more than the cluster can give, or trials that failed.
+        EasyCoreError: for foreign inputs, more than the cluster can give, or trials that failed; with ``keep_going``
+            not for those whose training diverged, unless no other is left.
     """
     started = time.monotonic()
     dataset = open_dataset(config.dataset)
@@ -152,22 +160,35 @@ def sweep(config: SweepConfig) -> Artifact | None:
     todo = [trial for trial in trials if not trial.finished()]
     if len(todo) < len(trials):
         say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
-    run_trials(config, made, todo, concurrency)
-    rows = result_rows(trials, parents["scores"])
-    summary = {"rows": rows, "curves": training_curves(trials), "lineage": lineage(config, parents)}
+    diverged = run_trials(config, made, todo, concurrency)
+    lost = [trial for trial in trials if trial.name in diverged]
+    trials = [trial for trial in trials if trial.name not in diverged]
+    if not trials:
+        raise EasyCoreError(f"all {len(lost)} trials diverged, the first with: {diverged[lost[0].name]['problem']}")
+    rows = result_rows(trials, parents["scores"], lost)
+    summary = {
+        "rows": rows,
+        "curves": training_curves(trials),
+        "diverged": [lost_row(trial, diverged[trial.name]["problem"]) for trial in lost],
+        "lineage": lineage(config, parents),
+    }
     paths.write_json(paths.join(out, "summary.json"), summary)
+    spent = [open_artifact(trial.train.out).manifest["device_seconds"] for trial in trials]
     artifact = finish(
         made,
         fingerprint=content_hash(
-            *(open_artifact(done.out).fingerprint for trial in trials for done in trial.evaluations())
+            *(open_artifact(done.out).fingerprint for trial in trials for done in trial.evaluations()),
+            *(f"{trial.name} diverged" for trial in lost),
         ),
         config=to_dict(config),
         parents=parents,
-        counts={"trials": len(trials), "rows": len(rows)},
+        counts={"trials": len(trials), "rows": len(rows)} | ({"diverged": len(lost)} if lost else {}),
         wall_seconds=time.monotonic() - started,
-        device_seconds=sum(open_artifact(trial.train.out).manifest["device_seconds"] for trial in trials),
+        device_seconds=sum(spent) + sum(note["device_seconds"] for note in diverged.values()),
     )
     say(f"sweep: {len(trials)} trials in {duration(time.monotonic() - started)} → {out}")
+    if lost:
+        say(f"sweep: DIVERGED, without results: {', '.join(trial.name for trial in lost)}")
     doubtful = [trial.name for trial in trials if _summary(trial)["suspicious"]]
     if doubtful:
         say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")
@@ -281,6 +302,7 @@ def _make_trial(
             eps=config.eval_eps,
             norm=config.norm,
             num_samples=config.num_test_samples,
+            num_workers=config.max_workers,
             gpus_per_worker=config.gpus_per_worker,
             cpus_per_worker=config.cpus_per_worker,
         ),
@@ -334,8 +356,8 @@ def run_trials(
     trials: list[Trial],
     concurrency: int,
     on_finished: Callable[[Trial], None] | None = None,
-) -> None:
-    """Run the trials with Ray Tune and track them; raises if any failed.
+) -> dict[str, dict[str, Any]]:
+    """Run the trials with Ray Tune and track them.
 
     Args:
         config: resources and tracking; the trials say themselves what they do.
@@ -343,9 +365,19 @@ def run_trials(
         trials: what to run.
         concurrency: how many at the same time.
         on_finished: called in this process with each trial whose artifacts are there.
+
+    Returns:
+        With ``config.keep_going`` what is noted of each trial whose training diverged, now or before, by name.
+
+    Raises:
+        EasyCoreError: if any other failed.
     """
+    diverged: dict[str, dict[str, Any]] = {}
+    if config.keep_going:
+        diverged = {trial.name: note for trial in trials if (note := trial.divergence()) is not None}
+        trials = [trial for trial in trials if trial.name not in diverged]
     if not trials:
-        return
+        return diverged
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
     parent = f"{made.kind}-{made.identity[:16]}-{made.nonce}"
     tracker.run(parent, name=made.kind, params=to_dict(config), tags={"kind": made.kind})
@@ -373,19 +405,27 @@ def run_trials(
     try:
         results = tuner.fit()
         problems = callback.problems + [str(error).strip().splitlines()[-1] for error in results.errors]
+        if not config.keep_going:
+            problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
         tracker.finish(parent, status="FAILED" if problems else "FINISHED")
     finally:
         tracker.close()
     # Tune's own state is never read again: finished trials are recognised by their artifacts.
     paths.delete_tree(paths.join(made.path, "tune"))
-    if not problems and callback.finished < len(trials):
+    if not problems and callback.finished + len(callback.diverged) < len(trials):
         # Tune takes Ctrl-C for a wish to end early, and returns what there is.
         raise KeyboardInterrupt
     if problems:
+        hint = " (with --keep-going, without those that diverged)" if callback.diverged else ""
         raise EasyCoreError(
             f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
-            "finished trials are kept, run the same command again to go on"
+            f"finished trials are kept, run the same command again to go on{hint}"
         )
+    for trial, _ in callback.diverged:
+        note = trial.divergence()
+        assert note is not None
+        diverged[trial.name] = note
+    return diverged
 
 
 class _Follow(tune.Callback):
@@ -403,6 +443,7 @@ class _Follow(tune.Callback):
         self._progress = Progress(label, len(trials), "trials")
         self.finished = 0
         self.problems: list[str] = []
+        self.diverged: list[tuple[Trial, str]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for Tuner.restore, which is never used here.
@@ -426,14 +467,19 @@ class _Follow(tune.Callback):
         for entry in result.get("epochs", []):
             self._tracker.log(self._key(spec), entry, step=int(entry["epoch"]))
         if "problem" in result:
-            self.problems.append(f"{spec.name}: {result['problem']}")
+            self._tracker.finish(self._key(spec), status="FAILED")
+            if result["diverged"]:
+                self.diverged.append((spec, result["problem"]))
+                self._progress.update(self.finished + len(self.diverged), f"{spec.name}: DIVERGED")
+            else:
+                self.problems.append(f"{spec.name}: {result['problem']}")
         if "summary" in result:
             self._tracker.log(self._key(spec), result["summary"]["metrics"], step=spec.train.epochs)
             self._tracker.finish(self._key(spec))
             self.finished += 1
             if self._on_finished is not None:
                 self._on_finished(spec)
-            self._progress.update(self.finished, f"{spec.name}: {result['summary']['words']}")
+            self._progress.update(self.finished + len(self.diverged), f"{spec.name}: {result['summary']['words']}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close the trial's MLflow run as failed."""
@@ -511,7 +557,8 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
         work(trial, report)
         summary = trial_summary(trial)
     except ValueError as error:
-        tune.report({"epochs": waiting, "problem": str(error)})
+        diverged = isinstance(error, DivergedError)
+        tune.report({"epochs": waiting, "problem": str(error), "diverged": diverged})
         return
     tune.report({"epochs": waiting, "summary": summary})
 
@@ -567,8 +614,15 @@ def _pick(rows: Rows, sample_ids: np.ndarray | None) -> Rows:
 # --- results ------------------------------------------------------------------------------------
 
 
-def result_rows(trials: Iterable[Trial], scores: Artifact) -> list[dict[str, Any]]:
-    """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
+def result_rows(trials: Iterable[Trial], scores: Artifact, diverged: Sequence[Trial] = ()) -> list[dict[str, Any]]:
+    """One row per arm, fraction, objective and eps: mean and standard deviation over seeds.
+
+    Args:
+        trials: finished ones.
+        scores: the scoring run behind their coresets.
+        diverged: trials without results, whose seeds the rows of the others name.
+    """
+    lost = {_without_seed(members[0]): [trial.seed for trial in members] for members in _over_seeds(diverged)}
     rows = []
     for members in _over_seeds(trials):
         checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
@@ -578,16 +632,40 @@ def result_rows(trials: Iterable[Trial], scores: Artifact) -> list[dict[str, Any
             for trial in members
         ]
         last, best = ([summaries[end] for summaries in found] for end in (0, -1))
-        rows += [_result_row(members, checkpoints, last, best, eps, scores) for eps in members[0].evaluate.eps]
+        missing = {"diverged_seeds": lost.get(_without_seed(members[0]), [])}
+        rows += [
+            _result_row(members, checkpoints, last, best, eps, scores) | missing for eps in members[0].evaluate.eps
+        ]
     return rows
+
+
+def lost_row(trial: Trial, problem: str) -> dict[str, Any]:
+    """What a summary says of a run that diverged."""
+    return {**described(trial), "seed": trial.seed, "problem": problem}
+
+
+def described(trial: Trial) -> dict[str, Any]:
+    """The columns that name an arm, its size and its objective."""
+    return {
+        "method": trial.arm.method,
+        "score": trial.arm.score,
+        "balance": trial.arm.balance,
+        "fraction": trial.fraction,
+        "training": trial.training,
+        "beta": trial.beta,
+    }
 
 
 def _over_seeds(trials: Iterable[Trial]) -> list[list[Trial]]:
     """Trials that differ by their seed alone, together."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
-        groups.setdefault((trial.arm, trial.fraction, trial.training, trial.beta), []).append(trial)
+        groups.setdefault(_without_seed(trial), []).append(trial)
     return list(groups.values())
+
+
+def _without_seed(trial: Trial) -> tuple[Any, ...]:
+    return trial.arm, trial.fraction, trial.training, trial.beta
 
 
 def _summary(trial: Trial) -> dict[str, Any]:
@@ -607,12 +685,7 @@ def _result_row(
     uses_scores = METHODS[first.arm.method].needs_score
     seeds = [trial.seed for trial in members]
     return {
-        "method": first.arm.method,
-        "score": first.arm.score,
-        "balance": first.arm.balance,
-        "fraction": first.fraction,
-        "training": first.training,
-        "beta": first.beta,
+        **described(first),
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
         "seeds": seeds,
         **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
@@ -677,12 +750,7 @@ def training_curves(trials: Iterable[Trial]) -> list[dict[str, Any]]:
     """Metrics of every epoch, mean over seeds: one curve per arm, fraction and objective."""
     return [
         {
-            "method": members[0].arm.method,
-            "score": members[0].arm.score,
-            "balance": members[0].arm.balance,
-            "fraction": members[0].fraction,
-            "training": members[0].training,
-            "beta": members[0].beta,
+            **described(members[0]),
             "seeds": [trial.seed for trial in members],
             "epochs": _mean_epochs([open_artifact(trial.train.out, "checkpoint").manifest for trial in members]),
         }

@@ -13,7 +13,8 @@ def main(config: PipelineConfig) -> Artifact | None:
     """Run the pipeline, then show the table, the report and the line that opens MLflow."""
     done = pipeline(config)
     if done is not None:
-        print(print_table(paths.read_json(paths.join(done.path, "summary.json"))["rows"]))
+        summary = paths.read_json(paths.join(done.path, "summary.json"))
+        print(print_table(summary["rows"], summary.get("diverged", ())))
         print(f"report: {paths.join(done.path, 'report.html')}")
         if (uri := done.manifest["config"]["tracking_uri"]) != "none":
             print(f"runs:   {ui_command(uri)}")

@@ -12,7 +12,8 @@ def main(config: StudyConfig) -> Artifact | None:
     """Run what is missing, then show the table."""
     done = study(config)
     if done is not None:
-        print(print_table(paths.read_json(paths.join(done.path, "summary.json"))["rows"]))
+        summary = paths.read_json(paths.join(done.path, "summary.json"))
+        print(print_table(summary["rows"], summary.get("diverged", ())))
     return done
 
 

@@ -13,8 +13,11 @@ def main(config: SweepConfig) -> Artifact | None:
     """Sweep, then show the table and where to look further."""
     swept = sweep(config)
     if swept is not None:
-        print(print_table(paths.read_json(paths.join(swept.path, "summary.json"))["rows"]))
-        print(f"runs: {ui_command(swept.manifest['config']['tracking_uri'] or default_uri(swept.path))}")
+        summary = paths.read_json(paths.join(swept.path, "summary.json"))
+        print(print_table(summary["rows"], summary.get("diverged", ())))
+        uri = swept.manifest["config"]["tracking_uri"] or default_uri(swept.path)
+        if uri != "none":
+            print(f"runs: {ui_command(uri)}")
     return swept
 
 

@@ -139,6 +139,33 @@ class TestResults:
         with pytest.raises(EasyCoreError, match="compile = True, not False"):
             Book(path, setting["plain"], {"compile": False}, DATASET)
 
+    def test_results_of_another_release_are_refused_without_naming_an_option(self, tmp_path):
+        """What a release computes is no option, so none is advised."""
+        path, setting = str(tmp_path / "r.json"), identity_fields(settings())
+        older = {name: value for name, value in setting.items() if name != "trades_running_statistics"}
+        Book(path, older, {}, DATASET).add("trials", "t", RECORDS[0])
+
+        with pytest.raises(
+            EasyCoreError, match=r"another release.*trades running statistics: not told there"
+        ) as caught:
+            Book(path, setting, {}, DATASET)
+        assert "pass that" not in str(caught.value)
+
+    def test_a_diverged_trial_is_an_answer_only_where_that_is_asked_for(self, tmp_path):
+        """Without --keep-going it is run again; once it has results, it has not diverged."""
+        trial = _trials(settings(), "standard")[0]
+        attacked = next(other for other in _trials(settings(), "autoattack") if other.name == trial.name)
+        book = Book(str(tmp_path / "r.json"), {}, {}, DATASET)
+        book.add("diverged", trial.name, {"seed": 0})
+        again = Book(str(tmp_path / "r.json"), {}, {}, DATASET)
+
+        assert again.knows(trial, diverged=True)
+        assert again.knows(attacked, diverged=True), "there is no model to attack"
+        assert not again.knows(trial, diverged=False)
+        again.add("trials", key_of(trial), RECORDS[0])
+        assert again.knows(trial, diverged=False)
+        assert not again.diverged
+
     def test_any_other_file_is_refused(self, tmp_path):
         """A JSON file that is no study's results is not overwritten."""
         (tmp_path / "r.json").write_text('{"rows": []}')
@@ -162,6 +189,20 @@ class TestTables:
         assert easy["robust_accuracy_mean"] == easy["robust_accuracy_pgd20_mean"]
         assert easy["suspicious"] == ["seed 1: flattering"]
         assert {row["method"]: row["scoring_seconds"] for row in rows} == {"full": 0.0, "random": 0.0, "easycore": 20.0}
+
+    def test_a_row_names_the_seeds_that_diverged(self, tmp_path):
+        """Rows of that arm only; the tables say which run it was and why."""
+        book = book_of(tmp_path / "r.json", RECORDS[:3])
+        names = ("method", "score", "balance", "fraction", "training", "beta")
+        lost = {**{name: RECORDS[2][name] for name in names}, "seed": 1, "problem": "the loss is nan in step 7"}
+        book.add("diverged", "easycore_f0.5_standard_s1", lost)
+        draw_study(rows_of(book), RECORDS[:3], str(tmp_path / "r.json"), diverged=[lost])
+
+        assert {(row["method"], *row["diverged_seeds"]) for row in rows_of(book)} == {("random",), ("easycore", 1)}
+        assert (
+            "### Diverged, without results\n\n- Standard training, easycore, 50 %, seed 1: the loss is nan in step 7\n"
+            in (tmp_path / "results.md").read_text()
+        )
 
     def test_gains_are_within_a_seed(self):
         """Easycore of seed 0 against random of seed 0; a seed without random counts for nothing."""

@@ -245,6 +245,18 @@ def test_an_unfinished_run_says_how_far_it_is(own):
     assert inspect(path=f"{own}/scores")["progress"]["committed_epochs"] == 0
 
 
+def test_a_diverged_run_says_why_it_is_not_finished(own):
+    """And does not advise the same command again, which would diverge again."""
+    (own / "checkpoint" / "manifest.json").unlink()
+    (own / "checkpoint" / "run.json").write_text(json.dumps({"kind": "checkpoint", "identity": "i", "nonce": "n"}))
+    note = {"identity": "i", "problem": "training diverged: the loss is nan in step 7", "device_seconds": 1.0}
+    (own / "checkpoint" / "diverged.json").write_text(json.dumps(note))
+    text = to_text(inspect(path=f"{own}/checkpoint"))
+
+    assert "diverged      training diverged: the loss is nan in step 7" in text
+    assert "same command" not in text
+
+
 @pytest.mark.parametrize(("where", "message"), [
     ("nowhere", "nowhere does not exist; pass the folder of an artifact"),
     ("dataset/shards", "shards is no artifact .* and holds none"),

@@ -656,6 +656,37 @@ def test_a_suspicious_row_is_marked_and_explained():
     assert "‡" not in print_table(rows[2:])
 
 
+def test_a_row_without_a_diverged_seed_is_marked_and_the_run_named():
+    """Printed table and page mark such rows only, and name every run without results, those of absent arms too."""
+    rows = make_rows(arms=("random",), fractions=(0.5,), betas=(6.0,), all_eps=(8 / 255,))
+    names = ("method", "score", "balance", "fraction", "training", "beta")
+    lost = [
+        {**{name: rows[1][name] for name in names}, "seed": 3, "problem": "the loss is <nan> in step 7"},
+        {
+            **{name: rows[1][name] for name in names},
+            "method": "hardest",
+            "score": "aign",
+            "seed": 0,
+            "problem": "so is it",
+        },
+    ]
+    rows[1]["diverged_seeds"] = [3]
+    head, *text = print_table(rows, lost).splitlines()
+    lines = [line for line in text if line.startswith("TRADES")]
+    page = Page(result_tables(rows, styles(rows), lost))
+
+    assert [line.count("†") for line in lines] == [0, 1]
+    assert len({len(line) for line in [head, *lines]}) == 1, "columns no longer line up"
+    assert sum(line.startswith("† training diverged") for line in text) == 1
+    assert text[-2:] == [
+        "without results: TRADES, β = 6, random, 50 %, seed 3: the loss is <nan> in step 7",
+        "without results: TRADES, β = 6, hardest, 50 %, seed 0: so is it",
+    ]
+    assert page.text.count("†") == 2, "a cell and the heading of the list"
+    assert "random, 50 %, seed 3: the loss is <nan> in step 7" in page.text
+    assert "†" not in print_table(rows[:1])
+
+
 def test_several_attacks_have_columns_and_the_headline_is_their_worst():
     """Terminal, page, findings and axes go by the accuracy under all attacks and name them."""
     rows = make_rows(arms=("random",), fractions=(0.5,), betas=(6.0,), all_eps=(8 / 255,))

@@ -13,16 +13,18 @@ from easycore_ray.errors import EasyCoreError
 from easycore_ray.fitting import HaltedError, LocalContext, fit_here, load_state, save_state
 from easycore_ray.manifest import Artifact, open_artifact
 from easycore_ray.training import (
+    DivergedError,
     claim_checkpoint,
     finish_checkpoint,
     keep_last_good,
     make_fit,
     open_checkpoint,
     open_inputs,
+    read_divergence,
     train,
     train_here,
 )
-from easycore_ray.tuning import Trial, result_rows, training_curves, trial_summary
+from easycore_ray.tuning import Trial, lost_row, result_rows, training_curves, trial_summary
 from easycore_ray.tuning import _train_and_attack as train_and_attack
 from easycore_ray.verification import verify
 from tests.artifacts import make_image_dataset
@@ -210,12 +212,42 @@ def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
     assert same(model.state_dict(), trained(diverging(dataset, epochs=1)).model)
     assert artifact.manifest["halted"] == str(caught.value)
     assert artifact.manifest["counts"]["epochs"] == 1
+    note = read_divergence(config, parents)
+    assert (note["problem"], note["device_seconds"]) == (str(error), 1.0)
+    assert read_divergence(config.replace(lr=0.1), parents) is None, "another run may not"
     with pytest.raises(EasyCoreError, match="still being written"):
         open_checkpoint(config.out)
 
 
+def test_what_no_recipe_can_help_is_not_called_diverged(dataset, tmp_path):
+    """A run that was refused its data keeps its last good model too, but a sweep may not go on without it."""
+    config = settings(dataset, out=str(tmp_path / "model"))
+    found, parents, _ = open_inputs(config)
+    made = claim_checkpoint(config, parents)
+    halted = HaltedError("shard 3 is damaged", trained(config.replace(epochs=1)))
+    error = keep_last_good(config, made, parents, make_fit(config, found, None), halted, 1.0)
+
+    assert type(error) is EasyCoreError
+    assert "is kept in" in str(error)
+    assert read_divergence(config, parents) is None
+
+
+def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
+    """The note of an earlier attempt counts for nothing beside a finished checkpoint."""
+    config = diverging(dataset, epochs=1, out=str(tmp_path / "model"))
+    found, parents, _ = open_inputs(config)
+    made = claim_checkpoint(config, parents)
+    keep_last_good(
+        config, made, parents, make_fit(config, found, None), HaltedError("by chance", None, diverged=True), 1.0
+    )
+
+    assert read_divergence(config, parents)["problem"] == "by chance; no epoch was completed before"
+    finished(config, trained(config))
+    assert read_divergence(config, parents) is None
+
+
 def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
-    """The message says so."""
+    """The message says so, and it is noted all the same."""
     config = settings(dataset, lr=1e30, out=str(tmp_path / "model"))
     found, parents, _ = open_inputs(config)
     made = claim_checkpoint(config, parents)
@@ -223,7 +255,9 @@ def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
         trained(config)
     error = keep_last_good(config, made, parents, make_fit(config, found, None), caught.value, 1.0)
 
+    assert isinstance(error, DivergedError)
     assert str(error).endswith("lower --lr or raise --warmup-fraction; no epoch was completed before")
+    assert read_divergence(config, parents)["problem"] == str(error)
     assert not (tmp_path / "model" / "last_good").exists()
 
 
@@ -313,6 +347,22 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
     json.dumps(rows, allow_nan=False)
 
 
+def test_rows_name_the_seeds_that_are_missing_in_their_means(trials, dataset):
+    """One seed diverged: the row is the other's, and says so; a wholly lost arm has no row, but an entry."""
+    (row, _) = result_rows(trials[:1], scores_of(dataset), trials[1:])
+    (whole, _) = result_rows(trials, scores_of(dataset))
+    lost = lost_row(trials[1], "the loss is nan")
+
+    assert (row["seeds"], row["diverged_seeds"]) == ([trials[0].seed], [trials[1].seed])
+    assert row["clean_accuracy_std"] is None
+    assert whole["diverged_seeds"] == []
+    assert lost == {
+        **{name: row[name] for name in ("method", "score", "balance", "fraction", "training", "beta")},
+        "seed": trials[1].seed,
+        "problem": "the loss is nan",
+    }
+
+
 def test_rows_without_a_validation_split_have_no_best(tmp_path):
     """None, not the last one's numbers in disguise."""
     dataset = make_image_dataset(tmp_path / "dataset", [0, 1, 2] * 20)
@@ -353,8 +403,10 @@ def test_a_diverged_trial_keeps_its_last_good_model(dataset, tmp_path):
     """As a run on its own does, and the trial's error says where."""
     trial = make_trial(dataset, tmp_path, seed=SEED, weight_decay=300.0, lr=0.2)
 
-    with pytest.raises(EasyCoreError, match=rf"is kept in {trial.train.out}/last_good$"):
+    assert trial.divergence() is None
+    with pytest.raises(DivergedError, match=rf"is kept in {trial.train.out}/last_good$") as caught:
         train_and_attack(trial, lambda _: None)
+    assert trial.divergence()["problem"] == str(caught.value)
     assert (
         open_dataset(dataset.path).num_classes
         == open_checkpoint(f"{trial.train.out}/last_good")[1](torch.zeros(1, 1, 4, 4)).shape[1]

@@ -30,6 +30,11 @@ Combine = Callable[[list[Tensor], int], int]
 """Adds the gradients and the loss (a list of tensors, in place) and the row counts of all workers; returns the global
 count."""
 
+
+class NotFiniteError(ValueError):
+    """Training has diverged: its loss or its weights are not finite."""
+
+
 # Steps between two looks at the loss where a look makes the device wait; elsewhere every step is looked at.
 _STEPS_PER_LOOK = {"cpu": 1}
 _STEPS_PER_LOOK_ON_DEVICES = 32
@@ -140,8 +145,8 @@ def train_epoch(
         Sums over this worker's rows.
 
     Raises:
-        ValueError: if the loss of all workers' rows is not finite, or the weights are not at the end of the epoch: the
-            run has diverged. Names the first such step, the same on every worker, and leaves no worker waiting.
+        NotFiniteError: if the loss of all workers' rows is not finite, or the weights are not at the end of the epoch:
+            the run has diverged. Names the first such step, the same on every worker, and leaves no worker waiting.
     """
     device = next(model.parameters()).device
     augment_draws = generator("augment", plan.seed, epoch, rank)
@@ -361,23 +366,23 @@ class _Watch:
         """Refuse the first loss since the last look that is not finite.
 
         Raises:
-            ValueError: names step, epoch and learning rate.
+            NotFiniteError: names step, epoch and learning rate.
         """
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
         for (step, _), loss in zip(waiting, torch.stack([loss for _, loss in waiting]).tolist(), strict=True):
             if not math.isfinite(loss):
-                raise ValueError(self._diverged(f"the loss is {loss} in", step))
+                raise NotFiniteError(self._diverged(f"the loss is {loss} in", step))
 
     def refuse_weights(self, parameters: list[nn.Parameter], step: int) -> None:
         """Refuse weights that the last of ``step`` steps has broken, which no loss has shown yet.
 
         Raises:
-            ValueError: names step, epoch and learning rate.
+            NotFiniteError: names step, epoch and learning rate.
         """
         if not bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all()):
-            raise ValueError(self._diverged("the weights are not finite after", step - 1))
+            raise NotFiniteError(self._diverged("the weights are not finite after", step - 1))
 
     def _diverged(self, what: str, step: int) -> str:
         plan = self._plan

@@ -146,6 +146,9 @@ def _unfinished(facts: Facts) -> Iterator[str]:
         yield from _line("committed", f"{_count(progress['committed_epochs'], 'epoch')}{rows}")
         if progress["epochs"]:
             yield from _line("training", _epochs(progress["epochs"]))
+    if "diverged" in progress:
+        yield from _line("diverged", progress["diverged"])
+        return
     yield from _line("go on", "run the same command again; it starts from what is committed or finished")
 
 

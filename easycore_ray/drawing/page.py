@@ -39,6 +39,8 @@ class Findings:
     """Metrics of the scoring run by epoch."""
     curves: Sequence[Row] = ()
     """Metrics of the training runs by epoch, as in ``summary.json``."""
+    diverged: Sequence[Row] = ()
+    """Runs without results, as in ``summary.json``."""
     mixes: Sequence[Mix]
     """Class histograms of the coresets."""
     classes: Sequence[str]
@@ -84,7 +86,7 @@ def render(findings: Findings, plots: Sequence[Plot]) -> str:
     looks = styles(findings.rows)
     sections = [
         ("glance", "At a glance", glance(findings.rows, looks)),
-        ("results", "Results", result_tables(findings.rows, looks)),
+        ("results", "Results", result_tables(findings.rows, looks, findings.diverged)),
         *((plot.name, _HEADINGS[plot.name], figure(plot, looks, _CAPTIONS[plot.name])) for plot in plots),
         ("images", "The easiest and the hardest images", _images(findings)),
         ("lineage", "Where this comes from", lineage_tables(findings.lineage, "Configuration of the sweep")),

@@ -30,23 +30,25 @@ from easycore_ray.drawing.figures import (
     to_png,
 )
 from easycore_ray.drawing.results import trade_off
-from easycore_ray.drawing.tables import spread_text
+from easycore_ray.drawing.tables import lost_runs, spread_text
 
 Record = Mapping[str, Any]
 _PGD = "pgd20"
 _SIZE = (5.4, 3.4)
 
 
-def draw_study(rows: Sequence[Row], records: Sequence[Record], results: str) -> None:
+def draw_study(rows: Sequence[Row], records: Sequence[Record], results: str, *, diverged: Sequence[Row] = ()) -> None:
     """Write ``results.md``, ``robust_by_eps.png``, ``against_random.png`` and ``trade_off.png`` beside ``results``."""
-    if not rows:
+    if not rows and not diverged:
         return
     folder = results.rsplit("/", 1)[0]
     looks = styles(rows)
     gains = gains_over_random(records)
-    text = "\n\n".join([*_tables(rows), *_gains_table(gains), *_autoattack_table(records)])
+    sections = [*_tables(rows), *_gains_table(gains), *_autoattack_table(records), *_diverged_list(diverged)]
+    text = "\n\n".join(sections)
     paths.write_bytes(paths.join(folder, "results.md"), (text + "\n").encode())
-    plots = [_robust_by_eps(rows, looks), trade_off(rows, looks)] + ([_against_random(gains, looks)] if gains else [])
+    plots = [_robust_by_eps(rows, looks), trade_off(rows, looks)] if rows else []
+    plots += [_against_random(gains, looks)] if gains else []
     for plot in plots:
         paths.write_bytes(paths.join(folder, f"{plot.name}.png"), to_png(plot, looks))
 
@@ -137,6 +139,12 @@ def _autoattack_table(records: Sequence[Record]) -> list[str]:
             lines.append([*what, str(record["num_test_samples"]), format_eps(auto["eps"]), *percents])
     heads = ["objective", "arm", "kept", "seed", "images", "ε", "PGD-20", "AutoAttack", "PGD-20 − AutoAttack"]
     return [f"### PGD-20 against AutoAttack\n\n{_markdown(heads, lines)}"] if lines else []
+
+
+def _diverged_list(diverged: Sequence[Row]) -> list[str]:
+    """The runs without results, and why."""
+    lines = "\n".join(f"- {text}" for text in lost_runs(diverged))
+    return [f"### Diverged, without results\n\n{lines}"] if diverged else []
 
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -47,6 +47,8 @@ _METRICS = (("clean", "clean_accuracy", "worst_class_clean_accuracy_mean"),
             ("robust", "robust_accuracy", "worst_class_robust_accuracy_mean"))  # fmt: skip
 _DOUBT = "‡"
 _DOUBT_NOTE = "signs that the evaluation of at least one seed flatters the model"
+_LOST = "†"
+_LOST_NOTE = "training diverged with at least one seed, which the mean is without"
 
 
 def term(word: str, text: str | None = None) -> str:
@@ -138,7 +140,7 @@ def _accuracy(row: Row | None, looks: Mapping[str, Style] | None = None) -> str:
     if row is None:
         return "<td>–</td>"
     name = f"{arm_tag(arm_name(row), looks[arm_name(row)])}, {percent(row['fraction'])}" if looks else ""
-    return f"<td>{spread_text(row, 'robust_accuracy')}{_doubt_tag(row)}<small>{name}</small></td>"
+    return f"<td>{spread_text(row, 'robust_accuracy')}{_marks_tag(row)}<small>{name}</small></td>"
 
 
 def _gain(found: Finding) -> str:
@@ -151,8 +153,8 @@ def _gain(found: Finding) -> str:
     return f"<td>{found.gain:+.1f}<small>{verdict} the spread of {found.spread:.1f}</small></td>"
 
 
-def result_tables(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
-    """A sortable table per objective; a column per eps; the best coreset of each size is marked."""
+def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Sequence[Row] = ()) -> str:
+    """A sortable table per objective; a column per eps; the best coreset of each size is marked. Then the lost runs."""
     intro = (
         f"<p>Per cent, mean {term('±')} spread; below, the {term('worst class')}. Green: the best coreset of its size "
         f"in that column. {term('steps', 'Steps')} and time are those of one training run. Click a heading to sort.</p>"
@@ -163,12 +165,24 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
             "<i>best</i> says what the model after it reaches.</p>"
         )
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
-    return intro + "".join(tables) + _notes(rows)
+    return intro + "".join(tables) + _notes(rows, diverged)
 
 
-def _notes(rows: Sequence[Row]) -> str:
-    """Below the tables: what the evaluations say of themselves, each sentence once."""
+def lost_runs(diverged: Sequence[Row]) -> list[str]:
+    """Runs without results, a sentence each; ``diverged`` as in a sweep's ``summary.json``."""
+    return [
+        f"{objective(row)}, {arm_name(row)}, {percent(row['fraction'])}, seed {row['seed']}: {row['problem']}"
+        for row in diverged
+    ]
+
+
+def _notes(rows: Sequence[Row], diverged: Sequence[Row]) -> str:
+    """Below the tables: runs that diverged, and what the evaluations say of themselves, each sentence once."""
     found = []
+    if diverged:
+        lines = "".join(f"<li>{escape(text)}</li>" for text in lost_runs(diverged))
+        mark = f'<span class="doubt">{_LOST}</span>'
+        found.append(f"<h3>{mark} Diverged, without results</h3><ul>{lines}</ul>")
     for key, heading in (
         ("suspicious", f'<span class="doubt">{_DOUBT}</span> {_DOUBT_NOTE.capitalize()}'),
         ("warnings", "Warnings of AutoAttack"),
@@ -184,19 +198,29 @@ def _notes(rows: Sequence[Row]) -> str:
     return "".join(found)
 
 
-def _doubt_tag(row: Row) -> str:
-    """The mark of a suspicious evaluation, for the page."""
-    return f'<span class="doubt">{_DOUBT}</span>' if row.get("suspicious") else ""
+def _marks(row: Row) -> str:
+    """What a reader must know of a row's robust accuracy: that it is doubtful, that seeds are missing."""
+    return (_DOUBT if row.get("suspicious") else "") + (_LOST if row.get("diverged_seeds") else "")
 
 
-def print_table(rows: Sequence[Row]) -> str:
-    """Result rows as aligned text for a terminal, at most 110 columns wide; accuracies in per cent."""
+def _marks_tag(row: Row) -> str:
+    """The same for the page."""
+    return f'<span class="doubt">{_marks(row)}</span>' if _marks(row) else ""
+
+
+def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
+    """Result rows as aligned text for a terminal, at most 110 columns wide; accuracies in per cent.
+
+    Below them the runs without results, ``diverged`` as in a sweep's ``summary.json``.
+    """
+    without = [f"without results: {line}" for line in lost_runs(diverged)]
+    if not rows:
+        return "\n".join(without)
     # With several attacks each has a column, in the place of what the line can do without.
     several = attacks(rows) if len(attacks(rows)) > 1 else []
     count, each = (["samples"], []) if not several else ([], [ATTACK_NAMES[name] for name in several])
     heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, "worst", "best", "steps", "training")
-    doubtful = any(row.get("suspicious") for row in rows)
-    mark = {True: f" {_DOUBT}", False: "  "} if doubtful else {False: ""}
+    widest = max(len(_marks(row)) for row in rows)
     objectives = list(dict.fromkeys(map(objective, rows)))
     ordered = sorted(rows, key=lambda row: (objectives.index(objective(row)), row["eps"], -row["fraction"]))
     lines = [heads] + [
@@ -207,7 +231,7 @@ def print_table(rows: Sequence[Row]) -> str:
             *([] if several else [f"{row['num_samples']:,}"]),
             format_eps(row["eps"]),
             spread_text(row, "clean_accuracy"),
-            spread_text(row, "robust_accuracy") + mark[bool(row.get("suspicious"))],
+            spread_text(row, "robust_accuracy") + (f" {_marks(row):{widest}}" if widest else ""),
             *(f"{100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in several),
             f"{100 * value(row, 'worst_class_robust_accuracy_mean'):.1f}",
             f"{100 * row['robust_accuracy_pgd20_best_mean']:.1f}" if best_differs(row) else "",
@@ -230,11 +254,13 @@ def print_table(rows: Sequence[Row]) -> str:
         f"robust: {under}; worst: robust accuracy of the worst class; ±: standard deviation over seeds; "
         "training: per run"
     ]
-    if doubtful:
+    if any(row.get("suspicious") for row in rows):
         notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
+    if any(row.get("diverged_seeds") for row in rows):
+        notes.append(f"{_LOST} {_LOST_NOTE}")
     if another:
         notes.append("best: robust under PGD-20 after the best epoch by validation, where that is not the last")
-    return "\n".join([text[0], "─" * len(text[0]), *text[1:], *notes])
+    return "\n".join([text[0], "─" * len(text[0]), *text[1:], *notes, *without])
 
 
 def _aligned(cell: str, width: int, *, left: bool) -> str:
@@ -308,9 +334,9 @@ def _cells(
         name, worst = names[kind]
         mean = value(row, f"{name}_mean")
         top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == mean
-        doubt = _doubt_tag(row) if kind == "robust" else ""
+        marks = _marks_tag(row) if kind == "robust" else ""
         cells.append(
-            f'<td data-v="{mean}"{" class=best" if top else ""}>{spread_text(row, name)}{doubt}'
+            f'<td data-v="{mean}"{" class=best" if top else ""}>{spread_text(row, name)}{marks}'
             f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}"
             f"{_at_best(row, name)}</td>"
         )

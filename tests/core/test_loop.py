@@ -10,7 +10,15 @@ import torch
 from easycore_ray.core import loop
 from easycore_ray.core.attacks import pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
-from easycore_ray.core.loop import Plan, make_optimizer, prepare_inputs, score_epoch, train_epoch, validate
+from easycore_ray.core.loop import (
+    NotFiniteError,
+    Plan,
+    make_optimizer,
+    prepare_inputs,
+    score_epoch,
+    train_epoch,
+    validate,
+)
 from easycore_ray.core.losses import cross_entropy_rows
 from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.seeding import generator
@@ -276,7 +284,7 @@ def test_divergence_is_said_with_step_epoch_and_learning_rate(monkeypatch, steps
     batches[4][1][:] = 255
 
     with pytest.raises(
-        ValueError, match=r"the loss is nan in step 15 of 200 \(epoch 4, learning rate 0.15\); lower --lr"
+        NotFiniteError, match=r"the loss is nan in step 15 of 200 \(epoch 4, learning rate 0.15\); lower --lr"
     ):
         train_epoch(model, make_optimizer(model, plan), batches, plan, epoch=4, step=10)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,11 +16,12 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from easycore_ray import evaluate, paths, sweep, train
+from easycore_ray import evaluate, paths, report, sweep, train
 from easycore_ray.config import EvaluateConfig, TrainConfig
 from easycore_ray.dataset import open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.evaluation import attack_rows, evaluation_ids, threats_of
+from easycore_ray.reporting import print_table
 from easycore_ray.training import make_fit, open_checkpoint, open_inputs, train_here
 from tests import faults
 
@@ -131,6 +133,25 @@ def test_autoattack_on_ray_equals_its_shards_in_one_process(swept, checkpoint, d
     assert stored[0].equals(stored[2], check_metadata=True)
 
 
+def test_a_trial_of_several_workers_trains_and_attacks_on_all_of_them(digits, two_workers, tmp_path):
+    """Its tasks find room outside what the trial itself reserves; outcomes are those of one process."""
+    sweep(
+        dataset=digits.path, scores=two_workers.path, out=str(tmp_path / "sweep"), method=(), fraction=(0.5,),
+        seeds=(0,), training=("standard",), train_epochs=1, model="cnn", width=4, batch_size=16, augment="none",
+        eval_eps=(0.1,), num_test_samples=260, tracking_uri="none", threads_per_worker=1, num_workers=2,
+    )  # fmt: skip
+    trial = tmp_path / "sweep" / "trials" / "full_f1_standard_s0"
+    manifests = [paths.read_json(str(trial / name / "manifest.json")) for name in ("checkpoint", "evaluation")]
+    config = EvaluateConfig(**manifests[1]["config"] | {"attack": ("pgd20",), "eps": (0.1,)})
+    dataset = open_dataset(digits.path)
+    rows = read_split(dataset, "test", evaluation_ids(dataset, "test", 260, config.seed))
+    here = attack_rows(open_checkpoint(str(trial / "checkpoint"))[1], rows, threats_of(config))
+
+    assert [manifest["config"]["num_workers"] for manifest in manifests] == [2, 2]
+    assert {entry["num_workers"] for entry in manifests[0]["epochs"]} == {2}
+    assert pq.read_table(trial / "evaluation" / "outcomes.parquet").equals(here)
+
+
 def test_a_sweep_tells_every_attack_and_their_worst(swept):
     """A column for each attack, the headline under all of them, and what the evaluations say of themselves."""
     for row in paths.read_json(str(swept / "summary.json"))["rows"]:
@@ -191,6 +212,39 @@ def test_a_diverged_run_stops_on_all_workers_and_its_last_good_model_can_be_eval
 
     assert open_checkpoint(kept)[0].manifest["counts"]["epochs"] >= 1
     assert evaluation.manifest["summary"]["num_samples"] == digits.manifest["counts"]["test"]
+
+
+def test_a_sweep_can_be_finished_without_the_trials_that_diverged(digits, two_workers, tmp_path, capfd):
+    """It fails at first; told to keep going it trains nothing again, and says in every table what is missing."""
+    out = tmp_path / "sweep"
+    fields = dict(
+        dataset=digits.path, scores=two_workers.path, out=str(out), method=(), fraction=(0.5,), seeds=(0,),
+        beta=(1.0, 1e39), training=("trades",), train_epochs=2, model="cnn", width=4, batch_size=16, augment="none",
+        eps=0.1, attack_steps=1, val_attack_steps=0, eval_eps=(0.2,), num_test_samples=60, threads_per_worker=1,
+    )  # fmt: skip
+    with pytest.raises(EasyCoreError, match=r"1 of 2 trials failed.*b1e\+39_s0: training diverged.*with --keep-going"):
+        sweep(**fields)
+    note = out / "trials" / "full_f1_trades_b1e+39_s0" / "checkpoint" / "diverged.json"
+    before = note.stat().st_mtime_ns
+    capfd.readouterr()
+    done = sweep(**fields, keep_going=True)
+    summary = paths.read_json(str(out / "summary.json"))
+
+    assert note.stat().st_mtime_ns == before
+    assert "1 of 2 trials are finished already" in capfd.readouterr().err
+    assert [(row["beta"], row["seeds"]) for row in summary["rows"]] == [(1.0, [0])]
+    assert [(lost["beta"], lost["seed"]) for lost in summary["diverged"]] == [(1e39, 0)]
+    assert done.manifest["counts"] == {"trials": 1, "rows": 1, "diverged": 1}
+    client = mlflow.MlflowClient(f"sqlite:///{out}/mlflow.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert {run.info.run_name: run.info.status for run in runs if "trades" in run.info.run_name} == {
+        "full_f1_trades_b1_s0": "FINISHED", "full_f1_trades_b1e+39_s0": "FAILED",
+    }  # fmt: skip
+    assert "seed 0: training diverged" in print_table(summary["rows"], summary["diverged"])
+    assert report(sweep=done.path, out=str(tmp_path / "report")) is not None
+    assert "Diverged, without results" in (tmp_path / "report" / "report.html").read_text()
+    with pytest.raises(EasyCoreError, match="all 1 trials diverged, the first with: training diverged: the loss"):
+        sweep(**fields | {"out": str(tmp_path / "lost"), "beta": (1e39,)}, keep_going=True)
 
 
 def test_equal_steps_train_equally_long_whatever_the_size(digits, population, tmp_path):
