@@ -21,7 +21,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from easycore_ray import paths
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.methods import describe
-from easycore_ray.core.models import MODELS, is_users
+from easycore_ray.core.models import FIXED_WIDTHS, MODELS, is_users
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.threat import check_eps, format_eps, parse_eps
 from easycore_ray.errors import EasyCoreError
@@ -289,7 +289,8 @@ class RecipeConfig:
     crop_pad: int = 4
     """Pixels of zero padding for the random crop."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32."""
+    """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32 (on GPUs
+    evaluation, like fp32 training, with torch's default of TF32 convolutions; exact scores without)."""
     compile: bool = False
     """Run training steps through torch.compile: minutes at every start, for steps that may be quicker (docs/speed.md).
     Rounds otherwise, so it is another run. Needs a C++ compiler on every node, and on GPUs Triton."""
@@ -317,6 +318,11 @@ class RecipeConfig:
             found.append(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction:g}")
         if self.width is not None:
             found += _at_least("width", self.width, 1)
+            if self.width != FIXED_WIDTHS.get(self.model, self.width):
+                fixed = FIXED_WIDTHS[self.model]
+                found.append(
+                    f"width of {self.model} is {fixed}, got {self.width}; pass --width {fixed}, or another --model"
+                )
         return found
 
 

@@ -34,6 +34,8 @@ from easycore_ray.progress import watching
 
 # A lost peer is noticed after this long in a collective; torch's default is half an hour.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
+# Workers tell how far they are at most this often.
+_POST_SECONDS = 0.2
 # Rows of the validation split that are attacked together; workers take whole blocks, so that no outcome depends on
 # how many they are.
 _VALIDATION_BLOCK = 128
@@ -199,6 +201,8 @@ class RayContext:
         attempt = uuid.uuid4().hex[:12] if self.rank == 0 else None
         self.attempt = ray.train.collective.broadcast_from_rank_zero(attempt)
         self._board = board
+        self._news: tuple[float, str] | None = None
+        self._posted = -math.inf
 
     def restore(self) -> State | None:
         """See ``Context``."""
@@ -225,6 +229,7 @@ class RayContext:
         # The controller registers a moment later; whoever is lost from here on, this epoch is not done again.
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
         if self.rank == 0:
+            self._send()
             self._board.post_metrics.remote(state.epoch, state.history[-1])
 
     def gather(self, value: Any) -> list[Any]:
@@ -259,8 +264,15 @@ class RayContext:
 
     def post(self, done: float, note: str) -> None:
         """See ``Context``."""
-        if self.rank == 0:
-            self._board.post.remote(done, note)
+        self._news = (done, note)
+        # A call to an actor in every step would cost quick steps dearly; an epoch's last news go with its commit.
+        if self.rank == 0 and time.monotonic() - self._posted >= _POST_SECONDS:
+            self._send()
+
+    def _send(self) -> None:
+        if self._news is not None:
+            self._board.post.remote(*self._news)
+            self._news, self._posted = None, time.monotonic()
 
 
 AfterEpoch = Callable[[Context, Feed, nn.Module, int, EpochResult | None, dict[str, Any]], dict[str, float]]

@@ -195,6 +195,11 @@ BAD = [
     (TrainConfig, {"milestones": (0.9, 0.75)}, "milestones must be rising shares"),
     (TrainConfig, {"milestones": (75.0,)}, r"milestones must be rising shares of the run in \(0, 1\).*got \(75.0,\)"),
     (TrainConfig, {"model": "mine:make", "width": 4}, "width is for the built-in networks, got 4 with mine:make"),
+    (
+        TrainConfig,
+        {"model": "resnet18-imagenet", "width": 8},
+        "width of resnet18-imagenet is 64, got 8; pass --width 64",
+    ),
     (TrainConfig, {"model": "a/models.py:make"}, "unknown model 'a/models.py:make'.*package.module:function"),
     (TrainConfig, {"milestones": ()}, "milestones must be rising shares"),
     (PipelineConfig, {"subset": 0}, "subset must be >= 1"),

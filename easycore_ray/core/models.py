@@ -118,6 +118,8 @@ def build_model(
     channels = image_shape[0]
     if num_classes < 1 or (width is not None and width < 1):
         raise ValueError(f"num_classes and width must be at least 1, got {num_classes} and {width}")
+    if width != FIXED_WIDTHS.get(name, width):
+        raise ValueError(f"width of {name} is {FIXED_WIDTHS[name]}, got {width}")
     if len(mean) != channels:
         raise ValueError(f"mean and std need {channels} values, one per channel, got {len(mean)}")
     with seeded("weights", name, seed):
@@ -252,9 +254,7 @@ def wrn_34_10(*, num_classes: int, in_channels: int, width: int = 10) -> nn.Modu
 
 
 def resnet18_imagenet(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
-    """ResNet-18 of torchvision for images around 224x224, untrained; its width is fixed."""
-    if width != 64:
-        raise ValueError(f"resnet18-imagenet has width 64, got {width}; leave the width out")
+    """ResNet-18 of torchvision for images around 224x224, untrained; its width is fixed, see FIXED_WIDTHS."""
     return _torchvision_resnet("resnet18", num_classes, in_channels, width=width)
 
 
@@ -272,6 +272,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18-imagenet": resnet18_imagenet,
     "resnet50-imagenet": resnet50_imagenet,
 }
+FIXED_WIDTHS = {"resnet18-imagenet": 64}
+"""Networks that come in one width."""
 
 
 def _conv(in_channels: int, channels: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:

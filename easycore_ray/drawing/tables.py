@@ -71,7 +71,7 @@ def glance(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
     numbers = (
         f"Numbers are means over seeds {term('±')} their spread." if several else "There is one seed, so no spread."
     )
-    ways = ["as usual"]
+    ways = ["as usual"] if any(row["training"] == "standard" for row in rows) else []
     ways += [f"with {term(name)}" for kind, name in _ADVERSARIAL.items() if any(r["training"] == kind for r in rows)]
     guide = (
         f"<p>Each result is a model trained on a {term('coreset')}; an {term('arm')} says how it was chosen, and "

@@ -204,7 +204,7 @@ def test_frozen_weights_are_not_counted():
         ({"num_classes": 0}, "at least 1"),
         ({"mean": [0.5, 0.5]}, "one per channel"),
         ({"std": [0.0]}, "std > 0"),
-        ({"name": "resnet18-imagenet", "width": 32}, "width 64"),
+        ({"name": "resnet18-imagenet", "width": 32}, "width of resnet18-imagenet is 64, got 32"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):
