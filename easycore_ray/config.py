@@ -289,8 +289,8 @@ class RecipeConfig:
     crop_pad: int = 4
     """Pixels of zero padding for the random crop."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32 (on GPUs
-    evaluation, like fp32 training, with torch's default of TF32 convolutions; exact scores without)."""
+    """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32 (on
+    GPUs evaluation, like fp32 training, with torch's default of TF32 convolutions; exact scores without)."""
     compile: bool = False
     """Run training steps through torch.compile: minutes at every start, for steps that may be quicker (docs/speed.md).
     Rounds otherwise, so it is another run. Needs a C++ compiler on every node, and on GPUs Triton."""

@@ -117,7 +117,7 @@ def _unfinished(folder: Folder) -> dict[str, Any]:
         if folder.kind == "scoring_run":
             progress["committed_rows"] = commits.rows
             progress["committed_parts"] = len(commits.parts)
-    if DIVERGED in map(folder.relative, folder.files):
+    if _diverged(folder):
         progress["diverged"] = paths.read_json(paths.join(folder.path, DIVERGED))["problem"]
     return {
         "path": folder.path,
@@ -128,6 +128,11 @@ def _unfinished(folder: Folder) -> dict[str, Any]:
         "nonce": claim["nonce"],
         "progress": progress,
     }
+
+
+def _diverged(folder: Folder) -> bool:
+    """Whether an unfinished training run is so because it diverged."""
+    return DIVERGED in map(folder.relative, folder.files)
 
 
 def _details(kind: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +248,8 @@ def _named(inner: Folder, folder: Folder) -> dict[str, Any]:
         "state": "finished" if inner.finished else "unfinished",
         "bytes": sum(entry.size for entry in inner.files),
     }
+    if not inner.finished and _diverged(inner):
+        found["diverged"] = True
     if inner.manifest is not None:
         found["counts"] = inner.manifest.get("counts", {})
         if "summary" in inner.manifest:
@@ -257,9 +264,9 @@ def _verified(folders: list[Folder]) -> list[dict[str, Any]]:
     found = []
     for folder in folders:
         if folder.manifest is None:
-            found.append(
-                {"path": folder.path, "kind": folder.kind, "problems": ["is unfinished; nothing to verify yet"]}
-            )
+            # A run that diverged is what a sweep says it is.
+            problems = [] if _diverged(folder) else ["is unfinished; nothing to verify yet"]
+            found.append({"path": folder.path, "kind": folder.kind, "problems": problems})
             continue
         problems = verify(Artifact(folder.path, folder.manifest))
         wrong = [

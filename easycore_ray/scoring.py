@@ -34,7 +34,15 @@ from easycore_ray.fitting import (
 from easycore_ray.manifest import Artifact, Claim, claim, finish, identity
 from easycore_ray.progress import duration, say
 from easycore_ray.reduction import reduce
-from easycore_ray.score_table import Part, check_coverage, fingerprint, id_checksum, write_part, write_samples
+from easycore_ray.score_table import (
+    Part,
+    check_coverage,
+    fingerprint,
+    id_checksum,
+    scored_epochs,
+    write_part,
+    write_samples,
+)
 from easycore_ray.tracking import Tracker
 
 _FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
@@ -263,8 +271,8 @@ def _freeze(
 
 
 def _say_plan(config: ScoreConfig, fit: Fit, out: str) -> None:
-    # The initial weights, every so many epochs, and perhaps the final weights.
-    scored = 1 + len(range(config.epochs, 0, -config.score_every)) + (config.score_pass == "fused+eval")
+    every, score_pass = config.score_every, config.score_pass
+    scored = len(scored_epochs(config.epochs, epochs=config.epochs, every=every, score_pass=score_pass))
     size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
     say(
         f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "

@@ -104,13 +104,24 @@ def _score_table(artifact: Artifact) -> Iterator[str]:
             score_table.check_coverage(table.parts, epoch=epoch, num_samples=samples.num_rows, checksum=checksum)
         except EasyCoreError as error:
             yield str(error).removesuffix("; the epoch is not committed")
-    config = artifact.manifest["config"]
-    if {"epochs", "score_every"} <= set(config):
-        expected = [0, *sorted(range(config["epochs"], 0, -config["score_every"]))]
-        if table.epochs() != expected:
-            yield _differs("scored epochs", table.epochs(), expected)
+    yield from _scored_epochs(table, artifact.manifest)
     if score_table.fingerprint(table.parts) != artifact.fingerprint:
         yield "the listed parts do not have the fingerprint in the manifest"
+
+
+def _scored_epochs(table: ScoreTable, manifest: dict[str, Any]) -> Iterator[str]:
+    """Whether the epochs are there that the configuration asks for."""
+    config = manifest["config"]
+    if not {"epochs", "score_every"} <= set(config):
+        return
+    trained = config["epochs"]
+    if config.get("stop_when_stable") is not None:
+        trained = int(max(entry["epoch"] for entry in manifest["epochs"]))
+    expected = score_table.scored_epochs(
+        trained, epochs=config["epochs"], every=config["score_every"], score_pass=config.get("score_pass", "eval")
+    )
+    if table.epochs() != expected:
+        yield _differs("scored epochs", table.epochs(), expected)
 
 
 def _score_part(table: str, part: Part, samples: pa.Table) -> Iterator[str]:

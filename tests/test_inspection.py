@@ -245,14 +245,28 @@ def test_an_unfinished_run_says_how_far_it_is(own):
     assert inspect(path=f"{own}/scores")["progress"]["committed_epochs"] == 0
 
 
+def test_a_table_that_ended_early_is_whole_only_if_it_was_allowed_to(own):
+    """Two of six planned epochs: all there is if the scores had settled, too few if nothing was said of that."""
+    table = own / "scores" / "table"
+    config = json.loads((table / "manifest.json").read_text())["config"] | {"epochs": 6}
+    edit_manifest(table, config=config | {"stop_when_stable": 0.9}, epochs=[{"epoch": 1}, {"epoch": 2}])
+
+    assert "scored epochs" not in problems(table)
+    edit_manifest(table, config=config | {"stop_when_stable": None})
+    assert "scored epochs: [0, 1, 2] instead of [0, 1, 2, 3, 4, 5, 6]" in problems(table)
+
+
 def test_a_diverged_run_says_why_it_is_not_finished(own):
     """And does not advise the same command again, which would diverge again."""
     (own / "checkpoint" / "manifest.json").unlink()
     (own / "checkpoint" / "run.json").write_text(json.dumps({"kind": "checkpoint", "identity": "i", "nonce": "n"}))
     note = {"identity": "i", "problem": "training diverged: the loss is nan in step 7", "device_seconds": 1.0}
     (own / "checkpoint" / "diverged.json").write_text(json.dumps(note))
-    text = to_text(inspect(path=f"{own}/checkpoint"))
+    facts = inspect(path=f"{own}/checkpoint", verify=True)
+    text = to_text(facts)
 
+    assert facts["verified"][0]["problems"] == []
+    assert "checkpoint, DIVERGED" in to_text(inspect(path=str(own)))
     assert "diverged      training diverged: the loss is nan in step 7" in text
     assert "same command" not in text
 

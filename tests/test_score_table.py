@@ -239,6 +239,22 @@ def test_coverage_catches_every_single_mistake(population, data):
         check_coverage(parts, epoch=3, num_samples=len(ids), checksum=id_checksum(np.array(ids)))
 
 
+@pytest.mark.parametrize(
+    ("trained", "every", "score_pass", "epochs"),
+    [
+        (5, 1, "eval", [0, 1, 2, 3, 4, 5]),
+        (5, 2, "fused", [0, 1, 3, 5]),
+        (5, 2, "fused+eval", [0, 1, 3, 5, 6]),
+        (3, 1, "eval", [0, 1, 2, 3]),
+        (3, 2, "fused+eval", [0, 1, 3, 4]),
+        (5, 9, "eval", [0, 5]),
+    ],
+)
+def test_scored_epochs_count_back_from_the_last_planned_one(trained, every, score_pass, epochs):
+    """Of five planned epochs, some cut short; fused+eval adds the exact pass as one more."""
+    assert score_table.scored_epochs(trained, epochs=5, every=every, score_pass=score_pass) == epochs
+
+
 def test_coverage_says_how_many_rows_there_are():
     """Rows of one epoch do not make up for another's."""
     with pytest.raises(EasyCoreError, match="epoch 3: 2 of 3 samples were scored"):

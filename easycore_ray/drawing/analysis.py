@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from easycore_ray.core.threat import format_eps
@@ -132,6 +133,10 @@ def _distance(group: Mapping[str, Any], norm: str, label: str, axes: Axes) -> No
         axes.plot(at, middle, color=DEEP, marker="o", markersize=4)
         if low.min() > 0 and high.max() > 12 * low.min():
             axes.set_yscale("log")
+            # As people write them: 2, 5, 10, not 2 × 10⁰.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
     _tenths(axes)

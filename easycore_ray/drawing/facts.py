@@ -179,7 +179,8 @@ def _inside(facts: Facts) -> Iterator[str]:
     yield f"Artifacts inside ({len(facts['inside'])})"
     width = min(54, max(len(inner["path"]) for inner in facts["inside"]))
     for inner in facts["inside"]:
-        what = inner["kind"].replace("_", " ") + ("" if inner["state"] == "finished" else ", UNFINISHED")
+        state = "DIVERGED" if inner.get("diverged") else "UNFINISHED"
+        what = inner["kind"].replace("_", " ") + ("" if inner["state"] == "finished" else f", {state}")
         counts = _counts(inner.get("counts", {}))
         if "summary" in inner:
             best = [f"{row['attack']} {100 * row['accuracy']:.1f} %" for row in inner["summary"]["robust"]]

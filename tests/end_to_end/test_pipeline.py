@@ -90,6 +90,14 @@ def test_the_report_needs_nothing_from_elsewhere(finished):
     assert all(reference.startswith("data:") for reference in references), references
 
 
+def test_every_artifact_of_it_is_verified(finished):
+    """All files reread, nothing wrong, exit code 0: on what the jobs really write, with the presets' score pass."""
+    done = run_job("jobs.inspect", str(finished[0]), "--verify")
+
+    assert done.returncode == 0, done.stdout
+    assert "nothing wrong" in done.stdout
+
+
 def test_run_again_it_finds_its_finished_artifacts(finished):
     """The same command ends in seconds, with the same table."""
     out, first = finished
