@@ -24,11 +24,11 @@ from easycore_ray.manifest import (
     Artifact,
     Claim,
     claim,
-    content_hash,
     finish,
     git_commit,
     identity,
     open_artifact,
+    study_fingerprint,
     versions,
 )
 from easycore_ray.progress import duration, say
@@ -165,7 +165,7 @@ def study(config: StudyConfig) -> Artifact | None:
     )
     artifact = finish(
         made,
-        fingerprint=content_hash(*(f"{key} {record}" for key, record in sorted(book.trials.items()))),
+        fingerprint=study_fingerprint(book.trials),
         config=to_dict(config),
         parents={"dataset": dataset.artifact},
         counts={"trials": len(book.trials), "rows": len(rows)} | ({"diverged": len(diverged)} if diverged else {}),

@@ -29,6 +29,7 @@ _CONFIGS: dict[str, type[Any]] = {
     "checkpoint": configs.TrainConfig,
     "evaluation": configs.EvaluateConfig,
     "sweep": configs.SweepConfig,
+    "study": configs.StudyConfig,
     "report": configs.ReportConfig,
     "analysis": configs.AnalyzeConfig,
     "pipeline": configs.PipelineConfig,

@@ -236,6 +236,11 @@ def content_hash(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
+def study_fingerprint(trials: Mapping[str, Mapping[str, Any]]) -> str:
+    """Fingerprint of a study: of the records in its results file, by key."""
+    return content_hash(*(f"{key} {record}" for key, record in sorted(trials.items())))
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a result."""
     found = {}

@@ -18,7 +18,7 @@ from easycore_ray.dataset import Dataset
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.evaluation import Threats, summarise
 from easycore_ray.importing.placement import SPLITS
-from easycore_ray.manifest import Artifact, content_hash
+from easycore_ray.manifest import Artifact, content_hash, study_fingerprint
 from easycore_ray.score_table import Part, ScoreTable
 from easycore_ray.training import open_checkpoint
 
@@ -250,6 +250,17 @@ def _sweep(artifact: Artifact) -> Iterator[str]:
         yield _differs("finished trials", trials, artifact.manifest["counts"]["trials"])
 
 
+def _study(artifact: Artifact) -> Iterator[str]:
+    rows = len(_json(artifact, "summary.json")["rows"])
+    if rows != artifact.manifest["counts"]["rows"]:
+        yield _differs("rows of summary.json", rows, artifact.manifest["counts"]["rows"])
+    where = artifact.manifest["results"]
+    if not paths.exists(where):
+        yield f"its results file {where} is not there"
+    elif study_fingerprint(paths.read_json(where)["trials"]) != artifact.fingerprint:
+        yield f"its results file {where} has not the fingerprint in the manifest; a trial was changed, or added since"
+
+
 def _report(artifact: Artifact) -> Iterator[str]:
     contents = {name: paths.read_bytes(paths.join(artifact.path, name)) for name in artifact.manifest["files"]}
     if content_hash(*(content_hash(name, content) for name, content in contents.items())) != artifact.fingerprint:
@@ -285,6 +296,7 @@ _CHECKS: dict[str, Callable[[Artifact], Iterator[str]]] = {
     "evaluation": _evaluation,
     "scoring_run": _scoring_run,
     "sweep": _sweep,
+    "study": _study,
     "report": _report,
     "analysis": _analysis,
     "pipeline": _pipeline,

@@ -66,6 +66,12 @@ def make_all(root):
     sweep = manifest.finish(claim_of(root / "sweep", "sweep"), fingerprint="s" * 64, config={}, wall_seconds=0.0,
                             parents={"dataset": dataset, "scores": scores},
                             counts={"trials": 1, "rows": 1})  # fmt: skip
+    trials = {"t_s1": {"seed": 1, "clean_accuracy": 0.5}, "t_s0": {"seed": 0, "clean_accuracy": 1 / 3}}
+    paths.write_json(f"{root}/results.json", {"trials": trials})
+    paths.write_json(f"{root}/study/summary.json", {"rows": [{}]})
+    manifest.finish(claim_of(root / "study", "study"), fingerprint=manifest.study_fingerprint(trials), config={},
+                    parents={"dataset": dataset}, counts={"trials": 2, "rows": 1}, wall_seconds=0.0,
+                    results=f"{root}/results.json")  # fmt: skip
     for stage, name in ((sweep, "summary.json"), (report, "report.html")):
         paths.copy_file(f"{stage.path}/{name}", f"{root}/{name}")
     manifest.finish(claim_of(root, "pipeline"), fingerprint=manifest.content_hash(sweep.fingerprint), config={},
@@ -83,6 +89,7 @@ KINDS = {
     "evaluation": "evaluation",
     "report": "report",
     "sweep": "sweep",
+    "study": "study",
     ".": "pipeline",
 }
 
@@ -527,6 +534,17 @@ DAMAGE = {
     ),
     "a plot": ("report", lambda f: (f / "plots/a.png").write_bytes(b"other"), "page or its plots"),
     "a trial that is gone": ("sweep", lambda f: shutil.rmtree(f / "trials/t"), "finished trials: 0 instead of 1"),
+    "a study's results": ("study", lambda f: (f.parent / "results.json").unlink(), "results file .* is not there"),
+    "a record of a study": (
+        "study",
+        lambda f: (f.parent / "results.json").write_text('{"trials": {"t_s0": {"seed": 0}}}'),
+        "a trial was changed, or added since",
+    ),
+    "a row of a study": (
+        "study",
+        lambda f: (f / "summary.json").write_text('{"rows": []}'),
+        "rows of summary.json: 0 instead of 1",
+    ),
     "a page": (".", lambda f: (f / "report.html").write_bytes(b"other"), "report.html is not that of"),
     "a parent that was replaced": (
         "coreset",

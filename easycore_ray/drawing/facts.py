@@ -104,7 +104,8 @@ def _details(facts: Facts) -> Iterator[str]:
             yield from _line(claim["key"], f"{claim['outcome']}: {claim['sentence']}")
     elif kind == "sweep":
         counts = facts["counts"]
-        yield from _line("counts", f"{_count(counts['trials'], 'trial')}, {_count(counts['rows'], 'result row')}")
+        lost = f", {counts['diverged']:,} diverged" if "diverged" in counts else ""
+        yield from _line("counts", f"{_count(counts['trials'], 'trial')}, {_count(counts['rows'], 'result row')}{lost}")
     if kind in ("scoring_run", "score_table") and details.get("epochs"):
         yield from _line("training", _epochs(details["epochs"]))
     if kind == "hardness_table" and details.get("score_pass"):
