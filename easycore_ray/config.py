@@ -100,7 +100,7 @@ StudyPart = Literal["standard", "trades", "fractions", "autoattack"]
 # Fields that say where and how a job runs, not what it computes.
 _NOT_IDENTITY = {
     "out", "overwrite", "dry_run", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker",
-    "max_failures", "max_concurrent_trials", "keep_going", "cache_gib", "tracking_uri", "experiment",
+    "max_failures", "max_concurrent_trials", "keep_going", "materialize", "cache_gib", "tracking_uri", "experiment",
     # inputs: their fingerprints are part of the identity instead
     "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "results",
 }  # fmt: skip
@@ -496,6 +496,9 @@ class CoresetConfig(JobConfig):
     """Further options of the method, NAME=VALUE each, e.g. strata=20."""
     seed: int = 0
     """Seed of random draws."""
+    materialize: bool = False
+    """Also write the kept images as a dataset of their own, OUT/dataset, to train on without --coreset: worth it where
+    a small part of many images is read often, or elsewhere. Ids stay those of --dataset; val and test come along."""
 
     def problems(self) -> list[str]:
         """See ``JobConfig.problems``."""

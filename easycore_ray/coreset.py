@@ -28,6 +28,8 @@ from easycore_ray.progress import say
 
 ROWS = "coreset.parquet"
 """A folder of Parquet files; what reads a Parquet file reads it as one."""
+DATASET = "dataset"
+"""Folder, inside a coreset's, of the dataset of its images."""
 
 
 @verb(CoresetConfig)
@@ -37,6 +39,8 @@ def select(config: CoresetConfig) -> Artifact | None:
     The folder holds ``coreset.parquet`` (a folder of ``coreset-NNNNN.parquet`` with ``sample_id, score, label,
     key``, sorted by id and listed in the manifest; score is null for methods that use none; read it with
     ``pq.read_table(f"{out}/coreset.parquet")``), ``sample_ids.npy`` and ``keys.txt`` for use elsewhere.
+
+    With ``materialize`` the images lie in ``dataset`` beside them, see ``subset.materialize``.
 
     Returns:
         The coreset, or None with ``dry_run``.
@@ -54,12 +58,13 @@ def select(config: CoresetConfig) -> Artifact | None:
         fingerprints["user_scores"] = content_hash(content)
     if config.dry_run:
         choice = _decide(config, parents, dataset)
-        say(f"select: would keep {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
+        also = f" and copy their images → {out}/{DATASET}" if config.materialize else ""
+        say(f"select: would keep {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}{also}")
         return None
     made = claim(out, "coreset", identity("coreset", _identity(config), fingerprints), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
-        return made
+        return _with_images(config, made, dataset)
     with giving_back(made):
         choice = _decide(config, parents, dataset)
     # What an attempt that was killed has left here may have been cut into other files.
@@ -86,7 +91,16 @@ def select(config: CoresetConfig) -> Artifact | None:
         files=files,
     )
     say(f"select: {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
-    return artifact
+    return _with_images(config, artifact, dataset)
+
+
+def _with_images(config: CoresetConfig, coreset: Artifact, dataset: Dataset) -> Artifact:
+    """The coreset, its images copied into a dataset inside it if that is asked for."""
+    if config.materialize:
+        from easycore_ray.subset import materialize
+
+        materialize(dataset, read_sample_ids(coreset), paths.join(coreset.path, DATASET), parents={"coreset": coreset})
+    return coreset
 
 
 def draw_subset(dataset: Dataset, out: str, size: int, seed: int) -> Artifact:

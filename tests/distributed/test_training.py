@@ -16,11 +16,12 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from easycore_ray import evaluate, paths, report, sweep, train
+from easycore_ray import evaluate, paths, report, select, sweep, train
 from easycore_ray.config import EvaluateConfig, TrainConfig
 from easycore_ray.dataset import open_dataset, read_split
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.evaluation import attack_rows, evaluation_ids, threats_of
+from easycore_ray.manifest import open_artifact
 from easycore_ray.reporting import print_table
 from easycore_ray.training import make_fit, open_checkpoint, open_inputs, train_here
 from tests import faults
@@ -57,6 +58,25 @@ def test_one_ray_worker_and_this_process_train_the_same_weights(checkpoint, digi
         torch.set_num_threads(threads)
     stored = load_file(checkpoint.path + "/model.safetensors")
 
+    assert stored.keys() == state.model.keys()
+    assert all(torch.equal(stored[name], state.model[name]) for name in stored)
+
+
+def test_a_materialized_coreset_trains_the_weights_of_the_coreset(checkpoint, digits, tmp_path):
+    """Its images in a dataset of their own, and the coreset within the whole dataset, are one and the same."""
+    fields = dict(dataset=digits.path, method="random", fraction=97 / digits.manifest["counts"]["train"])
+    coreset = select(**fields, out=str(tmp_path / "coreset"))
+    assert select(**fields, out=coreset.path, materialize=True).fingerprint == coreset.fingerprint
+    own = coreset.path + "/dataset"
+    config = TrainConfig(**settings(digits, coreset, "unused", training="trades") | {"dataset": own, "coreset": None})
+    threads = torch.get_num_threads()
+    try:
+        state = train_here(make_fit(config, open_dataset(own), None), read_split(open_dataset(own), "train"))
+    finally:
+        torch.set_num_threads(threads)
+    stored = load_file(checkpoint.path + "/model.safetensors")
+
+    assert open_artifact(own).manifest["parents"]["coreset"]["fingerprint"] == coreset.fingerprint
     assert stored.keys() == state.model.keys()
     assert all(torch.equal(stored[name], state.model[name]) for name in stored)
 
