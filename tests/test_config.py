@@ -87,8 +87,8 @@ class TestEveryConfiguration:
             "out": "elsewhere", "overwrite": True, "dry_run": True, "num_workers": 7, "cpus_per_worker": 0.5,
             "gpus_per_worker": 1.0, "threads_per_worker": 3, "max_failures": 9, "max_concurrent_trials": 5,
             "keep_going": True, "materialize": True, "cache_gib": 0.0, "tracking_uri": "none", "experiment": "x",
-            "source": "t", "test_source": "t", "classes": "t", "dataset": "t", "scores": "t", "coreset": "t", "checkpoint": "t",
-            "sweep": "t", "user_scores": "t", "results": "t",
+            "source": "t", "test_source": "t", "classes": "t", "dataset": "t", "scores": "t", "coreset": "t",
+            "checkpoint": "t", "sweep": "t", "user_scores": "t", "results": "t",
         }  # fmt: skip
         known = {spec.name for spec in dataclasses.fields(kind)}
         moved = make(kind, **{name: value for name, value in there.items() if name in known})
