@@ -48,7 +48,9 @@ def torchvision_dataset(name: str) -> Source:
             arrays = [np.asarray(image) for image in images]
             pieces[split] = _arrays(f"{name}/{split}", arrays, [int(label) for label in labels])
         except (OSError, RuntimeError, TypeError, ValueError) as error:
-            raise EasyCoreError(f"torchvision:{name} cannot be loaded: {error}; its files are in {root}") from error
+            raise EasyCoreError(
+                f"torchvision:{name} cannot be loaded: {error}; without internet access put its files into {root}"
+            ) from error
         classes = classes or [str(title) for title in getattr(found, "classes", [])] or None
         num_rows[split] = len(images)
     return Source(pieces, classes, num_rows)
