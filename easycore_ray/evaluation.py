@@ -200,7 +200,7 @@ def attack_rows(model: nn.Module, rows: Rows, threats: Threats, *, device: str =
     Returns:
         ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
     """
-    model = model.to(device).eval()
+    model = model.eval()
     shards = []
     for start in range(0, len(rows.labels), SHARD_ROWS):
         shard = Rows(*(column[start : start + SHARD_ROWS] for column in rows))
@@ -235,6 +235,8 @@ def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str,
     The first shard of an evaluation also tries a budget so large that nothing can withstand it (see
     ``suspicion``); what it finds and what AutoAttack warns of is in the table's metadata.
     """
+    # AutoAttack hands on images channels first: convolutions follow their weights, and take 1 / 1.2 of the time.
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
     correct = _correct(model, inputs, labels)
     columns: dict[str, Any] = {
@@ -360,7 +362,7 @@ def _attack_task(
     """What each Ray task runs: read a shard's images, attack them."""
     torch.set_num_threads(threads)
     rows = read_split(open_dataset(path), split, sample_ids)
-    return attack_shard(model.to(device), rows, threats, device=device, first=first)
+    return attack_shard(model, rows, threats, device=device, first=first)
 
 
 def _percent(value: float, interval: list[float]) -> str:
