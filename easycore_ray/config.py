@@ -7,13 +7,14 @@ the result is part of an artifact's identity; where it is computed, watched or s
 """
 
 import dataclasses
+import difflib
 import functools
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -25,6 +26,7 @@ from easycore_ray.core.models import FIXED_WIDTHS, MODELS, is_users
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.threat import check_eps, format_eps, parse_eps
 from easycore_ray.errors import EasyCoreError
+from easycore_ray.field_types import settle
 
 Eps = Annotated[
     float,
@@ -156,6 +158,8 @@ def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]
         def call(config: Any = None, /, **fields: Any) -> Any:
             if config is not None and fields:
                 raise TypeError(f"pass a {kind.__name__} or keywords to {function.__name__}, not both")
+            if config is None:
+                _check_names(function.__name__, kind, fields)
             config = kind(**fields) if config is None else config
             paths.reach(*vars(config).values())
             return function(config)
@@ -163,6 +167,20 @@ def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]
         return call
 
     return decorate
+
+
+def _check_names(verb: str, kind: type[Any], given: Iterable[str]) -> None:
+    """Refuse keywords that are no fields, and fields without a default that are missing."""
+    specs = dataclasses.fields(kind)
+    names = [spec.name for spec in specs]
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its fields are {', '.join(names)}"
+            raise TypeError(f"{verb}() has no field {name!r}; {hint}")
+    missing = [spec.name for spec in specs if spec.default is dataclasses.MISSING and spec.name not in given]
+    if missing:
+        raise TypeError(f"{verb}() needs {' and '.join(missing)} as well")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -173,8 +191,39 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+class Checked:
+    """A dataclass whose fields are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        """Bring every field into its type (see ``field_types.settle``) and check it; all problems in one message.
+
+        Raises:
+            EasyCoreError: names each field, the value seen and what is allowed.
+        """
+        problems = []
+        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]  # a class can be hashed
+            try:
+                object.__setattr__(self, name, settle(name, getattr(self, name), hint))
+            except ValueError as error:
+                problems.append(str(error))
+        problems = problems or self.problems()  # ranges of what is no number cannot be checked
+        if problems:
+            raise EasyCoreError("; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one sentence each."""
+        return []
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The type hint of every field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {spec.name: hints[spec.name] for spec in dataclasses.fields(kind)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class JobConfig:
+class JobConfig(Checked):
     """Fields of every job."""
 
     out: str
@@ -183,20 +232,6 @@ class JobConfig:
     """Replace a result in --out that was made with another configuration or input."""
     dry_run: bool = False
     """Say what would be done, how much it is and where it would be written; do nothing."""
-
-    def __post_init__(self) -> None:
-        """Check every field; all problems in one message.
-
-        Raises:
-            EasyCoreError: names each field, the value seen and what is allowed.
-        """
-        problems = self.problems()
-        if problems:
-            raise EasyCoreError("; ".join(problems))
-
-    def problems(self) -> list[str]:
-        """What is wrong with the values, one sentence each."""
-        return []
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again."""
@@ -764,8 +799,6 @@ class StudyConfig(RecipeConfig, TrackingConfig, ComputeConfig):
             if not getattr(self, name):
                 found.append(f"{name} needs at least one value")
         found += _eps_problem("autoattack_eps", self.autoattack_eps, self.norm)
-        for name in self.parts:
-            found += _one_of("part", name, get_args(StudyPart))
         for name in ("score_workers", "subset", "num_test_samples", "num_autoattack_samples"):
             if getattr(self, name) is not None:
                 found += _at_least(name, getattr(self, name), 1)
@@ -821,7 +854,7 @@ class ReportConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Checked):
     """Tell what an artifact is: how it was made, what is in it, and whether all of it is still there."""
 
     path: tyro.conf.Positional[str]
@@ -837,23 +870,18 @@ class InspectConfig:
     json: bool = False
     """Print JSON instead of text."""
 
-    def __post_init__(self) -> None:
-        """Check every field; all problems in one message.
-
-        Raises:
-            EasyCoreError: names each field, the value seen and what is allowed.
-        """
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
         problems = _one_of("score", self.score, HIGHER_IS_HARDER) + _at_least("count", self.count, 0)
         if self.images is not None and not self.images.endswith(".png"):
             problems.append(f"images must end in .png, got {self.images!r}")
         if self.images is not None and not 1 <= self.count <= 100:
             problems.append(f"count must be in 1..100 to draw images, got {self.count}")
-        if problems:
-            raise EasyCoreError("; ".join(problems))
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanConfig:
+class CleanConfig(Checked):
     """List, and with --yes remove, what no artifact in a folder needs: orphaned parts, old training states."""
 
     path: tyro.conf.Positional[str]
@@ -863,14 +891,9 @@ class CleanConfig:
     older_than: float = 24.0
     """Hours a file of an unfinished artifact must have been left alone: a writer may be at work."""
 
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            EasyCoreError: if ``older_than`` is negative or not a number.
-        """
-        if not self.older_than >= 0:
-            raise EasyCoreError(f"older_than must be >= 0 hours, got {self.older_than:g}")
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
+        return [] if self.older_than >= 0 else [f"older_than must be >= 0 hours, got {self.older_than:g}"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,10 @@ class Artifact:
         """Hash of the content (hex)."""
         return self.manifest["fingerprint"]
 
+    def __fspath__(self) -> str:
+        """Its folder, so that an artifact is taken wherever a path is."""
+        return self.path
+
     def as_parent(self) -> dict[str, str]:
         """The entry a child's manifest keeps of this artifact."""
         return {"kind": self.kind, "path": self.path, "fingerprint": self.fingerprint}

@@ -242,7 +242,10 @@ class TestTables:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"parts": ("standard", "others")}, "unknown part 'others'"),
+        (
+            {"parts": ("standard", "others")},
+            "parts must be one of standard, trades, fractions, autoattack, got 'others'",
+        ),
         ({"score_workers": 3}, "score_workers must divide batch_size 128, got 3"),
         ({"num_workers": (1, 2)}, "num_workers must be one number"),
         ({"seeds": ()}, "seeds needs at least one value"),
