@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval, pgd, pgd_training_attack, trades_attack
-from easycore_ray.core.augment import augment, to_float
+from easycore_ray.core.augment import AUGMENTATIONS, augment, to_float
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.running import running_statistics, see_again
-from easycore_ray.core.schedules import learning_rate
+from easycore_ray.core.schedules import SCHEDULES, learning_rate
 from easycore_ray.core.scores import fused_scores, score_batch
 from easycore_ray.core.seeding import generator, seeded
+from easycore_ray.core.threat import NORMS
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Combine = Callable[[list[Tensor], int], int]
@@ -38,6 +39,15 @@ class NotFiniteError(ValueError):
 # Steps between two looks at the loss where a look makes the device wait; elsewhere every step is looked at.
 _STEPS_PER_LOOK = {"cpu": 1}
 _STEPS_PER_LOOK_ON_DEVICES = 32
+
+
+_CHOICES = {
+    "training": ("standard", "trades", "pgd"),
+    "norm": NORMS,
+    "schedule": SCHEDULES,
+    "augment": AUGMENTATIONS,
+    "precision": ("fp32", "bf16"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,16 @@ class Plan:
     """Shares of the steps at which multistep drops."""
     fold: bool = False
     """Fold batch norm into the convolutions for the training attack: another rounding, less work."""
+
+    def __post_init__(self) -> None:
+        """Refuse words that no branch of the loop knows, each of which would be taken for another.
+
+        Raises:
+            ValueError: names the field, the value and what is allowed.
+        """
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

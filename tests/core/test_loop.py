@@ -463,3 +463,13 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
         ValueError, match=r"no working compiler on .*no g\+\+; install a C\+\+ compiler .* --compile out"
     ):
         compiled(make_model(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"training": "Trades"}, {"precision": "fp16"}, {"augment": "flip"}, {"norm": "Linf"}]
+)
+def test_a_plan_of_words_that_no_branch_knows_is_refused(changes):
+    """Each would be taken for another branch: standard training, float32, and so on."""
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got '{value}'"):
+        make_plan(**changes)
