@@ -30,7 +30,7 @@ from easycore_ray.dataset import Dataset, Rows, draw_ids, open_dataset, read_spl
 from easycore_ray.errors import EasyCoreError
 from easycore_ray.manifest import Artifact, Claim, claim, content_hash, finish, giving_back, identity
 from easycore_ray.progress import say
-from easycore_ray.shard_tasks import ShardTask, run_shard_tasks, shard_folder
+from easycore_ray.shard_tasks import ShardTask, read_shard, run_shard_tasks, shard_folder, write_shard
 from easycore_ray.suspicion import LARGE_EPS, LARGE_EPS_IMAGES, SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.training import check_budget, open_checkpoint
 
@@ -188,7 +188,9 @@ def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: 
     return draw_ids(dataset, split, num_samples, seed)
 
 
-def attack_rows(model: nn.Module, rows: Rows, threats: Threats, *, device: str = "cpu") -> pa.Table:
+def attack_rows(
+    model: nn.Module, rows: Rows, threats: Threats, *, device: str = "cpu", made: Claim | None = None
+) -> pa.Table:
     """Outcomes of a set of rows, shard by shard, in this process.
 
     Args:
@@ -196,6 +198,7 @@ def attack_rows(model: nn.Module, rows: Rows, threats: Threats, *, device: str =
         rows: images to attack, sorted by ``sample_id``; shards start at every 250th row.
         threats: attacks, budgets, seed.
         device: where to compute.
+        made: the claim they are made under, to keep finished shards until all are: for AutoAttack, which takes hours.
 
     Returns:
         ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
@@ -203,9 +206,18 @@ def attack_rows(model: nn.Module, rows: Rows, threats: Threats, *, device: str =
     model = model.eval()
     shards = []
     for start in range(0, len(rows.labels), SHARD_ROWS):
-        shard = Rows(*(column[start : start + SHARD_ROWS] for column in rows))
-        shards.append(attack_shard(model, shard, threats, device=device, first=start == 0))
+        table = read_shard(made, _shard_name(start)) if made is not None else None
+        if table is None:
+            shard = Rows(*(column[start : start + SHARD_ROWS] for column in rows))
+            table = attack_shard(model, shard, threats, device=device, first=start == 0)
+            if made is not None and AUTOATTACK in threats.attack:
+                write_shard(made, _shard_name(start), table)
+        shards.append(table)
     return merge_shards(shards)
+
+
+def _shard_name(start: int) -> str:
+    return f"{start:09d}"
 
 
 def merge_shards(shards: list[pa.Table]) -> pa.Table:
@@ -343,7 +355,7 @@ def _attack_on_ray(
     for start in range(0, len(sample_ids), SHARD_ROWS):
         chunk = sample_ids[start : start + SHARD_ROWS]
         args = (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
-        shards.append(ShardTask(f"{start:09d}", len(chunk), args))
+        shards.append(ShardTask(_shard_name(start), len(chunk), args))
     return merge_shards(
         run_shard_tasks(_attack_task, shards, made=made, config=config, label="evaluate", unit="images")
     )

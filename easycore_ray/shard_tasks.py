@@ -62,8 +62,8 @@ def run_shard_tasks(
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    files = {shard.name: paths.join(shard_folder(made), f"{shard.name}.parquet") for shard in shards}
-    tables = {name: _read(file) for name, file in files.items() if made.resumed and paths.exists(file)}
+    found = {shard.name: read_shard(made, shard.name) for shard in shards}
+    tables = {name: table for name, table in found.items() if table is not None}
     if tables:
         say(f"{label}: {len(tables)} of {len(shards)} shards are there, going on with the others")
     task = ray.remote(
@@ -86,7 +86,7 @@ def run_shard_tasks(
             done, _ = ray.wait(list(running))
             shard = running.pop(done[0])
             tables[shard.name] = ray.get(done[0])
-            _write(files[shard.name], tables[shard.name])
+            write_shard(made, shard.name, tables[shard.name])
             progress.update(sum(other.rows for other in shards if other.name in tables))
     except ray.exceptions.RayTaskError as error:
         # Our own sentence, without the task's traceback around it.
@@ -105,11 +105,20 @@ def run_shard_tasks(
     return [tables[shard.name] for shard in shards]
 
 
-def _read(path: str) -> pa.Table:
+def read_shard(made: Claim, name: str) -> pa.Table | None:
+    """The table of a shard that an earlier attempt finished, or None."""
+    path = _file(made, name)
+    if not made.resumed or not paths.exists(path):
+        return None
     return pq.read_table(pa.BufferReader(paths.read_bytes(path)))
 
 
-def _write(path: str, table: pa.Table) -> None:
+def write_shard(made: Claim, name: str, table: pa.Table) -> None:
+    """Keep the table of a finished shard."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    paths.write_bytes(path, buffer.getbuffer())
+    paths.write_bytes(_file(made, name), buffer.getbuffer())
+
+
+def _file(made: Claim, name: str) -> str:
+    return paths.join(shard_folder(made), f"{name}.parquet")

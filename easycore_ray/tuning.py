@@ -591,9 +591,8 @@ def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifa
         return made
     started = time.monotonic()
     ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
-    outcomes = attack_rows(
-        model, _pick(_split_rows(dataset.path, config.split), ids), threats_of(config), device=device
-    )
+    rows = _pick(_split_rows(dataset.path, config.split), ids)
+    outcomes = attack_rows(model, rows, threats_of(config), device=device, made=made)
     return finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from easycore_ray import paths
+from easycore_ray import evaluation, paths
 from easycore_ray.config import EvaluateConfig
 from easycore_ray.dataset import Rows, open_dataset
 from easycore_ray.errors import EasyCoreError
@@ -120,6 +120,41 @@ def evaluated(tmp_path):
         return ["--checkpoint", config.checkpoint, "--dataset", config.dataset, "--out", config.out]
 
     return evaluation_of
+
+
+def test_a_killed_trial_goes_on_from_the_shards_it_has_attacked(tmp_path, monkeypatch):
+    """Hours of AutoAttack in a sweep's trial are not lost; the outcome is that of one go, and the shards are gone."""
+    pytest.importorskip("pyautoattack")
+    monkeypatch.setattr(evaluation, "SHARD_ROWS", 8)
+    labels = [number % 3 for number in range(30)]
+    dataset = open_dataset(make_image_dataset(tmp_path / "dataset", labels, labels[:20]).path)
+    checkpoint = make_checkpoint(tmp_path / "model", dataset.path, model="tests.users_models:good", width=None)
+    config = settings(
+        checkpoint=checkpoint.path, dataset=dataset.path, out=str(tmp_path / "killed"), attack=("pgd20", "autoattack"),
+        eps=(0.1,),
+    )  # fmt: skip
+    whole = attack_here(config.replace(out=str(tmp_path / "whole")), dataset, "cpu")
+    attacked = []
+
+    def attack(model, rows, *rest, **options):
+        if len(attacked) == 2:
+            raise KeyboardInterrupt
+        attacked.append(int(rows.sample_ids[0]))
+        return attack_shard(model, rows, *rest, **options)
+
+    monkeypatch.setattr(evaluation, "attack_shard", attack)
+    with pytest.raises(KeyboardInterrupt):
+        attack_here(config, dataset, "cpu")
+    kept = [path.name for path in (tmp_path / "killed").glob("shards-*/*")]
+    monkeypatch.setattr(evaluation, "attack_shard", lambda model, rows, *rest, **options: (
+        attacked.append(int(rows.sample_ids[0])), attack_shard(model, rows, *rest, **options))[1])  # fmt: skip
+    again = attack_here(config, dataset, "cpu")
+
+    assert sorted(kept) == ["000000000.parquet", "000000008.parquet"]
+    assert len(attacked) == len(set(attacked)) == 3, "no shard was attacked twice"
+    assert again.fingerprint == whole.fingerprint
+    assert again.manifest["summary"] == whole.manifest["summary"]
+    assert not list((tmp_path / "killed").glob("shards-*/*"))
 
 
 def test_a_suspicious_evaluation_is_loud_whenever_it_is_asked_for(evaluated, capsys):
