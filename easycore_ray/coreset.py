@@ -109,14 +109,24 @@ def draw_subset(dataset: Dataset, out: str, size: int, seed: int) -> Artifact:
     Raises:
         EasyCoreError: there are fewer samples.
     """
-    total = dataset.num_rows("train")
-    if size > total:
-        raise EasyCoreError(f"subset must be at most {total:,}, the training samples there are, got {size:,}")
+    check_subset(dataset, size)
+    fraction = size / dataset.num_rows("train")
     chosen = select(
-        CoresetConfig(out=out, dataset=dataset.path, method="random", balance="class", fraction=size / total, seed=seed)
+        CoresetConfig(out=out, dataset=dataset.path, method="random", balance="class", fraction=fraction, seed=seed)
     )
     assert chosen is not None
     return chosen
+
+
+def check_subset(dataset: Dataset, size: int) -> None:
+    """Refuse a subset that is larger than the whole.
+
+    Raises:
+        EasyCoreError: says how many samples there are.
+    """
+    total = dataset.num_rows("train")
+    if size > total:
+        raise EasyCoreError(f"subset must be at most {total:,}, the training samples there are, got {size:,}")
 
 
 def open_coreset(path: str, dataset: Dataset) -> Artifact:

@@ -7,6 +7,7 @@ the content, and is what children record of their parents.
 """
 
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -128,6 +129,7 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
         EasyCoreError: if the folder holds another artifact (unless ``overwrite``), something that is not
             ours (always), or cannot be written.
     """
+    git_commit()
     found = _found(path)
     if found is not None and found.get("kind") != kind:
         held = str(found.get("kind")).replace("_", " ")
@@ -256,8 +258,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_commit() -> str | None:
-    """Commit of the source tree this package runs from, or None outside a repository."""
+    """Commit of the source tree this package runs from, or None outside a repository.
+
+    That of the first call in this process, which ``claim`` makes before any work: the tree may move on meanwhile, the
+    code that runs does not.
+    """
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

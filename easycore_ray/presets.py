@@ -105,7 +105,7 @@ def cifar10(out: str = "runs/cifar10-full") -> PipelineConfig:
         lr=0.1,
         precision="bf16",
         score_epochs=200,
-        # Measured in docs/schedules: for a seventh of the cost of exact passes, as good an agreement across seeds.
+        # Measured in docs/schedules: for a sixth of the cost of exact passes, as good an agreement across seeds.
         score_pass="fused+eval",
         method=(
             "easycore",

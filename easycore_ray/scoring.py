@@ -147,7 +147,7 @@ def score(config: ScoreConfig) -> Artifact | None:
     out = paths.absolute(config.out)
     fit = make_fit(config, dataset, sample_ids)
     if config.dry_run:
-        _say_plan(config, fit, out)
+        say_plan(config, fit)
         return None
     key = identity("scoring_run", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
     made = claim(out, "scoring_run", key, overwrite=config.overwrite)
@@ -270,7 +270,9 @@ def _freeze(
     )
 
 
-def _say_plan(config: ScoreConfig, fit: Fit, out: str) -> None:
+def say_plan(config: ScoreConfig, fit: Fit) -> None:
+    """Say what a scoring run would do, how much it is and where it would be written."""
+    out = paths.absolute(config.out)
     every, score_pass = config.score_every, config.score_pass
     scored = len(scored_epochs(config.epochs, epochs=config.epochs, every=every, score_pass=score_pass))
     size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20

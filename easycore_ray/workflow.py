@@ -6,15 +6,17 @@ interruption and ends in seconds when there is nothing left to do.
 
 import time
 
+import numpy as np
+
 from easycore_ray import paths
 from easycore_ray.autoattack import AUTOATTACK, require_autoattack
 from easycore_ray.config import PipelineConfig, ReportConfig, identity_fields, to_dict, verb
-from easycore_ray.coreset import draw_subset
+from easycore_ray.coreset import check_subset, draw_subset
 from easycore_ray.dataset import open_dataset, prepare
-from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity
 from easycore_ray.progress import duration, say
 from easycore_ray.reporting import report
-from easycore_ray.scoring import score
+from easycore_ray.scoring import make_fit, say_plan, score
 from easycore_ray.tracking import default_uri
 from easycore_ray.tuning import sweep
 
@@ -78,8 +80,13 @@ def _say_plan(config: PipelineConfig) -> None:
     if config.dataset is None:
         prepare(config.prepare_config())
     else:
-        open_artifact(config.dataset, "dataset")
-        score(config.score_config(config.dataset))
+        dataset, ids = open_dataset(config.dataset), None
+        if config.subset is not None:
+            check_subset(dataset, config.subset)
+            ids = np.arange(config.subset)  # which ones does not matter to a plan
+            say(f"pipeline: would draw {config.subset:,} of {dataset.num_rows('train'):,} training samples")
+        plan_of_scores = config.score_config(config.dataset)
+        say_plan(plan_of_scores, make_fit(plan_of_scores, dataset, ids))
     plan = config.sweep_config("dataset", "scores")
     objectives = sum(len(plan.beta) if kind == "trades" else 1 for kind in dict.fromkeys(plan.training))
     trials = (1 + len(plan.method) * len(plan.fraction)) * objectives * len(plan.seeds)

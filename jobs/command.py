@@ -1,7 +1,7 @@
 """The one way a job runs: preset or saved configuration first, then flags, then the verb.
 
-Mistakes of the person at the keyboard end in one line on standard error and exit code 2; anything else
-that escapes is a bug and keeps its traceback.
+Mistakes of the person at the keyboard end in one line on standard error (the parser's own in a box) and exit code
+2; anything else that escapes is a bug and keeps its traceback.
 """
 
 import dataclasses
