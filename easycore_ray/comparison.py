@@ -172,7 +172,9 @@ def study(config: StudyConfig) -> Artifact | None:
         wall_seconds=time.monotonic() - started,
         results=results,
     )
-    say(f"study: {len(book.trials)} trials, {count} of them now, in {duration(time.monotonic() - started)} → {results}")
+    say(f"study: {len(book.trials)} trials in {duration(time.monotonic() - started)} → {results}")
+    if diverged:
+        say(f"study: DIVERGED, without results: {', '.join(book.diverged)}")
     return artifact
 
 

@@ -25,7 +25,7 @@ from easycore_ray.core.methods import describe
 from easycore_ray.core.models import FIXED_WIDTHS, MODELS, is_users
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.threat import check_eps, format_eps, parse_eps
-from easycore_ray.errors import EasyCoreError
+from easycore_ray.errors import EasyCoreError, FieldsError
 from easycore_ray.field_types import settle
 
 Eps = Annotated[
@@ -208,7 +208,7 @@ class Checked:
                 problems.append(str(error))
         problems = problems or self.problems()  # ranges of what is no number cannot be checked
         if problems:
-            raise EasyCoreError("; ".join(problems))
+            raise FieldsError(problems)
 
     def problems(self) -> list[str]:
         """What is wrong with the values, one sentence each."""
@@ -807,8 +807,8 @@ class StudyConfig(RecipeConfig, TrackingConfig, ComputeConfig):
         for stage in (lambda: self.score_config("dataset", 0), lambda: self.sweep_config("scores", 0, ("random",))):
             try:
                 stage()
-            except EasyCoreError as error:
-                found += [problem for problem in str(error).split("; ") if problem not in found]
+            except FieldsError as error:
+                found += [problem for problem in error.problems if problem not in found]
         return found
 
     def score_config(self, out: str, seed: int, coreset: str | None = None) -> ScoreConfig:
@@ -970,8 +970,8 @@ class PipelineConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
         for stage in (self.score_config, self.sweep_config):
             try:
                 stage("dataset", "scores")
-            except EasyCoreError as error:
-                found += [problem for problem in str(error).split("; ") if problem not in found]
+            except FieldsError as error:
+                found += [problem for problem in error.problems if problem not in found]
         return found
 
     def prepare_config(self) -> PrepareConfig:

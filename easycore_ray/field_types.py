@@ -6,10 +6,12 @@ a word that no branch of the code knows ("Trades") would otherwise be taken for 
 """
 
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union
 
 import numpy as np
@@ -73,6 +75,8 @@ def _one_of_types(name: str, value: Any, parts: tuple[Any, ...]) -> Any:
 
 def _several(name: str, value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """A tuple of any length, ``tuple[X, ...]``, or of a fixed one."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value.item()
     any_number = len(parts) == 2 and parts[1] is Ellipsis
     if any_number:
         values: Iterable[Any] = value if isinstance(value, _SEVERAL) else (value,)
@@ -80,6 +84,17 @@ def _several(name: str, value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
     if not isinstance(value, _SEVERAL) or len(value) != len(parts):
         raise ValueError(f"{name} must be {len(parts)} values, got {value!r}")
     return tuple(settle(name, one, part) for one, part in zip(value, parts, strict=True))
+
+
+def _path_text(name: str, value: Any) -> str:
+    """A path object as text that means the same path and nothing else."""
+    text = os.fspath(value)
+    if isinstance(value, PurePath):
+        if re.match(r"[a-z0-9]+:/", text):
+            raise ValueError(f"{name} must be text for a remote path, got {value!r}, which has lost a slash")
+        # "digits" alone would be the name of a source, not a folder.
+        text = text if value.is_absolute() else f"./{text}"
+    return text
 
 
 def _single(name: str, value: Any, kind: Any) -> Any:
@@ -91,8 +106,10 @@ def _single(name: str, value: Any, kind: Any) -> Any:
         return int(value)
     if kind is float and isinstance(value, Real) and not truth:
         return float(value)
-    if kind is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is str and isinstance(value, os.PathLike):
+        return _path_text(name, value)
     words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
     if kind in words:
         raise ValueError(f"{name} must be {words[kind]}, got {value!r}")

@@ -132,8 +132,10 @@ def _unfinished(folder: Folder) -> dict[str, Any]:
 
 
 def _diverged(folder: Folder) -> bool:
-    """Whether an unfinished training run is so because it diverged."""
-    return DIVERGED in map(folder.relative, folder.files)
+    """Whether an unfinished training run is so because it diverged, it and no other that was here before."""
+    if folder.claim is None or DIVERGED not in map(folder.relative, folder.files):
+        return False
+    return paths.read_json(paths.join(folder.path, DIVERGED))["identity"] == folder.claim["identity"]
 
 
 def _details(kind: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,8 +267,9 @@ def _verified(folders: list[Folder]) -> list[dict[str, Any]]:
     found = []
     for folder in folders:
         if folder.manifest is None:
-            # A run that diverged is what a sweep says it is.
-            problems = [] if _diverged(folder) else ["is unfinished; nothing to verify yet"]
+            # A run that diverged is what the sweep around it says it is.
+            expected = _diverged(folder) and folder is not folders[0]
+            problems = [] if expected else ["is unfinished; nothing to verify yet"]
             found.append({"path": folder.path, "kind": folder.kind, "problems": problems})
             continue
         problems = verify(Artifact(folder.path, folder.manifest))

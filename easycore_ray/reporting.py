@@ -139,7 +139,8 @@ def _mixes(sweep: Artifact) -> list[Mix]:
     folder = paths.join(sweep.path, "coresets")
     found = []
     for name in paths.list_files(folder):
-        if name.endswith("/manifest.json"):
+        # Of the coresets themselves; inside one may lie the dataset of its images.
+        if name.endswith("/manifest.json") and name.removeprefix(folder).count("/") == 2:
             coreset = open_artifact(name.removesuffix("/manifest.json"), "coreset").manifest
             if coreset["method"] != "full":
                 arm = Arm(coreset["method"], coreset["score"], coreset["balance"]).name

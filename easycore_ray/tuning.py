@@ -375,11 +375,37 @@ def run_trials(
     diverged: dict[str, dict[str, Any]] = {}
     if config.keep_going:
         diverged = {trial.name: note for trial in trials if (note := trial.divergence()) is not None}
-        trials = [trial for trial in trials if trial.name not in diverged]
-    if not trials:
-        return diverged
+    missing = [trial for trial in trials if trial.name not in diverged]
+    if trials and not missing:
+        _track_as_finished(config, made)
+    return _run_missing(config, made, missing, concurrency, on_finished, diverged) if missing else diverged
+
+
+def _track_as_finished(config: SweepConfig, made: Claim) -> None:
+    """Tell MLflow that what failed for its diverged trials is finished without them."""
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
-    parent = f"{made.kind}-{made.identity[:16]}-{made.nonce}"
+    try:
+        tracker.run(_parent_key(made), name=made.kind, params=to_dict(config), tags={"kind": made.kind})
+        tracker.finish(_parent_key(made))
+    finally:
+        tracker.close()
+
+
+def _parent_key(made: Claim) -> str:
+    return f"{made.kind}-{made.identity[:16]}-{made.nonce}"
+
+
+def _run_missing(
+    config: SweepConfig,
+    made: Claim,
+    trials: list[Trial],
+    concurrency: int,
+    on_finished: Callable[[Trial], None] | None,
+    diverged: dict[str, dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """See ``run_trials``: trials of which nothing is known, beside those that have diverged before."""
+    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
+    parent = _parent_key(made)
     tracker.run(parent, name=made.kind, params=to_dict(config), tags={"kind": made.kind})
     callback = _Follow(trials, tracker, parent, made.kind, on_finished)
     run = _trial_here if config.max_workers == 1 else _trial_on_ray
@@ -416,7 +442,8 @@ def run_trials(
         # Tune takes Ctrl-C for a wish to end early, and returns what there is.
         raise KeyboardInterrupt
     if problems:
-        hint = " (with --keep-going, without those that diverged)" if callback.diverged else ""
+        lost = callback.diverged and not config.keep_going
+        hint = " (with --keep-going, without those that diverged)" if lost else ""
         raise EasyCoreError(
             f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
             f"finished trials are kept, run the same command again to go on{hint}"

@@ -254,7 +254,8 @@ def _study(artifact: Artifact) -> Iterator[str]:
     rows = len(_json(artifact, "summary.json")["rows"])
     if rows != artifact.manifest["counts"]["rows"]:
         yield _differs("rows of summary.json", rows, artifact.manifest["counts"]["rows"])
-    where = artifact.manifest["results"]
+    own = paths.join(artifact.path, "results.json")  # by default there, also after it was moved
+    where = own if paths.exists(own) else artifact.manifest["results"]
     if not paths.exists(where):
         yield f"its results file {where} is not there"
     elif study_fingerprint(paths.read_json(where)["trials"]) != artifact.fingerprint:

@@ -204,6 +204,14 @@ class TestTables:
             in (tmp_path / "results.md").read_text()
         )
 
+    def test_tables_are_there_while_only_all_data_has_results(self, tmp_path):
+        """Every coreset of it diverged: the plots that would compare have nothing to show."""
+        book = book_of(tmp_path / "r.json", RECORDS[4:6])
+        draw_study(rows_of(book), RECORDS[4:6], str(tmp_path / "r.json"))
+
+        assert "| full | 100 % |" in (tmp_path / "results.md").read_text()
+        assert [path.name for path in tmp_path.glob("*.png")] == ["trade_off.png"]
+
     def test_gains_are_within_a_seed(self):
         """Easycore of seed 0 against random of seed 0; a seed without random counts for nothing."""
         gains = gains_over_random([*RECORDS, record("easycore", 9, 1.0, 1.0)])
@@ -259,6 +267,15 @@ def test_bad_input_is_refused(changes, words):
         settings(**changes)
 
     assert words in str(caught.value)
+
+
+def test_what_is_wrong_with_a_stage_is_told_once():
+    """Also where the sentence has parts of its own."""
+    with pytest.raises(EasyCoreError) as caught:
+        settings(model="resnet18-imagenet", width=8, milestones=(75.0,))
+
+    assert str(caught.value).count("width of resnet18-imagenet") == 1
+    assert str(caught.value).count("milestones must be rising") == 1
 
 
 @pytest.mark.parametrize("field", ["eps", "standard_eps", "trades_eps", "autoattack_eps"])

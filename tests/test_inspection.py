@@ -271,11 +271,16 @@ def test_a_diverged_run_says_why_it_is_not_finished(own):
     (own / "checkpoint" / "diverged.json").write_text(json.dumps(note))
     facts = inspect(path=f"{own}/checkpoint", verify=True)
     text = to_text(facts)
+    within = inspect(path=str(own), verify=True)
 
-    assert facts["verified"][0]["problems"] == []
-    assert "checkpoint, DIVERGED" in to_text(inspect(path=str(own)))
+    assert facts["verified"][0]["problems"] == ["is unfinished; nothing to verify yet"], "there is no model"
+    assert "checkpoint, DIVERGED" in to_text(within)
+    (inner,) = (entry for entry in within["verified"] if entry["path"].endswith("/checkpoint"))
+    assert inner["problems"] == [], "what it lies in knows of it"
     assert "diverged      training diverged: the loss is nan in step 7" in text
     assert "same command" not in text
+    (own / "checkpoint" / "diverged.json").write_text(json.dumps(note | {"identity": "of another run"}))
+    assert "same command" in to_text(inspect(path=f"{own}/checkpoint"))
 
 
 @pytest.mark.parametrize(("where", "message"), [
@@ -535,6 +540,11 @@ DAMAGE = {
     "a plot": ("report", lambda f: (f / "plots/a.png").write_bytes(b"other"), "page or its plots"),
     "a trial that is gone": ("sweep", lambda f: shutil.rmtree(f / "trials/t"), "finished trials: 0 instead of 1"),
     "a study's results": ("study", lambda f: (f.parent / "results.json").unlink(), "results file .* is not there"),
+    "a study that was moved": (
+        "study",
+        lambda f: (f / "results.json").write_text('{"trials": {}}'),
+        r"its results file .*study/results.json has not the fingerprint",
+    ),
     "a record of a study": (
         "study",
         lambda f: (f.parent / "results.json").write_text('{"trials": {"t_s0": {"seed": 0}}}'),

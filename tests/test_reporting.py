@@ -11,6 +11,8 @@ import io
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -393,8 +395,12 @@ def test_plots_are_also_files(drawn):
 
 def test_coresets_are_gathered_without_the_full_one(sweep):
     """Class histograms come from the coresets' manifests; all data is no coreset."""
+    (some, *_) = Path(sweep.path, "coresets").iterdir()
+    (some / "dataset").mkdir()
+    (some / "dataset" / "manifest.json").write_text('{"kind": "dataset", "fingerprint": "of its images"}')
     mixes = gather(ReportConfig(sweep=sweep.path, out="unused"), open_artifact(sweep.path)).mixes
 
+    shutil.rmtree(some / "dataset")
     assert {(mix.arm, mix.fraction) for mix in mixes} == {(arm, fraction) for arm in ARMS for fraction in (0.3, 0.5)}
     assert {tuple(mix.class_histogram) for mix in mixes if mix.arm == "hardest"} == {
         tuple(mix_of("hardest", fraction)) for fraction in (0.3, 0.5)

@@ -50,6 +50,8 @@ def draw_study(rows: Sequence[Row], records: Sequence[Record], results: str, *, 
     plots = [_robust_by_eps(rows, looks), trade_off(rows, looks)] if rows else []
     plots += [_against_random(gains, looks)] if gains else []
     for plot in plots:
+        if not plot.panels:
+            continue  # there is nothing beside all data yet
         paths.write_bytes(paths.join(folder, f"{plot.name}.png"), to_png(plot, looks))
 
 
