@@ -38,6 +38,7 @@ from easycore_ray.tuning import (
     Trial,
     concurrency_of,
     coreset_folders,
+    described,
     lineage,
     lost_row,
     make_trials,
@@ -53,6 +54,8 @@ _HALF = ("random", "random/class", "easycore", "easycore/class", "hardest", "eas
 # Fields that say how much of the study is done, not how.
 _EXTENT = {"seeds", "parts"}
 _AUTOATTACK = "+autoattack"
+# The columns that ``tuning.described`` gives.
+_DESCRIBED = ("method", "score", "balance", "fraction", "training", "beta")
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def rows_of(book: Book) -> list[dict[str, Any]]:
         if not key.endswith(_AUTOATTACK):
             groups.setdefault(_without_seed(record), []).append(record)
     found = []
-    for _, members in sorted(groups.items(), key=lambda pair: (pair[0][0], pair[0][3] != "full", pair[0][2])):
+    for members in sorted(groups.values(), key=lambda group: _place(group[0])):
         members.sort(key=lambda record: record["seed"])
         found += [_row(members, entry["eps"], book) for entry in members[0]["robust"]]
     return found
@@ -207,7 +210,7 @@ def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str,
     scored = METHODS[first["method"]].needs_score
     seconds = [book.scoring[str(record["seed"])]["device_seconds"] for record in members] if scored else [0.0]
     return {
-        **{name: first[name] for name in ("method", "score", "balance", "fraction", "training", "beta")},
+        **{name: first[name] for name in _DESCRIBED},
         "scoring_seed": None,  # each seed has its own
         "seeds": seeds,
         **mean_std("clean_accuracy", [record["clean_accuracy"] for record in members]),
@@ -226,7 +229,12 @@ def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str,
 
 
 def _without_seed(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[name] for name in ("training", "beta", "fraction", "method", "score", "balance"))
+    return tuple(record[name] for name in _DESCRIBED)
+
+
+def _place(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a row stands among others: by objective, all data first, the smallest coresets next."""
+    return record["training"], record["method"] != "full", record["fraction"]
 
 
 def _defaults() -> dict[str, Any]:
@@ -369,12 +377,7 @@ def _record(trial: Trial) -> dict[str, Any]:
     evaluation = open_artifact(trial.evaluate.out, "evaluation").manifest
     summary = evaluation["summary"]
     return {
-        "method": trial.arm.method,
-        "score": trial.arm.score,
-        "balance": trial.arm.balance,
-        "fraction": trial.fraction,
-        "training": trial.training,
-        "beta": trial.beta,
+        **described(trial),
         "seed": trial.seed,
         "num_samples": checkpoint["counts"]["samples"],
         "steps": checkpoint["steps"],

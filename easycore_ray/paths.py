@@ -48,6 +48,9 @@ __all__ = [
     "write_json",
 ]
 
+# How often a folder is listed whose own folders come and go.
+_LISTINGS = 5
+
 
 class Entry(NamedTuple):
     """A file that is there."""
@@ -191,9 +194,17 @@ def entries(path: str) -> list[Entry]:
     selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
     prefix = path.split("://")[0] + "://" if is_remote(path) else ""
     with _told(path, "listed"):
-        infos = filesystem.get_file_info(selector)
+        infos = _infos(filesystem, selector)
     files = [info for info in infos if info.type == pafs.FileType.File]
     return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
+
+
+def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+    """What a selector finds; looks again where a folder inside went meanwhile, as those of a run at work do."""
+    for _ in range(_LISTINGS - 1):
+        with contextlib.suppress(FileNotFoundError):
+            return filesystem.get_file_info(selector)
+    return filesystem.get_file_info(selector)
 
 
 def make_dir(path: str) -> None:

@@ -26,7 +26,7 @@ from easycore_ray.hardness_table import open_hardness, read_hardness
 from easycore_ray.manifest import Artifact, claim, content_hash, finish, identity, open_artifact
 from easycore_ray.progress import say
 
-__all__ = ["gather", "make_plots", "print_table", "report", "write_report"]
+__all__ = ["gather", "make_plots", "print_summary", "print_table", "report", "write_report"]
 
 KIND = "report"
 PAGE = "report.html"
@@ -68,6 +68,12 @@ def report(config: ReportConfig) -> Artifact | None:
     )
     say(f"report: {paths.join(out, PAGE)}")
     return artifact
+
+
+def print_summary(folder: str) -> str:
+    """The table of what a sweep, study or pipeline found, for a terminal; see ``print_table``."""
+    summary = paths.read_json(paths.join(folder, "summary.json"))
+    return print_table(summary["rows"], summary.get("diverged", ()))  # older releases wrote no such list
 
 
 def write_report(findings: Findings, out: str) -> dict[str, bytes]:

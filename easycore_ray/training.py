@@ -161,11 +161,12 @@ def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artif
     return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)
 
 
-def read_divergence(config: TrainConfig, parents: dict[str, Artifact]) -> dict[str, Any] | None:
+def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     """What ``keep_last_good`` noted of this very run, see ``manifest.DIVERGED``; None for a finished one."""
     out = paths.absolute(config.out)
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
+    _, parents, _ = open_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
     return found if found["identity"] == _identity(config, parents) else None
 

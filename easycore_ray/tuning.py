@@ -103,11 +103,6 @@ class Trial:
         only_last = not self.best_too or has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
         return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
 
-    def divergence(self) -> dict[str, Any] | None:
-        """What is noted of an earlier attempt at this very run that diverged, if there was one."""
-        _, parents, _ = open_inputs(self.train)
-        return read_divergence(self.train, parents)
-
     def finished(self) -> bool:
         """True if all artifacts are there and were made by this configuration from these inputs."""
         if not all(_is_finished(config.out) for config in (self.train, self.evaluate)):
@@ -372,42 +367,47 @@ def run_trials(
     Raises:
         EasyCoreError: if any other failed.
     """
+    if not trials:
+        return {}
     diverged: dict[str, dict[str, Any]] = {}
     if config.keep_going:
-        diverged = {trial.name: note for trial in trials if (note := trial.divergence()) is not None}
-    missing = [trial for trial in trials if trial.name not in diverged]
-    if trials and not missing:
-        _track_as_finished(config, made)
-    return _run_missing(config, made, missing, concurrency, on_finished, diverged) if missing else diverged
-
-
-def _track_as_finished(config: SweepConfig, made: Claim) -> None:
-    """Tell MLflow that what failed for its diverged trials is finished without them."""
+        diverged = {trial.name: note for trial in trials if (note := read_divergence(trial.train)) is not None}
+    trials = [trial for trial in trials if trial.name not in diverged]
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
-    try:
-        tracker.run(_parent_key(made), name=made.kind, params=to_dict(config), tags={"kind": made.kind})
-        tracker.finish(_parent_key(made))
-    finally:
-        tracker.close()
-
-
-def _parent_key(made: Claim) -> str:
-    return f"{made.kind}-{made.identity[:16]}-{made.nonce}"
-
-
-def _run_missing(
-    config: SweepConfig,
-    made: Claim,
-    trials: list[Trial],
-    concurrency: int,
-    on_finished: Callable[[Trial], None] | None,
-    diverged: dict[str, dict[str, Any]],
-) -> dict[str, dict[str, Any]]:
-    """See ``run_trials``: trials of which nothing is known, beside those that have diverged before."""
-    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
-    parent = _parent_key(made)
+    parent = f"{made.kind}-{made.identity[:16]}-{made.nonce}"
     tracker.run(parent, name=made.kind, params=to_dict(config), tags={"kind": made.kind})
     callback = _Follow(trials, tracker, parent, made.kind, on_finished)
+    try:
+        crashed = _tune(config, made, trials, concurrency, callback)
+        problems = callback.problems + crashed
+        if not config.keep_going:
+            problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
+        tracker.finish(parent, status="FAILED" if problems else "FINISHED")
+    finally:
+        tracker.close()
+    if not problems and callback.finished + len(callback.diverged) < len(trials):
+        # Tune takes Ctrl-C for a wish to end early, and returns what there is.
+        raise KeyboardInterrupt
+    if problems:
+        lost = callback.diverged and not config.keep_going
+        hint = " (with --keep-going, without those that diverged)" if lost else ""
+        raise EasyCoreError(
+            f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
+            f"finished trials are kept, run the same command again to go on{hint}"
+        )
+    for trial, _ in callback.diverged:
+        note = read_divergence(trial.train)
+        assert note is not None
+        diverged[trial.name] = note
+    return diverged
+
+
+def _tune(
+    config: SweepConfig, made: Claim, trials: list[Trial], concurrency: int, callback: tune.Callback
+) -> list[str]:
+    """Run the trials with Ray Tune, if there are any; what ended those that crashed, a line each."""
+    if not trials:
+        return []
     run = _trial_here if config.max_workers == 1 else _trial_on_ray
     resources = {"cpu": 0.1}
     if config.max_workers == 1:
@@ -428,31 +428,10 @@ def _run_missing(
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
         ),
     )
-    try:
-        results = tuner.fit()
-        problems = callback.problems + [str(error).strip().splitlines()[-1] for error in results.errors]
-        if not config.keep_going:
-            problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
-        tracker.finish(parent, status="FAILED" if problems else "FINISHED")
-    finally:
-        tracker.close()
+    results = tuner.fit()
     # Tune's own state is never read again: finished trials are recognised by their artifacts.
     paths.delete_tree(paths.join(made.path, "tune"))
-    if not problems and callback.finished + len(callback.diverged) < len(trials):
-        # Tune takes Ctrl-C for a wish to end early, and returns what there is.
-        raise KeyboardInterrupt
-    if problems:
-        lost = callback.diverged and not config.keep_going
-        hint = " (with --keep-going, without those that diverged)" if lost else ""
-        raise EasyCoreError(
-            f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
-            f"finished trials are kept, run the same command again to go on{hint}"
-        )
-    for trial, _ in callback.diverged:
-        note = trial.divergence()
-        assert note is not None
-        diverged[trial.name] = note
-    return diverged
+    return [str(error).strip().splitlines()[-1] for error in results.errors]
 
 
 class _Follow(tune.Callback):

@@ -179,6 +179,29 @@ def test_a_reader_never_sees_a_part_of_a_file(tmp_path):
     assert all(seen)
 
 
+@pytest.mark.parametrize("failures", [4, 5])
+def test_a_folder_is_listed_again_where_one_inside_went_meanwhile(tmp_path, monkeypatch, failures):
+    """As those of old checkpoints do while a run is inspected; but not for ever."""
+
+    class Vanishing:
+        left = failures
+
+        def get_file_info(self, selector):
+            self.left -= 1
+            if self.left >= 0:
+                raise FileNotFoundError(2, "Cannot list directory", "epoch")
+            return pafs.LocalFileSystem().get_file_info(selector)
+
+    filesystem = Vanishing()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(paths, "locate", lambda path: (filesystem, path))
+    if failures == 4:
+        assert paths.list_files(str(tmp_path)) == [f"{tmp_path}/file"]
+    else:
+        with pytest.raises(EasyCoreError, match=r"cannot be listed: .*Cannot list directory"):
+            paths.list_files(str(tmp_path))
+
+
 def test_json_that_cannot_be_written_leaves_no_file(tmp_path):
     """NaN is not JSON; it is refused before anything is opened."""
     with pytest.raises(ValueError, match="not JSON compliant"):

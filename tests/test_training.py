@@ -212,9 +212,9 @@ def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
     assert same(model.state_dict(), trained(diverging(dataset, epochs=1)).model)
     assert artifact.manifest["halted"] == str(caught.value)
     assert artifact.manifest["counts"]["epochs"] == 1
-    note = read_divergence(config, parents)
+    note = read_divergence(config)
     assert (note["problem"], note["device_seconds"]) == (str(error), 1.0)
-    assert read_divergence(config.replace(lr=0.1), parents) is None, "another run may not"
+    assert read_divergence(config.replace(lr=0.1)) is None, "another run may not"
     with pytest.raises(EasyCoreError, match="still being written"):
         open_checkpoint(config.out)
 
@@ -229,7 +229,7 @@ def test_what_no_recipe_can_help_is_not_called_diverged(dataset, tmp_path):
 
     assert type(error) is EasyCoreError
     assert "is kept in" in str(error)
-    assert read_divergence(config, parents) is None
+    assert read_divergence(config) is None
 
 
 def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
@@ -241,9 +241,9 @@ def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
         config, made, parents, make_fit(config, found, None), HaltedError("by chance", None, diverged=True), 1.0
     )
 
-    assert read_divergence(config, parents)["problem"] == "by chance; no epoch was completed before"
+    assert read_divergence(config)["problem"] == "by chance; no epoch was completed before"
     finished(config, trained(config))
-    assert read_divergence(config, parents) is None
+    assert read_divergence(config) is None
 
 
 def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
@@ -257,7 +257,7 @@ def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
 
     assert isinstance(error, DivergedError)
     assert str(error).endswith("lower --lr or raise --warmup-fraction; no epoch was completed before")
-    assert read_divergence(config, parents)["problem"] == str(error)
+    assert read_divergence(config)["problem"] == str(error)
     assert not (tmp_path / "model" / "last_good").exists()
 
 
@@ -403,10 +403,10 @@ def test_a_diverged_trial_keeps_its_last_good_model(dataset, tmp_path):
     """As a run on its own does, and the trial's error says where."""
     trial = make_trial(dataset, tmp_path, seed=SEED, weight_decay=300.0, lr=0.2)
 
-    assert trial.divergence() is None
+    assert read_divergence(trial.train) is None
     with pytest.raises(DivergedError, match=rf"is kept in {trial.train.out}/last_good$") as caught:
         train_and_attack(trial, lambda _: None)
-    assert trial.divergence()["problem"] == str(caught.value)
+    assert read_divergence(trial.train)["problem"] == str(caught.value)
     assert (
         open_dataset(dataset.path).num_classes
         == open_checkpoint(f"{trial.train.out}/last_good")[1](torch.zeros(1, 1, 4, 4)).shape[1]
