@@ -11,19 +11,19 @@ from typing import Any
 __version__ = "0.1.0"
 
 _VERBS = {
-    "prepare": "dataset",
-    "score": "scoring",
-    "reduce": "reduction",
-    "select": "coreset",
-    "train": "training",
-    "evaluate": "evaluation",
-    "sweep": "tuning",
-    "report": "reporting",
-    "study": "comparison",
-    "pipeline": "workflow",
-    "analyze": "analysis",
-    "inspect": "inspection",
-    "clean": "cleaning",
+    "prepare": "data.ingest.pipeline",
+    "score": "scoring.score",
+    "reduce": "scoring.reduce",
+    "select": "selection.select",
+    "train": "training.train",
+    "evaluate": "evaluation.evaluate",
+    "sweep": "experiments.sweep",
+    "report": "reporting.report",
+    "study": "experiments.study",
+    "pipeline": "experiments.pipeline",
+    "analyze": "analysis.analyze",
+    "inspect": "inspection.inspect",
+    "clean": "inspection.clean",
 }
 __all__ = ["__version__", *_VERBS]
 

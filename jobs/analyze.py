@@ -1,10 +1,10 @@
 """Test the paper's claims on your own data: ``python -m jobs.analyze --help``."""
 
-from easycore_ray import paths
-from easycore_ray.analysis import PAGE, analyze
-from easycore_ray.config import AnalyzeConfig
-from easycore_ray.manifest import Artifact
-from jobs.command import run, show
+from easycore_ray.analysis.analyze import PAGE, analyze
+from easycore_ray.cli import run, show
+from easycore_ray.config.experiments import AnalyzeConfig
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
 
 
 def main(config: AnalyzeConfig) -> Artifact | None:

@@ -1,10 +1,10 @@
 """List or remove what an artifact no longer needs: ``python -m jobs.clean runs/digits``."""
 
-from easycore_ray import paths
-from easycore_ray.cleaning import Leftover, clean
-from easycore_ray.config import CleanConfig
-from easycore_ray.drawing.facts import bytes_text
-from jobs.command import run, show
+from easycore_ray.cli import run, show
+from easycore_ray.config.stages import CleanConfig
+from easycore_ray.inspection.clean import Leftover, clean
+from easycore_ray.reporting.inspect_text import bytes_text
+from easycore_ray.storage import paths
 
 
 def main(config: CleanConfig) -> list[Leftover]:

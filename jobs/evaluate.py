@@ -3,11 +3,11 @@
 import sys
 import warnings
 
-from easycore_ray.config import EvaluateConfig
-from easycore_ray.evaluation import evaluate
-from easycore_ray.manifest import Artifact
-from easycore_ray.suspicion import SuspiciousEvaluation, verdict
-from jobs.command import run
+from easycore_ray.cli import run
+from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.evaluation.evaluate import evaluate
+from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, verdict
+from easycore_ray.storage.artifact import Artifact
 
 
 def main(config: EvaluateConfig) -> Artifact | None:

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from easycore_ray.config import InspectConfig
-from easycore_ray.drawing.facts import to_text
-from easycore_ray.inspection import inspect
-from jobs.command import run, show
+from easycore_ray.cli import run, show
+from easycore_ray.config.stages import InspectConfig
+from easycore_ray.inspection.inspect import inspect
+from easycore_ray.reporting.inspect_text import to_text
 
 
 def main(config: InspectConfig) -> dict[str, Any]:

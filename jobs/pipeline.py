@@ -1,12 +1,12 @@
 """Every stage in order: ``python -m jobs.pipeline --preset digits --out runs/digits``."""
 
-from easycore_ray import paths
-from easycore_ray.config import PipelineConfig
-from easycore_ray.manifest import Artifact
-from easycore_ray.reporting import print_summary
-from easycore_ray.tracking import ui_command
-from easycore_ray.workflow import pipeline
-from jobs.command import run
+from easycore_ray.cli import run
+from easycore_ray.config.experiments import PipelineConfig
+from easycore_ray.experiments.pipeline import pipeline
+from easycore_ray.reporting.report import print_summary
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
+from easycore_ray.tracking.mlflow import ui_command
 
 
 def main(config: PipelineConfig) -> Artifact | None:

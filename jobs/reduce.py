@@ -1,8 +1,8 @@
 """Reduce a score table to hardness: ``python -m jobs.reduce --help``."""
 
-from easycore_ray.config import ReduceConfig
-from easycore_ray.reduction import reduce
-from jobs.command import run
+from easycore_ray.cli import run
+from easycore_ray.config.stages import ReduceConfig
+from easycore_ray.scoring.reduce import reduce
 
 if __name__ == "__main__":
     run(ReduceConfig, reduce)

@@ -1,10 +1,10 @@
 """Draw a finished sweep: ``python -m jobs.report --help``."""
 
-from easycore_ray import paths
-from easycore_ray.config import ReportConfig
-from easycore_ray.manifest import Artifact
-from easycore_ray.reporting import report
-from jobs.command import run
+from easycore_ray.cli import run
+from easycore_ray.config.stages import ReportConfig
+from easycore_ray.reporting.report import report
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
 
 
 def main(config: ReportConfig) -> Artifact | None:

@@ -1,10 +1,10 @@
 """Compare coresets over whole repetitions: ``python -m jobs.study --preset cifar10-cpu --dataset … --out …``."""
 
-from easycore_ray.comparison import study
-from easycore_ray.config import StudyConfig
-from easycore_ray.manifest import Artifact
-from easycore_ray.reporting import print_summary
-from jobs.command import run
+from easycore_ray.cli import run
+from easycore_ray.config.experiments import StudyConfig
+from easycore_ray.experiments.study import study
+from easycore_ray.reporting.report import print_summary
+from easycore_ray.storage.artifact import Artifact
 
 
 def main(config: StudyConfig) -> Artifact | None:

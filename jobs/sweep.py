@@ -1,11 +1,11 @@
 """Train and evaluate arms × fractions × objectives × seeds: ``python -m jobs.sweep --help``."""
 
-from easycore_ray.config import SweepConfig
-from easycore_ray.manifest import Artifact
-from easycore_ray.reporting import print_summary
-from easycore_ray.tracking import default_uri, ui_command
-from easycore_ray.tuning import sweep
-from jobs.command import run
+from easycore_ray.cli import run
+from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.experiments.sweep import sweep
+from easycore_ray.reporting.report import print_summary
+from easycore_ray.storage.artifact import Artifact
+from easycore_ray.tracking.mlflow import default_uri, ui_command
 
 
 def main(config: SweepConfig) -> Artifact | None:

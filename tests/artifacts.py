@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from easycore_ray import dataset_index, manifest, score_table, shards
-from easycore_ray.config import ScoreConfig, TrainConfig, to_dict
-from easycore_ray.manifest import Artifact, Claim
-from easycore_ray.reduction import reduce
-from easycore_ray.score_table import Part
+from easycore_ray.config.base import to_dict
+from easycore_ray.config.stages import ScoreConfig, TrainConfig
+from easycore_ray.data import index as dataset_index
+from easycore_ray.data import shards
+from easycore_ray.scoring import score_table
+from easycore_ray.scoring.reduce import reduce
+from easycore_ray.scoring.score_table import Part
+from easycore_ray.storage import artifact
+from easycore_ray.storage.artifact import Artifact, Claim
 
 
 def make_dataset(folder: Path | str, labels: Sequence[int], *, ids: Sequence[int] | None = None) -> Artifact:
@@ -34,7 +38,7 @@ def make_dataset(folder: Path | str, labels: Sequence[int], *, ids: Sequence[int
         schema=dataset_index.SCHEMA,
     )
     dataset_index.write(index, str(folder))
-    return manifest.finish(
+    return artifact.finish(
         Claim(str(folder), "dataset", "identity", "nonce", resumed=False),
         fingerprint=dataset_index.fingerprint(index),
         config={},
@@ -88,7 +92,7 @@ def finish_table(
     table = f"{run}/table"
     score_table.write_samples(table, samples)
     parent = dataset or Artifact("/nowhere", {"kind": "dataset", "fingerprint": "f" * 64})
-    manifest.finish(
+    artifact.finish(
         Claim(table, "score_table", "identity", "nonce", resumed=False),
         fingerprint=score_table.fingerprint(parts),
         config={"score_pass": "eval"},
@@ -108,7 +112,7 @@ def samples_of(ids: np.ndarray, labels: np.ndarray) -> pa.Table:
 
 def edit_manifest(folder: Path | str, **changes: Any) -> None:
     """Replace entries of a finished artifact's manifest."""
-    path = Path(folder) / manifest.MANIFEST
+    path = Path(folder) / artifact.MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -153,7 +157,7 @@ def make_image_dataset(
     index = pa.concat_tables(tables)
     dataset_index.write(index, str(folder))
     classes = [f"class {label}" for label in range(max(labels) + 1)]
-    return manifest.finish(
+    return artifact.finish(
         Claim(str(folder), "dataset", "identity", "nonce", resumed=False),
         fingerprint=dataset_index.fingerprint(index),
         config={},
@@ -172,8 +176,8 @@ def make_image_dataset(
 
 def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact:
     """A checkpoint trained in this process, for one step unless the fields say more."""
-    from easycore_ray import training
-    from easycore_ray.dataset import read_split
+    from easycore_ray.data.dataset import read_split
+    from easycore_ray.training.train import train as training
 
     config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,
                             "augment": "none", "num_workers": 1, **fields})  # fmt: skip
@@ -192,17 +196,17 @@ def make_scoring_run(run: Path | str, dataset: Artifact, labels: Sequence[int], 
     """
     ids = np.arange(len(labels))
     config = to_dict(ScoreConfig(dataset=dataset.path, out=str(run), epochs=epochs))
-    made = manifest.claim(str(run), "scoring_run", "0123456789abcdef" * 4)
+    made = artifact.claim(str(run), "scoring_run", "0123456789abcdef" * 4)
     assert isinstance(made, Claim)
     rows = draw_rows(ids, np.asarray(labels), range(epochs + 1))
     parts = write_parts(f"{run}/table", rows, ids % 2)
     write_commits(run, parts, epochs)
     finish_table(run, parts, samples_of(ids, np.asarray(labels)), dataset)
     edit_manifest(f"{run}/table", config=config, epochs=[{"epoch": 1, "train_loss": 2.0}])
-    table = manifest.open_artifact(f"{run}/table")
+    table = artifact.open_artifact(f"{run}/table")
     hardness = reduce(out=f"{run}/hardness", scores=str(run))
     assert hardness is not None
-    return manifest.finish(
+    return artifact.finish(
         made,
         fingerprint=hardness.fingerprint,
         config=config,

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easycore_ray import choosing, population
-from easycore_ray.core.methods import METHODS
 from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_quotas
-from easycore_ray.hardness_table import SCHEMA, write_hardness
-from easycore_ray.manifest import Artifact
+from easycore_ray.core.selection_methods import METHODS
+from easycore_ray.scoring.hardness_table import SCHEMA, write_hardness
+from easycore_ray.selection import exact_cut, population
+from easycore_ray.storage.artifact import Artifact
 
 COUNT = 101
 SCALE = 3  # sample ids are 5, 8, 11 …
@@ -78,15 +78,15 @@ def kept(method, score, balance, *, fraction=None, seed=0, where=None, stretches
     if stretches is None:
         stretches = population.of_hardness(where or table(4), score)
     chosen = METHODS[method]
-    selection = choosing.Selection(
+    selection = exact_cut.Selection(
         method=chosen, fraction=fraction or fraction_of(method), score=score if chosen.needs_score else None,
         balance=balance, seed=seed, options=chosen.known(options),
     )  # fmt: skip
-    choice = choosing.decide(selection, stretches, limit=limit)
+    choice = exact_cut.decide(selection, stretches, limit=limit)
     parts = [
         batch.sample_ids
         for stretch, rule in zip(choice.stretches, choice.rules, strict=True)
-        for batch in choosing.kept_rows(stretch, rule)
+        for batch in exact_cut.kept_rows(stretch, rule)
     ]
     return np.concatenate(parts)
 

@@ -24,10 +24,11 @@ import signal
 import sys
 from pathlib import Path
 
-import easycore_ray.id_range as id_range
-import easycore_ray.scoring as scoring
-import easycore_ray.training as training
-from easycore_ray.config import ScoreConfig, TrainConfig, from_dict
+from easycore_ray.config.base import from_dict
+from easycore_ray.config.stages import ScoreConfig, TrainConfig
+from easycore_ray.scoring import reduce_task
+from easycore_ray.scoring.score import score as scoring
+from easycore_ray.training.train import train as training
 
 MARK = "EASYCORE_TEST_PROCESSES"
 """Environment variable by which a test knows the processes of its own Ray from any other's."""
@@ -174,7 +175,7 @@ def main():
         if kill["point"] == "freeze":
             die_in_driver(scoring, "finish", kill["marker"])
         if kill["point"] == "reduce":
-            die_in_driver(id_range, "write_hardness", kill["marker"])
+            die_in_driver(reduce_task, "write_hardness", kill["marker"])
     scoring.score(from_dict(ScoreConfig, request["fields"]))
 
 

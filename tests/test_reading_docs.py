@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from easycore_ray import hardness_table, score_table, select
-from easycore_ray.hardness_table import open_hardness, read_hardness
+from easycore_ray import select
+from easycore_ray.scoring import hardness_table, score_table
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from tests.artifacts import make_image_dataset, make_scoring_run
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "reading.md").read_text()

@@ -5,14 +5,16 @@ import re
 import numpy as np
 import pytest
 
-from easycore_ray import evaluate, inspect, manifest, pipeline, reduce, score, select, sweep, train
-from easycore_ray.config import EvaluateConfig, ScoreConfig, identity_fields
-from easycore_ray.dataset import open_dataset
-from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import open_hardness
-from easycore_ray.manifest import Claim
-from easycore_ray.score_table import open_table
-from jobs.command import run
+from easycore_ray import evaluate, inspect, pipeline, reduce, score, select, sweep, train
+from easycore_ray.cli import run
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import EvaluateConfig, ScoreConfig
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.scoring.hardness_table import open_hardness
+from easycore_ray.scoring.score_reader import open_table
+from easycore_ray.storage import artifact
+from easycore_ray.storage.artifact import Claim
+from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import (
     draw_rows,
     edit_manifest,
@@ -99,7 +101,7 @@ def test_a_table_of_a_newer_release_is_refused_wherever_it_is_read(root):
 
 def test_a_run_that_goes_on_is_still_being_written(root):
     """Claimed, with parts, but without its manifest: the run, its table and its hardness are all refused as such."""
-    claimed = manifest.claim(str(root / "young"), "scoring_run", "i" * 64)
+    claimed = artifact.claim(str(root / "young"), "scoring_run", "i" * 64)
     assert isinstance(claimed, Claim)
     ids, labels = np.arange(30), np.array(LABELS)
     write_parts(root / "young" / "table", draw_rows(ids, labels, [0, 1]), ids % 2)
@@ -118,11 +120,11 @@ def test_a_run_does_not_go_on_with_another_score_pass(root):
     """Exact and fused scores never come into one table: an interrupted run of one is no run of the other."""
     config = ScoreConfig(out=f"{root}/young", dataset=f"{root}/dataset", score_pass="eval")
     fingerprints = {"dataset": open_dataset(config.dataset).fingerprint}
-    key = manifest.identity("scoring_run", identity_fields(config), fingerprints)
-    manifest.claim(config.out, "scoring_run", key)
+    key = artifact.identity("scoring_run", identity_fields(config), fingerprints)
+    artifact.claim(config.out, "scoring_run", key)
 
     refuse("made with another configuration or input", score, **vars(config.replace(score_pass="fused")))
-    resumed = manifest.claim(config.out, "scoring_run", key)
+    resumed = artifact.claim(config.out, "scoring_run", key)
     assert isinstance(resumed, Claim)
     assert resumed.resumed
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from easycore_ray.config import TrainConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core import loop
-from easycore_ray.dataset import Rows
-from easycore_ray.feeding import MemoryFeed
-from easycore_ray.fitting import RayContext, make_plan
+from easycore_ray.data.dataset import Rows
+from easycore_ray.engine.loader import MemoryFeed
+from easycore_ray.engine.plan import make_plan
+from easycore_ray.engine.worker_group import RayContext
 
 WORLDS = (2, 3)
 OBJECTIVES = ("standard", "trades", "pgd")

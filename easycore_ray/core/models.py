@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.narrow import spare_narrow_strides
+from easycore_ray.core.onednn_workaround import spare_narrow_strides
 from easycore_ray.core.seeding import seeded
 
 

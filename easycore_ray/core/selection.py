@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from easycore_ray.core.methods import METHODS, Method, ranking_method, selection_method
-from easycore_ray.core.order import Ids, lowest, refuse_nan
+from easycore_ray.core.order_statistics import Ids, lowest, refuse_nan
 from easycore_ray.core.seeding import numpy_rng
+from easycore_ray.core.selection_methods import METHODS, Method, ranking_method, selection_method
 
 __all__ = [
     "BALANCES",

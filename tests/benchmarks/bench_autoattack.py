@@ -16,14 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.autoattack import autoattack
 from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.augment import to_float
-from easycore_ray.core.folding import folded
+from easycore_ray.core.batchnorm_folding import folded
 from easycore_ray.core.threat import parse_eps
-from easycore_ray.dataset import open_dataset, read_split
-from easycore_ray.evaluation import evaluation_ids
-from easycore_ray.training import open_checkpoint
+from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.evaluation.autoattack import autoattack
+from easycore_ray.evaluation.evaluate import evaluation_ids
 
 
 def main() -> None:

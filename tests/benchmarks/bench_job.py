@@ -21,14 +21,14 @@ import mlflow
 import torch
 
 from easycore_ray import score, select, train
-from easycore_ray.config import ScoreConfig, TrainConfig
+from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.loop import make_optimizer, score_epoch, train_epoch, validate
 from easycore_ray.core.models import build_model
-from easycore_ray.coreset import read_sample_ids
-from easycore_ray.dataset import open_dataset, read_split
-from easycore_ray.feeding import MemoryFeed, batches_per_epoch
-from easycore_ray.scoring import make_fit as make_scoring_fit
-from easycore_ray.training import make_fit as make_training_fit
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.engine.loader import MemoryFeed, batches_per_epoch
+from easycore_ray.scoring.score import make_fit as make_scoring_fit
+from easycore_ray.training.train import make_fit as make_training_fit
 
 
 def main() -> None:

@@ -34,10 +34,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from easycore_ray import manifest, score_table
-from easycore_ray.id_range import make_plan, reduce_range
-from easycore_ray.manifest import Artifact, Claim
-from easycore_ray.score_table import ScoreTable, open_table
+from easycore_ray.scoring import score_table
+from easycore_ray.scoring.reduce_task import make_plan, reduce_range
+from easycore_ray.scoring.score_reader import ScoreTable, open_table
+from easycore_ray.storage import artifact
+from easycore_ray.storage.artifact import Artifact, Claim
 
 MEANS = {"aign": ("grad_norm",), "four means": ("grad_norm", "loss", "margin", "el2n")}
 CONTENDERS = ("ours", "ours aign", "duckdb aign", "duckdb four means", "polars aign", "polars four means")
@@ -104,7 +105,7 @@ def _make_table(folder: str, samples: int, epochs: int, ranks: int) -> None:
             parts.append(score_table.write_part(folder, columns, epoch=epoch, rank=rank, attempt="a"))
     norms = np.random.default_rng(2).random(samples, np.float32)
     score_table.write_samples(folder, pa.table({"sample_id": np.arange(samples), "label": labels, "input_norm": norms}))
-    manifest.finish(
+    artifact.finish(
         Claim(folder, "score_table", "benchmark", "nonce", resumed=False),
         fingerprint=score_table.fingerprint(parts),
         config={"score_pass": "eval"},
@@ -194,7 +195,7 @@ def _measure_ours(run: Path, out: Path, cpus: int, only: tuple[str, ...] | None)
     import ray
 
     # Not at the top: it loads PyTorch, and memory is measured here.
-    from easycore_ray.reduction import reduce
+    from easycore_ray.scoring.reduce import reduce
 
     def work(name: str) -> None:
         if not ray.is_initialized():

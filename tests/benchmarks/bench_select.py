@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from easycore_ray.hardness_table import SCHEMA, write_hardness
+from easycore_ray.scoring.hardness_table import SCHEMA, write_hardness
 
 SYSTEMS = ("ours", "duckdb", "duckdb-unwritten", "polars")
 
@@ -125,24 +125,24 @@ def _run(options: argparse.Namespace) -> dict[str, float]:
 def _ours(options: argparse.Namespace, out: Path) -> dict[str, float]:
     import ray
 
-    from easycore_ray import choosing, population
-    from easycore_ray.core.methods import METHODS
-    from easycore_ray.manifest import Artifact
+    from easycore_ray.core.selection_methods import METHODS
+    from easycore_ray.selection import exact_cut, population
+    from easycore_ray.storage.artifact import Artifact
 
     started = time.perf_counter()
     ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
     _warm(options.cpus)
     ray_seconds = time.perf_counter() - started
     stretches = population.of_hardness(Artifact(str(_folder(options)), {"files": _files(options)}), "aign")
-    selection = choosing.Selection(
+    selection = exact_cut.Selection(
         method=METHODS["easycore"], fraction=0.5, score="aign", balance=options.balance, options={}
     )
     with _Memory() as memory:
         cpu = _cpu_seconds()
         started = time.perf_counter()
-        choice = choosing.decide(selection, stretches)
+        choice = exact_cut.decide(selection, stretches)
         decided = time.perf_counter() - started
-        files = choosing.write(choice, str(out / "coreset.parquet"), None)
+        files = exact_cut.write(choice, str(out / "coreset.parquet"), None)
         seconds = time.perf_counter() - started
     assert sum(entry["rows"] for entry in files) == options.rows // 2
     return {
@@ -161,7 +161,7 @@ def _warm(cpus: int) -> None:
 
     @ray.remote
     def load() -> None:
-        import easycore_ray.choosing  # noqa: F401
+        import easycore_ray.selection.exact_cut  # noqa: F401
 
         time.sleep(0.5)
 

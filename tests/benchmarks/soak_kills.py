@@ -25,10 +25,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
-from easycore_ray.coreset import read_sample_ids
-from easycore_ray.hardness_table import open_hardness, read_hardness
-from easycore_ray.manifest import open_artifact
-from easycore_ray.score_table import open_table
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
+from easycore_ray.scoring.score_reader import open_table
+from easycore_ray.storage.artifact import open_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))

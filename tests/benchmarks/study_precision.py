@@ -25,8 +25,8 @@ from easycore_ray.core.attacks import pgd20
 from easycore_ray.core.loop import Plan, make_optimizer, prepare_inputs, train_epoch
 from easycore_ray.core.models import build_model
 from easycore_ray.core.seeding import generator
-from easycore_ray.dataset import Rows, open_dataset, read_split
-from easycore_ray.feeding import MemoryFeed
+from easycore_ray.data.dataset import Rows, open_dataset, read_split
+from easycore_ray.engine.loader import MemoryFeed
 
 
 @dataclass(frozen=True)

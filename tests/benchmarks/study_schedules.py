@@ -24,14 +24,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from easycore_ray.config import ScoreConfig
+from easycore_ray.config.stages import ScoreConfig
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.metrics import overlap, spearman
 from easycore_ray.core.selection import lowest
-from easycore_ray.dataset import open_dataset, read_split
-from easycore_ray.feeding import Feed
-from easycore_ray.fitting import Context, Fit, LocalContext, fit_here, make_plan, model_arguments
-from easycore_ray.progress import say
+from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.engine.loader import Feed
+from easycore_ray.engine.plan import Fit, make_plan, model_arguments
+from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.worker_group import Context, LocalContext
+from easycore_ray.runtime.console import say
 
 
 class KeepBoth:

@@ -7,16 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easycore_ray.core import methods
-from easycore_ray.core.selection import (
-    METHODS,
-    budget,
-    choose,
-    class_quotas,
-    lowest,
-    ranking_method,
-    selection_method,
-)
+from easycore_ray.core import selection_methods
+from easycore_ray.core.selection import METHODS, budget, choose, class_quotas, lowest, ranking_method, selection_method
 
 SCORED = sorted(name for name, method in METHODS.items() if method.needs_score)
 FRACTIONS = {name: 1.0 if name == "full" else 0.3 for name in METHODS}
@@ -234,7 +226,7 @@ def test_stratified_takes_evenly_from_every_stratum():
     """Strata of 2, 10, 10 and 78 samples and a budget of 42: 2, then 10, 10, then the remaining 20."""
     scores = np.repeat([-8.0, -6.0, -4.0, -2.0], [2, 10, 10, 78])  # negative: harder is nearer to 0
     labels, ids = np.zeros(100), np.arange(100)
-    kept = methods.stratified(scores, ids, labels, 42, rng=np.random.default_rng(0), strata=4)
+    kept = selection_methods.stratified(scores, ids, labels, 42, rng=np.random.default_rng(0), strata=4)
     values, counts = np.unique(scores[kept], return_counts=True)
     assert dict(zip(values, counts, strict=True)) == {-8.0: 2, -6.0: 10, -4.0: 10, -2.0: 20}
 
@@ -243,7 +235,7 @@ def test_stratified_takes_evenly_from_every_stratum():
 def test_strata_share_the_budget_as_evenly_as_they_can(sizes, data):
     """Exact in total, never over a stratum's size, and only a full stratum gets clearly less than another."""
     k = data.draw(st.integers(0, sum(sizes)))
-    quotas = methods.fill_evenly(np.array(sizes), k)
+    quotas = selection_methods.fill_evenly(np.array(sizes), k)
     assert sum(quotas) == k
     assert all(quota <= size for quota, size in zip(quotas, sizes, strict=True))
     open_strata = [quota for quota, size in zip(quotas, sizes, strict=True) if quota < size]
@@ -365,19 +357,19 @@ def test_names_are_taken_once():
 )  # fmt: skip
 def test_an_option_is_read_by_its_annotation(kind, text, value):
     """As the function's signature says."""
-    assert methods.Option(kind, None).parse(text) == value
+    assert selection_methods.Option(kind, None).parse(text) == value
 
 
 @pytest.mark.parametrize(("kind", "text"), [(int, "2.5"), (float, "x"), (bool, "1"), (tuple[float, float], "0.1")])
 def test_an_option_of_another_type_is_refused(kind, text):
     """No rounding, no guessing."""
     with pytest.raises(ValueError):
-        methods.Option(kind, None).parse(text)
+        selection_methods.Option(kind, None).parse(text)
 
 
 def test_every_method_explains_itself():
     """Help and the README's table come from these lines: one sentence each, every option with its default."""
-    text, table = methods.describe(), methods.markdown_table()
+    text, table = selection_methods.describe(), selection_methods.markdown_table()
     for name, method in METHODS.items():
         assert re.fullmatch(r"[A-Z].*\.", method.doc)
         assert f"{name}: {method.doc[0].lower()}{method.doc[1:]}".replace("``", "") in text

@@ -6,11 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from easycore_ray import analysis, analyze, score, train
-from easycore_ray.config import AnalyzeConfig
-from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import open_hardness, read_hardness
-from easycore_ray.manifest import identity
+from easycore_ray import analyze, score, train
+from easycore_ray.analysis.analyze import analyze as analysis
+from easycore_ray.config.experiments import AnalyzeConfig
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
+from easycore_ray.storage.artifact import identity
+from easycore_ray.storage.errors import EasyCoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

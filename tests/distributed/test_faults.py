@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from easycore_ray import clean, inspect, score
-from easycore_ray.errors import EasyCoreError
-from easycore_ray.hardness_table import open_hardness, read_hardness
-from easycore_ray.score_table import open_table
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
+from easycore_ray.scoring.score_reader import open_table
+from easycore_ray.storage.errors import EasyCoreError
 from tests import faults
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -19,12 +19,15 @@ pytest.importorskip("moto")
 
 from sklearn.datasets import load_digits
 
-from easycore_ray import manifest, paths
-from easycore_ray.config import ScoreConfig, from_dict
-from easycore_ray.dataset import open_dataset, read_split
-from easycore_ray.fitting import LocalContext, fit_here
-from easycore_ray.score_table import Part, fingerprint, id_checksum, open_table
-from easycore_ray.scoring import ScoreEachEpoch, make_fit
+from easycore_ray.config.base import from_dict
+from easycore_ray.config.stages import ScoreConfig
+from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.worker_group import LocalContext
+from easycore_ray.scoring.score import ScoreEachEpoch, make_fit
+from easycore_ray.scoring.score_reader import open_table
+from easycore_ray.scoring.score_table import Part, fingerprint, id_checksum
+from easycore_ray.storage import artifact, paths
 from tests.object_store import CREDENTIALS, environment, running_store
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +44,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 _JOBS = """
 import sys
 from easycore_ray import evaluate, reduce, report, select, train
-from easycore_ray.config import PipelineConfig
-from jobs.command import run
+from easycore_ray.config.experiments import PipelineConfig
+from easycore_ray.cli import run
 from jobs.pipeline import main
 
 if __name__ == "__main__":
@@ -127,7 +130,7 @@ def test_every_artifact_is_finished_in_the_store(finished, store):
         "more/coreset": "coreset", "more/model": "checkpoint", "more/evaluation": "evaluation",
         "more/hardness": "hardness_table", "more/report": "report",
     }  # fmt: skip
-    found = {name: manifest.open_artifact(f"{HOME}/{name}").kind for name in kinds}
+    found = {name: artifact.open_artifact(f"{HOME}/{name}").kind for name in kinds}
 
     assert found == kinds
     assert paths.read_bytes(f"{HOME}/run/report.html").lstrip().lower().startswith(b"<!doctype html")
@@ -150,7 +153,7 @@ def test_a_killed_driver_goes_on_from_its_commit_to_the_same_table(finished, sto
     assert not any(key.endswith("scores/table/manifest.json") for key in at_kill), "the kill came too late"
     assert [parts(store.keys(BUCKET), epoch) for epoch in (0, 1)] == [parts(at_kill, epoch) for epoch in (0, 1)]
 
-    scores = manifest.open_artifact(f"{HOME}/run/scores", "scoring_run")
+    scores = artifact.open_artifact(f"{HOME}/run/scores", "scoring_run")
     config = from_dict(ScoreConfig, scores.manifest["config"])
     dataset = open_dataset(f"{HOME}/run/dataset")
     rows = read_split(dataset, "train")

@@ -10,13 +10,16 @@ import torch
 from easycore_ray import score
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.models import build_model
-from easycore_ray.coreset import open_coreset, read_sample_ids
-from easycore_ray.dataset import open_dataset, read_split
-from easycore_ray.errors import EasyCoreError
-from easycore_ray.fitting import LocalContext, fit_here, model_arguments
-from easycore_ray.hardness_table import open_hardness, read_hardness
-from easycore_ray.score_table import id_checksum, open_table, scored_epochs
-from easycore_ray.scoring import ScoreConfig, ScoreEachEpoch, make_fit
+from easycore_ray.data.coreset import open_coreset, read_sample_ids
+from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.engine.plan import model_arguments
+from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.worker_group import LocalContext
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
+from easycore_ray.scoring.score import ScoreConfig, ScoreEachEpoch, make_fit
+from easycore_ray.scoring.score_reader import open_table
+from easycore_ray.scoring.score_table import id_checksum, scored_epochs
+from easycore_ray.storage.errors import EasyCoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

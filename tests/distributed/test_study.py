@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from easycore_ray import study
-from easycore_ray.config import StudyConfig
-from easycore_ray.errors import EasyCoreError
+from easycore_ray.config.experiments import StudyConfig
+from easycore_ray.storage.errors import EasyCoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -16,14 +16,17 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from easycore_ray import evaluate, paths, report, select, sweep, train
-from easycore_ray.config import EvaluateConfig, TrainConfig
-from easycore_ray.dataset import open_dataset, read_split
-from easycore_ray.errors import EasyCoreError
-from easycore_ray.evaluation import attack_rows, evaluation_ids, threats_of
-from easycore_ray.manifest import open_artifact
-from easycore_ray.reporting import print_table
-from easycore_ray.training import make_fit, open_checkpoint, open_inputs, train_here
+from easycore_ray import evaluate, report, select, sweep, train
+from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.evaluation.attack_shards import attack_rows
+from easycore_ray.evaluation.evaluate import evaluation_ids, threats_of
+from easycore_ray.reporting.report import print_table
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import open_artifact
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.train import make_fit, open_inputs, train_here
 from tests import faults
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -10,26 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from easycore_ray import config
-from jobs.command import parse
+from easycore_ray.cli import parse
+from easycore_ray.config import experiments, stages
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 KINDS = {
-    "prepare": config.PrepareConfig,
-    "score": config.ScoreConfig,
-    "reduce": config.ReduceConfig,
-    "coreset": config.CoresetConfig,
-    "train": config.TrainConfig,
-    "evaluate": config.EvaluateConfig,
-    "sweep": config.SweepConfig,
-    "report": config.ReportConfig,
-    "pipeline": config.PipelineConfig,
-    "study": config.StudyConfig,
-    "analyze": config.AnalyzeConfig,
-    "inspect": config.InspectConfig,
-    "clean": config.CleanConfig,
+    "prepare": stages.PrepareConfig,
+    "score": stages.ScoreConfig,
+    "reduce": stages.ReduceConfig,
+    "coreset": stages.CoresetConfig,
+    "train": stages.TrainConfig,
+    "evaluate": stages.EvaluateConfig,
+    "sweep": experiments.SweepConfig,
+    "report": stages.ReportConfig,
+    "pipeline": experiments.PipelineConfig,
+    "study": experiments.StudyConfig,
+    "analyze": experiments.AnalyzeConfig,
+    "inspect": stages.InspectConfig,
+    "clean": stages.CleanConfig,
 }
 
 
@@ -70,7 +70,7 @@ def test_files_the_readme_names_exist():
     """Pictures and modules that the README points to are there."""
     for path in re.findall(r"\]\((docs/[^)]+)\)", README):
         assert (ROOT / path).exists(), path
-    for module in re.findall(r"`((?:core/)?\w+\.py)`", README):
+    for module in re.findall(r"`((?:\w+/)?\w+\.py)`", README):
         assert (ROOT / "easycore_ray" / module).exists(), module
 
 

@@ -1,0 +1,462 @@
+"""analyze(): the paper's claims, tested on the user's own data and models.
+
+Takes scoring runs and checkpoints of one dataset; attacks a draw of the training samples, equally many of every
+tenth by AIGN, and compares the runs with each other; gives a verdict per claim, tables, pictures and a page. The
+one decision: a sample is attacked for its distance to the decision boundary, and everything about attacks follows
+from that one number, so that curves at all eps and the distance cannot contradict each other.
+"""
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from easycore_ray.analysis.paper_claims import Group, class_mix, describe_group, finite, verdicts
+from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.experiments import AnalyzeConfig
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.core.attacks import pgd20
+from easycore_ray.core.distance import boundary_distance, distances
+from easycore_ray.core.loop import prepare_inputs
+from easycore_ray.core.seeding import generator
+from easycore_ray.core.threat import format_eps
+from easycore_ray.core.trend_test import DECILES, deciles, draw_from_deciles
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.evaluation.evaluate import check_fits
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.console import duration, say
+from easycore_ray.runtime.tasks import ShardTask, run_shard_tasks, shard_folder
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import (
+    Artifact,
+    Claim,
+    claim,
+    content_hash,
+    finish,
+    giving_back,
+    identity,
+    open_artifact,
+)
+from easycore_ray.storage.errors import EasyCoreError
+
+KIND = "analysis"
+PAGE = "analysis.html"
+SAMPLES, SUMMARY = "samples.parquet", "summary.json"
+SHARD_ROWS = 250
+LEAST_PER_DECILE = 5
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint whose training samples are attacked."""
+
+    name: str
+    artifact: Artifact
+    network: nn.Module
+    seen: NDArray[np.int64] | None
+    """Sorted ids it was trained on; None if that is not known."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything an analysis looks at, opened and checked."""
+
+    dataset: Dataset
+    runs: list[Run]
+    models: list[Model]
+    deciles: NDArray[np.int64]
+    """1 .. 10 of each of the first run's samples."""
+    drawn: NDArray[np.int64]
+    """Sorted ids of the samples that are attacked."""
+    warnings: list[str]
+
+    @property
+    def parents(self) -> dict[str, Artifact]:
+        """Artifacts by role; the first scores and checkpoint without a number."""
+        found = {"dataset": self.dataset.artifact}
+        for role, artifacts in (
+            ("hardness_table", [run.hardness for run in self.runs]),
+            ("checkpoint", [model.artifact for model in self.models]),
+        ):
+            for number, artifact in enumerate(artifacts, start=1):
+                found[role if number == 1 else f"{role}_{number}"] = artifact
+        return found
+
+
+@verb(AnalyzeConfig)
+def analyze(config: AnalyzeConfig) -> Artifact | None:
+    """Test the claims and write what was found.
+
+    The folder holds ``samples.parquet`` (a row for each attacked sample and model: ``model, sample_id, label, score,
+    decile, seen, clean_correct, distance`` and ``robust_<eps>``), ``summary.json`` (every number behind the page),
+    ``plots/*.png`` and ``analysis.html``.
+
+    Returns:
+        The analysis, or None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: inputs that are missing, do not belong together or are too few, or workers the cluster cannot
+            give.
+    """
+    started = time.monotonic()
+    inputs = open_inputs(config)
+    out = paths.absolute(config.out)
+    if config.dry_run:
+        say(
+            f"analyze: would compare {_count(len(inputs.runs), 'scoring run')} and attack {len(inputs.drawn):,} "
+            f"training samples with each of {_count(len(inputs.models), 'model')} → {out}"
+        )
+        return None
+    prints = {role: parent.fingerprint for role, parent in inputs.parents.items()}
+    made = claim(out, KIND, identity(KIND, identity_fields(config), prints), overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"analyze: {out} is finished, reused")
+        return made
+    if inputs.models:
+        with giving_back(made):
+            cluster.connect()
+            cpus = config.cpus_per_worker or 1.0
+            wanted = cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker)
+            cluster.preflight(wanted)
+    samples = attack_on_ray(config, inputs, made)
+    artifact = finish_analysis(config, made, inputs, samples, started)
+    for text in artifact.manifest["warnings"]:
+        say(f"analyze: warning: {text}")
+    count = _count(len(artifact.manifest["claims"]), "claim")
+    say(f"analyze: {count} tested in {duration(time.monotonic() - started)} → {out}")
+    return artifact
+
+
+def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples: pa.Table, started: float) -> Artifact:
+    """Test the claims on the attacked samples, write everything, and the manifest.
+
+    Args:
+        config: as given.
+        made: the claim on the folder.
+        inputs: opened.
+        samples: what ``attack_on_ray`` or ``attack_here`` gives.
+        started: reading of ``time.monotonic`` when the work began.
+    """
+    summary = summarise(config, inputs, samples)
+    files = _write(config, inputs, samples, summary, made.path)
+    artifact = finish(
+        made,
+        fingerprint=content_hash(*(content_hash(name, content) for name, content in files.items())),
+        config=to_dict(config),
+        parents=inputs.parents,
+        counts={"samples": samples.num_rows, "models": len(inputs.models), "scoring_runs": len(inputs.runs)},
+        wall_seconds=time.monotonic() - started,
+        files=list(files),
+        claims=[{key: entry[key] for key in ("key", "claim", "outcome", "sentence")} for entry in summary["claims"]],
+        warnings=summary["warnings"],
+    )
+    paths.delete_tree(shard_folder(made))  # not before: hours of attacks may be in it
+    return artifact
+
+
+def open_inputs(config: AnalyzeConfig) -> Inputs:
+    """Open everything, check that it belongs together, and draw the samples.
+
+    Raises:
+        EasyCoreError: says what does not fit.
+    """
+    runs = open_runs(config.scores, config.score)
+    theirs = runs[0].hardness.manifest["dataset"]
+    dataset = open_dataset(config.dataset or theirs["path"])
+    if dataset.fingerprint != theirs["fingerprint"]:
+        raise EasyCoreError(
+            f"{runs[0].hardness.path} holds scores of {theirs['path']} (fingerprint {theirs['fingerprint'][:12]}), "
+            f"not of {dataset.path} ({dataset.fingerprint[:12]}); pass the dataset that was scored"
+        )
+    count, present = len(runs[0].labels), len(np.unique(runs[0].labels))
+    if present < 2:
+        raise EasyCoreError(f"all {count:,} scored samples are of one class; an attack needs another to lead to")
+    if count < LEAST_PER_DECILE * DECILES:
+        raise EasyCoreError(
+            f"{count:,} samples are scored, {LEAST_PER_DECILE * DECILES} are needed: {LEAST_PER_DECILE} for each tenth"
+        )
+    warnings: list[str] = []
+    models = _named([_open_model(path, dataset, warnings) for path in config.checkpoint])
+    by_hardness = deciles(runs[0].hard, runs[0].sample_ids)
+    drawn = draw_from_deciles(by_hardness, runs[0].sample_ids, config.num_samples, config.seed)
+    return Inputs(dataset, runs, models, by_hardness, drawn, warnings)
+
+
+def _open_model(path: str, dataset: Dataset, warnings: list[str]) -> Model:
+    artifact, network = open_checkpoint(path)
+    check_fits(artifact, dataset)
+    parents, config, model = artifact.manifest["parents"], artifact.manifest["config"], artifact.manifest["model"]
+    name = f"{config.get('training', 'model')} {network_name(model['name'], model['width'])}"
+    if "coreset" in parents:
+        name += f" on {artifact.manifest['counts']['samples']:,}"
+    seen, problem = None, ""
+    if parents.get("dataset", {}).get("fingerprint") != dataset.fingerprint:
+        problem = "was trained on another dataset"
+    elif "coreset" not in parents:
+        seen = dataset.index("train")["sample_id"].to_numpy()
+    else:
+        try:
+            coreset = open_artifact(parents["coreset"]["path"], "coreset")
+            if coreset.fingerprint == parents["coreset"]["fingerprint"]:
+                seen = read_sample_ids(coreset)
+        except EasyCoreError:
+            pass
+        problem = "" if seen is not None else f"was trained on the coreset {parents['coreset']['path']}, which is gone"
+    if problem:
+        warnings.append(
+            f"{artifact.path} {problem}: which samples it has seen is not known, so they are not told apart"
+        )
+    return Model(name, artifact, network, seen)
+
+
+def _named(models: Sequence[Model]) -> list[Model]:
+    """The models with names that differ: by seed where that helps, else by number."""
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        names = [
+            f"{name}, seed {model.artifact.manifest['config'].get('seed')}"
+            for name, model in zip(names, models, strict=True)
+        ]
+    if len(set(names)) < len(names):
+        names = [f"{name} (model {number})" for number, name in enumerate(names, start=1)]
+    return [Model(name, model.artifact, model.network, model.seen) for name, model in zip(names, models, strict=True)]
+
+
+# --- attacks ------------------------------------------------------------------------------------
+
+
+def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Table:
+    """``samples.parquet``: one Ray task per model and shard of 250 drawn samples that is not there yet."""
+    if not inputs.models:
+        return _samples(inputs, [], config)
+    import ray
+
+    device = "cuda" if config.gpus_per_worker else "cpu"
+    threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
+    shards = []
+    for number, model in enumerate(inputs.models):
+        network = ray.put(model.network)
+        for chunk in _chunks(inputs.drawn):
+            args = (network, inputs.dataset.path, chunk, config.eps, config.norm, config.seed, device, threads)
+            shards.append(ShardTask(f"{number:03d}-{chunk[0]:012d}", len(chunk), args))
+    tables = run_shard_tasks(_attack_task, shards, made=made, config=config, label="analyze", unit="images")
+    each = len(tables) // len(inputs.models)
+    return _samples(inputs, [pa.concat_tables(tables[at : at + each]) for at in range(0, len(tables), each)], config)
+
+
+def attack_here(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
+    """The same shards, attacked one after the other in this process, on the CPU."""
+    rows = [read_split(inputs.dataset, "train", chunk) for chunk in _chunks(inputs.drawn)]
+    attacked = [
+        pa.concat_tables(
+            attack_shard(model.network, shard, config.eps, norm=config.norm, seed=config.seed) for shard in rows
+        )
+        for model in inputs.models
+    ]
+    return _samples(inputs, attacked, config)
+
+
+def _chunks(drawn: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [drawn[start : start + SHARD_ROWS] for start in range(0, len(drawn), SHARD_ROWS)]
+
+
+def _attack_task(
+    network: nn.Module,
+    path: str,
+    sample_ids: NDArray[np.int64],
+    eps: tuple[float, ...],
+    norm: str,
+    seed: int,
+    device: str,
+    threads: int,
+) -> pa.Table:
+    """What each Ray task runs: read a shard's images, attack them."""
+    torch.set_num_threads(threads)
+    rows = read_split(open_dataset(path), "train", sample_ids)
+    return attack_shard(network.to(device), rows, eps, norm=norm, seed=seed, device=device)
+
+
+def attack_shard(
+    network: nn.Module, rows: Rows, eps: Sequence[float], *, norm: str, seed: int, device: str = "cpu"
+) -> pa.Table:
+    """``sample_id, label, clean_correct, distance`` of a shard; depends on its ids and these arguments alone."""
+    inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
+    network = network.eval()
+    with torch.no_grad():
+        correct = network(inputs).argmax(dim=1) == labels
+    distance = torch.zeros(len(labels), device=device)
+    if correct.any():
+        start = int(rows.sample_ids[0])
+        distance[correct] = nearest_error(
+            network, inputs[correct], labels[correct], eps, norm=norm, seed=seed, start=start
+        )
+    columns = {
+        "sample_id": rows.sample_ids.numpy(),
+        "label": rows.labels.numpy().astype(np.int32),
+        "clean_correct": correct.cpu().numpy(),
+        "distance": distance.double().cpu().numpy(),
+    }
+    return pa.table(columns)
+
+
+def nearest_error(
+    network: nn.Module, inputs: Tensor, labels: Tensor, eps: Sequence[float], *, norm: str, seed: int, start: int
+) -> Tensor:
+    """Distance to the nearest point that any attack finds wrong: the minimum-norm attack, then PGD-20 at every eps.
+
+    PGD attacks only what withstood so far, at rising eps: what is fooled within an eps is so within all larger ones.
+
+    Args:
+        network: returns logits; gets all of ``inputs`` right.
+        inputs: (B, …) pixels in [0, 1].
+        labels: int64 (B,).
+        eps: where PGD looks.
+        norm: one of ``threat.NORMS``.
+        seed: of PGD's random starts, with ``start``.
+        start: first id of the shard.
+    """
+    found, _ = boundary_distance(network, inputs, labels, norm=norm)
+    for number, radius in enumerate(sorted(eps)):
+        left = torch.nonzero(found > radius)[:, 0]
+        if radius == 0 or len(left) == 0:
+            continue
+        draws = generator("analyze", seed, "pgd20", number, start)
+        points = pgd20(network, inputs[left], labels[left], eps=radius, norm=norm, generator=draws)
+        with torch.no_grad():
+            wrong = network(points).argmax(dim=1) != labels[left]
+        # Rounding may carry a point past its ball by a hair; it was found within it.
+        reached = distances(points, inputs[left], norm).clamp(max=radius)
+        found[left] = torch.where(wrong, torch.minimum(reached, found[left]), found[left])
+    return found
+
+
+def _samples(inputs: Inputs, attacked: Sequence[pa.Table], config: AnalyzeConfig) -> pa.Table:
+    """The attacked samples of all models, with score, decile, whether seen in training, and robustness at each eps."""
+    run = inputs.runs[0]
+    rows = np.searchsorted(run.sample_ids, inputs.drawn)
+    parts = []
+    for number, table in enumerate(attacked):
+        seen = inputs.models[number].seen
+        columns: dict[str, Any] = {
+            "model": pa.array(np.full(table.num_rows, number, np.int32)),
+            "sample_id": table["sample_id"],
+            "label": table["label"],
+            "score": pa.array(run.scores[rows]),
+            "decile": pa.array(inputs.deciles[rows].astype(np.int32)),
+            "seen": pa.nulls(table.num_rows, pa.bool_()) if seen is None else pa.array(np.isin(inputs.drawn, seen)),
+            "clean_correct": table["clean_correct"],
+            "distance": table["distance"],
+        }
+        distance = table["distance"].to_numpy()
+        columns |= {f"robust_{format_eps(eps)}": pa.array(distance > eps) for eps in sorted(config.eps)}
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts) if parts else pa.table({"sample_id": pa.array([], pa.int64())})
+
+
+# --- what was found -----------------------------------------------------------------------------
+
+
+def groups_of(inputs: Inputs, samples: pa.Table) -> list[Group]:
+    """For each model its attacked samples, apart for those it was trained on and those not, where it has both."""
+    run, found = inputs.runs[0], []
+    hard = run.hard[np.searchsorted(run.sample_ids, inputs.drawn)]
+    for number, model in enumerate(inputs.models):
+        mine = samples.filter(pa.array(samples["model"].to_numpy() == number))
+        columns = [mine[name].to_numpy() for name in ("decile", "clean_correct", "distance")]
+        if model.seen is None:
+            parts = {"unknown": np.ones(len(hard), bool)}
+        else:
+            seen = mine["seen"].to_numpy()
+            parts = {"seen": seen, "unseen": ~seen} if seen.any() and not seen.all() else {}
+            parts = parts or {"all" if seen.all() else "unseen": np.ones(len(hard), bool)}
+        for which, rows in parts.items():
+            decile, correct, distance = (column[rows] for column in columns)
+            found.append(Group(model.name, which, hard[rows], decile.astype(np.int64), correct, distance))
+    return found
+
+
+def summarise(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -> dict[str, Any]:
+    """Every number behind the page, as JSON content."""
+    run, eps = inputs.runs[0], sorted(config.eps)
+    groups, pairs = groups_of(inputs, samples), compare(inputs.runs)
+    return {
+        "score": config.score,
+        "norm": config.norm,
+        "eps": eps,
+        "population": len(run.sample_ids),
+        "num_samples": len(inputs.drawn) if inputs.models else 0,
+        "scoring_runs": [_run_entry(each) for each in inputs.runs],
+        "models": [_model_entry(each, inputs.drawn) for each in inputs.models],
+        "claims": verdicts(
+            groups, eps, inputs.runs, pairs, inputs.deciles, inputs.dataset.classes,
+            score=config.score, norm=config.norm, seed=config.seed,
+        ),
+        "groups": [describe_group(group, eps) for group in groups],
+        "population_deciles": [_population_decile(inputs, number) for number in range(1, DECILES + 1)],
+        "class_mix": class_mix(run, inputs.dataset.num_classes),
+        "pairs": [vars(pair) for pair in pairs],
+        "warnings": inputs.warnings,
+    }  # fmt: skip
+
+
+def _run_entry(run: Run) -> dict[str, Any]:
+    recipe = run.recipe or {}
+    known = {name: recipe.get(name) for name in ("epochs", "score_pass")}
+    return {"name": run.name, "path": run.hardness.path, "network": run.network, "seed": run.seed, **known}
+
+
+def _model_entry(model: Model, drawn: NDArray[np.int64]) -> dict[str, Any]:
+    seen = None if model.seen is None else int(np.isin(drawn, model.seen).sum())
+    return {"name": model.name, "path": model.artifact.path, "drawn_seen": seen}
+
+
+def _population_decile(inputs: Inputs, number: int) -> dict[str, Any]:
+    run = inputs.runs[0]
+    mine = inputs.deciles == number
+    entry: dict[str, Any] = {
+        "decile": number,
+        "samples": int(mine.sum()),
+        "score_range": [finite(run.scores[mine].min()), finite(run.scores[mine].max())],
+        "class_histogram": np.bincount(run.labels[mine], minlength=inputs.dataset.num_classes).tolist(),
+    }
+    if run.first_learned is not None:
+        learned = run.first_learned[mine]
+        epochs, counts = np.unique(learned, return_counts=True)
+        names = [f"{epoch:.0f}" if np.isfinite(epoch) else "never" for epoch in epochs]
+        entry["first_learned"] = dict(zip(names, counts.tolist(), strict=True))
+    return entry
+
+
+def _write(
+    config: AnalyzeConfig, inputs: Inputs, samples: pa.Table, summary: dict[str, Any], out: str
+) -> dict[str, bytes]:
+    """Write all files; their content by name."""
+    from easycore_ray.reporting.analysis_page import render_analysis
+
+    buffer = io.BytesIO()
+    pq.write_table(samples, buffer, compression="zstd")
+    lineage = {
+        "parents": {role: parent.as_parent() for role, parent in inputs.parents.items()},
+        "config": identity_fields(config),
+    }
+    files = {SAMPLES: buffer.getvalue(), **render_analysis(summary, inputs.dataset.classes, lineage, PAGE)}
+    for name, content in files.items():
+        paths.write_bytes(paths.join(out, name), content)
+    paths.write_json(paths.join(out, SUMMARY), summary)
+    files[SUMMARY] = paths.read_bytes(paths.join(out, SUMMARY))
+    return files
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

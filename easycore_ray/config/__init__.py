@@ -1,0 +1,1 @@
+"""Configurations of every stage, and what of them is identity."""

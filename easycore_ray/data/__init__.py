@@ -1,0 +1,1 @@
+"""Datasets: shards, index, images, coresets as views, import."""

@@ -1,0 +1,31 @@
+"""Coresets as views on a dataset: the ids of the samples that are kept."""
+
+import io
+
+import numpy as np
+
+from easycore_ray.data.dataset import Dataset
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+
+def open_coreset(path: str, dataset: Dataset) -> Artifact:
+    """Open a coreset and make sure that it names samples of this dataset.
+
+    Raises:
+        EasyCoreError: if it is missing, unfinished or belongs to another dataset.
+    """
+    coreset = open_artifact(path, "coreset")
+    theirs = coreset.manifest["parents"]["dataset"]
+    if theirs["fingerprint"] != dataset.fingerprint:
+        raise EasyCoreError(
+            f"{coreset.path} was selected from {theirs['path']} (fingerprint {theirs['fingerprint'][:12]}), "
+            f"not from {dataset.path} ({dataset.fingerprint[:12]}); pass the dataset it belongs to"
+        )
+    return coreset
+
+
+def read_sample_ids(coreset: Artifact) -> np.ndarray:
+    """The kept ids: int64, ascending."""
+    return np.load(io.BytesIO(paths.read_bytes(paths.join(coreset.path, "sample_ids.npy"))), allow_pickle=False)

@@ -1,0 +1,248 @@
+"""Datasets: images in shards, with an id for every sample.
+
+``prepare`` imports a source once; from then on everything reads the dataset, in one process (``read_split``) or
+streamed by Ray Data (``ray_dataset``), and names samples by ``sample_id``. The one decision: ids are dense over
+each split in source order while rows lie in shards in a seeded random order, so that ids mean something and
+any stretch of a shard is a fair mixture.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from easycore_ray.core.seeding import numpy_rng
+from easycore_ray.core.selection import class_quotas
+from easycore_ray.data import index as dataset_index
+from easycore_ray.data import shards
+from easycore_ray.data.ingest.splits import SPLITS, equal_parts
+from easycore_ray.data.shards import Layout
+from easycore_ray.storage import artifact as manifest
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+KIND = "dataset"
+
+
+_BLOCK_BYTES = 16 * 1024 * 1024
+
+
+# Enough blocks for several workers to start at the same time, on small datasets too.
+_LEAST_BLOCKS = 8
+
+
+class Rows(NamedTuple):
+    """A batch of samples."""
+
+    sample_ids: Tensor
+    """int64 (batch,)."""
+    images: Tensor
+    """uint8 (batch, channels, height, width)."""
+    labels: Tensor
+    """int64 (batch,)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished dataset, opened."""
+
+    path: str
+    artifact: Artifact = field(repr=False)
+
+    @property
+    def _manifest(self) -> dict[str, Any]:
+        return self.artifact.manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all labels and images, in id order (hex)."""
+        return self.artifact.fingerprint
+
+    @property
+    def classes(self) -> list[str]:
+        """Names, in label order."""
+        return self._manifest["classes"]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 .. num_classes − 1."""
+        return len(self.classes)
+
+    @property
+    def layout(self) -> Layout:
+        """How images are stored."""
+        channels, height, width = self._manifest["image_shape"]
+        return Layout(self._manifest["storage"], (channels, height, width), self._manifest["image_size"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what models see."""
+        return self.layout.image_shape
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of each channel over the training images, in [0, 1] units."""
+        return self._manifest["mean"]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of each channel over the training images' pixels, in [0, 1] units."""
+        return self._manifest["std"]
+
+    @property
+    def shard_schema(self) -> pa.Schema:
+        """Arrow schema of the rows that readers give: sample_id, label, image."""
+        return self.layout.schema
+
+    def num_rows(self, split: str) -> int:
+        """Samples in a split; 0 if the dataset has no such split."""
+        return self._manifest["counts"][_known(split)]
+
+    def shards(self, split: str) -> list[str]:
+        """Paths of a split's shards."""
+        return [paths.join(self.path, shard["path"]) for shard in self._manifest["shards"][_known(split)]]
+
+    def index(self, split: str = "train") -> pa.Table:
+        """The index of a split (see ``dataset_index.SCHEMA``), sorted by ``sample_id``."""
+        return dataset_index.read(self.path, _known(split))
+
+
+def _known(split: str) -> str:
+    if split not in SPLITS:
+        raise EasyCoreError(f"unknown split {split!r}; allowed are {', '.join(SPLITS)}")
+    return split
+
+
+def open_dataset(path: str) -> Dataset:
+    """Open a finished dataset.
+
+    Raises:
+        EasyCoreError: see ``manifest.open_artifact``.
+    """
+    artifact = manifest.open_artifact(path, KIND)
+    return Dataset(artifact.path, artifact)
+
+
+def image_bytes_per_row(dataset: Dataset) -> int:
+    """Memory of one image as models see it, in bytes (uint8)."""
+    return dataset.layout.image_bytes
+
+
+def table_to_rows(table: pa.Table, dataset: Dataset) -> Rows:
+    """Rows of a shard (sample_id, label, image) as tensors of their own memory, in the same order."""
+    # Copied, because Arrow's memory is read-only and others may look at it.
+    columns = (table["sample_id"].to_numpy(), shards.pixels(table["image"], dataset.layout), table["label"].to_numpy())
+    ids, images, labels = (torch.from_numpy(np.array(column)) for column in columns)
+    return Rows(ids, images, labels.long())
+
+
+def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> Rows:
+    """A split, or the samples of these ids, sorted by id, read in this process.
+
+    Args:
+        dataset: where to read.
+        split: train, val or test.
+        sample_ids: any order; all of the split if None.
+
+    Raises:
+        EasyCoreError: the split has no sample of some id, or an id is asked for twice.
+    """
+    places = locate(dataset, split, sample_ids)
+    ids, shard = places["sample_id"].to_numpy(), places["shard"].to_numpy()
+    images = torch.empty((len(ids), *dataset.image_shape), dtype=torch.uint8)
+    labels = torch.empty(len(ids), dtype=torch.int64)
+    for number, path in enumerate(dataset.shards(split)):
+        wanted = np.flatnonzero(shard == number)
+        if len(wanted):
+            rows = table_to_rows(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset)
+            images[torch.from_numpy(wanted)], labels[torch.from_numpy(wanted)] = rows.images, rows.labels
+    return Rows(torch.from_numpy(ids.copy()), images, labels)
+
+
+def locate(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
+    """Index rows of a split, or of some of its ids, sorted by id.
+
+    Raises:
+        EasyCoreError: see ``read_split``.
+    """
+    index = dataset.index(split).combine_chunks()
+    if sample_ids is None:
+        return index
+    ids, counts = np.unique(np.asarray(sample_ids, np.int64), return_counts=True)
+    if (counts > 1).any():
+        raise EasyCoreError(f"sample_id {ids[counts > 1][0]} is asked for twice; pass every id once")
+    there = index["sample_id"].to_numpy()
+    at = np.searchsorted(there, ids)
+    found = (at < len(there)) & (there[np.minimum(at, len(there) - 1)] == ids) if len(there) else ids != ids
+    if not found.all():
+        raise EasyCoreError(
+            f"{(~found).sum():,} of {len(ids):,} samples are not in the {split} split of {dataset.path} "
+            f"(first missing: {ids[~found][0]}); do dataset and ids belong together?"
+        )
+    return index.take(pa.array(at))
+
+
+def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> ray.data.Dataset:
+    """A split, or the samples of these ids, as a Ray dataset of sample_id, label, image in stored order.
+
+    Read anew, block by block, whenever it is iterated; each block is a stretch of one shard, of some 16 MiB at
+    most. Iterate with ``preserve_order`` (set here, and needed again in a ``ray.train.DataConfig``).
+
+    Raises:
+        EasyCoreError: see ``read_split``.
+    """
+    tasks = _read_tasks(dataset, split, sample_ids)
+    if not tasks:
+        return ray.data.from_arrow(dataset.shard_schema.empty_table())
+    data = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    data.context.execution_options.preserve_order = True
+    # Reading reserves no CPU: training workers may hold them all, and a task that waits for one would wait for ever.
+    # As many at a time as there are CPUs, since nothing else would bound them.
+    at_once = ray.data.TaskPoolStrategy(size=max(2, int(ray.cluster_resources().get("CPU", 2))))
+    return data.map_batches(shards.read_tasks, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=at_once)
+
+
+def _read_tasks(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> list[dict[str, Any]]:
+    """Path and row positions of each block (see ``shards.read_tasks``)."""
+    places = locate(dataset, split, sample_ids)
+    entries = dataset.artifact.manifest["shards"][split]
+    stored = sum(entry["bytes"] for entry in entries) / max(1, dataset.num_rows(split))
+    most = max(1, min(int(_BLOCK_BYTES / max(stored, 1)), -(-len(places) // _LEAST_BLOCKS)))
+    shard, row = places["shard"].to_numpy(), places["row"].to_numpy()
+    return [
+        {"path": path, "rows": part.astype(np.int32).tobytes()}
+        for number, path in enumerate(dataset.shards(split))
+        for part in equal_parts(np.sort(row[shard == number]), most)
+    ]
+
+
+def draw_ids(dataset: Dataset, split: str, num_samples: int, seed: int) -> NDArray[np.int64]:
+    """Sorted ids of a seeded, class-balanced draw (every class by its share); all ids if there are no more."""
+    index = dataset.index(split)
+    ids, labels = index["sample_id"].to_numpy(), index["label"].to_numpy()
+    if num_samples >= len(ids):
+        return ids.copy()
+    rng = numpy_rng("draw", split, seed)
+    quotas = class_quotas(labels, num_samples)
+    drawn = [rng.choice(ids[labels == label], quota, replace=False) for label, quota in quotas.items()]
+    return np.sort(np.concatenate(drawn))
+
+
+def check_same_dataset(artifact: Artifact, dataset: Dataset) -> None:
+    """Refuse a score or hardness table of another dataset.
+
+    Raises:
+        EasyCoreError: names both datasets.
+    """
+    theirs = artifact.manifest["parents"].get("dataset") or artifact.manifest["dataset"]
+    if theirs["fingerprint"] != dataset.fingerprint:
+        raise EasyCoreError(
+            f"{artifact.path} holds scores of {theirs['path']} (fingerprint {theirs['fingerprint'][:12]}), "
+            f"not of {dataset.path} ({dataset.fingerprint[:12]}); pass the dataset that was scored"
+        )

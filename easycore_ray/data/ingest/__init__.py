@@ -1,0 +1,1 @@
+"""Import of images of any common layout into a dataset."""

@@ -1,0 +1,92 @@
+"""Sources that have names instead of paths: ``digits``, and what torchvision can download.
+
+Takes a name, gives a ``Source`` whose pieces hold their images. The one decision: they are read in the
+process that asks for them, so that a cluster's workers need neither the download nor a shared folder. What is
+too large for one process's memory is imported from a path instead.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easycore_ray.data.ingest.readers import Arrays, Piece, Source, Split
+from easycore_ray.storage.errors import EasyCoreError
+
+_ROWS_PER_PIECE = 1000
+
+
+def digits() -> Source:
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels, 0..16 scaled to 0..255; no test split."""
+    from sklearn.datasets import load_digits  # a second to import, needed here only
+
+    found = load_digits()
+    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    pieces = _arrays("digits", list(pixels), found.target.tolist())
+    return Source({"train": pieces}, [str(name) for name in range(10)], {"train": len(pixels)})
+
+
+def torchvision_dataset(name: str) -> Source:
+    """A classification dataset of torchvision with its splits, downloaded to ``cache_folder()``.
+
+    Raises:
+        EasyCoreError: torchvision has none of this name, or cannot load it.
+    """
+    made, splits = _dataset_class(name)
+    root = cache_folder() / "torchvision"
+    root.mkdir(parents=True, exist_ok=True)
+    pieces: dict[Split, list[Piece]] = {}
+    classes: list[str] | None = None
+    num_rows: dict[Split, int] = {}
+    for split, choice in splits.items():
+        try:
+            found = made(root=str(root), download=True, **choice)
+            images, labels = zip(*found, strict=True)
+            arrays = [np.asarray(image) for image in images]
+            pieces[split] = _arrays(f"{name}/{split}", arrays, [int(label) for label in labels])
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise EasyCoreError(
+                f"torchvision:{name} cannot be loaded: {error}; without internet access put its files into {root}"
+            ) from error
+        classes = classes or [str(title) for title in getattr(found, "classes", [])] or None
+        num_rows[split] = len(images)
+    return Source(pieces, classes, num_rows)
+
+
+def _dataset_class(name: str) -> tuple[Callable[..., Any], dict[Split, dict[str, Any]]]:
+    """The dataset's constructor, and its arguments for each split."""
+    import torchvision.datasets  # imports torch: seconds, needed here only
+
+    made = getattr(torchvision.datasets, name, None) if name in torchvision.datasets.__all__ else None
+    options = inspect.signature(made).parameters if made else {}
+    if made is None or "root" not in options or "download" not in options:
+        raise EasyCoreError(
+            f"torchvision:{name} is nothing that torchvision downloads; allowed are e.g. CIFAR10, CIFAR100, "
+            "MNIST, FashionMNIST, SVHN, STL10"
+        )
+    if "train" in options:
+        return made, {"train": {"train": True}, "test": {"train": False}}
+    if "split" in options:
+        return made, {"train": {"split": "train"}, "test": {"split": "test"}}
+    return made, {"train": {}}
+
+
+def _arrays(name: str, images: Sequence[np.ndarray], labels: Sequence[int]) -> list[Piece]:
+    return [
+        Arrays(
+            name,
+            start,
+            tuple(images[start : start + _ROWS_PER_PIECE]),
+            tuple(labels[start : start + _ROWS_PER_PIECE]),
+        )
+        for start in range(0, len(images), _ROWS_PER_PIECE)
+    ]
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``EASYCORE_CACHE``, else ``easycore`` in the user's cache folder."""
+    chosen = os.environ.get("EASYCORE_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "easycore"

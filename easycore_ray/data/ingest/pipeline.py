@@ -1,0 +1,320 @@
+"""Importing a source: check every image, decide where each row goes, write the shards.
+
+Takes a listed ``Source``, gives shards, an index and what the manifest says of them. The one decision: nothing
+is written before every row has passed. Ray Data reads, decodes and checks the source into blocks that stay in
+the object store (spilled to disk beyond its size); this process sees their descriptions only, decides, and lets
+plain Ray tasks deal the blocks out to shards and write them.
+"""
+
+import pickle
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import PrepareConfig
+from easycore_ray.data import index as dataset_index
+from easycore_ray.data.dataset import KIND
+from easycore_ray.data.images import MAX_RAW_BYTES
+from easycore_ray.data.ingest import readers, shuffle
+from easycore_ray.data.ingest import splits as placement
+from easycore_ray.data.ingest.readers import Source
+from easycore_ray.data.ingest.shuffle import collect
+from easycore_ray.data.ingest.sources import is_path, list_source
+from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement
+from easycore_ray.data.shards import Layout, Written
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.console import Progress, duration, say
+from easycore_ray.storage import artifact as manifest
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+_SHOWN = 3
+_BLOCKS_PER_TASK = 64
+
+
+class Checked(NamedTuple):
+    """A source that has been read.
+
+    Attributes:
+        blocks: references of tables of ``samples.SCHEMA``.
+        sizes: of the blocks, in bytes.
+        rows: their ``samples.DESCRIPTION``, ``block`` and ``offset`` (row in the block), in source order.
+    """
+
+    blocks: list[Any]
+    sizes: list[int]
+    rows: pa.Table
+
+
+class Imported(NamedTuple):
+    """What an import wrote, as the manifest tells it."""
+
+    fingerprint: str
+    counts: dict[str, int]
+    details: dict[str, Any]
+
+
+def run(source: Source, config: PrepareConfig, out: str) -> Imported:
+    """Import a source into ``out``: all shards and the index, without the manifest.
+
+    Raises:
+        EasyCoreError: names the bad samples, the empty class or split; nothing is written then.
+    """
+    checked = _check(source, config.image_size)
+    bad = pc.is_valid(checked.rows["problem"])
+    skipped, rows = checked.rows.filter(bad), checked.rows.filter(pc.invert(bad))
+    _refuse_bad(skipped, len(checked.rows), skip=config.on_bad_sample == "skip")
+    layout = _layout(rows, config.image_size)
+    labels, own = rows["label"].to_numpy(), _own_splits(source, rows)
+    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+    splits = placement.assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
+    classes = placement.class_names(labels, splits, source.classes)
+    placed = placement.place(splits, config.rows_per_shard, config.seed)
+    written = shuffle.write(checked.blocks, checked.sizes, rows, placed, layout=layout, out=out)
+    index = _index(rows, own, placed, layout, written)
+    dataset_index.write(index, out)
+    mean, std = _moments(rows.filter(pa.array(splits == TRAIN)), layout)
+    details = {
+        "classes": classes,
+        **layout._asdict(),
+        "image_shape": list(layout.image_shape),
+        "mean": mean,
+        "std": std,
+        "shards": dataset_index.shard_details(index, _sizes(placed, written), len(classes)),
+        "skipped": skipped.select(["key", "problem"]).rename_columns(["key", "reason"]).to_pylist(),
+    }
+    counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
+    return Imported(dataset_index.fingerprint(index), counts, details)
+
+
+def plan(config: PrepareConfig) -> str:
+    """What an import would read and write, as far as listing the source tells (nothing is downloaded)."""
+    shards = f"shards of at most {config.rows_per_shard:,} images"
+    if not is_path(config.source):
+        return f"{config.source} into {shards}"
+    source = list_source(config.source, layout=config.format, test_source=config.test_source, classes=config.classes)
+    images = "images" if source.total is None else f"{source.total:,} images"
+    classes = "" if source.classes is None else f" in {len(source.classes):,} classes"
+    pieces = " and ".join(f"{len(found):,} {split}" for split, found in source.pieces.items())
+    return f"{images}{classes} from {config.source} ({pieces} pieces) into {shards}"
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """What a dataset's manifest holds, in one line."""
+    counts = found["counts"]
+    splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    skipped = f", {len(found['skipped']):,} skipped" if found["skipped"] else ""
+    size = sum(shard["bytes"] for entries in found["shards"].values() for shard in entries) / 2**20
+    shape = "x".join(map(str, found["image_shape"]))
+    return (
+        f"{sum(counts.values()):,} images of {shape} in {len(found['classes']):,} classes ({splits}{skipped}), "
+        f"{size:,.1f} MiB"
+    )
+
+
+def _check(source: Source, image_size: int | None) -> Checked:
+    """Read, decode and check all pieces with Ray Data."""
+    pieces = [piece for split in SPLITS for piece in source.pieces.get(split, [])]
+    items = [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)]
+    read = ray.data.from_items(items, override_num_blocks=len(items))
+    # All blocks are held until the last one is checked. Ray Data would take this for a slow consumer and go down
+    # to one task at half of the object store; they may spill to disk instead.
+    read.context.override_object_store_memory_limit_fraction = 1e6
+    data = read.map_batches(
+        readers.check_batch,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"classes": source.classes, "image_size": image_size},
+    )
+    line = Progress("check", source.total or len(pieces), "images" if source.total else "files")
+    blocks: list[Any] = []
+    sizes: list[int] = []
+    rows, begun = 0, set[int]()
+    # Held here, the blocks outlive the execution and are dealt out to shards without being read again.
+    for bundle in data.iter_internal_ref_bundles():
+        blocks += bundle.block_refs
+        sizes += [entry.size_bytes or 0 for entry in bundle.metadata]
+        rows += bundle.num_rows() or 0
+        begun |= {entry.exec_stats.task_idx for entry in bundle.metadata if entry.exec_stats}
+        line.update(rows if source.total else len(begun))
+    line.close()
+    return Checked(blocks, sizes, _described(blocks))
+
+
+def _described(blocks: list[Any]) -> pa.Table:
+    """The rows of all blocks without their images, in source order."""
+    describe = ray.remote(readers.describe)
+    starts = range(0, len(blocks), _BLOCKS_PER_TASK)
+    tasks = [describe.remote(*blocks[start : start + _BLOCKS_PER_TASK]) for start in starts]
+    tables = [table for found in collect(tasks) for table in found]
+    counts = [table.num_rows for table in tables]
+    rows = pa.concat_tables(tables)
+    rows = rows.append_column("block", pa.array(np.repeat(np.arange(len(tables), dtype=np.int32), counts)))
+    rows = rows.append_column("offset", pa.array(np.concatenate([np.arange(count) for count in counts])))
+    order = np.lexsort((rows["row"].to_numpy(), rows["piece"].to_numpy()))
+    return rows.take(pa.array(order)).combine_chunks()
+
+
+def _refuse_bad(bad: pa.Table, total: int, *, skip: bool) -> None:
+    """Stop at damaged files always, and at bad samples unless they are to be skipped."""
+    damaged = bad.filter(pc.equal(bad["row"], readers.DAMAGED))
+    if damaged.num_rows:
+        raise EasyCoreError(f"{damaged['problem'][0].as_py()}; {_more(damaged.num_rows)}fetch the file again")
+    if bad.num_rows == total:
+        first = f": {_named(bad.slice(0, 1))}" if total else ""
+        raise EasyCoreError(f"none of {total:,} samples is usable{first}; check --source and --format")
+    if bad.num_rows and not skip:
+        raise EasyCoreError(
+            f"{bad.num_rows:,} of {total:,} samples are not usable: {_named(bad.slice(0, _SHOWN))}"
+            f"{'; …' if bad.num_rows > _SHOWN else ''}; repair them, or leave them out with --on-bad-sample skip"
+        )
+
+
+def _named(bad: pa.Table) -> str:
+    return "; ".join(
+        f"{where}: {problem}"
+        for where, problem in zip(bad["where"].to_pylist(), bad["problem"].to_pylist(), strict=True)
+    )
+
+
+def _more(count: int) -> str:
+    return f"so are {count - 1} more files; " if count > 1 else ""
+
+
+def _layout(rows: pa.Table, image_size: int | None) -> Layout:
+    """Storage and shape of the dataset's images.
+
+    Raises:
+        EasyCoreError: they differ in size and no ``image_size`` makes them equal.
+    """
+    heights, widths = rows["height"].to_numpy(), rows["width"].to_numpy()
+    other = np.flatnonzero((heights != heights[0]) | (widths != widths[0]))
+    if len(other):
+        named = [f"{rows['where'][row].as_py()} is {heights[row]}x{widths[row]}" for row in (0, int(other[0]))]
+        raise EasyCoreError(
+            f"the images differ in size: {' and '.join(named)} pixels; pass --image-size PIXELS "
+            "(shorter side is resized to it, centre is cropped)"
+        )
+    channels = int(rows["channels"].to_numpy().max())
+    shape = (channels, int(heights[0]), int(widths[0]))
+    return Layout("raw" if np.prod(shape) <= MAX_RAW_BYTES else "encoded", shape, image_size)
+
+
+def _own_splits(source: Source, rows: pa.Table) -> NDArray[np.integer]:
+    """The split each row's piece belongs to in the source."""
+    counts = [len(source.pieces.get(split, [])) for split in SPLITS]
+    return np.repeat(np.arange(len(SPLITS)), counts)[rows["piece"].to_numpy()]
+
+
+def _sizes(placed: Placement, written: list[Written]) -> dict[str, list[int]]:
+    """Bytes of the shards, by split."""
+    return {
+        split: [shard.num_bytes for (name, _), shard in zip(placed.names, written, strict=True) if name == split]
+        for split in SPLITS
+    }
+
+
+def _index(
+    rows: pa.Table, own: NDArray[np.integer], placed: Placement, layout: Layout, written: list[Written]
+) -> pa.Table:
+    """The index of the dataset, see ``dataset_index``."""
+    by_place = np.lexsort((placed.row, placed.shard))
+    hashes = np.empty(len(rows), object)
+    hashes[by_place] = [sha256 for shard in written for sha256 in shard.sha256]
+    squares = _per_channel(rows["squares"])[:, : layout.image_shape[0]].sum(axis=1)
+    columns = {
+        "split": np.array(SPLITS, object)[placed.split],
+        "sample_id": placed.sample_id,
+        "key": _unique_keys(rows, own),
+        "label": rows["label"].cast(pa.int32()),
+        "sha256": hashes,
+        "input_norm": np.sqrt(squares) / 255,
+        "shard": np.array([number for _, number in placed.names], np.int32)[placed.shard],
+        "row": placed.row,
+    }
+    order = np.lexsort((placed.sample_id, placed.split))
+    return pa.table(columns, schema=dataset_index.SCHEMA).take(pa.array(order))
+
+
+def _unique_keys(rows: pa.Table, own: NDArray[np.integer]) -> NDArray[Any]:
+    """The source's own image paths, or file and row where a split of the source has a path twice."""
+    keys, wheres = (np.array(rows[name].to_pylist(), object) for name in ("key", "where"))
+    for split in range(len(SPLITS)):
+        if len(set(keys[own == split])) < (own == split).sum():
+            keys[own == split] = wheres[own == split]
+    return keys
+
+
+def _per_channel(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A column of three numbers per row as int64 (rows, 3)."""
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, 3)
+
+
+def _moments(rows: pa.Table, layout: Layout) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, in [0, 1] units, from exact integer sums."""
+    channels, height, width = layout.image_shape
+    count = len(rows) * height * width
+    sums = _per_channel(rows["sums"]).sum(axis=0)[:channels] / 255
+    squares = _per_channel(rows["squares"]).sum(axis=0)[:channels] / 255**2
+    mean = sums / count
+    return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
+
+
+@verb(PrepareConfig)
+def prepare(config: PrepareConfig) -> Artifact | None:
+    """Import images into shards, or find that it was done before.
+
+    Returns:
+        The dataset; None for a dry run.
+
+    Raises:
+        EasyCoreError: the source is missing or unclear, a sample is bad, a class or split is empty, ``out`` holds
+            something else. Nothing is written then.
+    """
+    started = time.monotonic()
+    out = paths.absolute(config.out)
+    if config.dry_run:
+        say(f"prepare: would import {plan(config)} → {out}")
+        return None
+    made = manifest.claim(out, KIND, _identity(config), overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"prepare: {out} is finished already, with this configuration; nothing to do")
+        return made
+    with manifest.giving_back(made):
+        source = list_source(
+            config.source, layout=config.format, test_source=config.test_source, classes=config.classes
+        )
+        cluster.connect()
+        imported = run(source, config, out)
+    seconds = time.monotonic() - started
+    artifact = manifest.finish(
+        made,
+        fingerprint=imported.fingerprint,
+        config=to_dict(config),
+        parents={},
+        counts=imported.counts,
+        wall_seconds=seconds,
+        **imported.details,
+    )
+    say(f"prepare: {summary(artifact.manifest)} in {duration(seconds)} → {out}")
+    return artifact
+
+
+def _identity(config: PrepareConfig) -> str:
+    """Sources have no fingerprint before they are read, so here, and only here, their names count."""
+    names = {"source": config.source, "test_source": config.test_source, "classes": config.classes}
+    places = {
+        role: paths.absolute(name) if name and (role == "classes" or is_path(name)) else name
+        for role, name in names.items()
+    }
+    return manifest.identity(KIND, {**identity_fields(config), **places}, {})

@@ -1,0 +1,302 @@
+"""One piece of a source, read and checked: the part of an import that runs on every worker.
+
+Takes a piece (some files, some row groups, a tar shard, some arrays) and gives Arrow tables with one row per
+sample: the stored image, its label and sums, or the problem it has. The one decision: a bad sample becomes a
+row that names itself, so that one import reports everything that is wrong, and nothing is written before.
+
+Imported by Ray workers, so no torch in here.
+"""
+
+import json
+import pickle
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from easycore_ray.data import images
+from easycore_ray.storage import paths
+from easycore_ray.storage.errors import EasyCoreError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+ROWS_PER_TABLE = 1000
+# In place of the row number: the piece as a whole is damaged, which no sample can be blamed (or skipped) for.
+DAMAGED = -1
+BYTES_PER_TABLE = 64 * 1024 * 1024
+
+# What is known of a sample without its image; the driver gathers these columns only.
+DESCRIPTION = {
+    "piece": pa.int32(),
+    "row": pa.int64(),
+    "key": pa.string(),
+    "where": pa.string(),
+    "label": pa.int64(),
+    "channels": pa.int8(),
+    "height": pa.int32(),
+    "width": pa.int32(),
+    "sums": pa.list_(pa.int64(), 3),
+    "squares": pa.list_(pa.int64(), 3),
+    "problem": pa.string(),
+}
+SCHEMA = pa.schema({**DESCRIPTION, "pixels": pa.large_binary(), "encoded": pa.large_binary()})
+
+
+class Sample(NamedTuple):
+    """A sample as its source has it, unchecked."""
+
+    key: str
+    """Path of the image in the source, where it has one."""
+    where: str
+    """File and row, to find it again."""
+    image: bytes | Image.Image | None
+    label: Any
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, each with the name of its class folder; paths relative to ``root``."""
+
+    root: str
+    files: tuple[tuple[str, str], ...]
+
+    def samples(self) -> Iterator[Sample]:
+        """See ``Sample``; the label is the class name."""
+        # Threads, because an object store answers each request after milliseconds of waiting.
+        with ThreadPoolExecutor(8) as pool:
+            yield from pool.map(self._sample, self.files)
+
+    def _sample(self, file: tuple[str, str]) -> Sample:
+        path, label = file
+        try:
+            return Sample(path, path, paths.read_bytes(paths.join(self.root, path)), label)
+        except EasyCoreError as error:
+            return Sample(path, path, None, label, str(error))
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Some row groups of a Parquet file; ``first_row`` is the file's row they start with."""
+
+    root: str
+    path: str
+    groups: tuple[int, ...]
+    first_row: int
+    image_column: str
+
+    def samples(self) -> Iterator[Sample]:
+        """See ``Sample``.
+
+        Raises:
+            EasyCoreError: the file is damaged.
+        """
+        whole = paths.join(self.root, self.path)
+        row = self.first_row
+        with paths.open_input(whole) as stream:
+            file = None
+            for group in self.groups:
+                try:
+                    # One footer for all groups; of a remote file, only the ranges of both columns are fetched.
+                    file = file or pq.ParquetFile(stream, pre_buffer=paths.is_remote(whole))
+                    table = file.read_row_group(group, columns=[self.image_column, "label"])
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise EasyCoreError(f"{whole} cannot be read (row group {group}): {error}") from error
+                for image, label in zip(table[self.image_column], table["label"], strict=True):
+                    yield self._sample(row, image.as_py(), label.as_py())
+                    row += 1
+
+    def _sample(self, row: int, image: Any, label: Any) -> Sample:
+        where = f"{self.path}#{row}"
+        content, key = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
+        return Sample(key or where, where, content, label, None if content else "no image bytes")
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A WebDataset shard: consecutive members ``key.jpg``, ``key.cls`` (or ``key.json``) are one sample."""
+
+    root: str
+    path: str
+
+    def samples(self) -> Iterator[Sample]:
+        """See ``Sample``.
+
+        Raises:
+            EasyCoreError: the shard is damaged.
+        """
+        whole = paths.join(self.root, self.path)
+        filesystem, inner = paths.locate(whole)
+        key, members = None, dict[str, bytes]()
+        try:
+            # Arrow would unpack .gz by itself; tarfile does it for every kind.
+            with (
+                filesystem.open_input_stream(inner, compression=None) as stream,
+                tarfile.open(fileobj=stream, mode="r|*") as tar,
+            ):
+                for member in tar:
+                    name = PurePosixPath(member.name)
+                    if not member.isfile() or name.name.startswith("."):
+                        continue
+                    stem, _, suffix = name.name.partition(".")
+                    if str(name.with_name(stem)) != key:
+                        if key is not None:
+                            yield self._sample(key, members)
+                        key, members = str(name.with_name(stem)), {}
+                    file = tar.extractfile(member)
+                    members["." + suffix.lower()] = file.read() if file else b""
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise EasyCoreError(f"{whole} cannot be read: {error}") from error
+        if key is not None:
+            yield self._sample(key, members)
+
+    def _sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        where = f"{self.path}/{key}"
+        found = [content for suffix, content in members.items() if suffix in IMAGE_SUFFIXES]
+        if len(found) != 1:
+            return Sample(key, where, None, None, f"{len(found)} images among {', '.join(members)}; one is needed")
+        try:
+            label = _tar_label(members)
+        except ValueError as error:
+            return Sample(key, where, None, None, str(error))
+        return Sample(key, where, found[0], label)
+
+
+def _tar_label(members: dict[str, bytes]) -> Any:
+    if ".cls" in members:
+        text = members[".cls"].decode(errors="replace").strip()
+        return int(text) if text.removeprefix("-").isdecimal() else text
+    if ".json" not in members:
+        raise ValueError("no label: neither .cls nor .json")
+    try:
+        content = json.loads(members[".json"])
+    except ValueError as error:
+        raise ValueError(f"unreadable .json ({error})") from error
+    return content.get("label") if isinstance(content, dict) else None
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images that are in memory already, as uint8 (height, width) or (height, width, 3)."""
+
+    name: str
+    first_row: int
+    images: tuple[NDArray[np.uint8], ...]
+    labels: tuple[int, ...]
+
+    def samples(self) -> Iterator[Sample]:
+        """See ``Sample``."""
+        for row, (image, label) in enumerate(zip(self.images, self.labels, strict=True), start=self.first_row):
+            where = f"{self.name}#{row}"
+            yield Sample(where, where, Image.fromarray(image), label)
+
+
+Piece = Files | RowGroups | Tar | Arrays
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A listed source.
+
+    Attributes:
+        pieces: what to read, in source order, by split.
+        classes: names in label order, or None if they are not known before the labels are.
+        num_rows: samples by split, or None if counting them takes reading (tar shards).
+    """
+
+    pieces: dict[Split, list[Piece]]
+    classes: list[str] | None
+    num_rows: dict[Split, int] | None
+
+    @property
+    def total(self) -> int | None:
+        """Samples of all splits, if that is known."""
+        return None if self.num_rows is None else sum(self.num_rows.values())
+
+
+def label_index(label: Any, classes: dict[str, int] | None) -> int:
+    """The class index a source's label means: a whole number, or the name of a class.
+
+    Raises:
+        ValueError: it is missing, unknown, or neither.
+    """
+    if label is None or label == "":
+        raise ValueError("no label")
+    if isinstance(label, str):
+        if classes and label in classes:
+            return classes[label]
+        known = f"classes are {_few(list(classes))}" if classes else "pass the class names with --classes FILE"
+        raise ValueError(f"unknown label {label!r}; {known}")
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(f"label {label!r} is no whole number")
+    limit = len(classes) if classes else 2**31
+    if not 0 <= label < limit:
+        raise ValueError(f"unknown label {label}; allowed are 0 .. {limit - 1}")
+    return label
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
+
+
+def check(number: int, piece: Piece, classes: Sequence[str] | None, image_size: int | None) -> Iterator[pa.Table]:
+    """The samples of a piece as tables of ``SCHEMA``, in order, none much larger than ``BYTES_PER_TABLE``.
+
+    Good rows have no ``problem`` and hold the image in ``pixels`` or ``encoded``, or both (see
+    ``images.measure``); bad rows say what is wrong and hold no image. Where the piece cannot be read on, the
+    last row has the number ``DAMAGED``.
+
+    Args:
+        number: of the piece, repeated in every row.
+        piece: what to read.
+        classes: names in label order, or None if the source does not know them.
+        image_size: see ``images.view``.
+    """
+    indices = {name: index for index, name in enumerate(classes)} if classes else None
+    rows: list[dict[str, Any]] = []
+    held = 0
+    try:
+        for row, sample in enumerate(piece.samples()):
+            found = _checked(sample, indices, image_size)
+            rows.append({"piece": number, "row": row, "key": sample.key, "where": sample.where, **found})
+            held += len(found.get("pixels") or b"") + len(found.get("encoded") or b"")
+            if len(rows) == ROWS_PER_TABLE or held >= BYTES_PER_TABLE:
+                yield _table(rows)
+                rows, held = [], 0
+    except EasyCoreError as error:
+        rows.append({"piece": number, "row": DAMAGED, "problem": str(error)})
+    # An empty piece gives an empty table, since Ray Data wants to see the columns.
+    yield _table(rows)
+
+
+def check_batch(batch: pa.Table, classes: Sequence[str] | None, image_size: int | None) -> Iterator[pa.Table]:
+    """``check`` for ``ray.data``: rows of ``number`` and the pickled ``piece``."""
+    for row in batch.to_pylist():
+        yield from check(row["number"], pickle.loads(row["piece"]), classes, image_size)
+
+
+def describe(*blocks: pa.Table) -> list[pa.Table]:
+    """What is known of the rows without their images, block by block."""
+    return [block.select(list(DESCRIPTION)) for block in blocks]
+
+
+def _checked(sample: Sample, classes: dict[str, int] | None, image_size: int | None) -> dict[str, Any]:
+    try:
+        if sample.problem or sample.image is None:
+            raise ValueError(sample.problem or "no image")
+        label = label_index(sample.label, classes)
+        return {"label": label, **images.measure(sample.image, image_size)._asdict()}
+    except ValueError as error:
+        return {"problem": " ".join(str(error).split())}
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

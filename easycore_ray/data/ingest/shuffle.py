@@ -1,0 +1,113 @@
+"""The shuffle: checked rows from where they were read to the shards they belong to.
+
+Takes blocks in Ray's object store and the place of every row, writes the shards. The one decision: two rounds of
+plain Ray tasks, deal and write, with parts so large that their number, and what this process keeps of them, stay
+small; no image passes through this process.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from easycore_ray.data import shards
+from easycore_ray.data.index import shard_path
+from easycore_ray.data.ingest.splits import Placement
+from easycore_ray.data.shards import Layout, Written
+from easycore_ray.runtime.console import Progress
+from easycore_ray.storage import paths
+from easycore_ray.storage.errors import EasyCoreError
+
+# Ray keeps smaller results (up to 100 KB) in the process that asked for them.
+_PART_BYTES = 1024 * 1024
+_GROUP_BYTES = 32 * 1024 * 1024
+
+
+def write(
+    blocks: list[Any], sizes: Sequence[int], rows: pa.Table, placed: Placement, *, layout: Layout, out: str
+) -> list[Written]:
+    """Write all shards below ``out``.
+
+    Args:
+        blocks: references of tables of ``samples.SCHEMA``; the list is emptied, so that each block is freed
+            as soon as it has been dealt out.
+        sizes: of the blocks, in bytes.
+        rows: ``block``, ``offset`` (row in the block) and ``label`` of the rows to write.
+        placed: where they go.
+        layout: of the dataset.
+        out: folder of the dataset.
+
+    Returns:
+        What each shard tells, in order of ``placed.names``.
+    """
+    parts: list[list[Any]] = [[] for _ in placed.names]
+    num_shards = len(placed.names)
+    scatter = ray.remote(shards.scatter).options(num_returns=num_shards)
+    places = _places(rows, placed, len(blocks))
+    for group in _groups(sizes, max(_GROUP_BYTES, num_shards * _PART_BYTES)):
+        chosen = [blocks[block] for block in group]
+        dealt = scatter.remote([places[block] for block in group], layout, num_shards, *chosen)
+        for shard, part in enumerate(dealt if num_shards > 1 else [dealt]):
+            parts[shard].append(part)
+    blocks.clear()
+    write = ray.remote(shards.write_shard)
+    targets = [paths.join(out, shard_path(*name)) for name in placed.names]
+    tasks = [write.remote(target, layout, *part) for target, part in zip(targets, parts, strict=True)]
+    parts.clear()
+    return watch(tasks, np.bincount(placed.shard, minlength=num_shards))
+
+
+def _places(rows: pa.Table, placed: Placement, num_blocks: int) -> list[pa.Table]:
+    """For each block, the rows that are kept and where they go (see ``shards.scatter``)."""
+    columns = {
+        "offset": rows["offset"],
+        "shard": placed.shard,
+        "row": placed.row,
+        "sample_id": placed.sample_id,
+        "label": rows["label"].cast(pa.int32()),
+    }
+    order = np.argsort(rows["block"].to_numpy(), kind="stable")
+    table = pa.table(columns).take(pa.array(order)).combine_chunks()
+    counts = np.bincount(rows["block"].to_numpy(), minlength=num_blocks)
+    starts = np.cumsum(counts) - counts
+    return [table.slice(start, count) for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
+
+
+def _groups(sizes: Sequence[int], least: int) -> Iterator[list[int]]:
+    """Consecutive blocks, put together until they have ``least`` bytes."""
+    group: list[int] = []
+    held = 0
+    for block, size in enumerate(sizes):
+        group.append(block)
+        held += size
+        if held >= least:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def watch(tasks: list[Any], rows: NDArray[np.integer]) -> list[Any]:
+    """Results of the Ray tasks, with a progress line in rows written; ``rows`` of each task."""
+    line = Progress("write", int(rows.sum()), "images")
+    number = {task: index for index, task in enumerate(tasks)}
+    waiting, done = list(tasks), 0
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        done += sum(int(rows[number[task]]) for task in ready)
+        line.update(done)
+    line.close()
+    return collect(tasks)
+
+
+def collect(tasks: list[Any]) -> list[Any]:
+    """Results of Ray tasks; an error of ours is raised as it was, without Ray's traceback around it."""
+    try:
+        return ray.get(tasks)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, EasyCoreError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,140 @@
+"""Where each row of a dataset goes: its split, its id, its shard.
+
+Takes labels in source order, gives arrays of the same length. The one decision: everything follows from the
+order of the source and the seed, never from how the work was divided, so that one source has one set of ids.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from easycore_ray.core.seeding import numpy_rng
+from easycore_ray.core.selection import class_quotas
+from easycore_ray.data.ingest.readers import Split
+from easycore_ray.storage.errors import EasyCoreError
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+TRAIN, VAL, TEST = range(3)
+
+
+class Placement(NamedTuple):
+    """Place of every row.
+
+    Attributes:
+        split: int8 (N,), index into ``SPLITS``.
+        sample_id: int64 (N,), dense from 0 over each split, in source order.
+        shard: int32 (N,), index into ``names``.
+        row: int32 (N,), position in the shard.
+        names: of all shards, as (split, number within it).
+    """
+
+    split: NDArray[np.int8]
+    sample_id: NDArray[np.int64]
+    shard: NDArray[np.int32]
+    row: NDArray[np.int32]
+    names: list[tuple[Split, int]]
+
+
+def assign_splits(
+    labels: NDArray[np.integer],
+    own: NDArray[np.integer],
+    own_splits: Collection[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> NDArray[np.int8]:
+    """The split of every row: the source's own, and what is held out of its training rows.
+
+    The test split is held out first, validation from what is left; both seeded and class-balanced.
+
+    Args:
+        labels: int (N,), in source order.
+        own: int (N,), split that the source puts the row in.
+        own_splits: names of the splits that the source has; they are not held out again.
+        val_fraction: share of the training rows, in [0, 1).
+        test_fraction: share of the training rows, in [0, 1).
+        seed: of the draws.
+
+    Raises:
+        EasyCoreError: a split that should be there has no rows.
+    """
+    splits = own.astype(np.int8)
+    for split, fraction in ((TEST, test_fraction), (VAL, val_fraction)):
+        name = SPLITS[split]
+        if name in own_splits:
+            _check_own(splits, split)
+        elif fraction > 0:
+            _hold_out(splits, labels, split, fraction, seed)
+    _check_own(splits, TRAIN)
+    return splits
+
+
+def _check_own(splits: NDArray[np.int8], split: int) -> None:
+    if not (splits == split).any():
+        raise EasyCoreError(f"the {SPLITS[split]} split has no usable image; check --source, or the skipped samples")
+
+
+def _hold_out(splits: NDArray[np.int8], labels: NDArray[np.integer], split: int, fraction: float, seed: int) -> None:
+    """Move a share of every class from train to another split, in place."""
+    train = np.flatnonzero(splits == TRAIN)
+    count = math.floor(fraction * len(train) + 0.5)
+    if count == 0:
+        name = SPLITS[split]
+        raise EasyCoreError(
+            f"the {name} split is empty: {name}_fraction {fraction:g} of {len(train):,} images is none; "
+            f"raise --{name}-fraction, or pass 0 to do without"
+        )
+    rng = numpy_rng("split", SPLITS[split], seed)
+    for label, quota in class_quotas(labels[train], count).items():
+        members = train[labels[train] == label]
+        splits[rng.choice(members, quota, replace=False)] = split
+
+
+def class_names(labels: NDArray[np.integer], splits: NDArray[np.integer], known: Sequence[str] | None) -> list[str]:
+    """Names of the classes in label order: the known ones, or the labels themselves.
+
+    Raises:
+        EasyCoreError: a class has no training image.
+    """
+    count = len(known) if known else int(labels.max()) + 1
+    there = np.unique(labels[splits == TRAIN])
+    if len(there) < count:
+        # Set difference would list every number up to a stray label of a billion.
+        gaps = np.flatnonzero(there != np.arange(len(there)))
+        first = int(gaps[0]) if len(gaps) else len(there)
+        named = f"{first} ({known[first]})" if known else f"{first}"
+        raise EasyCoreError(
+            f"{count - len(there):,} of {count:,} classes have no training image, the first is class {named}; "
+            "add images, or remove the class from the source or its list of classes"
+        )
+    return list(known) if known else [str(label) for label in range(count)]
+
+
+def place(splits: NDArray[np.int8], rows_per_shard: int, seed: int) -> Placement:
+    """Ids in source order, and a seeded random place in shards of nearly equal size, split by split.
+
+    Args:
+        splits: int8 (N,), in source order.
+        rows_per_shard: most rows in one shard.
+        seed: of the permutations.
+    """
+    count = len(splits)
+    found = Placement(splits, np.empty(count, np.int64), np.empty(count, np.int32), np.empty(count, np.int32), names=[])
+    for split, name in enumerate(SPLITS):
+        members = np.flatnonzero(splits == split)
+        found.sample_id[members] = np.arange(len(members))
+        # Sources come class by class; in this order every shard, and every part of one, is a fair mixture.
+        order = members[numpy_rng("placement", name, seed).permutation(len(members))]
+        for number, rows in enumerate(equal_parts(order, rows_per_shard)):
+            found.shard[rows], found.row[rows] = len(found.names), np.arange(len(rows))
+            found.names.append((name, number))
+    return found
+
+
+def equal_parts(rows: NDArray[np.integer], most: int) -> list[NDArray[np.integer]]:
+    """The fewest consecutive parts of at most ``most`` rows; sizes differ by at most one. None for no rows."""
+    return np.array_split(rows, math.ceil(len(rows) / most)) if len(rows) else []

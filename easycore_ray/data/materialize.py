@@ -1,0 +1,120 @@
+"""A dataset made of a part of another: a coreset with its images, for when it is read many times.
+
+Takes a dataset and training ids, gives a dataset like any other. The one decision: samples keep the ids they had,
+so that scores, coresets and errors name the same images in both.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from easycore_ray.data import index as dataset_index
+from easycore_ray.data import shards
+from easycore_ray.data.dataset import KIND, Dataset, locate
+from easycore_ray.data.index import shard_path
+from easycore_ray.data.ingest.shuffle import collect, watch
+from easycore_ray.data.ingest.splits import equal_parts
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.console import duration, say
+from easycore_ray.storage import artifact as manifest
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+
+def materialize(
+    dataset: Dataset,
+    sample_ids: NDArray[np.integer],
+    out: str,
+    *,
+    parents: Mapping[str, Artifact] | None = None,
+    overwrite: bool = False,
+) -> Artifact:
+    """Write a dataset of these training samples only; they keep their ids, and val and test come along.
+
+    Mean and standard deviation stay those of the parent, so that a model sees the same pixels in both.
+
+    Args:
+        dataset: the parent.
+        sample_ids: of its training split, in any order.
+        out: folder to write.
+        parents: further parents for the manifest, by role, e.g. the coreset.
+        overwrite: replace another dataset in ``out``.
+
+    Raises:
+        EasyCoreError: there are no ids, one is unknown or named twice, or ``out`` holds something else.
+    """
+    started = time.monotonic()
+    out = paths.absolute(out)
+    train = locate(dataset, "train", sample_ids)
+    if not len(train):
+        raise EasyCoreError("no sample is left to materialize; pass at least one sample_id")
+    chosen = manifest.content_hash(train["sample_id"].to_numpy().tobytes())
+    identity = manifest.identity(KIND, {"sample_ids": chosen}, {"dataset": dataset.fingerprint})
+    made = manifest.claim(out, KIND, identity, overwrite=overwrite)
+    if isinstance(made, Artifact):
+        say(f"materialize: {out} is finished already, with these samples; nothing to do")
+        return made
+    cluster.connect()
+    train, sizes = _write_train(dataset, train, out)
+    collect(_copy_others(dataset, out))
+    index = pa.concat_tables([train, dataset.index("val"), dataset.index("test")])
+    dataset_index.write(index, out)
+    parent = dataset.artifact.manifest
+    others = {split: [shard["bytes"] for shard in parent["shards"][split]] for split in ("val", "test")}
+    artifact = manifest.finish(
+        made,
+        fingerprint=dataset_index.fingerprint(index),
+        config=parent["config"],
+        parents={"dataset": dataset.artifact, **(parents or {})},
+        counts={**parent["counts"], "train": len(train)},
+        wall_seconds=time.monotonic() - started,
+        **{key: parent[key] for key in ("classes", "storage", "image_shape", "image_size", "mean", "std")},
+        shards=dataset_index.shard_details(index, {"train": sizes, **others}, dataset.num_classes),
+        skipped=[],
+    )
+    say(f"materialize: {len(train):,} training images in {duration(time.monotonic() - started)} → {out}")
+    return artifact
+
+
+def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table, list[int]]:
+    """Write the training shards; returns their index, sorted by id, and their sizes.
+
+    Rows stay in the parent's order, which is random already, so each shard reads a stretch of the parent.
+    """
+    shard, row = train["shard"].to_numpy(), train["row"].to_numpy()
+    most = max(entry["rows"] for entry in dataset.artifact.manifest["shards"]["train"])
+    parts = equal_parts(np.lexsort((row, shard)), most)
+    sources = dataset.shards("train")
+    copy = ray.remote(shards.copy_rows)
+    tasks = [
+        copy.remote(
+            paths.join(out, shard_path("train", number)),
+            dataset.layout,
+            [(sources[source], row[part[shard[part] == source]]) for source in np.unique(shard[part])],
+        )
+        for number, part in enumerate(parts)
+    ]
+    sizes = watch(tasks, np.array([len(part) for part in parts]))
+    places = {"shard": np.empty(len(train), np.int32), "row": np.empty(len(train), np.int32)}
+    for number, part in enumerate(parts):
+        places["shard"][part], places["row"][part] = number, np.arange(len(part))
+    for name, values in places.items():
+        train = train.set_column(train.schema.get_field_index(name), name, pa.array(values))
+    return train, sizes
+
+
+def _copy_others(dataset: Dataset, out: str) -> list[Any]:
+    """Tasks that copy the shards of val and test."""
+    copy = ray.remote(paths.copy_file)
+    entries = dataset.artifact.manifest["shards"]
+    return [
+        copy.remote(paths.join(dataset.path, shard["path"]), paths.join(out, shard["path"]))
+        for split in ("val", "test")
+        for shard in entries[split]
+    ]

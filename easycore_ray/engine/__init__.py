@@ -1,0 +1,1 @@
+"""The training loop on workers: run, commit, resume, load data."""

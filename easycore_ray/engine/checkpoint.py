@@ -1,0 +1,72 @@
+"""Checkpoints: weights as safetensors, described by the manifest; written, read and opened as models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from easycore_ray.engine.plan import build
+from easycore_ray.engine.state import BEST, LAST
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+
+def write_model(folder: str, weights: dict[str, Tensor], name: str = LAST) -> bytes:
+    """Write weights as a safetensors file; returns its content."""
+    content = save(dict(sorted(weights.items())))
+    paths.write_bytes(paths.join(folder, name), content)
+    return content
+
+
+def read_model(where: str, arguments: dict[str, Any]) -> nn.Module:
+    """The model whose weights are in a file, in evaluation mode.
+
+    Raises:
+        EasyCoreError: if weights and configuration do not fit, or a user's model cannot be built here.
+    """
+    model = build(arguments)
+    try:
+        model.load_state_dict(load(paths.read_bytes(where)))
+    except (RuntimeError, ValueError) as error:
+        raise EasyCoreError(f"{where} does not fit the model in its manifest: {str(error).splitlines()[0]}") from error
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def has_only_last(manifest: dict[str, Any]) -> bool:
+    """Whether a checkpoint has no weights but those after its last epoch: it is the best one, or none was chosen."""
+    return BEST not in manifest.get("weights", {}).values()
+
+
+def open_checkpoint(path: str, weights: str = "last") -> tuple[Artifact, Any]:
+    """A finished checkpoint and its model, in evaluation mode on the CPU.
+
+    Args:
+        path: its folder.
+        weights: ``last``, those after the last epoch, or ``best``, after the epoch that validation chose.
+
+    Raises:
+        EasyCoreError: if it is missing, unfinished or damaged, or there is no best epoch.
+    """
+    artifact = open_artifact(path, "checkpoint")
+    files = {"last": LAST} | artifact.manifest.get("weights", {})
+    if weights not in files:
+        raise EasyCoreError(
+            f"{artifact.path} has no {weights} weights: no epoch was chosen, since its dataset has no validation split "
+            "(or it is of an older release); pass --weights last, or train on a dataset prepared with --val-fraction"
+        )
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["model"].items()}
+    return artifact, read_model(paths.join(artifact.path, files[weights]), arguments)
+
+
+def best_epoch_text(details: Mapping[str, Any]) -> str:
+    """Which epoch of a training run validation chose, and by what."""
+    number = details["best_epoch"]
+    if number is None:
+        return "none chosen, since the dataset has no validation split; there are the weights of the last alone"
+    where = details["weights"]["best"]
+    which = "the last" if where == details["weights"]["last"] else f"kept as {where} beside the last"
+    metric = details["selected_by"].removeprefix("val_").replace("_", " ")
+    return f"{number} ({which}), by {metric} on the validation split: {100 * details['best_value']:.1f} %"

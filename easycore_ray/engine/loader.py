@@ -1,0 +1,227 @@
+"""What a training worker is fed: its share of the rows, shuffled for training and in order for scoring.
+
+Every row reaches exactly one worker in every epoch, and every worker has the same number of batches,
+none of them empty. Ray Train splits a dataset into equal shares and drops the rest (up to
+world_size − 1 rows, others each epoch), so padding rows with ``sample_id = −1`` complete it and leave
+here, before any model sees them. A share that fits in memory is fetched once and kept; a larger one
+is streamed from Ray Data twice an epoch.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import ray.train
+import torch
+
+from easycore_ray.core.seeding import derive_seed, generator
+from easycore_ray.data.dataset import Dataset, Rows, image_bytes_per_row, table_to_rows
+from easycore_ray.storage.errors import EasyCoreError
+
+# Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
+SCORE_BATCH = 256
+PAD_ID = -1
+
+
+class Feed(Protocol):
+    """One worker's rows."""
+
+    num_batches: int
+
+    def shuffled(self, epoch: int) -> Iterator[Rows]:
+        """The training batches of an epoch, in an order that depends on (seed, epoch, rank) only."""
+        ...
+
+    def ordered(self) -> Iterator[Rows]:
+        """The same rows in a fixed order, in batches of any size."""
+        ...
+
+
+def batches_per_epoch(num_rows: int, world_size: int, batch_size: int) -> int:
+    """Steps in an epoch: what the largest share needs at ``batch_size`` rows a step.
+
+    Never more than a worker has rows whose share holds all the padding, which only matters for tiny
+    data or batches of one row; batches may then be larger than asked for.
+    """
+    share = math.ceil(num_rows / world_size)
+    return max(1, min(math.ceil(share / batch_size), share - _padding(num_rows, world_size)))
+
+
+def _padding(num_rows: int, world_size: int) -> int:
+    """Rows that complete the population to equal shares."""
+    return -num_rows % world_size
+
+
+def check_share(num_rows: int, world_size: int) -> None:
+    """Refuse populations so small that a worker could be left without rows.
+
+    Raises:
+        EasyCoreError: says how many workers the rows allow.
+    """
+    if num_rows < world_size * world_size:
+        raise EasyCoreError(
+            f"{num_rows} samples cannot be shared by {world_size} workers; "
+            f"lower --num-workers to {max(1, math.isqrt(num_rows))} or less"
+        )
+
+
+class MemoryFeed:
+    """Rows kept in memory; each epoch is a fresh permutation cut into nearly equal batches."""
+
+    def __init__(self, rows: Rows, *, num_batches: int, seed: int, rank: int = 0) -> None:
+        # In id order, so that a share is the same however it was delivered.
+        order = torch.argsort(rows.sample_ids)
+        self._rows = Rows(*(column[order] for column in rows))
+        self.num_batches, self._seed, self._rank = num_batches, seed, rank
+
+    def shuffled(self, epoch: int) -> Iterator[Rows]:
+        """See ``Feed``."""
+        count = len(self._rows.sample_ids)
+        order = torch.randperm(count, generator=generator("order", self._seed, epoch, self._rank))
+        for chosen in torch.tensor_split(order, self.num_batches):
+            yield Rows(*(column[chosen] for column in self._rows))
+
+    def ordered(self) -> Iterator[Rows]:
+        """See ``Feed``."""
+        for start in range(0, len(self._rows.sample_ids), SCORE_BATCH):
+            yield Rows(*(column[start : start + SCORE_BATCH] for column in self._rows))
+
+
+class StreamFeed:
+    """Rows streamed from this worker's share of a Ray dataset, padding included."""
+
+    def __init__(
+        self,
+        shard: ray.data.DataIterator,
+        dataset: Dataset,
+        *,
+        share: int,
+        padding: int,
+        num_batches: int,
+        seed: int,
+        rank: int,
+    ) -> None:
+        self._shard, self._dataset, self._share, self._padding = shard, dataset, share, padding
+        self.num_batches, self._seed, self._rank = num_batches, seed, rank
+        self._batch_rows = math.ceil(share / num_batches)
+
+    def shuffled(self, epoch: int) -> Iterator[Rows]:
+        """See ``Feed``; shuffles within a buffer, as rows were placed in shards at random."""
+        tables = self._shard.iter_batches(
+            batch_format="pyarrow",
+            batch_size=self._batch_rows,
+            # Smaller buffers give short batches mid-stream.
+            local_shuffle_buffer_size=max(4096, 2 * self._batch_rows),
+            local_shuffle_seed=derive_seed("order", self._seed, epoch, self._rank) % 2**31,
+        )
+        batches = rebatch(tables, share=self._share, padding=self._padding, num_batches=self.num_batches)
+        for table in batches:
+            yield table_to_rows(table, self._dataset)
+
+    def ordered(self) -> Iterator[Rows]:
+        """See ``Feed``."""
+        for table in self._shard.iter_batches(batch_format="pyarrow", batch_size=SCORE_BATCH):
+            real = drop_padding(table)
+            if real.num_rows:
+                yield table_to_rows(real, self._dataset)
+
+
+def drop_padding(table: pa.Table) -> pa.Table:
+    """The rows that are samples."""
+    real = table["sample_id"].to_numpy() != PAD_ID
+    return table if real.all() else table.filter(pa.array(real))
+
+
+def rebatch(tables: Iterable[pa.Table], *, share: int, padding: int, num_batches: int) -> Iterator[pa.Table]:
+    """Cut a share into exactly ``num_batches`` batches of real rows, none of them empty.
+
+    Args:
+        tables: the share in pieces of any size.
+        share: rows of the share, padding included.
+        padding: most padding rows that may be among them, wherever they lie; at least ``num_batches``
+            rows of the share are real.
+        num_batches: batches wanted.
+
+    Yields:
+        The share cut evenly. The last few batches, more of them the more padding there may be, wait for
+        the end and divide what is left, so that none has fewer than half the rows of the others.
+    """
+    number = np.arange(1, num_batches + 1)
+    ends = number * share // num_batches
+    fewest = min((share - padding) // num_batches, (share // num_batches + 1) // 2)
+    early = np.count_nonzero(share - padding - ends >= (num_batches - number) * fewest)
+    sizes = np.diff(ends, prepend=0)[: min(early, num_batches - 1)].tolist()
+    held: list[pa.Table] = []
+    sent = 0
+    for table in tables:
+        held.append(drop_padding(table))
+        while sent < len(sizes) and sum(part.num_rows for part in held) >= sizes[sent]:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, sizes[sent])
+            held, sent = [whole.slice(sizes[sent])], sent + 1
+    if not held:
+        return
+    rest = pa.concat_tables(held)
+    for at in np.array_split(np.arange(rest.num_rows), num_batches - sent):
+        yield rest.slice(int(at[0]), len(at)) if len(at) else rest.slice(0, 0)
+
+
+class ExactDataConfig(ray.train.DataConfig):
+    """Splits a dataset over the workers without losing or doubling a row, in the same order every time.
+
+    It sees the world size at every (re)start of the worker group, so it holds for elastic runs too.
+    """
+
+    def __init__(self, num_rows: int, schema: pa.Schema) -> None:
+        options = ray.data.ExecutionOptions(preserve_order=True)
+        super().__init__(datasets_to_split="all", execution_options=options)
+        self._num_rows, self._schema = num_rows, schema
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """Complete each dataset to a multiple of the world size, then split it equally."""
+        padding = _padding(self._num_rows, world_size)
+        if padding:
+            pad = ray.data.from_blocks([padding_rows(self._schema, padding)])
+            datasets = {name: dataset.union(pad) for name, dataset in datasets.items()}
+        return super().configure(datasets, world_size, *args, **kwargs)
+
+
+def padding_rows(schema: pa.Schema, count: int) -> pa.Table:
+    """Rows that only make shares equal: ``sample_id`` −1, label 0, a black image."""
+    image = schema.field("image").type
+    content = bytes(image.byte_width) if pa.types.is_fixed_size_binary(image) else b""
+    columns = {"sample_id": [PAD_ID] * count, "label": [0] * count, "image": [content] * count}
+    return pa.table(columns, schema=schema)
+
+
+def open_feed(
+    shard: ray.data.DataIterator,
+    dataset: Dataset,
+    *,
+    num_rows: int,
+    world_size: int,
+    rank: int,
+    batch_size: int,
+    seed: int,
+    cache_gib: float,
+) -> Feed:
+    """This worker's feed: kept in memory if its share is at most ``cache_gib``, streamed otherwise."""
+    share = math.ceil(num_rows / world_size)
+    num_batches = batches_per_epoch(num_rows, world_size, batch_size)
+    if share * image_bytes_per_row(dataset) > cache_gib * 2**30:
+        return StreamFeed(
+            shard,
+            dataset,
+            share=share,
+            padding=_padding(num_rows, world_size),
+            num_batches=num_batches,
+            seed=seed,
+            rank=rank,
+        )
+    tables = shard.iter_batches(batch_format="pyarrow", batch_size=4096)
+    pieces = [table_to_rows(real, dataset) for table in tables if (real := drop_padding(table)).num_rows]
+    rows = Rows(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
+    return MemoryFeed(rows, num_batches=num_batches, seed=seed, rank=rank)

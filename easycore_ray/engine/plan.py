@@ -1,0 +1,125 @@
+"""A training run as plain data: configuration resolved into steps, model arguments and the plan of the loop."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from easycore_ray.config.recipes import SeededRecipeConfig
+from easycore_ray.core.loop import Plan
+from easycore_ray.core.models import build_model, default_width, is_users
+from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.loader import batches_per_epoch
+from easycore_ray.engine.state import State
+from easycore_ray.storage.errors import EasyCoreError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A run, as plain data that can be sent to workers."""
+
+    dataset: str
+    sample_ids: np.ndarray | None
+    """Samples to train on, ascending; None for all."""
+    num_rows: int
+    model: dict[str, Any]
+    """Arguments of ``core.models.build_model``."""
+    plan: Plan
+    epochs: int
+    batch_size: int
+    cache_gib: float
+    threads: int
+    warmup_fraction: float = 0.0
+    fixed_steps: bool = False
+    """The budget is ``plan.total_steps``; otherwise it is ``epochs``, and the plan is that of the largest number of
+    workers the run may have."""
+    record_scores: bool = False
+    """Take fused scores in each training step."""
+    compile: bool = False
+    """Run training steps compiled; exact scores and validation never are."""
+    keep_best: bool = False
+    """Keep the weights of the epoch that does best in validation, if there is a validation split."""
+    val_attack_steps: int = 0
+    """Steps of the attack on the validation split after each epoch; 0: none."""
+
+    @property
+    def selected_by(self) -> str:
+        """The metric that the best epoch has the highest value of."""
+        return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
+
+    def schedule(self, world_size: int, state: State) -> tuple[Plan, int]:
+        """The plan for this many workers, and the step in it from which the state goes on.
+
+        Progress carries over in epochs: another number of workers takes another number of steps for the same.
+        """
+        if self.fixed_steps:
+            return self.plan, state.step
+        steps = batches_per_epoch(self.num_rows, world_size, self.batch_size)
+        total = self.epochs * steps
+        plan = replace(self.plan, total_steps=total, warmup_steps=round(self.warmup_fraction * total))
+        return plan, state.epoch * steps
+
+
+def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, Any]:
+    """Arguments of ``core.models.build_model`` for a recipe on a dataset.
+
+    Raises:
+        EasyCoreError: for a user's model that cannot be built; found out here, before any work.
+    """
+    arguments = {
+        "name": recipe.model,
+        "num_classes": dataset.num_classes,
+        "image_shape": tuple(dataset.image_shape),
+        "width": recipe.width if recipe.width is not None else default_width(recipe.model),
+        "mean": tuple(dataset.mean),
+        "std": tuple(dataset.std),
+        "seed": recipe.seed,
+    }
+    if is_users(recipe.model):
+        build(arguments)
+    return arguments
+
+
+def build(arguments: dict[str, Any]) -> nn.Module:
+    """The untrained network of these arguments; a user's that cannot be built is an ``EasyCoreError``."""
+    try:
+        return build_model(**arguments)
+    except ValueError as error:
+        raise EasyCoreError(str(error)) from error
+
+
+def make_plan(
+    recipe: SeededRecipeConfig,
+    *,
+    total_steps: int,
+    training: str = "standard",
+    beta: float = 0.0,
+    eps: float = 0.0,
+    norm: str = "linf",
+    attack_steps: int = 1,
+    attack_step_size: float | None = None,
+) -> Plan:
+    """A recipe and an objective, resolved into the loop's plan."""
+    return Plan(
+        training=training,
+        beta=beta,
+        eps=eps,
+        norm=norm,
+        attack_steps=attack_steps,
+        attack_step_size=2.5 * eps / attack_steps if attack_step_size is None else attack_step_size,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        warmup_steps=round(recipe.warmup_fraction * total_steps),
+        total_steps=total_steps,
+        augment=recipe.augment,
+        crop_pad=recipe.crop_pad,
+        precision=recipe.precision,
+        seed=recipe.seed,
+        milestones=recipe.milestones,
+        # bf16 rounds a thousand times more coarsely than folding does; fp32 keeps the rounding of the plain network.
+        fold=recipe.precision == "bf16" and not recipe.compile,
+    )

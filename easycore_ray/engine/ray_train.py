@@ -1,0 +1,201 @@
+"""A training run on Ray Train workers, resumed from its last commit."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from easycore_ray.config.base import ComputeConfig
+from easycore_ray.data.dataset import open_dataset, ray_dataset
+from easycore_ray.engine.loader import ExactDataConfig, check_share, open_feed
+from easycore_ray.engine.plan import Fit
+from easycore_ray.engine.run import AfterEpoch, run_epochs
+from easycore_ray.engine.state import HaltedError, State, load_state
+from easycore_ray.engine.worker_group import RayContext
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.progress_actor import watching
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Claim, giving_back
+from easycore_ray.storage.errors import EasyCoreError
+
+# A lost peer is noticed after this long in a collective; torch's default is half an hour.
+_COLLECTIVE_TIMEOUT_SECONDS = 300
+
+
+def fit_on_ray(
+    fit: Fit,
+    config: ComputeConfig,
+    *,
+    storage: str,
+    name: str,
+    label: str,
+    after_epoch: AfterEpoch | None = None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+) -> State:
+    """Run on Ray Train workers, going on from the last commit of the same ``storage`` and ``name``.
+
+    Args:
+        fit: the run.
+        config: workers and their resources.
+        storage: folder for checkpoints, reachable from every node.
+        name: Ray Train's run name; the same pair resumes, so it must be unique to this run.
+        label: what the progress line says.
+        after_epoch: see ``AfterEpoch``; a function that can be pickled.
+        on_metrics: called in this process with (epoch, metrics) as epochs are committed.
+
+    Returns:
+        The state after the last epoch.
+
+    Raises:
+        HaltedError: if the workers refused (bad values, divergence).
+        EasyCoreError: if they were lost too often.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    demand = demand_of(config)
+    dataset = open_dataset(fit.dataset)
+    rows = ray_dataset(dataset, "train", fit.sample_ids)
+    filesystem, root = paths.locate(storage)
+    paths.make_dir(storage)
+    resources = {"CPU": demand.cpus_per_worker}
+    if config.gpus_per_worker:
+        resources["GPU"] = config.gpus_per_worker
+    with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as board, _quiet():
+
+        def trainer() -> TorchTrainer:
+            return TorchTrainer(
+                _worker,
+                train_loop_config={"fit": fit, "after_epoch": after_epoch, "board": board},
+                torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=config.num_workers,  # (MIN, MAX) makes Ray Train go on with what there is
+                    use_gpu=config.gpus_per_worker > 0,
+                    resources_per_worker=resources,
+                ),
+                datasets={"train": rows},
+                dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
+                run_config=ray.train.RunConfig(
+                    name=name,
+                    storage_path=root,
+                    storage_filesystem=filesystem,
+                    # A drained node (spot instances) is no failure of the run.
+                    failure_config=ray.train.FailureConfig(
+                        max_failures=config.max_failures, max_preemption_failures=-1
+                    ),
+                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                    logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                ),
+            )
+
+        result = _fit_to_the_end(trainer, config.max_failures, label)
+    answer = result.return_value or {}
+    if answer.get("problem"):
+        raise HaltedError(answer["problem"], _last_state(result), diverged=answer["diverged"])
+    state = _last_state(result)
+    assert state is not None
+    return state
+
+
+def _last_state(result: Any) -> State | None:
+    """What the run committed last."""
+    if result.checkpoint is None:
+        return None
+    with result.checkpoint.as_directory() as folder:
+        return load_state(folder)
+
+
+def _fit_to_the_end(trainer: Callable[[], Any], max_failures: int, label: str) -> Any:
+    """The result of a run; begins anew, from its last commit, where Ray Train's controller itself was lost.
+
+    Ray Train replaces lost workers, but nobody replaces its controller, nor gives back what it had reserved.
+    """
+    import ray.train
+
+    # Inside a trial of a sweep other trials reserve the same; there the sweep's next command goes on.
+    alone = ray.get_runtime_context().get_actor_id() is None
+    before = cluster.reservations()
+    for lost in range(max_failures + 1 if alone else 1):
+        try:
+            return trainer().fit()
+        except ray.train.TrainingFailedError as error:
+            problem = f"workers failed {max_failures + 1} times, the last time with {_cause(error)}"
+            cause: Exception = error
+            break
+        except ray.exceptions.RayActorError as error:
+            problem = f"the training controller was lost {lost + 1} times"
+            cause = error
+            if alone:
+                cluster.give_back(cluster.reservations() - before)
+    raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last epoch") from cause
+
+
+def settle(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
+    """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads settled.
+
+    Raises:
+        EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
+    """
+    with giving_back(made):
+        check_share(fit.num_rows, config.max_workers)
+        cluster.connect()
+        demand = demand_of(config)
+        cluster.preflight(demand)
+    threads = cluster.threads_per_worker(config.max_workers, config.threads_per_worker, demand.cpus_per_worker)
+    return replace(fit, threads=threads)
+
+
+def demand_of(config: ComputeConfig) -> cluster.Demand:
+    """What a distributed run must at least be given."""
+    return cluster.Demand(
+        num_workers=config.min_workers,
+        cpus_per_worker=cluster.cpus_per_worker(config.max_workers, config.cpus_per_worker, config.gpus_per_worker),
+        gpus_per_worker=config.gpus_per_worker,
+    )
+
+
+def _worker(work: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs."""
+    import ray.train
+
+    fit: Fit = work["fit"]
+    context = RayContext(work["board"])
+    feed = open_feed(
+        ray.train.get_dataset_shard("train"),
+        open_dataset(fit.dataset),
+        num_rows=fit.num_rows,
+        world_size=context.world_size,
+        rank=context.rank,
+        batch_size=fit.batch_size,
+        seed=fit.plan.seed,
+        cache_gib=fit.cache_gib,
+    )
+    try:
+        run_epochs(fit, context, feed, work["after_epoch"])
+    except EasyCoreError as error:
+        # Returned, not raised: Ray would start the workers again to fail in the same way.
+        return {"problem": str(error), "diverged": isinstance(error, HaltedError) and error.diverged}
+    return {}
+
+
+def _cause(error: BaseException) -> str:
+    """The first line that says why, from the innermost exception Ray wrapped."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    inner = next(iter(failures.values()))
+    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(inner).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray Train's own console output to errors; it stays in Ray's session logs."""
+    before = os.environ.get("RAY_TRAIN_ENABLE_PRINT_PATCH")
+    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_TRAIN_ENABLE_PRINT_PATCH", None)
+        else:
+            os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = before

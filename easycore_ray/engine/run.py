@@ -1,0 +1,194 @@
+"""One run of the training loop, in this process or on Ray Train workers: same code, same weights.
+
+The loop commits at epoch boundaries only. A commit is one Ray Train checkpoint: weights, those of the best
+epoch so far, optimizer state and whatever the caller carries along (the list of score parts), registered
+together, so that they cannot diverge. A lost worker, node or driver costs at most the epoch under way.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch, validate
+from easycore_ray.core.models import build_model, compiled
+from easycore_ray.data.dataset import Rows, open_dataset, read_split
+from easycore_ray.engine.loader import Feed, MemoryFeed, batches_per_epoch
+from easycore_ray.engine.plan import Fit
+from easycore_ray.engine.state import HaltedError, State, load_optimizer, optimizer_tensors
+from easycore_ray.engine.worker_group import Context
+
+# Rows of the validation split that are attacked together; workers take whole blocks, so that no outcome depends on
+# how many they are.
+_VALIDATION_BLOCK = 128
+
+
+AfterEpoch = Callable[[Context, Feed, nn.Module, int, EpochResult | None, dict[str, Any]], dict[str, float]]
+"""Called with (context, feed, model, epoch, training result, carried) after each epoch, and before the
+first one with epoch 0 and no result; changes ``carried`` in place and returns metrics to log."""
+
+
+def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch | None = None) -> State:
+    """Train from the last committed state to the end; the same on every kind of context.
+
+    Raises:
+        HaltedError: if training diverges, or ``after_epoch`` refuses its result; on all workers.
+    """
+    torch.set_num_threads(fit.threads)
+    model = build_model(**fit.model).to(context.device).to(memory_format=torch.channels_last)
+    trained = _together(context, lambda: compiled(model, context.device), None) if fit.compile else model
+    optimizer = make_optimizer(model, fit.plan)
+    state = context.restore()
+    if state is None:
+        carried: dict[str, Any] = {}
+        if after_epoch is not None:
+            _together(context, lambda: after_epoch(context, feed, model, 0, None, carried), None)
+        state = State(0, 0, {}, {}, [], carried)
+    else:
+        model.load_state_dict(state.model)
+        load_optimizer(optimizer, model, state.optimizer)
+    validation = _validation_blocks(fit, context)
+    rows_per_epoch = math.ceil(fit.num_rows / context.world_size)
+    for epoch in range(state.epoch + 1, fit.epochs + 1):
+        if state.carried.get("stopped"):
+            break
+        state = _one_epoch(
+            fit, context, feed, model, trained, optimizer, state, epoch, after_epoch, validation, rows_per_epoch
+        )
+        context.commit(state)
+    return state
+
+
+def _one_epoch(
+    fit: Fit,
+    context: Context,
+    feed: Feed,
+    model: nn.Module,
+    trained: nn.Module,
+    optimizer: torch.optim.SGD,
+    state: State,
+    epoch: int,
+    after_epoch: AfterEpoch | None,
+    validation: list[Rows],
+    rows_per_epoch: int,
+) -> State:
+    """Train, score, validate; the state to commit. ``trained`` is ``model``, or its compiled form."""
+    started = time.monotonic()
+    done = (epoch - 1) * rows_per_epoch
+
+    def on_batch(rows: int) -> None:
+        nonlocal done
+        done += rows
+        context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
+
+    plan, step = fit.schedule(context.world_size, state)
+    result = _together(
+        context,
+        lambda: train_epoch(
+            trained,
+            optimizer,
+            feed.shuffled(epoch),
+            plan,
+            epoch=epoch,
+            step=step,
+            rank=context.rank,
+            combine=context.combine if context.world_size > 1 else None,
+            record_scores=fit.record_scores,
+            on_batch=on_batch,
+        ),
+        state,
+    )
+    ended = time.monotonic()
+    # Weights are equal already; running statistics of batch norm are each worker's own until here.
+    context.same_weights(model)
+    metrics: dict[str, float] = {
+        "epoch": epoch,
+        "num_workers": context.world_size,
+        "train_seconds": ended - started,
+    }
+    if after_epoch is not None:
+        metrics |= _together(context, lambda: after_epoch(context, feed, model, epoch, result, state.carried), state)
+        metrics["score_seconds"] = time.monotonic() - ended
+    metrics |= _measured(fit, context, result, model, validation)
+    # Copied: on a CPU the model's own tensors are those that the next epoch changes.
+    weights = {name: _copied(tensor) for name, tensor in model.state_dict().items()}
+    better = fit.keep_best and _is_best(metrics, state.history, fit.selected_by)
+    return State(
+        epoch,
+        state.step + result.steps,
+        weights,
+        optimizer_tensors(optimizer, model),
+        [*state.history, metrics],
+        state.carried,
+        epoch if better else state.best_epoch,
+        weights if better else state.best,
+    )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: str) -> bool:
+    """Whether an epoch is ahead of all before it; of equals the earliest stays the best."""
+    return name in metrics and all(metrics[name] > entry[name] for entry in history if name in entry)
+
+
+def _together(context: Context, work: Callable[[], Any], state: State | None) -> Any:
+    """Do this worker's part; if any worker refuses its input or result, all stop with that error.
+
+    ``state`` is where the run could go on from. Other exceptions (a bug, a dead device) pass through and make Ray
+    restart the worker group.
+    """
+    value, problem = None, None
+    try:
+        value = work()
+    except ValueError as error:
+        problem = str(error), isinstance(error, NotFiniteError)
+    problems = [other for other in context.gather(problem) if other is not None]
+    if problems:
+        text, diverged = problems[0]
+        raise HaltedError(text, state if state is not None and state.epoch else None, diverged=diverged)
+    return value
+
+
+def _validation_blocks(fit: Fit, context: Context) -> list[Rows]:
+    """This worker's blocks of the validation split, cut alike for any number of workers; none without one."""
+    dataset = open_dataset(fit.dataset)
+    if not dataset.num_rows("val"):
+        return []
+    columns = [column.split(_VALIDATION_BLOCK) for column in read_split(dataset, "val")]
+    return [Rows(*block) for block in zip(*columns, strict=True)][context.rank :: context.world_size]
+
+
+def _measured(
+    fit: Fit, context: Context, result: EpochResult, model: nn.Module, validation: list[Rows]
+) -> dict[str, float]:
+    """Loss and accuracies over all workers' rows, and what validation took."""
+    started, plan = time.monotonic(), fit.plan
+    mine = validate(model, validation, eps=plan.eps, norm=plan.norm, steps=fit.val_attack_steps, seed=plan.seed)
+    parts = context.gather((replace(result, scores=None), mine))
+    rows = max(sum(trained.num_rows for trained, _ in parts), 1)
+    metrics = {
+        "train_loss": sum(trained.loss_sum for trained, _ in parts) / rows,
+        "train_accuracy": sum(trained.num_correct for trained, _ in parts) / rows,
+    }
+    # In a step all workers wait for the last one.
+    metrics["stall_share"] = max(trained.stall_share for trained, _ in parts)
+    total = sum(part.num_rows for _, part in parts)
+    if not total:
+        return metrics
+    metrics["val_accuracy"] = sum(part.num_correct for _, part in parts) / total
+    if fit.val_attack_steps:
+        metrics["val_robust_accuracy"] = sum(part.num_robust for _, part in parts) / total
+    return metrics | {"val_seconds": time.monotonic() - started}
+
+
+def fit_here(fit: Fit, rows: Rows, context: Context, after_epoch: AfterEpoch | None = None) -> State:
+    """Run in this process, on rows that are in memory."""
+    feed = MemoryFeed(rows, num_batches=batches_per_epoch(fit.num_rows, 1, fit.batch_size), seed=fit.plan.seed)
+    return run_epochs(fit, context, feed, after_epoch)

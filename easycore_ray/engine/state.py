@@ -1,0 +1,92 @@
+"""The state of a training run: what a commit holds, and its files (safetensors and JSON, no pickle)."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from easycore_ray.storage.errors import EasyCoreError
+
+LAST, BEST = "model.safetensors", "best.safetensors"
+"""Files of the weights after the last epoch and after the best one."""
+
+
+@dataclass
+class State:
+    """What a commit holds: everything needed to go on from an epoch boundary."""
+
+    epoch: int
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of every epoch so far."""
+    carried: dict[str, Any] = field(default_factory=dict)
+    """The caller's: JSON content, e.g. the cumulative list of score parts, and tensors."""
+    best_epoch: int = 0
+    """The epoch that did best in validation; 0 if none is chosen."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights after ``best_epoch``; those of ``model`` if it is the last one."""
+
+
+class HaltedError(EasyCoreError):
+    """The run refused to go on: its loss was not finite, or its caller refused a result."""
+
+    def __init__(self, problem: str, state: State | None, *, diverged: bool = False) -> None:
+        super().__init__(problem)
+        self.state = state
+        """The last committed state; None if no epoch was completed."""
+        self.diverged = diverged
+        """Loss or weights were not finite: the recipe's doing, which no retry mends."""
+
+
+def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:
+    """Momentum by parameter name."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            found[name] = momentum.detach().cpu().contiguous()
+    return found
+
+
+def load_optimizer(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put momentum back."""
+    for name, parameter in model.named_parameters():
+        if name in tensors:
+            momentum = torch.empty_like(parameter).copy_(tensors[name])
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
+def save_state(folder: str, state: State) -> None:
+    """Write a state as safetensors and JSON: nothing that is loaded again can run code."""
+    save_file(state.model, Path(folder) / LAST)
+    save_file(state.optimizer, Path(folder) / "optimizer.safetensors")
+    tensors = {name: value for name, value in state.carried.items() if isinstance(value, Tensor)}
+    save_file(tensors, Path(folder) / "carried.safetensors")
+    if state.best_epoch not in (0, state.epoch):
+        save_file(state.best, Path(folder) / BEST)
+    carried = {name: value for name, value in state.carried.items() if name not in tensors}
+    content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": carried,
+               "best_epoch": state.best_epoch}  # fmt: skip
+    (Path(folder) / "state.json").write_text(json.dumps(content))
+
+
+def load_state(folder: str) -> State:
+    """Read what ``save_state`` wrote."""
+    content = json.loads((Path(folder) / "state.json").read_text())
+    model, best_epoch = load_file(Path(folder) / LAST), content.get("best_epoch", 0)
+    return State(
+        content["epoch"],
+        content["step"],
+        model,
+        load_file(Path(folder) / "optimizer.safetensors"),
+        content["history"],
+        content["carried"] | load_file(Path(folder) / "carried.safetensors"),
+        best_epoch,
+        load_file(Path(folder) / BEST) if best_epoch not in (0, content["epoch"]) else model if best_epoch else {},
+    )

@@ -1,0 +1,195 @@
+"""Attacks in fixed shards of the evaluated images, as Ray tasks or in this process."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.core.attacks import ATTACKS
+from easycore_ray.core.loop import prepare_inputs
+from easycore_ray.core.seeding import derive_seed, generator
+from easycore_ray.core.threat import format_eps
+from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.evaluation.autoattack import AUTOATTACK, autoattack
+from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
+from easycore_ray.runtime.tasks import ShardTask, read_shard, run_shard_tasks, write_shard
+from easycore_ray.storage.artifact import Claim
+
+SHARD_ROWS = 250
+
+
+_NOTES = b"easycore"  # what shards say besides their outcomes, in the metadata of their tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threats:
+    """What images are attacked with."""
+
+    attack: tuple[str, ...]
+    eps: tuple[float, ...]
+    norm: str
+    seed: int
+
+    def columns(self) -> list[str]:
+        """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
+        return [outcome_column(name, eps) for name in self.attack for eps in self.eps]
+
+
+def outcome_column(attack: str, eps: float) -> str:
+    """Name of the column that says whether an image stays correct under an attack."""
+    return f"robust_{attack}_{format_eps(eps)}"
+
+
+def attack_rows(
+    model: nn.Module, rows: Rows, threats: Threats, *, device: str = "cpu", made: Claim | None = None
+) -> pa.Table:
+    """Outcomes of a set of rows, shard by shard, in this process.
+
+    Args:
+        model: returns logits of pixels in [0, 1].
+        rows: images to attack, sorted by ``sample_id``; shards start at every 250th row.
+        threats: attacks, budgets, seed.
+        device: where to compute.
+        made: the claim they are made under, to keep finished shards until all are: for AutoAttack, which takes hours.
+
+    Returns:
+        ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
+    """
+    model = model.eval()
+    shards = []
+    for start in range(0, len(rows.labels), SHARD_ROWS):
+        table = read_shard(made, shard_name(start)) if made is not None else None
+        if table is None:
+            shard = Rows(*(column[start : start + SHARD_ROWS] for column in rows))
+            table = attack_shard(model, shard, threats, device=device, first=start == 0)
+            if made is not None and AUTOATTACK in threats.attack:
+                write_shard(made, shard_name(start), table)
+        shards.append(table)
+    return merge_shards(shards)
+
+
+def shard_name(start: int) -> str:
+    """Name of the shard that starts at this position."""
+    return f"{start:09d}"
+
+
+def merge_shards(shards: list[pa.Table]) -> pa.Table:
+    """The shards' outcomes in one table, and what they noted: warnings with the number of shards they came from."""
+    counts: dict[str, int] = {}
+    for shard in shards:
+        for text in notes_of(shard)["warnings"]:
+            counts[text] = counts.get(text, 0) + 1
+    found = [f"{text} ({counts[text]} of {len(shards)} shards)" for text in sorted(counts)]
+    large_eps = next((notes_of(shard)["large_eps"] for shard in shards if notes_of(shard)["large_eps"]), None)
+    plain = [shard.replace_schema_metadata(None) for shard in shards]
+    return with_notes(pa.concat_tables(plain), found, large_eps)
+
+
+def with_notes(table: pa.Table, found: list[str], large_eps: list[int] | None) -> pa.Table:
+    """The table with what its shard noted beside the outcomes."""
+    return table.replace_schema_metadata({_NOTES: json.dumps({"warnings": found, "large_eps": large_eps})})
+
+
+def notes_of(table: pa.Table) -> dict[str, Any]:
+    """``warnings`` and ``large_eps`` (kept, attacked) of a table; empty for one that was written without."""
+    return json.loads((table.schema.metadata or {}).get(_NOTES, '{"warnings": [], "large_eps": null}'))
+
+
+def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
+    """Outcomes of one shard; depends on the shard's ids and the threats alone.
+
+    The first shard of an evaluation also tries a budget so large that nothing can withstand it (see
+    ``suspicion``); what it finds and what AutoAttack warns of is in the table's metadata.
+    """
+    # AutoAttack hands on images channels first: convolutions follow their weights, and take 1 / 1.2 of the time.
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
+    correct = is_correct(model, inputs, labels)
+    columns: dict[str, Any] = {
+        "sample_id": rows.sample_ids.numpy(),
+        "label": rows.labels.numpy().astype(np.int32),
+    }
+    columns["clean_correct"] = correct.cpu().numpy()
+    start = int(rows.sample_ids[0])
+    said: list[str] = []
+    for name in threats.attack:
+        for eps in threats.eps:
+            robust = correct.clone()
+            if correct.any():
+                # What is wrong already needs no attack.
+                picked, truth = inputs[correct], labels[correct]
+                adversarial, found = _attacked(model, picked, truth, name, eps, threats, start)
+                said += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
+                robust[correct] = is_correct(model, adversarial, truth)
+            columns[outcome_column(name, eps)] = robust.cpu().numpy()
+    large_eps = (
+        _at_large_eps(model, inputs[correct], labels[correct], threats.seed) if first and threats.attack else None
+    )
+    return with_notes(pa.table(columns), said, large_eps)
+
+
+def _attacked(
+    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, name: str, eps: float, threats: Threats, start: int
+) -> tuple[torch.Tensor, list[str]]:
+    """Adversarial inputs of one attack, seeded by the shard's first id, and its warnings."""
+    if name == AUTOATTACK:
+        seed = derive_seed("evaluate", threats.seed, name, start)
+        return autoattack(model, inputs, labels, eps=eps, norm=threats.norm, seed=seed)
+    draws = generator("evaluate", threats.seed, name, start)
+    return ATTACKS[name](model, inputs, labels, eps=eps, norm=threats.norm, generator=draws), []
+
+
+def _at_large_eps(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, seed: int) -> list[int]:
+    """How many of at most 100 images stay correct under PGD at a hopeless eps, and how many were tried."""
+    inputs, labels = inputs[:LARGE_EPS_IMAGES], labels[:LARGE_EPS_IMAGES]
+    if len(labels) == 0:
+        return [0, 0]
+    draws = generator("evaluate", seed, "large eps")
+    adversarial = ATTACKS["pgd20"](model, inputs, labels, eps=LARGE_EPS, norm="linf", generator=draws)
+    return [int(is_correct(model, adversarial, labels).sum()), len(labels)]
+
+
+@torch.no_grad()
+def is_correct(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Whether each input is classified right: bool (batch,)."""
+    return model(inputs).argmax(dim=1) == labels
+
+
+def _attack_on_ray(
+    config: EvaluateConfig, made: Claim, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
+) -> pa.Table:
+    """One Ray task per shard that is not there yet, at most ``num_workers`` at a time; outcomes in id order."""
+    import ray
+
+    device = "cuda" if config.gpus_per_worker else "cpu"
+    threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
+    shared = ray.put(model)
+    shards = []
+    for start in range(0, len(sample_ids), SHARD_ROWS):
+        chunk = sample_ids[start : start + SHARD_ROWS]
+        args = (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
+        shards.append(ShardTask(shard_name(start), len(chunk), args))
+    return merge_shards(
+        run_shard_tasks(_attack_task, shards, made=made, config=config, label="evaluate", unit="images")
+    )
+
+
+def _attack_task(
+    model: nn.Module,
+    path: str,
+    split: str,
+    sample_ids: np.ndarray,
+    threats: Threats,
+    device: str,
+    threads: int,
+    first: bool,
+) -> pa.Table:
+    """What each Ray task runs: read a shard's images, attack them."""
+    torch.set_num_threads(threads)
+    rows = read_split(open_dataset(path), split, sample_ids)
+    return attack_shard(model, rows, threats, device=device, first=first)

@@ -1,0 +1,210 @@
+"""evaluate(): clean and robust accuracy of a checkpoint.
+
+Images are attacked in fixed shards of 250 by ``sample_id``, each with a seed of its own, so that the
+outcome of every image is the same on any number of workers. The headline is the pointwise worst: an
+image counts as robust if it stays correct under every attack that was run.
+"""
+
+import io
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
+from easycore_ray.core.threat import format_eps
+from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
+from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.evaluation.attack_shards import Threats, _attack_on_ray, notes_of, outcome_column
+from easycore_ray.evaluation.autoattack import AUTOATTACK, check_autoattack
+from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.console import say
+from easycore_ray.runtime.tasks import shard_folder
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back, identity
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.train import check_budget
+
+
+@verb(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> Artifact | None:
+    """Attack a checkpoint and write what became of every image.
+
+    The folder holds ``outcomes.parquet`` (``sample_id, label, clean_correct``, one boolean column per
+    attack and eps) and ``summary.json`` (see ``summarise``).
+
+    Returns:
+        The evaluation, or None with ``dry_run``.
+
+    Warns:
+        SuspiciousEvaluation: if its own figures say that it flatters the model, also when it is reused.
+
+    Raises:
+        EasyCoreError: for a missing checkpoint or dataset, one of other classes or image shape, an eps wider than
+            the images, best weights where there are none, or tasks that were lost too often.
+    """
+    started = time.monotonic()
+    checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
+    dataset = open_dataset(config.dataset)
+    check_fits(checkpoint, dataset)
+    threats = threats_of(config)
+    check_threats(threats, dataset.image_shape)
+    sample_ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
+    out = paths.absolute(config.out)
+    if config.dry_run:
+        say(f"evaluate: would attack {len(sample_ids):,} images {len(threats.columns())} times → {out}")
+        return None
+    parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
+    made = claim_evaluation(config, parents)
+    if isinstance(made, Artifact):
+        say(f"evaluate: {out} is finished, reused")
+        _warn(made)
+        return made
+    with giving_back(made):
+        cluster.connect()
+        cpus = config.cpus_per_worker or 1.0
+        cluster.preflight(cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker))
+    outcomes = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
+    artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
+    summary = artifact.manifest["summary"]
+    for row in summary["robust"]:
+        robust = _percent(row["accuracy"], row["interval"])
+        say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {robust}")
+    for text in summary["warnings"]:
+        say(f"evaluate: warning: {text}")
+    clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
+    say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
+    _warn(artifact)
+    return artifact
+
+
+def _warn(evaluation: Artifact) -> None:
+    """Say loudly what is suspicious in a finished evaluation."""
+    signs = evaluation.manifest["summary"]["suspicious"]
+    if signs:
+        # Points at the line that called evaluate(), past its wrapper.
+        warnings.warn(verdict(signs, evaluation.path), SuspiciousEvaluation, stacklevel=4)
+
+
+def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
+    """Refuse, before any work, budgets wider than the images and attacks that cannot run here.
+
+    Raises:
+        EasyCoreError: says which and what is allowed.
+    """
+    for eps in threats.eps:
+        check_budget(eps, threats.norm, image_shape)
+    if AUTOATTACK in threats.attack:
+        check_autoattack(tuple(image_shape), threats.norm)
+
+
+def threats_of(config: EvaluateConfig) -> Threats:
+    """The threats a configuration names."""
+    attack = tuple(name for name in config.attack if name != "none")
+    return Threats(attack=attack, eps=config.eps, norm=config.norm, seed=config.seed)
+
+
+def claim_evaluation(config: EvaluateConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
+    """Claim ``config.out`` for this evaluation; the finished one if it is there."""
+    key = identity("evaluation", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+    return claim(paths.absolute(config.out), "evaluation", key, overwrite=config.overwrite)
+
+
+def finish_evaluation(
+    config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], outcomes: pa.Table, seconds: float
+) -> Artifact:
+    """Write outcomes, summary and manifest."""
+    summary = summarise(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
+    buffer = io.BytesIO()
+    pq.write_table(outcomes, buffer, compression="zstd")
+    paths.write_bytes(paths.join(made.path, "outcomes.parquet"), buffer.getbuffer())
+    paths.write_json(paths.join(made.path, "summary.json"), summary)
+    artifact = finish(
+        made,
+        fingerprint=content_hash(buffer.getvalue()),
+        config=to_dict(config),
+        parents=parents,
+        counts={"samples": outcomes.num_rows},
+        wall_seconds=seconds,
+        summary=summary,
+    )
+    paths.delete_tree(shard_folder(made))  # not before: hours of AutoAttack may be in it
+    return artifact
+
+
+def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:
+    """Refuse a checkpoint of other classes or image shape.
+
+    Raises:
+        EasyCoreError: names what differs.
+    """
+    model = checkpoint.manifest["model"]
+    if tuple(model["image_shape"]) != tuple(dataset.image_shape) or model["num_classes"] != dataset.num_classes:
+        raise EasyCoreError(
+            f"{checkpoint.path} takes images of shape {tuple(model['image_shape'])} in {model['num_classes']} classes, "
+            f"{dataset.path} has {tuple(dataset.image_shape)} in {dataset.num_classes}; "
+            "pass the dataset it was trained on"
+        )
+
+
+def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: int) -> np.ndarray:
+    """Ids to attack: all of the split, or a fixed class-balanced draw."""
+    total = dataset.num_rows(split)
+    if total == 0:
+        raise EasyCoreError(f"{dataset.path} has no {split} split; prepare it with one, or pass another --split")
+    if num_samples is None or num_samples >= total:
+        return dataset.index(split)["sample_id"].to_numpy()
+    return draw_ids(dataset, split, num_samples, seed)
+
+
+def summarise(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[str, Any]:
+    """Accuracies with 95 % Wilson intervals.
+
+    Returns:
+        ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy`` and ``robust``: one
+        entry per attack and eps, then, with several attacks, one per eps named ``worst`` (pointwise).
+        ``robust_accuracy, robust_interval``: of the images correct under all attacks at all eps, None
+        without an attack. ``warnings`` of AutoAttack; ``suspicious``: see the module of that name.
+    """
+    labels = outcomes["label"].to_numpy()
+    clean = outcomes["clean_correct"].to_numpy()
+    robust = []
+    for eps in threats.eps:
+        each = {name: outcomes[outcome_column(name, eps)].to_numpy() for name in threats.attack}
+        if len(each) > 1:
+            each["worst"] = np.logical_and.reduce(list(each.values()))
+        robust += [{"attack": name, "eps": eps, **_accuracy(kept, labels, num_classes)} for name, kept in each.items()]
+    whole = _accuracy(clean, labels, num_classes)
+    columns = [outcomes[name].to_numpy() for name in threats.columns()]
+    headline = _accuracy(np.logical_and.reduce(columns), labels, num_classes) if columns else None
+    notes = notes_of(outcomes)
+    return {
+        "num_samples": len(labels),
+        "clean_accuracy": whole["accuracy"],
+        "clean_interval": whole["interval"],
+        "worst_class_clean_accuracy": whole["worst_class_accuracy"],
+        "robust": robust,
+        "robust_accuracy": headline and headline["accuracy"],
+        "robust_interval": headline and headline["interval"],
+        "warnings": notes["warnings"],
+        "suspicious": suspicious(robust, whole["accuracy"], len(labels), notes["large_eps"]),
+    }
+
+
+def _accuracy(kept: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
+    return {
+        "accuracy": float(kept.mean()),
+        "interval": [float(bound) for bound in wilson_interval(int(kept.sum()), len(kept))],
+        "worst_class_accuracy": float(worst_class_accuracy(kept, labels, num_classes)),
+    }
+
+
+def _percent(value: float, interval: list[float]) -> str:
+    return f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

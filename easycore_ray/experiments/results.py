@@ -1,0 +1,193 @@
+"""Tables of a sweep: result rows over seeds, training curves, lineage."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from easycore_ray.config.base import to_dict
+from easycore_ray.config.experiments import StudyConfig, SweepConfig
+from easycore_ray.core.selection import METHODS
+from easycore_ray.experiments.trials import Trial
+from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.training.train import device_seconds
+
+CURVES = ("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy")
+"""Metrics of an epoch that the summary keeps."""
+
+
+def result_rows(trials: Iterable[Trial], scores: Artifact, diverged: Sequence[Trial] = ()) -> list[dict[str, Any]]:
+    """One row per arm, fraction, objective and eps: mean and standard deviation over seeds.
+
+    Args:
+        trials: finished ones.
+        scores: the scoring run behind their coresets.
+        diverged: trials without results, whose seeds the rows of the others name.
+    """
+    lost = {_without_seed(members[0]): [trial.seed for trial in members] for members in _over_seeds(diverged)}
+    rows = []
+    for members in _over_seeds(trials):
+        checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
+        # Last and best of each; the same one twice where they are one epoch.
+        found = [
+            [open_artifact(config.out, "evaluation").manifest["summary"] for config in trial.evaluations()]
+            for trial in members
+        ]
+        last, best = ([summaries[end] for summaries in found] for end in (0, -1))
+        missing = {"diverged_seeds": lost.get(_without_seed(members[0]), [])}
+        rows += [
+            _result_row(members, checkpoints, last, best, eps, scores) | missing for eps in members[0].evaluate.eps
+        ]
+    return rows
+
+
+def lost_row(trial: Trial, problem: str) -> dict[str, Any]:
+    """What a summary says of a run that diverged."""
+    return {**described(trial), "seed": trial.seed, "problem": problem}
+
+
+def described(trial: Trial) -> dict[str, Any]:
+    """The columns that name an arm, its size and its objective."""
+    return {
+        "method": trial.arm.method,
+        "score": trial.arm.score,
+        "balance": trial.arm.balance,
+        "fraction": trial.fraction,
+        "training": trial.training,
+        "beta": trial.beta,
+    }
+
+
+def _over_seeds(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials that differ by their seed alone, together."""
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(_without_seed(trial), []).append(trial)
+    return list(groups.values())
+
+
+def _without_seed(trial: Trial) -> tuple[Any, ...]:
+    return trial.arm, trial.fraction, trial.training, trial.beta
+
+
+def evaluation_summary(trial: Trial) -> dict[str, Any]:
+    """What a finished trial's evaluation found."""
+    return open_artifact(trial.evaluate.out, "evaluation").manifest["summary"]
+
+
+def _result_row(
+    members: list[Trial],
+    checkpoints: list[dict[str, Any]],
+    summaries: list[dict[str, Any]],
+    best: list[dict[str, Any]],
+    eps: float,
+    scores: Artifact,
+) -> dict[str, Any]:
+    first = members[0]
+    uses_scores = METHODS[first.arm.method].needs_score
+    seeds = [trial.seed for trial in members]
+    return {
+        **described(first),
+        "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
+        "seeds": seeds,
+        **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
+        "worst_class_clean_accuracy_mean": mean(summary["worst_class_clean_accuracy"] for summary in summaries),
+        **robust_columns(summaries, eps),
+        "attack": list(first.evaluate.attack),
+        **_best_columns(checkpoints, best, eps),
+        "eps": eps,
+        "epochs": checkpoints[0]["counts"]["epochs"],
+        "steps": checkpoints[0]["steps"],
+        "num_samples": checkpoints[0]["counts"]["samples"],
+        "scoring_seconds": scores.manifest["device_seconds"] if uses_scores else 0.0,
+        "training_seconds": _mean_seconds(checkpoints, "train_seconds"),
+        "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
+        "device": "cuda" if first.train.gpus_per_worker else "cpu",
+        "suspicious": said("suspicious", seeds, summaries),
+        "warnings": said("warnings", seeds, summaries),
+    }
+
+
+def robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, float | None]:
+    """Robust accuracies at an eps: under all attacks (no suffix), and ``_<attack>`` under each."""
+    here = [[row for row in summary["robust"] if row["eps"] == eps] for summary in summaries]
+    # The last one of an eps is the pointwise worst, with several attacks, or the only one.
+    by_name = {"": [rows[-1] for rows in here]}
+    for number, first in enumerate(here[0]):
+        if first["attack"] != "worst":
+            by_name[f"_{first['attack']}"] = [rows[number] for rows in here]
+    found: dict[str, float | None] = {}
+    for suffix, rows in by_name.items():
+        found |= mean_std(f"robust_accuracy{suffix}", [row["accuracy"] for row in rows])
+        found[f"worst_class_robust_accuracy{suffix}_mean"] = mean(row["worst_class_accuracy"] for row in rows)
+    return found
+
+
+def said(key: str, seeds: Iterable[int], summaries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the evaluations say of themselves (``suspicious`` or ``warnings``), each with its seed."""
+    return [f"seed {seed}: {text}" for seed, summary in zip(seeds, summaries, strict=True) for text in summary[key]]
+
+
+def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], eps: float) -> dict[str, float | None]:
+    """Mean best epoch, and the accuracies there; None throughout where a run has none (no validation split)."""
+    epochs = [checkpoint["best_epoch"] for checkpoint in checkpoints if checkpoint.get("best_epoch") is not None]
+    robust = [
+        next(row["accuracy"] for row in summary["robust"] if (row["attack"], row["eps"]) == ("pgd20", eps))
+        for summary in best
+    ]
+    found = {
+        "best_epoch_mean": mean(epochs) if epochs else None,
+        **mean_std("clean_accuracy_best", [summary["clean_accuracy"] for summary in best]),
+        **mean_std("robust_accuracy_pgd20_best", robust),
+    }
+    return found if len(epochs) == len(checkpoints) else dict.fromkeys(found)
+
+
+def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:
+    """Device seconds of one run, from its epochs."""
+    return round(mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
+
+
+def training_curves(trials: Iterable[Trial]) -> list[dict[str, Any]]:
+    """Metrics of every epoch, mean over seeds: one curve per arm, fraction and objective."""
+    return [
+        {
+            **described(members[0]),
+            "seeds": [trial.seed for trial in members],
+            "epochs": _mean_epochs([open_artifact(trial.train.out, "checkpoint").manifest for trial in members]),
+        }
+        for members in _over_seeds(trials)
+    ]
+
+
+def _mean_epochs(checkpoints: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The metrics that all runs have, epoch by epoch."""
+    found = []
+    for entries in zip(*(checkpoint["epochs"] for checkpoint in checkpoints), strict=False):
+        names = [name for name in CURVES if all(name in entry for entry in entries)]
+        found.append({"epoch": entries[0]["epoch"]} | {name: mean(e[name] for e in entries) for name in names})
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean."""
+    return statistics.fmean(values)
+
+
+def mean_std(name: str, values: list[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation (None for a single value)."""
+    return {
+        f"{name}_mean": mean(values),
+        f"{name}_std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def lineage(config: SweepConfig | StudyConfig, parents: dict[str, Artifact]) -> dict[str, Any]:
+    """What the rows came from: parents with fingerprints, the configuration, versions."""
+    from easycore_ray.storage.artifact import git_commit, versions
+
+    return {
+        "parents": {role: parent.as_parent() for role, parent in parents.items()},
+        "config": to_dict(config),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }

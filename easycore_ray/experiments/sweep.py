@@ -1,0 +1,113 @@
+"""sweep(): train and evaluate every arm × fraction × objective × seed with Ray Tune, and tabulate.
+
+Scores are taken once and serve all arms. A trial is two artifacts, a checkpoint and its evaluation, and a
+third, the evaluation of its best epoch, where that is not the last; a sweep that is run again skips the trials
+whose artifacts are finished, so nothing pickled is ever restored. One-worker trials train in the trial's own
+process, several workers through Ray Train.
+"""
+
+import time
+
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.config.fields import ADVERSARIAL
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
+from easycore_ray.evaluation.attack_shards import Threats
+from easycore_ray.evaluation.evaluate import check_threats
+from easycore_ray.experiments.results import evaluation_summary, lineage, lost_row, result_rows, training_curves
+from easycore_ray.experiments.trial_runner import concurrency_of, run_trials
+from easycore_ray.experiments.trials import make_trials, select_coresets, sweep_arms, sweep_objectives
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.console import duration, say
+from easycore_ray.scoring.hardness_table import open_hardness
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, identity, open_artifact
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.train import check_budget
+
+
+@verb(SweepConfig)
+def sweep(config: SweepConfig) -> Artifact | None:
+    """Run (or go on with, or reuse) a sweep.
+
+    The folder holds ``coresets/``, ``trials/`` (checkpoint and evaluation of each) and ``summary.json``:
+    ``{"rows": [one per arm, fraction, objective and eps, over seeds], "curves": [one per arm, fraction and
+    objective: metrics of every epoch], "diverged": [one per run without results], "lineage": …}``.
+
+    Returns:
+        The sweep, or None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: for foreign inputs, more than the cluster can give, or trials that failed; with ``keep_going``
+            not for those whose training diverged, unless no other is left.
+    """
+    started = time.monotonic()
+    dataset = open_dataset(config.dataset)
+    hardness = open_hardness(config.scores)
+    check_same_dataset(hardness, dataset)
+    check_threats(Threats(attack=config.attack, eps=config.eval_eps, norm=config.norm, seed=0), dataset.image_shape)
+    if ADVERSARIAL & {*config.training}:
+        check_budget(config.eps, config.norm, dataset.image_shape)
+    parents = {"dataset": dataset.artifact, "scores": open_artifact(config.scores, "scoring_run")}
+    out = paths.absolute(config.out)
+    if config.dry_run:
+        _say_plan(config, dataset, hardness, out)
+        return None
+    made = claim(out, "sweep", _identity(config, parents), overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"sweep: {out} is finished, reused")
+        return made
+    with giving_back(made):
+        cluster.connect()
+        concurrency = concurrency_of(config)
+    trials = make_trials(config, out, select_coresets(config, dataset, out))
+    todo = [trial for trial in trials if not trial.finished()]
+    if len(todo) < len(trials):
+        say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
+    diverged = run_trials(config, made, todo, concurrency)
+    lost = [trial for trial in trials if trial.name in diverged]
+    trials = [trial for trial in trials if trial.name not in diverged]
+    if not trials:
+        raise EasyCoreError(f"all {len(lost)} trials diverged, the first with: {diverged[lost[0].name]['problem']}")
+    rows = result_rows(trials, parents["scores"], lost)
+    summary = {
+        "rows": rows,
+        "curves": training_curves(trials),
+        "diverged": [lost_row(trial, diverged[trial.name]["problem"]) for trial in lost],
+        "lineage": lineage(config, parents),
+    }
+    paths.write_json(paths.join(out, "summary.json"), summary)
+    spent = [open_artifact(trial.train.out).manifest["device_seconds"] for trial in trials]
+    artifact = finish(
+        made,
+        fingerprint=content_hash(
+            *(open_artifact(done.out).fingerprint for trial in trials for done in trial.evaluations()),
+            *(f"{trial.name} diverged" for trial in lost),
+        ),
+        config=to_dict(config),
+        parents=parents,
+        counts={"trials": len(trials), "rows": len(rows)} | ({"diverged": len(lost)} if lost else {}),
+        wall_seconds=time.monotonic() - started,
+        device_seconds=sum(spent) + sum(note["device_seconds"] for note in diverged.values()),
+    )
+    say(f"sweep: {len(trials)} trials in {duration(time.monotonic() - started)} → {out}")
+    if lost:
+        say(f"sweep: DIVERGED, without results: {', '.join(trial.name for trial in lost)}")
+    doubtful = [trial.name for trial in trials if evaluation_summary(trial)["suspicious"]]
+    if doubtful:
+        say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")
+    return artifact
+
+
+def _identity(config: SweepConfig, parents: dict[str, Artifact]) -> str:
+    return identity("sweep", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+
+
+def _say_plan(config: SweepConfig, dataset: Dataset, hardness: Artifact, out: str) -> None:
+    count = len(sweep_arms(config)) * len(sweep_objectives(config)) * len(config.seeds)
+    names = ", ".join(dict.fromkeys(arm.name for arm, _ in sweep_arms(config)))
+    say(
+        f"sweep: would run {count} trials ({names}; {len(config.seeds)} seeds) on "
+        f"{hardness.manifest['counts']['samples']:,} samples of {dataset.path} → {out}"
+    )

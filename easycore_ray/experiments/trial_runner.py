@@ -1,0 +1,346 @@
+"""Trials run with Ray Tune, tracked and resumed by their artifacts."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+
+from easycore_ray.config.base import to_dict
+from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.core.threat import format_eps
+from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.engine.ray_train import demand_of
+from easycore_ray.engine.state import HaltedError
+from easycore_ray.evaluation.attack_shards import attack_rows
+from easycore_ray.evaluation.evaluate import (
+    claim_evaluation,
+    evaluate,
+    evaluation_ids,
+    finish_evaluation,
+    threats_of,
+)
+from easycore_ray.experiments.trials import Trial
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.console import Progress
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import (
+    Artifact,
+    Claim,
+    open_artifact,
+)
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.training.train import (
+    DivergedError,
+    claim_checkpoint,
+    finish_checkpoint,
+    keep_last_good,
+    make_fit,
+    open_inputs,
+    read_divergence,
+    train,
+    train_here,
+)
+
+# A trial tells the driver of its epochs at most this often: reporting costs more than a tiny epoch.
+_REPORT_SECONDS = 5.0
+
+
+def concurrency_of(config: SweepConfig) -> int:
+    """Trials at the same time: what the cluster can hold, at most what was asked for."""
+    ever, _ = cluster.capacity()
+    if config.max_workers > 1:
+        demand = demand_of(config)
+        cluster.preflight(demand)
+        cpus = demand.num_workers * demand.cpus_per_worker
+        room = ever.get("CPU", 0.0) / cpus
+    else:
+        demand = cluster.Demand(
+            num_workers=1,
+            cpus_per_worker=config.cpus_per_worker or 1.0,
+            gpus_per_worker=config.gpus_per_worker,
+        )
+        cluster.preflight(demand)
+        room = ever.get("CPU", 0.0) / demand.cpus_per_worker
+    if config.gpus_per_worker:
+        room = min(room, ever.get("GPU", 0.0) / (config.max_workers * config.gpus_per_worker))
+    most = max(1, int(room))
+    return min(most, config.max_concurrent_trials or most)
+
+
+def run_trials(
+    config: SweepConfig,
+    made: Claim,
+    trials: list[Trial],
+    concurrency: int,
+    on_finished: Callable[[Trial], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run the trials with Ray Tune and track them.
+
+    Args:
+        config: resources and tracking; the trials say themselves what they do.
+        made: the claim of the artifact they belong to, whose kind names them in messages and MLflow.
+        trials: what to run.
+        concurrency: how many at the same time.
+        on_finished: called in this process with each trial whose artifacts are there.
+
+    Returns:
+        With ``config.keep_going`` what is noted of each trial whose training diverged, now or before, by name.
+
+    Raises:
+        EasyCoreError: if any other failed.
+    """
+    if not trials:
+        return {}
+    diverged: dict[str, dict[str, Any]] = {}
+    if config.keep_going:
+        diverged = {trial.name: note for trial in trials if (note := read_divergence(trial.train)) is not None}
+    trials = [trial for trial in trials if trial.name not in diverged]
+    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
+    parent = f"{made.kind}-{made.identity[:16]}-{made.nonce}"
+    tracker.run(parent, name=made.kind, params=to_dict(config), tags={"kind": made.kind})
+    callback = _Follow(trials, tracker, parent, made.kind, on_finished)
+    try:
+        crashed = _tune(config, made, trials, concurrency, callback)
+        problems = callback.problems + crashed
+        if not config.keep_going:
+            problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
+        tracker.finish(parent, status="FAILED" if problems else "FINISHED")
+    finally:
+        tracker.close()
+    if not problems and callback.finished + len(callback.diverged) < len(trials):
+        # Tune takes Ctrl-C for a wish to end early, and returns what there is.
+        raise KeyboardInterrupt
+    if problems:
+        lost = callback.diverged and not config.keep_going
+        hint = " (with --keep-going, without those that diverged)" if lost else ""
+        raise EasyCoreError(
+            f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
+            f"finished trials are kept, run the same command again to go on{hint}"
+        )
+    for trial, _ in callback.diverged:
+        note = read_divergence(trial.train)
+        assert note is not None
+        diverged[trial.name] = note
+    return diverged
+
+
+def _tune(
+    config: SweepConfig, made: Claim, trials: list[Trial], concurrency: int, callback: tune.Callback
+) -> list[str]:
+    """Run the trials with Ray Tune, if there are any; what ended those that crashed, a line each."""
+    if not trials:
+        return []
+    run = _trial_here if config.max_workers == 1 else _trial_on_ray
+    resources = {"cpu": 0.1}
+    if config.max_workers == 1:
+        resources = {"cpu": config.cpus_per_worker or 1.0}
+        if config.gpus_per_worker:
+            resources["gpu"] = config.gpus_per_worker
+    filesystem, root = paths.locate(paths.join(made.path, "tune"))
+    tuner = tune.Tuner(
+        tune.with_resources(run, resources),
+        param_space={"trial": tune.grid_search(trials)},
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=f"{made.nonce}-{int(time.time())}",
+            storage_path=root,
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    results = tuner.fit()
+    # Tune's own state is never read again: finished trials are recognised by their artifacts.
+    paths.delete_tree(paths.join(made.path, "tune"))
+    return [str(error).strip().splitlines()[-1] for error in results.errors]
+
+
+class _Follow(tune.Callback):
+    """Shows progress and tracks trials, in the driver."""
+
+    def __init__(
+        self,
+        trials: list[Trial],
+        tracker: Tracker,
+        parent: str,
+        label: str,
+        on_finished: Callable[[Trial], None] | None,
+    ) -> None:
+        self._tracker, self._parent, self._on_finished = tracker, parent, on_finished
+        self._progress = Progress(label, len(trials), "trials")
+        self.finished = 0
+        self.problems: list[str] = []
+        self.diverged: list[tuple[Trial, str]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks for Tuner.restore, which is never used here.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Open the trial's MLflow run."""
+        spec: Trial = trial.config["trial"]
+        params = {"method": spec.arm.method, "score": spec.arm.score, "balance": spec.arm.balance,
+                  "fraction": spec.fraction, "training": spec.training, "beta": spec.beta, "seed": spec.seed,
+                  **to_dict(spec.train)}  # fmt: skip
+        self._tracker.run(
+            self._key(spec), name=spec.name, parent_key=self._parent, params=params, tags={"kind": "trial"}
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Log epochs; at the end, accuracies."""
+        spec: Trial = trial.config["trial"]
+        for entry in result.get("epochs", []):
+            self._tracker.log(self._key(spec), entry, step=int(entry["epoch"]))
+        if "problem" in result:
+            self._tracker.finish(self._key(spec), status="FAILED")
+            if result["diverged"]:
+                self.diverged.append((spec, result["problem"]))
+                self._progress.update(self.finished + len(self.diverged), f"{spec.name}: DIVERGED")
+            else:
+                self.problems.append(f"{spec.name}: {result['problem']}")
+        if "summary" in result:
+            self._tracker.log(self._key(spec), result["summary"]["metrics"], step=spec.train.epochs)
+            self._tracker.finish(self._key(spec))
+            self.finished += 1
+            if self._on_finished is not None:
+                self._on_finished(spec)
+            self._progress.update(self.finished + len(self.diverged), f"{spec.name}: {result['summary']['words']}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Close the trial's MLflow run as failed."""
+        self._tracker.finish(self._key(trial.config["trial"]), status="FAILED")
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """End the progress line."""
+        self._progress.close()
+
+    def _key(self, spec: Trial) -> str:
+        return f"{self._parent}-{spec.name}"
+
+
+def trial_summary(trial: Trial) -> dict[str, Any]:
+    """What a finished trial found: ``metrics``, those of another best epoch ending in ``_best``, and ``words``."""
+    last, *best = (open_artifact(config.out, "evaluation").manifest["summary"] for config in trial.evaluations())
+    metrics = flat_metrics(last)
+    metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
+    epoch = open_artifact(trial.train.out, "checkpoint").manifest.get("best_epoch")
+    if epoch is not None:
+        metrics["best_epoch"] = epoch
+    words = "; best epoch: ".join(map(short_result, (last, *best)))
+    return {"metrics": metrics, "words": words}
+
+
+def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
+    """An evaluation's summary as metrics; the one without a suffix belongs to the last eps."""
+    found = {"clean_accuracy": summary["clean_accuracy"]}
+    for row in summary["robust"]:
+        found[f"robust_accuracy_{row['attack']}_eps_{format_eps(row['eps']).replace('/', '_')}"] = row["accuracy"]
+        found[f"robust_accuracy_{row['attack']}"] = row["accuracy"]
+    return found
+
+
+def short_result(summary: dict[str, Any]) -> str:
+    """``clean 91.0 %, robust 55.2 %`` (at the last eps, under all attacks)."""
+    doubt = ", SUSPICIOUS" if summary["suspicious"] else ""
+    robust = summary["robust"][-1]["accuracy"]
+    return f"clean {100 * summary['clean_accuracy']:.1f} %, robust {100 * robust:.1f} %{doubt}"
+
+
+def _trial_here(params: dict[str, Any]) -> None:
+    """A trial in its own process: train, evaluate, write both artifacts."""
+    _reporting_problems(params["trial"], _train_and_attack)
+
+
+def _trial_on_ray(params: dict[str, Any]) -> None:
+    """A trial whose training and evaluation are distributed: this process only drives them."""
+
+    def work(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
+        checkpoint = train(trial.train)
+        assert checkpoint is not None
+        for entry in checkpoint.manifest["epochs"]:
+            report(entry)
+        for config in trial.evaluations():
+            evaluate(config)
+
+    _reporting_problems(params["trial"], work)
+
+
+def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], None]) -> None:
+    """Do the work and report epochs, summary, or what is wrong (which no retry would mend)."""
+    waiting: list[dict[str, float]] = []
+    last = time.monotonic()
+
+    def report(entry: dict[str, float]) -> None:
+        nonlocal last
+        waiting.append(entry)
+        if time.monotonic() - last > _REPORT_SECONDS:
+            tune.report({"epochs": list(waiting)})
+            waiting.clear()
+            last = time.monotonic()
+
+    try:
+        work(trial, report)
+        summary = trial_summary(trial)
+    except ValueError as error:
+        diverged = isinstance(error, DivergedError)
+        tune.report({"epochs": waiting, "problem": str(error), "diverged": diverged})
+        return
+    tune.report({"epochs": waiting, "summary": summary})
+
+
+def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
+    """Train and evaluate in this process, unless an earlier attempt finished either."""
+    device = "cuda" if trial.train.gpus_per_worker else "cpu"
+    dataset, parents, sample_ids = open_inputs(trial.train)
+    made = claim_checkpoint(trial.train, parents)
+    if isinstance(made, Claim):
+        started = time.monotonic()
+        threads = trial.train.threads_per_worker or max(1, int(trial.train.cpus_per_worker or 1))
+        fit = replace(make_fit(trial.train, dataset, sample_ids), threads=threads)
+        rows = _pick(_split_rows(dataset.path, "train"), sample_ids)
+        try:
+            state = train_here(fit, rows, device=device, on_epoch=report)
+        except HaltedError as halted:
+            raise keep_last_good(trial.train, made, parents, fit, halted, time.monotonic() - started) from halted
+        finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
+    for config in trial.evaluations():
+        attack_here(config, dataset, device)
+
+
+def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
+    """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
+    checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
+    parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
+    made = claim_evaluation(config, parents)
+    if isinstance(made, Artifact):
+        return made
+    started = time.monotonic()
+    ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
+    rows = _pick(_split_rows(dataset.path, config.split), ids)
+    outcomes = attack_rows(model, rows, threats_of(config), device=device, made=made)
+    return finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
+
+
+@functools.lru_cache(maxsize=4)
+def _split_rows(path: str, split: str) -> Rows:
+    """A split in memory; trials that follow one another in the same process share it."""
+    return read_split(open_dataset(path), split)
+
+
+def _pick(rows: Rows, sample_ids: np.ndarray | None) -> Rows:
+    """The rows with these ids."""
+    if sample_ids is None:
+        return rows
+    at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.array(sample_ids)))
+    return Rows(*(column[at] for column in rows))

@@ -1,0 +1,176 @@
+"""The trials of a sweep: every arm, fraction, objective and seed, with their configurations and folders."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.config.fields import Arm, parse_arm
+from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.core.selection import METHODS
+from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.checkpoint import has_only_last
+from easycore_ray.selection.select import arm_config, select
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.training.train import claim_checkpoint, open_inputs
+
+FULL = Arm("full", None, "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training run of a sweep, and where its artifacts go."""
+
+    arm: Arm
+    fraction: float
+    training: str
+    beta: float | None
+    seed: int
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    best_too: bool = True
+    """Evaluate the best epoch as well, where it is not the last."""
+
+    @property
+    def name(self) -> str:
+        """What the trial is, for people and as its folder: ``easycore-class_f0.5_trades_b6_s1``."""
+        beta = f"_b{self.beta:g}" if self.beta is not None else ""
+        return f"{_slug(self.arm)}_f{self.fraction:g}_{self.training}{beta}_s{self.seed}"
+
+    @property
+    def evaluate_best(self) -> EvaluateConfig:
+        """The evaluation of the best epoch: the same attacks on the weights that validation chose."""
+        return self.evaluate.replace(out=f"{self.evaluate.out}_best", weights="best")
+
+    def evaluations(self) -> list[EvaluateConfig]:
+        """What is evaluated of the finished checkpoint: the last epoch, and the best where it is another one."""
+        only_last = not self.best_too or has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
+        return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
+
+    def finished(self) -> bool:
+        """True if all artifacts are there and were made by this configuration from these inputs."""
+        if not all(is_finished(config.out) for config in (self.train, self.evaluate)):
+            return False
+        _, parents, _ = open_inputs(self.train)
+        if not isinstance(claim_checkpoint(self.train, parents), Artifact):
+            return False
+        return all(is_finished(config.out) for config in self.evaluations())
+
+
+def is_finished(out: str) -> bool:
+    """Whether a folder holds a finished artifact."""
+    return paths.exists(paths.join(out, "manifest.json"))
+
+
+def sweep_arms(config: SweepConfig) -> list[tuple[Arm, float]]:
+    """(arm, fraction) pairs; full data first, once."""
+    chosen = [parse_arm(text) for text in config.method]
+    pairs = [(arm, fraction) for arm in chosen if arm.method != "full" for fraction in config.fraction]
+    return [(FULL, 1.0), *dict.fromkeys(pairs)]
+
+
+def sweep_objectives(config: SweepConfig) -> list[tuple[str, float | None]]:
+    """(training, beta) pairs; only TRADES has a beta."""
+    found: list[tuple[str, float | None]] = []
+    for training in dict.fromkeys(config.training):
+        found += [(training, beta) for beta in config.beta] if training == "trades" else [(training, None)]
+    return found
+
+
+def _slug(arm: Arm) -> str:
+    return arm.name.replace(":", "-").replace("/", "-")
+
+
+def _coreset_name(arm: Arm, fraction: float, seed: int) -> str:
+    """Methods that draw at random draw anew with each seed; the others select once."""
+    return f"{_slug(arm)}_f{fraction:g}" + (f"_s{seed}" if METHODS[arm.method].draws else "")
+
+
+def coreset_folders(config: SweepConfig, out: str) -> dict[str, str]:
+    """Where each coreset of the sweep goes, by name."""
+    names = [_coreset_name(arm, fraction, seed) for arm, fraction in sweep_arms(config) for seed in config.seeds]
+    return {name: paths.join(out, "coresets", name) for name in names}
+
+
+def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str, str]:
+    """Select every coreset of the sweep; folders by name."""
+    folders, done = coreset_folders(config, out), set()
+    for arm, fraction in sweep_arms(config):
+        for seed in config.seeds:
+            name = _coreset_name(arm, fraction, seed)
+            if name not in done:
+                select(
+                    arm_config(
+                        arm,
+                        out=folders[name],
+                        scores=config.scores,
+                        dataset=dataset.path,
+                        fraction=fraction,
+                        seed=seed,
+                    )
+                )
+                done.add(name)
+    return folders
+
+
+def make_trials(config: SweepConfig, out: str, coresets: dict[str, str]) -> list[Trial]:
+    """Every training run of the sweep."""
+    trials = []
+    for arm, fraction in sweep_arms(config):
+        for training, beta in sweep_objectives(config):
+            for seed in config.seeds:
+                coreset = coresets[_coreset_name(arm, fraction, seed)]
+                trials.append(_make_trial(config, out, coreset, arm, fraction, training, beta, seed))
+    return trials
+
+
+def _make_trial(
+    config: SweepConfig,
+    out: str,
+    coreset: str,
+    arm: Arm,
+    fraction: float,
+    training: str,
+    beta: float | None,
+    seed: int,
+) -> Trial:
+    epochs = config.train_epochs
+    if training != "standard" and config.trades_epochs is not None:
+        epochs = config.trades_epochs
+    names = {spec.name for spec in fields(TrainConfig)}
+    shared = {key: value for key, value in vars(config).items() if key in names}
+    own: dict[str, Any] = {
+        "coreset": coreset,
+        "training": training,
+        "epochs": epochs,
+        "seed": seed,
+        "tracking_uri": "none",
+    }
+    train_config = TrainConfig(**{**shared, **own, "out": "pending", "beta": beta if beta is not None else 0.0})
+    trial = Trial(
+        arm=arm,
+        fraction=fraction,
+        training=training,
+        beta=beta,
+        seed=seed,
+        train=train_config,
+        evaluate=EvaluateConfig(
+            out="pending",
+            checkpoint="pending",
+            dataset=config.dataset,
+            attack=config.attack,
+            eps=config.eval_eps,
+            norm=config.norm,
+            num_samples=config.num_test_samples,
+            num_workers=config.max_workers,
+            gpus_per_worker=config.gpus_per_worker,
+            cpus_per_worker=config.cpus_per_worker,
+        ),
+    )
+    checkpoint = paths.join(out, "trials", trial.name, "checkpoint")
+    evaluation = paths.join(out, "trials", trial.name, "evaluation")
+    return replace(
+        trial,
+        train=train_config.replace(out=checkpoint, overwrite=False),
+        evaluate=trial.evaluate.replace(out=evaluation, checkpoint=checkpoint),
+    )

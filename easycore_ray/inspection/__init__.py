@@ -1,0 +1,1 @@
+"""What an artifact is, whether it is whole, and what nobody needs."""

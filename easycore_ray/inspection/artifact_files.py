@@ -1,0 +1,180 @@
+"""What lies in the folder of an artifact: its own files, the artifacts inside it, and how far an unfinished one is.
+
+One listing tells all: a folder with a manifest is a finished artifact, one with only a claim an unfinished one, and
+every file belongs to the innermost of these that holds it. Nothing here changes anything. No Ray.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import FORMAT_VERSION, MANIFEST, RUN
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.paths import Entry
+
+# Ray Train keeps here which checkpoints it has registered; what is not in it is never gone on from.
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An artifact, finished or not, with the files that belong to it and to none inside it."""
+
+    path: str
+    manifest: dict[str, Any] | None = field(repr=False)
+    """None: unfinished."""
+    claim: dict[str, Any] | None = field(repr=False)
+    """Content of ``run.json``; None if there is none, as for parts of a run that are finished with it."""
+    files: tuple[Entry, ...] = field(repr=False)
+
+    @property
+    def kind(self) -> str:
+        """What the folder holds or is to hold."""
+        found = self.manifest if self.manifest is not None else self.claim
+        assert found is not None
+        return str(found["kind"])
+
+    @property
+    def finished(self) -> bool:
+        """True if the manifest is there."""
+        return self.manifest is not None
+
+    def relative(self, entry: Entry) -> str:
+        """Path of one of its files within the folder."""
+        return entry.path[len(self.path) + 1 :]
+
+
+@dataclass(frozen=True)
+class Commits:
+    """The training states an unfinished run can go on from."""
+
+    registered: tuple[str, ...]
+    """Folders within the artifact, oldest first; the last one is where the run goes on."""
+    epoch: int
+    """Completed epochs in the newest; −1 if nothing is committed."""
+    parts: frozenset[str]
+    """Score parts, as paths within ``table/``, that any of them lists."""
+    rows: int
+    """Score rows the newest one lists."""
+    history: tuple[dict[str, float], ...]
+    """Metrics of every committed epoch."""
+
+
+def survey(path: str) -> list[Folder]:
+    """The artifact at a path, first, and all artifacts inside it, by path.
+
+    Raises:
+        EasyCoreError: if the path is no artifact (names those below it), or of a newer format.
+    """
+    path = paths.absolute(path)
+    files = paths.entries(path)
+    marked = sorted({folder for folder, name in map(_split, files) if name in (MANIFEST, RUN)})
+    there = {entry.path for entry in files}
+    opened = {folder: found for folder in marked if (found := _open(folder, there, strict=folder == path)) is not None}
+    if path not in opened:
+        raise EasyCoreError(_no_artifact(path, list(opened)))
+    owned: dict[str, list[Entry]] = {folder: [] for folder in opened}
+    for entry in files:
+        owned[_owner(entry.path, opened)].append(entry)
+    order = [path, *(folder for folder in opened if folder != path)]
+    return [Folder(folder, *opened[folder], tuple(owned[folder])) for folder in order]
+
+
+def read_commits(folder: Folder) -> Commits | None:
+    """What an unfinished run has committed; None where that cannot be told, so that nothing may be concluded."""
+    at = commits_folder(folder)
+    relative = {folder.relative(entry) for entry in folder.files}
+    if at is None:
+        return None
+    if f"{at}/{_SNAPSHOT}" not in relative:
+        # Ray writes it with the first registration. States without it: something is missing that we do not understand.
+        if any(name.startswith(f"{at}/epoch-") for name in relative):
+            return None
+        return Commits((), -1, frozenset(), 0, ())
+    try:
+        snapshot = paths.read_json(paths.join(folder.path, at, _SNAPSHOT))
+        names = [result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]]
+        latest = snapshot["latest_checkpoint_result"]
+        newest = latest["checkpoint_dir_name"] if latest else None
+        names = [name for name in names if name != newest] + ([newest] if newest else [])
+        states = [paths.read_json(paths.join(folder.path, at, name, _STATE)) for name in names]
+        parts = [entry for state in states for entry in state["carried"].get("parts", [])]
+        last: dict[str, Any] = states[-1] if states else {"epoch": -1, "history": [], "carried": {}}
+        return Commits(
+            tuple(f"{at}/{name}" for name in names),
+            int(last["epoch"]),
+            frozenset(entry["path"] for entry in parts),
+            sum(entry["rows"] for entry in last["carried"].get("parts", [])),
+            tuple(last["history"]),
+        )
+    except (EasyCoreError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def commits_folder(folder: Folder) -> str | None:
+    """Where an unfinished run keeps its training states, within its folder; None for kinds that have none."""
+    labels = {"scoring_run": "score", "checkpoint": "train"}
+    if folder.claim is None or folder.kind not in labels:
+        return None
+    # As scoring.py and training.py name their run for Ray Train.
+    return f"commits/{labels[folder.kind]}-{folder.claim['identity'][:12]}-{folder.claim['nonce']}"
+
+
+def _split(entry: Entry) -> tuple[str, str]:
+    folder, _, name = entry.path.rpartition("/")
+    return folder, name
+
+
+def _open(folder: str, there: set[str], *, strict: bool) -> tuple[dict[str, Any] | None, dict[str, Any] | None] | None:
+    """Manifest and claim of a folder, or None if they are not ours; ``strict``: what cannot be read is an error."""
+    manifest = _read(folder, MANIFEST, {"kind", "fingerprint"}, there, strict)
+    claim = _read(folder, RUN, {"kind", "identity", "nonce"}, there, strict)
+    if manifest is not None and manifest.get("format_version", 0) > FORMAT_VERSION:
+        if strict:
+            raise EasyCoreError(
+                f"{folder} has format_version {manifest['format_version']}, this release reads up to {FORMAT_VERSION}; "
+                "upgrade easycore-ray"
+            )
+        # Its files are its own, and nothing is known of them.
+        manifest = {"kind": "unknown", "fingerprint": "", "config": {}, "parents": {}}
+    if manifest is None and f"{folder}/{MANIFEST}" in there:
+        if strict:
+            raise EasyCoreError(f"{folder}/{MANIFEST} is not one of ours: it has no kind and fingerprint")
+        manifest = {"kind": "unknown", "fingerprint": "", "config": {}, "parents": {}}
+    return None if manifest is None and claim is None else (manifest, claim)
+
+
+def _read(folder: str, name: str, needed: set[str], there: set[str], strict: bool) -> dict[str, Any] | None:
+    if f"{folder}/{name}" not in there:
+        return None
+    try:
+        found = paths.read_json(f"{folder}/{name}")
+    except EasyCoreError:
+        if strict:
+            raise
+        return None
+    return found if isinstance(found, dict) and needed <= set(found) else None
+
+
+def _owner(path: str, opened: dict[str, Any]) -> str:
+    """The innermost artifact that holds a file; the outermost holds them all."""
+    return next(parent for parent in _above(path) if parent in opened)
+
+
+def _above(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _no_artifact(path: str, below: list[str]) -> str:
+    """What to say of a folder that is none of ours."""
+    if not paths.exists(path):
+        return f"{path} does not exist; pass the folder of an artifact, e.g. of a scoring run"
+    if not below:
+        return f"{path} is no artifact (it has no {MANIFEST}) and holds none; pass the folder of an artifact"
+    some = [folder[len(path) + 1 :] for folder in below[:8]]
+    more = f" and {len(below) - len(some)} more" if len(below) > len(some) else ""
+    return f"{path} is no artifact (it has no {MANIFEST}); pass one of those below it: {', '.join(some)}{more}"

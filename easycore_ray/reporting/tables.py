@@ -1,0 +1,384 @@
+"""The words and tables of the report: findings in sentences, the arms, results by objective, the glossary."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from easycore_ray.core.selection import METHODS
+from easycore_ray.core.threat import format_eps
+from easycore_ray.reporting.figures import (
+    ATTACK_NAMES,
+    Row,
+    Style,
+    arm_name,
+    attack_names,
+    attacks,
+    best_differs,
+    grouped,
+    objective,
+    percent,
+    value,
+)
+from easycore_ray.runtime.console import duration
+
+_GLOSSARY = {
+    "AIGN": "Average input gradient norm: how strongly the loss reacts to a small change of the image, averaged over "
+    "the epochs of the scoring run. Higher is harder.",
+    "coreset": "The part of the training data that is kept.",
+    "arm": "A way to choose the coreset: a method, the score it goes by, and whether it keeps the mix of classes.",
+    "clean accuracy": "Share of the test images that are classified correctly as they are.",
+    "robust accuracy": "Share of the test images that are still classified correctly after an attacker has changed "
+    "their pixels, under every attack that was run. AutoAttack is stronger than PGD with 20 steps and gives lower "
+    "numbers.",
+    "ε": "How far the attacker may change a pixel, in units of 1/255 of its range (or the length of the change, for "
+    "the Euclidean norm).",
+    "TRADES": "Training against an attacker: cross-entropy on the image plus β times the change of the output under "
+    "attack (Zhang et al. 2019).",
+    "PGD-AT": "Training on attacked images alone: cross-entropy after a few steps of PGD (Madry et al. 2018).",
+    "best epoch": "The epoch with the highest accuracy on the validation split, under attack where the training is "
+    "against one. Where later epochs are less robust, the model overfits the attack.",
+    "worst class": "Accuracy on the class with the lowest one.",
+    "steps": "Optimizer steps of one training run. With equal epochs, a smaller coreset is trained for fewer steps.",
+    "±": "One standard deviation over seeds. Differences smaller than this are noise.",
+}
+_ADVERSARIAL = {"trades": "TRADES", "pgd": "PGD-AT"}
+_METRICS = (("clean", "clean_accuracy", "worst_class_clean_accuracy_mean"),
+            ("robust", "robust_accuracy", "worst_class_robust_accuracy_mean"))  # fmt: skip
+_DOUBT = "‡"
+_DOUBT_NOTE = "signs that the evaluation of at least one seed flatters the model"
+_LOST = "†"
+_LOST_NOTE = "training diverged with at least one seed, which the mean is without"
+
+
+def term(word: str, text: str | None = None) -> str:
+    """A word with its explanation on hover, tap or focus."""
+    return f'<span class="term" tabindex="0" data-tip="{escape(_GLOSSARY[word])}">{text or word}</span>'
+
+
+def arm_tag(arm: str, look: Style) -> str:
+    """An arm's name behind its marker in its colour."""
+    return f'<span class="arm"><i style="color:{look.colour}">{look.symbol}</i>{escape(arm)}</span>'
+
+
+def glance(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
+    """What came out, a line per objective; how to read the page; what the arms are."""
+    arms = "".join(
+        f"<li>{arm_tag(arm, looks[arm])} {escape(_describe(members[0]))}</li>"
+        for arm, members in grouped(rows, arm_name).items()
+    )
+    several = any(len(row["seeds"]) > 1 for row in rows)
+    numbers = (
+        f"Numbers are means over seeds {term('±')} their spread." if several else "There is one seed, so no spread."
+    )
+    ways = ["as usual"] if any(row["training"] == "standard" for row in rows) else []
+    ways += [f"with {term(name)}" for kind, name in _ADVERSARIAL.items() if any(r["training"] == kind for r in rows)]
+    guide = (
+        f"<p>Each result is a model trained on a {term('coreset')}; an {term('arm')} says how it was chosen, and "
+        f"<b>full</b> is all the data, the mark to measure against. {term('clean accuracy', 'Clean accuracy')} is on "
+        f"test images as they are, {term('robust accuracy')} under an attack of size {term('ε')}. Models are trained "
+        f"{' or '.join(ways)}. {numbers}</p>"
+    )
+    return f'{_findings_table(rows, looks)}<h3>How to read this</h3>{guide}<ul class="arms">{arms}</ul>'
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Robust accuracy for one objective at one eps: all data, the best coreset, random choice of the same size."""
+
+    objective: str
+    eps: float
+    full: Row | None
+    best: Row | None
+    random: Row | None
+
+    @property
+    def gain(self) -> float | None:
+        """Points by which the best coreset is ahead of random choice; None if there is nothing to compare."""
+        if self.best is None or self.random is None or self.best is self.random:
+            return None
+        return 100 * (_robust(self.best) - _robust(self.random))
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of ``gain`` over seeds, in points; None with a single seed."""
+        spreads = [value(row, "robust_accuracy_std") for row in (self.best, self.random) if row is not None]
+        return None if len(spreads) < 2 or None in spreads else 100 * math.hypot(*spreads)
+
+
+def find(rows: Sequence[Row]) -> list[Finding]:
+    """The finding of every objective, at the largest eps that tells anything."""
+    found = []
+    for name, members in grouped(rows, objective).items():
+        eps = _telling_eps(members)
+        here = [row for row in members if row["eps"] == eps]
+        coresets = [row for row in here if row["method"] != "full"]
+        best = max(coresets, key=_robust, default=None)
+        drawn = [row for row in coresets if row["method"] == "random" and best and row["fraction"] == best["fraction"]]
+        full = [row for row in here if row["method"] == "full"]
+        found.append(Finding(name, eps, full[0] if full else None, best, max(drawn, key=_robust, default=None)))
+    return found
+
+
+def _findings_table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
+    heads = ("Training", "ε", "All data", "Best coreset", "Random, same size", "Best − random")
+    body = "".join(
+        f"<tr class=group><td>{found.objective}</td><td>{format_eps(found.eps)}</td>{_accuracy(found.full)}"
+        f"{_accuracy(found.best, looks)}{_accuracy(found.random)}{_gain(found)}</tr>"
+        for found in find(rows)
+    )
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    return (
+        f"<p>{term('robust accuracy', 'Robust accuracy')} in per cent, mean {term('±')} spread.</p>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        "<figcaption>The best coreset is picked by these very numbers, which flatters it a little.</figcaption>"
+    )
+
+
+def _accuracy(row: Row | None, looks: Mapping[str, Style] | None = None) -> str:
+    """A cell: robust accuracy, with arm and fraction below where the arm is not plain from the column."""
+    if row is None:
+        return "<td>–</td>"
+    name = f"{arm_tag(arm_name(row), looks[arm_name(row)])}, {percent(row['fraction'])}" if looks else ""
+    return f"<td>{spread_text(row, 'robust_accuracy')}{_marks_tag(row)}<small>{name}</small></td>"
+
+
+def _gain(found: Finding) -> str:
+    """A cell: the difference, and whether it is more than noise."""
+    if found.gain is None:
+        return "<td>–</td>"
+    if found.spread is None:
+        return f"<td>{found.gain:+.1f}<small>one seed</small></td>"
+    verdict = "beyond" if found.gain > found.spread else "within"
+    return f"<td>{found.gain:+.1f}<small>{verdict} the spread of {found.spread:.1f}</small></td>"
+
+
+def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Sequence[Row] = ()) -> str:
+    """A sortable table per objective; a column per eps; the best coreset of each size is marked. Then the lost runs."""
+    intro = (
+        f"<p>Per cent, mean {term('±')} spread; below, the {term('worst class')}. Green: the best coreset of its size "
+        f"in that column. {term('steps', 'Steps')} and time are those of one training run. Click a heading to sort.</p>"
+    )
+    if any(map(best_differs, rows)):
+        intro += (
+            f"<p>Models are those after the last epoch. Where the {term('best epoch')} is another, the line "
+            "<i>best</i> says what the model after it reaches.</p>"
+        )
+    tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
+    return intro + "".join(tables) + _notes(rows, diverged)
+
+
+def lost_runs(diverged: Sequence[Row]) -> list[str]:
+    """Runs without results, a sentence each; ``diverged`` as in a sweep's ``summary.json``."""
+    return [
+        f"{objective(row)}, {arm_name(row)}, {percent(row['fraction'])}, seed {row['seed']}: {row['problem']}"
+        for row in diverged
+    ]
+
+
+def _notes(rows: Sequence[Row], diverged: Sequence[Row]) -> str:
+    """Below the tables: runs that diverged, and what the evaluations say of themselves, each sentence once."""
+    found = []
+    if diverged:
+        lines = "".join(f"<li>{escape(text)}</li>" for text in lost_runs(diverged))
+        mark = f'<span class="doubt">{_LOST}</span>'
+        found.append(f"<h3>{mark} Diverged, without results</h3><ul>{lines}</ul>")
+    for key, heading in (
+        ("suspicious", f'<span class="doubt">{_DOUBT}</span> {_DOUBT_NOTE.capitalize()}'),
+        ("warnings", "Warnings of AutoAttack"),
+    ):
+        said = [
+            f"{objective(row)}, {arm_name(row)}, {percent(row['fraction'])}, {text}"
+            for row in rows
+            for text in row.get(key, ())
+        ]
+        if said:
+            lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(said))
+            found.append(f"<h3>{heading}</h3><ul>{lines}</ul>")
+    return "".join(found)
+
+
+def _marks(row: Row) -> str:
+    """What a reader must know of a row's robust accuracy: that it is doubtful, that seeds are missing."""
+    return (_DOUBT if row.get("suspicious") else "") + (_LOST if row.get("diverged_seeds") else "")
+
+
+def _marks_tag(row: Row) -> str:
+    """The same for the page."""
+    return f'<span class="doubt">{_marks(row)}</span>' if _marks(row) else ""
+
+
+def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
+    """Result rows as aligned text for a terminal, at most 110 columns wide; accuracies in per cent.
+
+    Below them the runs without results, ``diverged`` as in a sweep's ``summary.json``.
+    """
+    without = [f"without results: {line}" for line in lost_runs(diverged)]
+    if not rows:
+        return "\n".join(without)
+    # With several attacks each has a column, in the place of what the line can do without.
+    several = attacks(rows) if len(attacks(rows)) > 1 else []
+    count, each = (["samples"], []) if not several else ([], [ATTACK_NAMES[name] for name in several])
+    heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, "worst", "best", "steps", "training")
+    widest = max(len(_marks(row)) for row in rows)
+    objectives = list(dict.fromkeys(map(objective, rows)))
+    ordered = sorted(rows, key=lambda row: (objectives.index(objective(row)), row["eps"], -row["fraction"]))
+    lines = [heads] + [
+        (
+            objective(row).replace("Standard training", "standard"),
+            arm_name(row),
+            percent(row["fraction"]),
+            *([] if several else [f"{row['num_samples']:,}"]),
+            format_eps(row["eps"]),
+            spread_text(row, "clean_accuracy"),
+            spread_text(row, "robust_accuracy") + (f" {_marks(row):{widest}}" if widest else ""),
+            *(f"{100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in several),
+            f"{100 * value(row, 'worst_class_robust_accuracy_mean'):.1f}",
+            f"{100 * row['robust_accuracy_pgd20_best_mean']:.1f}" if best_differs(row) else "",
+            f"{row['steps']:,}",
+            duration(row["training_seconds"]),
+        )
+        for row in ordered
+    ]
+    # Where every attack has a column, the line has no room for it.
+    another = any(map(best_differs, rows)) and not several
+    if not another:
+        lines = [tuple(cell for head, cell in zip(heads, line, strict=True) if head != "best") for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    # Names read from the left, numbers from the right. A name too long for the line is cut.
+    widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
+    text = ["  ".join(_aligned(cell, width, left=column < 2) for column, (cell, width) in
+                      enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]  # fmt: skip
+    under = "under both" if len(several) == 2 else "under all attacks" if several else attack_names(rows)
+    notes = [
+        f"robust: {under}; worst: robust accuracy of the worst class; ±: standard deviation over seeds; "
+        "training: per run"
+    ]
+    if any(row.get("suspicious") for row in rows):
+        notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
+    if any(row.get("diverged_seeds") for row in rows):
+        notes.append(f"{_LOST} {_LOST_NOTE}")
+    if another:
+        notes.append("best: robust under PGD-20 after the best epoch by validation, where that is not the last")
+    return "\n".join([text[0], "─" * len(text[0]), *text[1:], *notes, *without])
+
+
+def _aligned(cell: str, width: int, *, left: bool) -> str:
+    cut = cell if len(cell) <= width else cell[: width - 1] + "…"
+    return cut.ljust(width) if left else cut.rjust(width)
+
+
+def _describe(row: Row) -> str:
+    """What an arm does, from its method's own description."""
+    method = METHODS.get(row["method"])
+    text = method.doc.replace("``", "") if method else ""
+    if row["score"] and row["score"] != "aign":
+        text += f" Score: {row['score']}."
+    return text + (" The same share of every class." if row["balance"] == "class" else "")
+
+
+def _telling_eps(rows: Sequence[Row]) -> float:
+    """The largest eps at which full data (else anything) is still at least 10 % robust; else the smallest."""
+    reference = [row for row in rows if row["method"] == "full"] or rows
+    alive = [row["eps"] for row in reference if _robust(row) >= 0.1]
+    return max(alive) if alive else min(row["eps"] for row in reference)
+
+
+def _table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
+    all_eps = sorted({row["eps"] for row in rows})
+    heads = [
+        "Arm",
+        "Kept",
+        "Samples",
+        "Clean",
+        *(f"Robust,<br>ε = {format_eps(eps)}" for eps in all_eps),
+        "Steps",
+        "Time",
+    ]
+    groups = grouped(rows, lambda row: (row["fraction"], arm_name(row)))
+    ordered = sorted(groups.values(), key=lambda members: (members[0]["method"] != "full", members[0]["fraction"]))
+    best = _best(rows)
+    body, previous = [], None
+    for members in ordered:
+        first = members[0]
+        classes = "full" if first["method"] == "full" else "group" if first["fraction"] != previous else ""
+        previous = first["fraction"]
+        body.append(f'<tr class="{classes}">{_cells(members, all_eps, looks, best)}</tr>')
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _cells(
+    members: Sequence[Row],
+    all_eps: Sequence[float],
+    looks: Mapping[str, Style],
+    best: Mapping[tuple[str, float, float], float],
+) -> str:
+    """One line of a table: an arm with a fraction, all eps."""
+    first = members[0]
+    by_eps = {row["eps"]: row for row in members}
+    cells = [
+        f'<td data-v="{escape(arm_name(first))}">{arm_tag(arm_name(first), looks[arm_name(first)])}</td>',
+        f'<td data-v="{first["fraction"]}">{percent(first["fraction"])}</td>',
+        f'<td data-v="{first["num_samples"]}">{first["num_samples"]:,}</td>',
+    ]
+    columns = [("clean", first), *(("robust", by_eps.get(eps)) for eps in all_eps)]
+    names = {kind: (name, worst) for kind, name, worst in _METRICS}
+    for kind, row in columns:
+        if row is None:
+            cells.append('<td data-v="-1">–</td>')
+            continue
+        name, worst = names[kind]
+        mean = value(row, f"{name}_mean")
+        top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == mean
+        marks = _marks_tag(row) if kind == "robust" else ""
+        cells.append(
+            f'<td data-v="{mean}"{" class=best" if top else ""}>{spread_text(row, name)}{marks}'
+            f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}"
+            f"{_at_best(row, name)}</td>"
+        )
+    seconds = first["training_seconds"]
+    return "".join(cells) + (
+        f'<td data-v="{first["steps"]}">{first["steps"]:,}</td><td data-v="{seconds}">{duration(seconds)}</td>'
+    )
+
+
+def _each_attack(row: Row) -> str:
+    """Below a cell, with several attacks: the mean under each alone."""
+    names = attacks([row])
+    if len(names) < 2:
+        return ""
+    means = [f"{ATTACK_NAMES[name]} {100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in names]
+    return f"<small>{', '.join(means)}</small>"
+
+
+def _at_best(row: Row, name: str) -> str:
+    """A line of a cell: the same accuracy after the best epoch, if that is another than the last."""
+    if not best_differs(row):
+        return ""
+    return f"<small>best {spread_text(row, f'{name}_best')} (epoch {row['best_epoch_mean']:.3g})</small>"
+
+
+def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
+    """Highest mean by (metric, eps, fraction) among coresets, where there are at least two to compare."""
+    found = {}
+    coresets = [row for row in rows if row["method"] != "full"]
+    for (eps, fraction), members in grouped(coresets, lambda row: (row["eps"], row["fraction"])).items():
+        if len(members) > 1:
+            for _, name, _ in _METRICS:
+                found[name, eps, fraction] = max(value(row, f"{name}_mean") for row in members)
+    return found
+
+
+def spread_text(row: Row, name: str) -> str:
+    """``41.2 ± 0.5`` in per cent; without spread for a single seed."""
+    std = value(row, f"{name}_std")
+    mean = f"{100 * value(row, f'{name}_mean'):.1f}"
+    return mean if std is None else f"{mean} ± {100 * std:.1f}"
+
+
+def _robust(row: Row) -> float:
+    return value(row, "robust_accuracy_mean")

@@ -1,0 +1,1 @@
+"""Ray's cluster, tasks, and what the user sees of running work."""

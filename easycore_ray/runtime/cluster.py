@@ -1,0 +1,158 @@
+"""The Ray this process works on: a running cluster, or one started here for the occasion.
+
+The one decision behind this module: what would hang is refused before any work. Ray waits for ever
+for CPUs that Train workers hold or that no node can bring, so every job states its demand first and
+it is compared with what the cluster has now and with what its autoscaler may add.
+"""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+
+from easycore_ray.storage.errors import EasyCoreError
+
+# Ray reports usage to its makers unless told otherwise; a user who wants that sets the variable to 1.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Train workers would otherwise be polled every 2 s, and wait as long for each epoch to be committed.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Tune would print a folder of its own that is deleted at the end.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+# CPUs left to reading where nothing else is said. Reading reserves none of its own (see ``dataset.ray_dataset``), so
+# workers may also be given every CPU.
+_DATA_CPUS = 1.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a job wants reserved at the same time."""
+
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float = 0.0
+
+
+def connect() -> None:
+    """Connect to the cluster named by ``RAY_ADDRESS`` (set inside submitted jobs), or start Ray on this machine.
+
+    Does nothing if this process is connected already.
+
+    Raises:
+        EasyCoreError: if ``RAY_ADDRESS`` names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, object] = {}
+    if address == "local":
+        # Never joins a cluster that happens to run on this machine: that takes RAY_ADDRESS=auto.
+        options = {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError) as error:
+        raise EasyCoreError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; unset it to run here"
+        ) from error
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    # Without it the order of rows, and even which worker gets them, differs from run to run.
+    context.execution_options.preserve_order = True
+    # It would announce that its progress bars are off; ours say more.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def capacity() -> tuple[dict[str, float], bool]:
+    """Resources the cluster can ever have, and whether its autoscaler may still add nodes."""
+    now = {key: float(value) for key, value in ray.cluster_resources().items()}
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    names = set(now) | set(most)
+    ever = {name: max(now.get(name, 0.0), float(most.get(name, 0.0))) for name in names}
+    return ever, any(ever[name] > now.get(name, 0.0) for name in names)
+
+
+def node_shapes() -> list[dict[str, float]]:
+    """Resources of every kind of node there is, or that the autoscaler may add."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else []
+    possible = [{key: float(value) for key, value in group.resources.items()} for group in groups]
+    return possible + [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def cpus_per_worker(num_workers: int, requested: float | None, gpus_per_worker: float = 0.0) -> float:
+    """CPUs to reserve for each training worker: as requested, or an equal share beside Ray Data's.
+
+    Whole numbers where the share is 1 or more, fractions of a CPU on small machines.
+    """
+    if requested is not None:
+        return requested
+    ever, _ = capacity()
+    share = (ever.get("CPU", 1.0) - _DATA_CPUS) / num_workers
+    if share >= 1:
+        # A worker lives on one node, however many CPUs the others bring; if it needs a GPU, on one with GPUs.
+        homes = [shape for shape in node_shapes() if shape.get("GPU", 0.0) >= gpus_per_worker]
+        most = max((shape.get("CPU", 0.0) / _workers_on(shape, gpus_per_worker) for shape in homes), default=share)
+        return max(1.0, float(math.floor(min(share, most))))
+    # On a laptop: two workers on two CPUs get half a CPU each and still use both cores.
+    return max(math.floor(share * 100) / 100, 0.01)
+
+
+def _workers_on(shape: dict[str, float], gpus_per_worker: float) -> int:
+    """Workers that share a node: as many as it has GPUs for; one where none are asked for."""
+    return int(shape.get("GPU", 0.0) // gpus_per_worker) if gpus_per_worker else 1
+
+
+def threads_per_worker(num_workers: int, requested: int | None, cpus: float) -> int:
+    """CPU threads torch uses in each worker: as requested, or one for each reserved CPU.
+
+    Where less than a CPU is reserved (see ``cpus_per_worker``), an equal share of this small machine's.
+    """
+    if requested is not None:
+        return requested
+    if cpus >= 1:
+        return int(cpus)
+    return max(1, int(max(shape.get("CPU", 1.0) for shape in node_shapes())) // num_workers)
+
+
+def preflight(demand: Demand) -> None:
+    """Refuse a demand that the cluster can never meet.
+
+    Raises:
+        EasyCoreError: says what is wanted, what the cluster has or may grow to, and which option to lower.
+    """
+    ever, growing = capacity()
+    limit = "can ever give" if growing else "has"
+    _check("CPU", demand.num_workers * demand.cpus_per_worker, ever, limit, "--num-workers or --cpus-per-worker")
+    _check("GPU", demand.num_workers * demand.gpus_per_worker, ever, limit, "--num-workers or --gpus-per-worker")
+    worker = {"CPU": demand.cpus_per_worker, "GPU": demand.gpus_per_worker}
+    if not any(all(shape.get(key, 0.0) >= value for key, value in worker.items()) for shape in node_shapes()):
+        raise EasyCoreError(
+            f"a worker wants {worker['CPU']:g} CPUs and {worker['GPU']:g} GPUs on one node, and no node the cluster "
+            f"{limit} is that large; lower --cpus-per-worker or --gpus-per-worker"
+        )
+
+
+def _check(resource: str, wanted: float, ever: dict[str, float], limit: str, option: str) -> None:
+    there = ever.get(resource, 0.0)
+    if wanted > there + 1e-9:
+        raise EasyCoreError(f"{wanted:g} {resource}s are wanted, the cluster {limit} {there:g}; lower {option}")
+
+
+def reservations() -> set[str]:
+    """Ids of the placement groups this job holds: resources reserved for its workers."""
+    job = ray.get_runtime_context().get_job_id()
+    table = placement_group_table()
+    # An id ends with that of the job that made the group.
+    return {name for name, entry in table.items() if name.endswith(job) and entry["state"] != "REMOVED"}
+
+
+def give_back(names: set[str]) -> None:
+    """Remove placement groups whose owner is dead; Ray keeps them, and the resources, until the job ends."""
+    for name in names:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))

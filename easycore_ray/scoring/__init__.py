@@ -1,0 +1,1 @@
+"""Scoring runs, score tables and their reduction to hardness tables."""

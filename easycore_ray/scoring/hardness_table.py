@@ -1,0 +1,163 @@
+"""The hardness table: one row per sample, in Parquet files that each hold a range of ids.
+
+What ``reduce`` writes and everything after it reads. Files are in id order and rows sorted by id, so a
+range of samples is a range of files, and a job at scale can work file by file. pyarrow only, no Ray.
+"""
+
+import hashlib
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from easycore_ray.scoring.plain_pages import LARGE_PAGES
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("num_scores", pa.int32(), nullable=False),
+        pa.field("aign", pa.float64()),
+        pa.field("el2n", pa.float64()),
+        pa.field("loss", pa.float64()),
+        pa.field("aum", pa.float64()),
+        pa.field("forgetting_events", pa.int32()),
+        pa.field("first_learned_epoch", pa.int32()),
+        pa.field("input_norm", pa.float32(), nullable=False),
+        pa.field("aign_epoch0", pa.float32(), nullable=True),
+    ]
+)
+
+# As in the score table: ids and counts as deltas, floats plain, so that one column is read at memory speed.
+_DELTA = ("sample_id", "label", "num_scores", "forgetting_events", "first_learned_epoch")
+_ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAIN" for spec in SCHEMA}
+# A group is a page for each column, which a reader of one column takes as it lies.
+_ROW_GROUP_ROWS = 1 << 18
+
+
+COLUMNS_OF_SCORE = {
+    **{name: (name,) for name in ("aign", "el2n", "loss", "aum", "input_norm", "aign_epoch0")},
+    "forgetting": ("forgetting_events", "first_learned_epoch", "num_scores"),
+}
+"""The columns each score is made of."""
+
+
+def schema_of(only: Collection[str] | None) -> pa.Schema:
+    """``SCHEMA``, or what a table has that was reduced to some scores: their columns, ids and labels."""
+    if only is None:
+        return SCHEMA
+    names = {"sample_id", "label", *(name for score in only for name in COLUMNS_OF_SCORE[score])}
+    return pa.schema([spec for spec in SCHEMA if spec.name in names])
+
+
+def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) -> dict[str, Any]:
+    """Write one file of the table; the entry of the manifest that lists it.
+
+    Args:
+        folder: of the hardness table.
+        number: place of the file in id order.
+        rows: of ``SCHEMA`` or some columns of it, sorted by ``sample_id``.
+        count: files of the table. It is part of the name: a late task of a killed job that cut ids otherwise
+            cannot replace a file of this one.
+    """
+    # Allocated at once, with room for the worst of delta encoding: a buffer that grows copies itself as it does.
+    buffer = pa.allocate_buffer(int(1.1 * rows.nbytes) + (1 << 20))
+    sink = pa.FixedSizeBufferWriter(buffer)
+    pq.write_table(
+        rows,
+        sink,
+        compression="NONE",
+        use_dictionary=False,
+        column_encoding={name: _ENCODINGS[name] for name in rows.column_names},
+        write_statistics=["sample_id"],
+        row_group_size=_ROW_GROUP_ROWS,
+        **LARGE_PAGES,
+    )
+    path = f"hardness-{number:05d}-of-{count:05d}.parquet"
+    content = buffer.slice(0, sink.tell())
+    # Hashed while the disk works.
+    with ThreadPoolExecutor(1) as aside:
+        digest = aside.submit(hashlib.sha256, content)
+        paths.write_bytes(paths.join(folder, path), content)
+    ids = rows["sample_id"]
+    return {
+        "path": path,
+        "rows": rows.num_rows,
+        "first_id": ids[0].as_py() if rows.num_rows else -1,
+        "last_id": ids[-1].as_py() if rows.num_rows else -1,
+        "bytes": content.size,
+        "sha256": digest.result().hexdigest(),
+    }
+
+
+def open_hardness(path: str) -> Artifact:
+    """Open the hardness table of a scoring run (its folder, or its ``hardness`` folder)."""
+    path = paths.absolute(path)
+    inner = paths.join(path, "hardness")
+    return open_artifact(inner if paths.exists(inner) else path, "hardness_table")
+
+
+def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+    """One file of the table, as the manifest lists it; local files are memory-mapped.
+
+    Columns of scores that were left out of the table (``reduce --only``) are null.
+
+    Raises:
+        EasyCoreError: if it is missing, damaged, or has another number of rows than the manifest says.
+    """
+    where = paths.join(folder, entry["path"])
+    try:
+        source = pa.BufferReader(paths.read_bytes(where)) if paths.is_remote(where) else pa.memory_map(where)
+        with pq.ParquetFile(source) as file:
+            there = set(file.schema_arrow.names)
+            rows = file.read([name for name in columns or SCHEMA.names if name in there])
+    except (OSError, pa.ArrowInvalid) as error:
+        if isinstance(error, EasyCoreError):
+            raise
+        raise EasyCoreError(f"{where} is listed in the manifest but cannot be read: {error}") from error
+    if rows.num_rows != entry["rows"]:
+        raise EasyCoreError(f"{where} has {rows.num_rows:,} rows, the manifest lists {entry['rows']:,}; it is damaged")
+    return _filled(rows, columns or SCHEMA.names)
+
+
+def _filled(rows: pa.Table, columns: list[str]) -> pa.Table:
+    """The rows with all these columns, null where there are none."""
+    missing = [name for name in columns if name not in rows.column_names]
+    for name in missing:
+        rows = rows.append_column(
+            pa.field(name, SCHEMA.field(name).type), pa.nulls(rows.num_rows, SCHEMA.field(name).type)
+        )
+    return rows.select(columns) if missing else rows
+
+
+def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Table:
+    """Rows of a hardness table, sorted by ``sample_id``; all columns unless some are named."""
+    return pa.concat_tables(read_hardness_file(hardness.path, entry, columns) for entry in hardness.manifest["files"])
+
+
+NOT_RECORDED = "the scoring run did not record {score}, or it was reduced without it (--only); choose another --score"
+
+
+def hardness_column(table: pa.Table, score: str) -> pa.ChunkedArray:
+    """A score of every row, float64, in the score's own direction (see ``HIGHER_IS_HARDER``).
+
+    ``forgetting`` counts events; samples that were never learned rank above all others, not among the
+    easiest as in some reference implementations.
+
+    Raises:
+        EasyCoreError: if the table does not hold the score.
+    """
+    column = table[COLUMNS_OF_SCORE[score][0]]
+    if column.null_count:
+        raise EasyCoreError(NOT_RECORDED.format(score=score))
+    values = column if column.type == pa.float64() else column.cast(pa.float64())
+    if score == "forgetting":
+        never = pc.equal(table["first_learned_epoch"], -1)
+        values = pc.if_else(never, pc.add(table["num_scores"].cast(pa.float64()), 1.0), values)
+    return values

@@ -1,0 +1,158 @@
+"""reduce(): score table → hardness table, one row per sample.
+
+Ids are cut into ranges, and one Ray task per range does the work (``id_range``). Here: which epochs, how
+many ranges, and the artifact.
+"""
+
+import time
+from typing import Any
+
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.fields import parse_epochs
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import ReduceConfig
+from easycore_ray.runtime.console import Progress, say
+from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
+from easycore_ray.scoring.score_reader import ScoreTable, open_table, population
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
+from easycore_ray.storage.errors import EasyCoreError
+
+# A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
+_MOST_CUTS = 4
+
+
+@verb(ReduceConfig)
+def reduce(config: ReduceConfig) -> Artifact | None:
+    """Reduce the score table of a scoring run to ``aign`` and the other scores of each sample.
+
+    ``aign`` is the mean gradient norm over the scored epochs 1..E (arXiv 2510.11018); ``el2n``,
+    ``loss`` and ``aum`` are the means of the rows' ``el2n``, ``loss`` and ``margin``;
+    ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al.
+    2019); ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
+    With ``score_epochs`` A:B all of them are over the scored epochs A..B, and parts of later or
+    earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
+    of other scores are not read and null in the result.
+
+    Returns:
+        The hardness table; ``config.out`` is usually ``<scores>/hardness``. None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: if the table is unfinished or damaged, a sample lacks or doubles a row, or
+            ``score_epochs`` holds no scored epoch or ends after the last one.
+    """
+    started = time.monotonic()
+    table = open_table(paths.join(paths.absolute(config.scores), "table"))
+    parents = {"score_table": table.artifact}
+    out = paths.absolute(config.out)
+    between = parse_epochs(config.score_epochs) if config.score_epochs is not None else None
+    epochs = _used_epochs(table, between)
+    if config.only is not None and "aign_epoch0" not in config.only:
+        epochs = tuple(epoch for epoch in epochs if epoch > 0)
+    if config.dry_run:
+        samples = table.artifact.manifest["counts"]["samples"]
+        say(f"reduce: would reduce {samples:,} samples × {len(epochs)} epochs → {out}")
+        return None
+    made = claim(out, "hardness_table", identity("hardness_table", _fields(config, between), _fingerprints(parents)),
+                 overwrite=config.overwrite)  # fmt: skip
+    if isinstance(made, Artifact):
+        say(f"reduce: {out} is finished, reused")
+        return made
+    files = _reduce_ranges(table, epochs, out, config)
+    rows = sum(entry["rows"] for entry in files)
+    artifact = finish(
+        made,
+        # The rows follow from the table and the epochs alone, however they are cut into files.
+        fingerprint=content_hash(
+            "hardness_table", table.artifact.fingerprint, *map(str, between or ()), *(config.only or ())
+        ),
+        config=to_dict(config),
+        parents=parents,
+        counts={"samples": rows, "scored_epochs": len([epoch for epoch in epochs if epoch > 0])},
+        wall_seconds=time.monotonic() - started,
+        files=files,
+        only=None if config.only is None else list(config.only),
+        score_epochs=None if between is None else list(between),
+        score_pass=table.artifact.manifest["config"]["score_pass"],
+        dataset=table.artifact.manifest["parents"]["dataset"],
+    )
+    say(f"reduce: {rows:,} samples × {len(epochs)} epochs → {out}")
+    return artifact
+
+
+def _fields(config: ReduceConfig, between: tuple[int, int] | None) -> dict[str, Any]:
+    # How ids are cut into ranges changes no value: only where rows are filed.
+    fields = {
+        key: value for key, value in identity_fields(config).items() if key not in ("bucket_rows", "score_epochs")
+    }
+    if config.only is None:
+        del fields["only"]
+    return fields if between is None else {**fields, "score_epochs": list(between)}
+
+
+def _fingerprints(parents: dict[str, Artifact]) -> dict[str, str]:
+    return {role: parent.fingerprint for role, parent in parents.items()}
+
+
+def _used_epochs(table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:
+    """Epochs to read, ascending: the control, and the scored ones of the range."""
+    scored = [epoch for epoch in table.epochs() if epoch > 0]
+    if not scored:
+        raise EasyCoreError(f"{table.path} holds no scored epoch after the first weights; nothing to average")
+    if between is None:
+        return tuple(table.epochs())
+    first, last = between
+    if last > scored[-1]:
+        raise EasyCoreError(
+            f"score_epochs {first}:{last} ends after the last scored epoch of {table.path}, {scored[-1]}; "
+            f"B must be at most {scored[-1]}"
+        )
+    chosen = [epoch for epoch in scored if first <= epoch <= last]
+    if not chosen:
+        near = [epoch for epoch in scored if epoch < first][-1:] + [epoch for epoch in scored if epoch > last][:1]
+        raise EasyCoreError(
+            f"score_epochs {first}:{last} holds no scored epoch of {table.path}; the nearest are "
+            f"{' and '.join(map(str, near))}"
+        )
+    return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)
+
+
+def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, config: ReduceConfig) -> list[dict[str, Any]]:
+    """Run one task per id range; the files they wrote, in id order."""
+    first, last, _ = population(table.path)
+    num_ranges = -(-(last + 1 - first) // config.bucket_rows)
+    if num_ranges == 1:
+        # A table this small is reduced before a Ray task has started.
+        return [reduce_range(make_plan(table, epochs, out, 1, config.only), 0)]
+    from easycore_ray.runtime.cluster import capacity, connect
+
+    connect()
+    cpus = max(1, int(capacity()[0].get("CPU", 1.0)))
+    even = -(-num_ranges // cpus) * cpus
+    return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only))
+
+
+def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
+    import ray
+
+    shared = ray.put(plan)
+    task = ray.remote(max_retries=5)(reduce_range)
+    pending = [task.remote(shared, number) for number in range(len(plan.ranges))]
+    order = {ref: number for number, ref in enumerate(pending)}
+    files: dict[int, dict[str, Any]] = {}
+    progress = Progress("reduce", len(plan.epochs) * plan.table.artifact.manifest["counts"]["samples"], "rows")
+    try:
+        while pending:
+            done, pending = ray.wait(pending)
+            files[order[done[0]]] = ray.get(done[0])
+            progress.update(len(plan.epochs) * sum(entry["rows"] for entry in files.values()))
+    except ray.exceptions.RayTaskError as error:
+        # Our own sentence, without the task's traceback around it.
+        if isinstance(error.cause, EasyCoreError):
+            raise error.cause from None
+        raise
+    finally:
+        for ref in pending:
+            ray.cancel(ref)
+        progress.close()
+    return [files[number] for number in sorted(files)]

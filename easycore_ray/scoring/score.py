@@ -1,0 +1,281 @@
+"""score(): train on all samples and record each one's input gradient norm after every epoch.
+
+Takes a dataset, gives a scoring-run folder: ``table/`` (the score table) and ``hardness/`` (reduced to
+one row per sample). One run serves every score-based method. Rows are written by the workers, one part
+each per epoch, and become part of the table with the epoch's checkpoint, so weights and scores cannot
+diverge: after any failure the table is the one of an uninterrupted run.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.fields import format_workers
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import ReduceConfig, ScoreConfig
+from easycore_ray.core.loop import EpochResult, score_epoch
+from easycore_ray.core.score_stability import in_sample, stability
+from easycore_ray.data.coreset import open_coreset, read_sample_ids
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.engine.loader import Feed, batches_per_epoch
+from easycore_ray.engine.plan import Fit, make_plan, model_arguments
+from easycore_ray.engine.ray_train import fit_on_ray, settle
+from easycore_ray.engine.state import State
+from easycore_ray.engine.worker_group import Context
+from easycore_ray.runtime.console import duration, say
+from easycore_ray.scoring.reduce import reduce
+from easycore_ray.scoring.score_table import (
+    Part,
+    check_coverage,
+    fingerprint,
+    id_checksum,
+    scored_epochs,
+    write_part,
+    write_samples,
+)
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, Claim, claim, finish, identity
+from easycore_ray.tracking.mlflow import Tracker
+
+_FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
+# An upper estimate for --dry-run: 4 float32 columns, a flag, and deltas of ids and labels.
+_BYTES_PER_ROW = 19
+
+
+@dataclass(frozen=True)
+class ScoreEachEpoch:
+    """After an epoch: score this worker's rows, write them as a part, check that all workers' make a whole."""
+
+    table: str
+    epochs: int
+    every: int
+    score_pass: str
+    num_samples: int
+    checksum: int
+    stop_when_stable: float | None = None
+
+    def __call__(
+        self,
+        context: Context,
+        feed: Feed,
+        model: nn.Module,
+        epoch: int,
+        result: EpochResult | None,
+        carried: dict[str, Any],
+    ) -> dict[str, float]:
+        """See ``fitting.AfterEpoch``; the parts travel in ``carried``."""
+        if epoch > 0 and (self.epochs - epoch) % self.every:
+            return {}
+        if epoch == 0 or self.score_pass == "eval":
+            return self._record(context, score_epoch(model, feed.ordered()), epoch, carried)
+        assert result is not None
+        assert result.scores is not None
+        metrics = self._record(context, result.scores, epoch, carried)
+        if self.score_pass == "fused+eval" and (epoch == self.epochs or carried.get("stopped")):
+            # The weights after the last epoch are those with which one more would begin.
+            metrics |= self._record(context, score_epoch(model, feed.ordered()), epoch + 1, carried)
+        return metrics
+
+    def _record(
+        self, context: Context, columns: dict[str, np.ndarray], epoch: int, carried: dict[str, Any]
+    ) -> dict[str, float]:
+        """Write this worker's rows, check the parts of all, and follow how AIGN settles."""
+        part = write_part(
+            self.table,
+            {name: columns[name] for name in _FIELDS},
+            epoch=epoch,
+            rank=context.rank,
+            attempt=context.attempt,
+        )
+        chosen = in_sample(columns["sample_id"], self.num_samples)
+        sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
+        total = float(np.sum(columns["grad_norm"], dtype=np.float64))
+        described = context.gather((part.to_dict(), total, sample))
+        parts = [Part.from_dict(entry) for entry, _, _ in described]
+        check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
+        carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
+        metrics = {"mean_grad_norm": sum(total for _, total, _ in described) / self.num_samples}
+        if epoch > 0:
+            metrics |= _follow_sample([sample for _, _, sample in described], carried)
+        if self.stop_when_stable is not None and metrics.get("easiest_overlap", 0.0) >= self.stop_when_stable:
+            carried["stopped"] = True
+        return metrics
+
+
+def _follow_sample(shares: list[tuple[np.ndarray, np.ndarray]], carried: dict[str, Any]) -> dict[str, float]:
+    """Add an epoch's gradient norms of the fixed sample to its sums in ``carried``; how much that changed AIGN.
+
+    The sums travel in the checkpoint, so that a restarted run compares the same means.
+    """
+    ids = np.concatenate([ids for ids, _ in shares])
+    order = np.argsort(ids)
+    norms = np.concatenate([norms for _, norms in shares])[order].astype(np.float64)
+    count = carried.get("sample_epochs", 0)
+    before = carried["sample_sums"].numpy() if count else np.zeros_like(norms)
+    carried["sample_sums"] = torch.from_numpy(before + norms)
+    carried["sample_epochs"] = count + 1
+    if not count:
+        return {}
+    return stability(ids[order], before / count, (before + norms) / (count + 1))
+
+
+@verb(ScoreConfig)
+def score(config: ScoreConfig) -> Artifact | None:
+    """Run (or resume, or reuse) a scoring run, then reduce its table.
+
+    Returns:
+        The scoring run: its folder holds ``table/`` and ``hardness/``. None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: for a missing or foreign dataset, workers the cluster cannot give, a diverged run.
+    """
+    started = time.monotonic()
+    dataset = open_dataset(config.dataset)
+    parents = {"dataset": dataset.artifact}
+    sample_ids = None
+    if config.coreset is not None:
+        parents["coreset"] = open_coreset(config.coreset, dataset)
+        sample_ids = read_sample_ids(parents["coreset"])
+    out = paths.absolute(config.out)
+    fit = make_fit(config, dataset, sample_ids)
+    if config.dry_run:
+        say_plan(config, fit)
+        return None
+    key = identity("scoring_run", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+    made = claim(out, "scoring_run", key, overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"score: {out} is finished, reused")
+        return made
+    state = _run(config, fit, dataset, made)
+    table = _freeze(config, made, parents, state, fit, time.monotonic() - started)
+    hardness = reduce(ReduceConfig(out=paths.join(out, "hardness"), scores=out))
+    artifact = finish(
+        made,
+        fingerprint=hardness.fingerprint,
+        config=to_dict(config),
+        parents=parents | {"score_table": table, "hardness_table": hardness},
+        counts=table.manifest["counts"],
+        wall_seconds=time.monotonic() - started,
+        device_seconds=table.manifest["device_seconds"],
+        epochs=state.history,
+    )
+    taken = duration(time.monotonic() - started)
+    early = f" (stable: ended {config.epochs - state.epoch} early)" if state.epoch < config.epochs else ""
+    say(f"score: {fit.num_rows:,} samples × {state.epoch} epochs{early} in {taken} → {out}")
+    return artifact
+
+
+def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+    """The training run that scores are taken in."""
+    num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
+    steps = config.epochs * batches_per_epoch(num_rows, config.max_workers, config.batch_size)
+    return Fit(
+        dataset=dataset.path,
+        sample_ids=sample_ids,
+        num_rows=num_rows,
+        model=model_arguments(config, dataset),
+        plan=make_plan(config, total_steps=steps),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        cache_gib=config.cache_gib,
+        threads=config.threads_per_worker or 1,
+        warmup_fraction=config.warmup_fraction,
+        record_scores=config.score_pass != "eval",
+        compile=config.compile,
+    )
+
+
+def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
+    """Train and score on Ray Train; tracked as one MLflow run."""
+    fit = settle(fit, config, made)
+    table = paths.join(made.path, "table")
+    samples = scored_samples(dataset, fit.sample_ids)
+    write_samples(table, samples)
+    after_epoch = ScoreEachEpoch(
+        table=table,
+        epochs=config.epochs,
+        every=config.score_every,
+        score_pass=config.score_pass,
+        num_samples=fit.num_rows,
+        checksum=id_checksum(samples["sample_id"].to_numpy()),
+        stop_when_stable=config.stop_when_stable,
+    )
+    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
+    key = f"score-{made.identity[:16]}-{made.nonce}"
+    tracker.run(
+        key,
+        name="score",
+        params=to_dict(config),
+        tags={"kind": "scoring_run", "dataset": dataset.fingerprint},
+    )
+    try:
+        state = fit_on_ray(
+            fit,
+            config,
+            storage=paths.join(made.path, "commits"),
+            name=f"score-{made.identity[:12]}-{made.nonce}",
+            label="score",
+            after_epoch=after_epoch,
+            on_metrics=lambda epoch, metrics: tracker.log(key, metrics, step=epoch),
+        )
+        tracker.finish(key)
+    except BaseException:
+        tracker.finish(key, status="FAILED")
+        raise
+    finally:
+        tracker.close()
+    return state
+
+
+def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
+    """``sample_id, label, input_norm`` of the population, sorted by id."""
+    samples = dataset.index("train").select(["sample_id", "label", "input_norm"])
+    if sample_ids is None:
+        return samples
+    return samples.take(np.searchsorted(samples["sample_id"].to_numpy(), sample_ids))
+
+
+def _freeze(
+    config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State, fit: Fit, seconds: float
+) -> Artifact:
+    """Write the table's manifest from the list of parts in the last commit."""
+    parts = [Part.from_dict(entry) for entry in state.carried["parts"]]
+    device_seconds = sum(
+        (entry["train_seconds"] + entry.get("score_seconds", 0.0)) * entry["num_workers"] for entry in state.history
+    )
+    return finish(
+        Claim(paths.join(made.path, "table"), "score_table", made.identity, made.nonce, made.resumed),
+        fingerprint=fingerprint(parts),
+        config=to_dict(config),
+        parents=parents,
+        counts={
+            "samples": fit.num_rows,
+            "rows": sum(part.rows for part in parts),
+            "bytes": sum(part.num_bytes for part in parts),
+        },
+        wall_seconds=seconds,
+        device_seconds=device_seconds,
+        num_workers=max(entry["num_workers"] for entry in state.history),
+        steps=state.step,
+        epochs=state.history,
+        parts=[part.to_dict() for part in parts],
+    )
+
+
+def say_plan(config: ScoreConfig, fit: Fit) -> None:
+    """Say what a scoring run would do, how much it is and where it would be written."""
+    out = paths.absolute(config.out)
+    every, score_pass = config.score_every, config.score_pass
+    scored = len(scored_epochs(config.epochs, epochs=config.epochs, every=every, score_pass=score_pass))
+    size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
+    say(
+        f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "
+        f"{format_workers(config.num_workers)} workers ({fit.plan.total_steps:,} steps), score {scored} times, "
+        f"and write about {size:,.1f} MiB → {out}/table and {out}/hardness"
+    )

@@ -1,0 +1,325 @@
+"""Reading score tables: listed parts only, checked as they are read."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from easycore_ray.scoring.plain_pages import DamagedPageError, MappedColumns
+from easycore_ray.scoring.score_table import (
+    _HASH_BYTES,
+    _REMOTE_HASH_BYTES,
+    _ROW_GROUP_ROWS,
+    _SAMPLES,
+    SAMPLES_SCHEMA,
+    SCHEMA,
+    Part,
+)
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+
+def read_samples(
+    table: str, low: int | None = None, high: int | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """The scored population: ``sample_id, label, input_norm``, sorted by id.
+
+    Args:
+        table: folder of the table.
+        low: first id wanted; from the first if left out.
+        high: one past the last id wanted; to the last if left out.
+        columns: those wanted, ``sample_id`` among them; all if left out.
+
+    Raises:
+        EasyCoreError: if the file is missing or damaged.
+    """
+    low, high = -(2**63) if low is None else low, 2**63 - 1 if high is None else high
+    schema = SAMPLES_SCHEMA if columns is None else pa.schema([SAMPLES_SCHEMA.field(name) for name in columns])
+    with _open_samples(table) as file:
+        groups = _wanted_groups(file, low, high)
+        return pa.Table.from_batches(_read_groups(file, groups, low, high, schema.names), schema=schema)
+
+
+def population(table: str) -> tuple[int, int, int]:
+    """First id, last id and number of the scored samples, from the footer of their file alone.
+
+    Raises:
+        EasyCoreError: if the file is missing, damaged or empty.
+    """
+    with _open_samples(table) as file:
+        if file.metadata.num_rows == 0:
+            raise EasyCoreError(f"{paths.join(table, _SAMPLES)} holds no samples; the table is damaged")
+        span = _span(file)
+        if span is None:
+            raise EasyCoreError(f"{paths.join(table, _SAMPLES)} has no statistics of its ids; the table is damaged")
+        return *span, file.metadata.num_rows
+
+
+def _open_samples(table: str) -> pq.ParquetFile:
+    where = paths.join(table, _SAMPLES)
+    file = _parquet(_open_source(where, "belongs to the table"), where)
+    if not file.schema_arrow.equals(SAMPLES_SCHEMA):
+        raise EasyCoreError(f"{where} has another schema than the samples of a table: {file.schema_arrow.names}")
+    return file
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """A finished score table and the parts it consists of."""
+
+    artifact: Artifact
+    parts: tuple[Part, ...]
+
+    @property
+    def path(self) -> str:
+        """Folder of the table."""
+        return self.artifact.path
+
+    def epochs(self) -> list[int]:
+        """Scored epochs, ascending; 0 is the control at initial weights."""
+        return sorted({part.epoch for part in self.parts})
+
+    def of_epoch(self, epoch: int) -> list[Part]:
+        """The parts of one epoch, by first id."""
+        return sorted((part for part in self.parts if part.epoch == epoch), key=lambda part: part.first_id)
+
+
+def open_table(path: str) -> ScoreTable:
+    """Open a finished score table (the ``table`` folder of a scoring run).
+
+    Raises:
+        EasyCoreError: if it is missing, still being written, of another kind or of a newer format.
+    """
+    artifact = open_artifact(path, "score_table")
+    return ScoreTable(artifact, tuple(Part.from_dict(entry) for entry in artifact.manifest["parts"]))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a part, in id order: arrays by column, to be read only."""
+
+    columns: dict[str, NDArray]
+    repeated: bool = False
+    """These and all rows before them are known to have the ids that came in their places the last time, without looking
+    at each (see ``Repeats``)."""
+
+    def __len__(self) -> int:
+        return len(self.columns["sample_id"])
+
+    def to_batch(self) -> pa.RecordBatch:
+        """The same rows for Arrow."""
+        schema = pa.schema([SCHEMA.field(name) for name in self.columns])
+        # Arrow wants aligned numbers; those in a file need not be.
+        return pa.record_batch([pa.array(np.require(own, None, "A")) for own in self.columns.values()], schema=schema)
+
+
+@dataclass
+class Repeats:
+    """Ids of the row groups read for the last epoch, in the order they were read in.
+
+    A worker keeps its samples from epoch to epoch, so the same ids are stored again and again. Where their bytes are
+    those of the last epoch they are not decoded another time. Call ``start`` before each epoch.
+    """
+
+    unbroken: bool = False
+    """Whether every row group of this epoch so far is the last epoch's. One that is not may have had rows of a range
+    and have none now, or the other way round: those after it then have other places, though they are the same."""
+    _known: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = field(default_factory=list)
+    _next: int = 0
+
+    def start(self) -> None:
+        """A new epoch: its first row group is compared with the first of the last one."""
+        del self._known[self._next :]
+        self._next = 0
+        self.unbroken = True
+
+    def look_up(self, raw: NDArray[np.uint8] | None) -> NDArray[np.int64] | None:
+        """The ids these bytes hold, if they did so the last time; None are bytes that cannot be had."""
+        if raw is not None and self._next < len(self._known) and np.array_equal(self._known[self._next][0], raw):
+            self._next += 1
+            return self._known[self._next - 1][1]
+        self.unbroken = False
+        return None
+
+    def learn(self, raw: NDArray[np.uint8], ids: NDArray[np.int64]) -> None:
+        """What these bytes hold."""
+        self._known[self._next : self._next + 1] = [(raw, ids)]
+        self._next += 1
+
+
+def read_range(
+    table: str,
+    part: Part,
+    low: int,
+    high: int,
+    columns: list[str],
+    *,
+    verify: bool = False,
+    check_pages: bool = False,
+    repeats: Repeats | None = None,
+) -> Iterator[Rows]:
+    """Rows of a part with ``low <= sample_id < high``, in id order, some at a time.
+
+    Only the footer and the row groups that hold such rows are loaded, of remote objects as of local files.
+
+    Args:
+        table: folder of the table.
+        part: a listed part.
+        low: first id wanted.
+        high: one past the last id wanted.
+        columns: columns to read; ``sample_id`` must be among them.
+        verify: also compare the whole file with the checksum in the manifest.
+        check_pages: also compare the pages that are read with their own checksums, which costs less and sees less.
+        repeats: ids of the epoch before; those of this one are noted there.
+
+    Raises:
+        EasyCoreError: if the part is missing, torn, or not the one that was committed.
+    """
+    if part.rows == 0 or part.last_id < low or part.first_id >= high:
+        return
+    where = paths.join(table, part.path)
+    if verify and paths.is_remote(where) and low <= part.first_id and part.last_id < high:
+        # All of it is wanted anyway: fetched once.
+        content = _listed(where, lambda: paths.read_bytes(where))
+        check_sum(where, part, hashlib.sha256(content).hexdigest())
+        source = pa.BufferReader(content)
+    else:
+        if verify:
+            verify_part(table, part)
+        source = _open_source(where)
+    with _parquet(source, where, check_pages=check_pages) as file:
+        _check_part(file, where, part)
+        mapped = MappedColumns(source, file, check=check_pages) if isinstance(source, pa.MemoryMappedFile) else None
+        groups = _wanted_groups(file, low, high)
+        try:
+            if mapped is None:
+                for batch in _read_groups(file, groups, low, high, columns):
+                    yield Rows({name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns})
+            else:
+                for group in groups:
+                    yield from _read_mapped(file, mapped, group, low, high, columns, repeats or Repeats())
+        except (OSError, pa.ArrowInvalid, DamagedPageError) as error:
+            raise EasyCoreError(f"{where} cannot be read ({error}); it is damaged") from error
+
+
+def verify_part(table: str, part: Part) -> None:
+    """Compare a part with the checksum in the manifest; in small pieces, whatever its size.
+
+    Raises:
+        EasyCoreError: if it is missing, torn, or not the one that was committed.
+    """
+    where = paths.join(table, part.path)
+    filesystem, inner = paths.locate(where)
+    piece = bytearray(_REMOTE_HASH_BYTES if paths.is_remote(where) else _HASH_BYTES)
+    digest = hashlib.sha256()
+    with _listed(where, lambda: filesystem.open_input_stream(inner, compression=None)) as stream:
+        while count := stream.readinto(piece):
+            digest.update(memoryview(piece)[:count])
+    check_sum(where, part, digest.hexdigest())
+
+
+def check_sum(where: str, part: Part, found: str) -> None:
+    """Refuse content that is not what was listed.
+
+    Raises:
+        EasyCoreError: names the file.
+    """
+    if found != part.sha256:
+        raise EasyCoreError(f"{where} does not have the checksum in the manifest; it was damaged or replaced")
+
+
+def _listed(where: str, read: Callable[[], Any], why: str = "is listed in the manifest") -> Any:
+    try:
+        return read()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise EasyCoreError(f"{where} {why} but cannot be read: {error}") from error
+
+
+def _open_source(where: str, why: str = "is listed in the manifest") -> Any:
+    """A seekable source that loads what is asked for: pages of a local file, ranges of an object."""
+    if not paths.is_remote(where):
+        return _listed(where, lambda: pa.memory_map(where), why)
+    filesystem, inner = paths.locate(where)
+    return _listed(where, lambda: filesystem.open_input_file(inner), why)
+
+
+def _parquet(source: Any, where: str, *, check_pages: bool = False) -> pq.ParquetFile:
+    try:
+        # Of a remote file, all columns of all wanted groups are fetched in a few large requests.
+        return pq.ParquetFile(source, pre_buffer=paths.is_remote(where), page_checksum_verification=check_pages)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise EasyCoreError(f"{where} is not a whole Parquet file ({error}); it is damaged") from error
+
+
+def _span(file: pq.ParquetFile) -> tuple[int, int] | None:
+    """First and last id of a file with rows, by the statistics of its groups; None without statistics."""
+    first, last = (file.metadata.row_group(group).column(0).statistics for group in (0, file.num_row_groups - 1))
+    return None if first is None or last is None else (first.min, last.max)
+
+
+def _wanted_groups(file: pq.ParquetFile, low: int, high: int) -> list[int]:
+    """The row groups of a file sorted by id that may hold rows with ``low <= sample_id < high``."""
+    wanted = []
+    for group in range(file.num_row_groups):
+        stats = file.metadata.row_group(group).column(0).statistics
+        if stats is None or (stats.max >= low and stats.min < high):
+            wanted.append(group)
+    return wanted
+
+
+def _read_groups(
+    file: pq.ParquetFile, groups: list[int], low: int, high: int, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Rows with ``low <= sample_id < high`` of these row groups."""
+    if not groups:
+        return
+    # One thread: a task works on the CPU it has reserved.
+    for batch in file.iter_batches(_ROW_GROUP_ROWS, row_groups=groups, columns=columns, use_threads=False):
+        start, stop = np.searchsorted(batch.column("sample_id").to_numpy(), [low, high])
+        if stop > start:
+            yield batch.slice(start, stop - start)
+
+
+def _read_mapped(
+    file: pq.ParquetFile,
+    mapped: MappedColumns,
+    group: int,
+    low: int,
+    high: int,
+    columns: list[str],
+    repeats: Repeats,
+) -> Iterator[Rows]:
+    """Rows with ``low <= sample_id < high`` of a row group: what can be read where it lies is not decoded."""
+    views = {name: mapped.values(group, name) for name in columns if name != "sample_id"}
+    found = {name: values for name, values in views.items() if values is not None}
+    raw = mapped.raw(group, "sample_id")
+    ids = repeats.look_up(raw)
+    if ids is not None:
+        found["sample_id"] = ids
+    if missing := [name for name in columns if name not in found]:
+        rows = file.read_row_group(group, columns=missing, use_threads=False)
+        found |= {name: rows[name].to_numpy() for name in missing}
+    if raw is not None and ids is None:
+        repeats.learn(raw, found["sample_id"])
+    start, stop = np.searchsorted(found["sample_id"], [low, high])
+    if stop > start:
+        yield Rows({name: found[name][start:stop] for name in columns}, repeats.unbroken)
+
+
+def _check_part(file: pq.ParquetFile, where: str, part: Part) -> None:
+    if file.schema_arrow != SCHEMA:
+        raise EasyCoreError(f"{where} has another schema than a score table part: {file.schema_arrow.names}")
+    if file.metadata.num_rows != part.rows:
+        raise EasyCoreError(
+            f"{where} has {file.metadata.num_rows:,} rows, the manifest lists {part.rows:,}; it is damaged"
+        )
+    span = _span(file)
+    if span != (part.first_id, part.last_id):
+        held = f"ids {span[0]} to {span[1]}" if span else "no statistics of its ids"
+        raise EasyCoreError(f"{where} has {held}, the manifest lists {part.first_id} to {part.last_id}; it is damaged")

@@ -1,0 +1,230 @@
+"""The score table: one row per (sample, scored epoch), in Parquet parts that are counted exactly once.
+
+Workers write parts under names that are never used twice and hand their descriptors to the training
+checkpoint; once the run is complete the list is frozen into ``manifest.json``. Readers see listed
+parts only, so a part left behind by a lost worker changes nothing. pyarrow only, no Ray.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from easycore_ray.core.hashing import mix64
+from easycore_ray.scoring.plain_pages import LARGE_PAGES
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import content_hash
+from easycore_ray.storage.errors import EasyCoreError
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("grad_norm", pa.float32(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+        pa.field("margin", pa.float32(), nullable=False),
+        pa.field("el2n", pa.float32(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=False),
+    ]
+)
+
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("input_norm", pa.float32(), nullable=False),
+    ]
+)
+
+
+# Part of the contract with the reducer: sorted ids shrink to a bit or two as deltas, a constant epoch to
+# nothing, and plain floats are read at memory speed. Bytes a row, and ns to decode and
+# to hash one (tests/benchmarks/bench_reduce.py --encodings, one core): these 18.2, 4.5, 9.2; all in zstd 16.5, 40, 8;
+# floats as split byte streams 18.2, 6.4, 11, and in zstd 15.9, 40, 16; plain ids 25.6, 3.9, 21; run-length correct
+# 18.2, 4.7, 10. A tenth fewer bytes would make reading three times as slow. Every page carries its own checksum, for
+# readers of some columns, to whom the checksum of the whole part would cost more than the reading.
+_ENCODINGS = {
+    "sample_id": "DELTA_BINARY_PACKED",
+    "epoch": "DELTA_BINARY_PACKED",
+    "label": "DELTA_BINARY_PACKED",
+    "grad_norm": "PLAIN",
+    "loss": "PLAIN",
+    "margin": "PLAIN",
+    "el2n": "PLAIN",
+    "correct": "PLAIN",
+}
+
+
+# What a reader of a range of ids loads at least. Smaller groups fit short ranges better, but every task reads
+# the footers of all parts, which grow with the number of groups.
+_ROW_GROUP_ROWS = 1 << 18
+
+
+_SAMPLES = "samples.parquet"
+
+
+_SAMPLES_ENCODINGS = {"sample_id": "DELTA_BINARY_PACKED", "label": "DELTA_BINARY_PACKED", "input_norm": "PLAIN"}
+
+
+_HASH_BYTES = 1 << 20
+
+
+_REMOTE_HASH_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Descriptor of one written part: what a checkpoint and the manifest keep of it."""
+
+    path: str
+    """Relative to the table's folder."""
+    epoch: int
+    rank: int
+    rows: int
+    num_bytes: int
+    first_id: int
+    last_id: int
+    id_checksum: int
+    sha256: str
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Part":
+        """The part a manifest entry describes."""
+        return cls(**content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of a manifest."""
+        return dataclasses.asdict(self)
+
+
+def id_checksum(sample_ids: np.ndarray) -> int:
+    """Order-free checksum of a set of ids: the sum of their splitmix64 hashes, modulo 2**64.
+
+    Equal for any division of the same ids into parts (their checksums add up), different, but for a
+    chance of 2**-64, when an id is missing, doubled or foreign.
+    """
+    return int(np.sum(mix64(sample_ids), dtype=np.uint64))
+
+
+def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, rank: int, attempt: str) -> Part:
+    """Write one worker's rows of one epoch; the part exists whole or not at all.
+
+    Args:
+        table: folder of the score table.
+        columns: ``sample_id``, ``label`` and the score fields, equal lengths, any order of rows.
+        epoch: completed training epochs (0: initial weights).
+        rank: the worker that writes.
+        attempt: unique for every start of the worker group, so that no name is used twice.
+
+    Raises:
+        EasyCoreError: if a gradient norm or loss is not finite (the run has diverged), naming the
+            epoch and the first ids.
+    """
+    order = np.argsort(columns["sample_id"], kind="stable")
+    ids = np.asarray(columns["sample_id"])[order]
+    _refuse_non_finite(columns, epoch)
+    arrays = [
+        np.full(len(ids), epoch) if name == "epoch" else np.asarray(columns[name])[order] for name in SCHEMA.names
+    ]
+    rows = pa.table(
+        [pa.array(array).cast(spec.type) for array, spec in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA
+    )
+    content = _encode(rows)
+    path = f"epoch={epoch:05d}/part-{attempt}-r{rank:05d}.parquet"
+    paths.write_bytes(paths.join(table, path), content)
+    return Part(
+        path=path,
+        epoch=epoch,
+        rank=rank,
+        rows=len(ids),
+        num_bytes=content.size,
+        first_id=int(ids[0]) if len(ids) else -1,
+        last_id=int(ids[-1]) if len(ids) else -1,
+        id_checksum=id_checksum(ids),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _refuse_non_finite(columns: Mapping[str, np.ndarray], epoch: int) -> None:
+    for name in ("grad_norm", "loss", "margin", "el2n"):
+        bad = ~np.isfinite(columns[name])
+        if bad.any():
+            ids = sorted(np.asarray(columns["sample_id"])[bad].tolist())
+            raise EasyCoreError(
+                f"epoch {epoch}: {name} is not finite for {len(ids)} samples (first sample_ids: "
+                f"{', '.join(map(str, ids[:5]))}); the run has diverged, lower --lr or check these images"
+            )
+
+
+def _encode(rows: pa.Table, encodings: dict[str, str] = _ENCODINGS) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        rows,
+        sink,
+        compression="NONE",
+        use_dictionary=False,
+        column_encoding=encodings,
+        write_statistics=["sample_id"],
+        row_group_size=_ROW_GROUP_ROWS,
+        write_page_checksum=True,
+        **LARGE_PAGES,
+    )
+    return sink.getvalue()
+
+
+def scored_epochs(trained: int, *, epochs: int, every: int, score_pass: str) -> list[int]:
+    """The epochs that a whole table has rows of, ascending.
+
+    The initial weights, the last epoch and every so many before it; for ``fused+eval`` also ``trained + 1``, in whose
+    name the final weights are scored exactly.
+
+    Args:
+        trained: epochs that were trained; fewer than ``epochs`` if the run ended because its scores had settled.
+        epochs: epochs that were planned, from which ``every`` counts back.
+        every: see ``ScoreConfig.score_every``.
+        score_pass: see ``ScoreConfig``.
+    """
+    found = [epoch for epoch in range(epochs, 0, -every) if epoch <= trained]
+    return [0, *reversed(found), *([trained + 1] if score_pass == "fused+eval" else [])]
+
+
+def check_coverage(parts: Iterable[Part], *, epoch: int, num_samples: int, checksum: int) -> None:
+    """Make sure that the parts of an epoch hold every sample exactly once.
+
+    Args:
+        parts: descriptors from all workers.
+        epoch: the epoch they belong to.
+        num_samples: size of the scored population.
+        checksum: ``id_checksum`` of the scored population.
+
+    Raises:
+        EasyCoreError: if rows are missing or doubled. It would be a bug of ours or of the data feed;
+            nothing of the epoch is committed.
+    """
+    mine = [part for part in parts if part.epoch == epoch]
+    rows = sum(part.rows for part in mine)
+    if rows != num_samples:
+        raise EasyCoreError(
+            f"epoch {epoch}: {rows:,} of {num_samples:,} samples were scored; the epoch is not committed"
+        )
+    if sum(part.id_checksum for part in mine) % 2**64 != checksum:
+        raise EasyCoreError(f"epoch {epoch}: some samples were scored twice and others not; the epoch is not committed")
+
+
+def fingerprint(parts: Iterable[Part]) -> str:
+    """Hash (hex) of a table's content, independent of part names and of the attempts that wrote them."""
+    ordered = sorted(parts, key=lambda part: (part.epoch, part.first_id, part.rank))
+    return content_hash(*(f"{part.epoch} {part.rows} {part.sha256}" for part in ordered))
+
+
+def write_samples(table: str, samples: pa.Table) -> None:
+    """Write what is known of each scored sample beforehand (``SAMPLES_SCHEMA``, sorted by id)."""
+    rows = samples.select(SAMPLES_SCHEMA.names).cast(SAMPLES_SCHEMA)
+    paths.write_bytes(paths.join(table, _SAMPLES), _encode(rows, _SAMPLES_ENCODINGS))

@@ -1,0 +1,1 @@
+"""Coresets: exact choice and files."""

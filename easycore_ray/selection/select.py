@@ -1,0 +1,225 @@
+"""select(): hardness table → coreset, the samples to keep.
+
+A coreset names ids of its dataset; it holds no images. The choice is exact: k = floor(fraction · N + 0.5)
+samples, ties broken by ``sample_id``, whatever the order of rows and however many files they lie in.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.fields import Arm
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import CoresetConfig, method_options
+from easycore_ray.core.selection import METHODS, look_up
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
+from easycore_ray.runtime.console import say
+from easycore_ray.scoring.hardness_table import open_hardness
+from easycore_ray.selection import exact_cut, population
+from easycore_ray.selection.coreset_files import write_exports
+from easycore_ray.selection.exact_cut import Selection
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, identity
+from easycore_ray.storage.errors import EasyCoreError
+
+ROWS = "coreset.parquet"
+"""A folder of Parquet files; what reads a Parquet file reads it as one."""
+
+
+DATASET = "dataset"
+"""Folder, inside a coreset's, of the dataset of its images."""
+
+
+@verb(CoresetConfig)
+def select(config: CoresetConfig) -> Artifact | None:
+    """Select the samples to keep and write them as a coreset.
+
+    The folder holds ``coreset.parquet`` (a folder of ``coreset-NNNNN.parquet`` with ``sample_id, score, label,
+    key``, sorted by id and listed in the manifest; score is null for methods that use none; read it with
+    ``pq.read_table(f"{out}/coreset.parquet")``), ``sample_ids.npy`` and ``keys.txt`` for use elsewhere.
+
+    With ``materialize`` the images lie in ``dataset`` beside them, see ``subset.materialize``.
+
+    Returns:
+        The coreset, or None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: if scores and dataset do not belong together, a score is missing or not a number,
+            or the fraction keeps nothing.
+    """
+    started = time.monotonic()
+    out = paths.absolute(config.out)
+    parents, dataset = _open_inputs(config)
+    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
+    if config.user_scores is not None:
+        content = paths.read_bytes(paths.absolute(config.user_scores))
+        fingerprints["user_scores"] = content_hash(content)
+    if config.dry_run:
+        choice = _decide(config, parents, dataset)
+        also = f" and copy their images → {out}/{DATASET}" if config.materialize else ""
+        say(f"select: would keep {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}{also}")
+        return None
+    made = claim(out, "coreset", identity("coreset", _identity(config), fingerprints), overwrite=config.overwrite)
+    if isinstance(made, Artifact):
+        say(f"select: {out} is finished, reused")
+        return _with_images(config, made, dataset)
+    with giving_back(made):
+        choice = _decide(config, parents, dataset)
+    # What an attempt that was killed has left here may have been cut into other files.
+    paths.delete_tree(paths.join(out, ROWS))
+    files = exact_cut.write(choice, paths.join(out, ROWS), dataset.path)
+    fingerprint = write_exports(out, files)
+    histogram = np.zeros(dataset.num_classes, np.int64)
+    for entry in files:
+        counts = entry.pop("class_histogram")
+        histogram[: len(counts)] += counts
+    artifact = finish(
+        made,
+        fingerprint=fingerprint,
+        config=to_dict(config),
+        parents=parents,
+        counts={"samples": choice.kept, "of": choice.total},
+        wall_seconds=time.monotonic() - started,
+        method=config.method,
+        score=_score_name(config),
+        balance=config.balance,
+        fraction=config.fraction,
+        classes=list(dataset.classes),
+        class_histogram=histogram.tolist(),
+        files=files,
+    )
+    say(f"select: {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
+    return _with_images(config, artifact, dataset)
+
+
+def _with_images(config: CoresetConfig, coreset: Artifact, dataset: Dataset) -> Artifact:
+    """The coreset, its images copied into a dataset inside it if that is asked for."""
+    if config.materialize:
+        from easycore_ray.data.materialize import materialize
+
+        materialize(dataset, read_sample_ids(coreset), paths.join(coreset.path, DATASET), parents={"coreset": coreset})
+    return coreset
+
+
+def draw_subset(dataset: Dataset, out: str, size: int, seed: int) -> Artifact:
+    """A seeded, class-balanced part of the training samples to work on instead of all, as a coreset.
+
+    Raises:
+        EasyCoreError: there are fewer samples.
+    """
+    check_subset(dataset, size)
+    fraction = size / dataset.num_rows("train")
+    chosen = select(
+        CoresetConfig(out=out, dataset=dataset.path, method="random", balance="class", fraction=fraction, seed=seed)
+    )
+    assert chosen is not None
+    return chosen
+
+
+def check_subset(dataset: Dataset, size: int) -> None:
+    """Refuse a subset that is larger than the whole.
+
+    Raises:
+        EasyCoreError: says how many samples there are.
+    """
+    total = dataset.num_rows("train")
+    if size > total:
+        raise EasyCoreError(f"subset must be at most {total:,}, the training samples there are, got {size:,}")
+
+
+def arm_config(arm: Arm, *, out: str, scores: str, dataset: str, fraction: float, seed: int) -> CoresetConfig:
+    """The selection an arm of a sweep stands for."""
+    return CoresetConfig(
+        out=out,
+        scores=scores,
+        dataset=dataset,
+        method=arm.method,
+        score=arm.score,
+        balance=arm.balance,
+        fraction=fraction,
+        seed=seed,
+    )
+
+
+def _identity(config: CoresetConfig) -> dict[str, Any]:
+    """What decides the choice; options that were not there from the start count only where they are used."""
+    fields = identity_fields(config)
+    return {key: value for key, value in fields.items() if value or key not in ("option", "score_epochs")}
+
+
+def _open_inputs(config: CoresetConfig) -> tuple[dict[str, Artifact], Dataset]:
+    """Parents by role, and the dataset the ids belong to."""
+    parents: dict[str, Artifact] = {}
+    if config.scores is not None:
+        parents["hardness_table"] = _open_scores(config, config.scores)
+        where = config.dataset or parents["hardness_table"].manifest["dataset"]["path"]
+    else:
+        assert config.dataset is not None
+        where = config.dataset
+        if _score_name(config) not in (None, "user"):
+            raise EasyCoreError(f"method {config.method} needs scores; pass --scores RUN or --user-scores FILE")
+    dataset = open_dataset(where)
+    if "hardness_table" in parents:
+        check_same_dataset(parents["hardness_table"], dataset)
+    parents["dataset"] = dataset.artifact
+    return parents, dataset
+
+
+def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
+    """The hardness table: the run's own, or one reduced from the asked epochs only."""
+    if config.score_epochs is None:
+        return open_hardness(scores)
+    from easycore_ray.config.stages import ReduceConfig
+    from easycore_ray.scoring.reduce import reduce
+
+    run = paths.absolute(scores)
+    if not paths.exists(paths.join(run, "table", "manifest.json")):
+        raise EasyCoreError(
+            f"score_epochs {config.score_epochs} needs the scores of each epoch, and {run} has no finished table/; "
+            "pass the folder of a scoring run as --scores"
+        )
+    out = paths.join(run, "hardness-epochs-" + config.score_epochs.replace(":", "-"))
+    if config.dry_run and not paths.exists(paths.join(out, "manifest.json")):
+        say(f"select: would first reduce epochs {config.score_epochs} → {out}")
+        return open_hardness(scores)
+    reduced = reduce(ReduceConfig(out=out, scores=run, score_epochs=config.score_epochs))
+    assert reduced is not None
+    return reduced
+
+
+def _score_name(config: CoresetConfig) -> str | None:
+    """The score that orders the samples: ``user``, a column's name, or None where none is needed."""
+    if not METHODS[config.method].needs_score:
+        return None
+    return "user" if config.user_scores is not None else config.score or METHODS[config.method].default_score or "aign"
+
+
+def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset) -> exact_cut.Choice:
+    """What is kept, by the one-line rules of ``choosing``."""
+    score = _score_name(config)
+    column = None if score == "user" else score
+    if "hardness_table" in parents:
+        stretches = population.of_hardness(parents["hardness_table"], column)
+    else:
+        stretches = population.of_dataset(dataset.path)
+    if score == "user":
+        assert config.user_scores is not None
+        stretches = population.with_user_scores(stretches, paths.absolute(config.user_scores))
+    try:
+        method = look_up(config.method, balance=config.balance, score=column)
+        selection = Selection(
+            method=method,
+            fraction=config.fraction,
+            score=score,
+            balance=config.balance,
+            seed=config.seed,
+            options=method_options(config),
+        )
+        return exact_cut.decide(selection, stretches)
+    except ValueError as error:
+        if isinstance(error, EasyCoreError):
+            raise
+        raise EasyCoreError(str(error)) from error

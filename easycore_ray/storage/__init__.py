@@ -1,0 +1,1 @@
+"""Files and artifacts: paths of any store, manifests, errors."""

@@ -1,0 +1,283 @@
+"""Artifacts: folders whose ``manifest.json``, written last, says what they are and how they came to be.
+
+A finished artifact is reused, an unfinished one resumed, a different one refused. *Identity* is the
+hash of everything that changes the result (configuration and the fingerprints of the parents, not
+workers, resources or logging) and decides which of the three applies. *Fingerprint* is the hash of
+the content, and is what children record of their parents.
+"""
+
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from easycore_ray.storage import paths
+from easycore_ray.storage.errors import EasyCoreError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+RUN = "run.json"
+DIVERGED = "diverged.json"
+"""In an unfinished training run: that it diverged, as ``identity``, ``problem`` and the ``device_seconds`` it took."""
+
+# Reported in every manifest: what could change a number from one machine to the next.
+_PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow", "pyautoattack")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder: where it is, and its manifest."""
+
+    path: str
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def kind(self) -> str:
+        """What the folder holds: dataset, score_table, hardness_table, coreset, checkpoint and so on."""
+        return self.manifest["kind"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content (hex)."""
+        return self.manifest["fingerprint"]
+
+    def __fspath__(self) -> str:
+        """Its folder, so that an artifact is taken wherever a path is."""
+        return self.path
+
+    def as_parent(self) -> dict[str, str]:
+        """The entry a child's manifest keeps of this artifact."""
+        return {"kind": self.kind, "path": self.path, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write an artifact: made before the work, kept in ``run.json`` until it is finished.
+
+    ``nonce`` distinguishes this attempt series from any earlier one with the same identity, so that
+    state kept under a name (Ray Train's) can never be picked up by accident.
+    """
+
+    path: str
+    kind: str
+    identity: str
+    nonce: str
+    resumed: bool
+
+
+def identity(kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Hash (hex) of what decides an artifact's content: its kind, configuration and parents' fingerprints."""
+    content = {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "config": dict(config),
+        "parents": dict(parents),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def open_artifact(path: str, kind: str | None = None) -> Artifact:
+    """Open a finished artifact.
+
+    Raises:
+        EasyCoreError: if the folder is missing, unfinished, of another kind, or of a newer format.
+    """
+    path = paths.absolute(path)
+    wanted = (kind or "artifact").replace("_", " ")
+    if not paths.exists(paths.join(path, MANIFEST)):
+        if not paths.exists(path):
+            raise EasyCoreError(f"{path} does not exist; pass the folder of a finished {wanted}")
+        state = "still being written" if _is_claimed(path) else f"no {wanted}: it has no {MANIFEST}"
+        raise EasyCoreError(f"{path} is {state}; pass the folder of a finished {wanted}, or run its job (again) first")
+    manifest = paths.read_json(paths.join(path, MANIFEST))
+    if not isinstance(manifest, dict) or "kind" not in manifest or "fingerprint" not in manifest:
+        raise EasyCoreError(f"{path}/{MANIFEST} is not one of ours: it has no kind and fingerprint")
+    if manifest.get("format_version", 0) > FORMAT_VERSION:
+        raise EasyCoreError(
+            f"{path} has format_version {manifest['format_version']}, this release reads up to {FORMAT_VERSION}; "
+            "upgrade easycore-ray"
+        )
+    if kind is not None and manifest["kind"] != kind:
+        raise EasyCoreError(f"{path} holds a {manifest['kind'].replace('_', ' ')}, not a {wanted}; check the path")
+    return Artifact(path, manifest)
+
+
+def _is_claimed(path: str) -> bool:
+    """True for an unfinished artifact, and for what lies directly in one, as a scoring run's table does."""
+    above = path.rpartition("/")[0]
+    return paths.exists(paths.join(path, RUN)) or (
+        paths.exists(paths.join(above, RUN)) and not paths.exists(paths.join(above, MANIFEST))
+    )
+
+
+def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Artifact | Claim:
+    """Decide, before any work, what is to be done at ``path``.
+
+    Returns:
+        The finished ``Artifact`` if one of this identity is there, else a ``Claim`` to write (or go on
+        writing) it.
+
+    Raises:
+        EasyCoreError: if the folder holds another artifact (unless ``overwrite``), something that is not
+            ours (always), or cannot be written.
+    """
+    git_commit()
+    found = _found(path)
+    if found is not None and found.get("kind") != kind:
+        held = str(found.get("kind")).replace("_", " ")
+        raise EasyCoreError(f"{path} holds a {held}, not a {kind.replace('_', ' ')}; choose another --out")
+    if found is not None and overwrite:
+        paths.delete_tree(path)
+        found = None
+    if found is not None and found.get("identity") != identity:
+        raise EasyCoreError(
+            f"{path} holds a {kind.replace('_', ' ')} made with another configuration or input; "
+            "choose another --out, or pass --overwrite to replace it"
+        )
+    if found is not None and "fingerprint" in found:
+        return Artifact(path, found)
+    if found is not None:
+        return Claim(path, kind, identity, found["nonce"], resumed=True)
+    made = Claim(path, kind, identity, uuid.uuid4().hex[:8], resumed=False)
+    _write_claim(made)
+    return made
+
+
+@contextmanager
+def giving_back(made: Claim) -> Iterator[None]:
+    """Give a fresh claim back if the body is refused: a mistake must not block the folder for the corrected call.
+
+    For what comes before the work; an unfinished run that was resumed is never touched.
+    """
+    try:
+        yield
+    except EasyCoreError:
+        if not made.resumed:
+            paths.delete_tree(made.path)
+        raise
+
+
+def _found(path: str) -> dict[str, Any] | None:
+    """The manifest at ``path``, or the claim of an unfinished one, or None for a free place."""
+    for name, needed in ((MANIFEST, "fingerprint"), (RUN, "nonce")):
+        if paths.exists(paths.join(path, name)):
+            found = paths.read_json(paths.join(path, name))
+            if isinstance(found, dict) and {"kind", "identity", needed} <= set(found):
+                return found
+    if paths.exists(path) and not paths.is_dir(path):
+        raise EasyCoreError(f"{path} is a file; --out must be a folder that is new, empty or ours")
+    foreign = [name for name in paths.list_files(path) if not name.endswith(".tmp")]
+    if foreign:
+        raise EasyCoreError(
+            f"{path} is not empty and not ours (it holds {foreign[0]}); choose another --out, --overwrite does not help"
+        )
+    return None
+
+
+def _write_claim(made: Claim) -> None:
+    entry = {"kind": made.kind, "identity": made.identity, "nonce": made.nonce, "created": _now()}
+    try:
+        paths.write_json(paths.join(made.path, RUN), entry)
+    except OSError as error:
+        raise EasyCoreError(f"{made.path} cannot be written: {error}; choose another --out") from error
+
+
+def finish(
+    made: Claim,
+    *,
+    fingerprint: str,
+    config: Mapping[str, Any],
+    parents: Mapping[str, Artifact],
+    counts: Mapping[str, int],
+    wall_seconds: float,
+    device_seconds: float | None = None,
+    **details: Any,
+) -> Artifact:
+    """Write the manifest, which makes the artifact finished. All its files must be in place.
+
+    Args:
+        made: the claim under which the work was done.
+        fingerprint: hash of the content (hex).
+        config: the full configuration, as saved with ``--config`` in mind.
+        parents: the artifacts this one was made from, by role.
+        counts: row counts and the like.
+        wall_seconds: time from claim to finish in this process.
+        device_seconds: seconds × devices (workers) spent computing, if it differs.
+        details: further content of the manifest, by kind.
+    """
+    manifest = {
+        "kind": made.kind,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "identity": made.identity,
+        "created": _now(),
+        "counts": dict(counts),
+        "wall_seconds": round(wall_seconds, 3),
+        "device_seconds": round(wall_seconds if device_seconds is None else device_seconds, 3),
+        "config": dict(config),
+        "parents": {role: parent.as_parent() for role, parent in parents.items()},
+        **details,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    paths.write_json(paths.join(made.path, MANIFEST), manifest)
+    return Artifact(made.path, manifest)
+
+
+def content_hash(*parts: bytes | str) -> str:
+    """sha256 (hex) over the parts, each preceded by its length so that boundaries count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def study_fingerprint(trials: Mapping[str, Mapping[str, Any]]) -> str:
+    """Fingerprint of a study: of the records in its results file, by key."""
+    return content_hash(*(f"{key} {record}" for key, record in sorted(trials.items())))
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Commit of the source tree this package runs from, or None outside a repository.
+
+    That of the first call in this process, which ``claim`` makes before any work: the tree may move on meanwhile, the
+    code that runs does not.
+    """
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,273 @@
+"""train(): one model on one coreset: standard, TRADES or PGD-AT → checkpoint.
+
+A checkpoint is ``model.safetensors``, the weights after the last epoch, and a manifest that says how to build
+the model; it holds its own normalisation, so inputs are always pixels in [0, 1]. The validation split, never
+the test set, picks the best epoch; its weights are in ``best.safetensors``, unless it is the last one.
+"""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.fields import ADVERSARIAL, format_workers
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import TrainConfig
+from easycore_ray.core.threat import check_eps
+from easycore_ray.data.coreset import open_coreset, read_sample_ids
+from easycore_ray.data.dataset import Dataset, Rows, open_dataset
+from easycore_ray.engine.checkpoint import best_epoch_text, write_model
+from easycore_ray.engine.loader import batches_per_epoch
+from easycore_ray.engine.plan import Fit, make_plan, model_arguments
+from easycore_ray.engine.ray_train import fit_on_ray, settle
+from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.state import BEST, LAST, HaltedError, State
+from easycore_ray.engine.worker_group import LocalContext
+from easycore_ray.runtime.console import duration, say
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import (
+    DIVERGED,
+    MANIFEST,
+    Artifact,
+    Claim,
+    claim,
+    content_hash,
+    finish,
+    identity,
+)
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.mlflow import Tracker
+
+LAST_GOOD = "last_good"
+"""Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
+
+
+class DivergedError(EasyCoreError):
+    """Loss or weights of a training run were not finite."""
+
+
+@verb(TrainConfig)
+def train(config: TrainConfig) -> Artifact | None:
+    """Train (or resume, or reuse) a model.
+
+    Returns:
+        The checkpoint, or None with ``dry_run``.
+
+    Raises:
+        EasyCoreError: for a missing or foreign dataset or coreset, workers the cluster cannot give, or
+            a diverged run: the message says where the model after its last good epoch is kept.
+    """
+    started = time.monotonic()
+    dataset, parents, sample_ids = open_inputs(config)
+    fit = make_fit(config, dataset, sample_ids)
+    out = paths.absolute(config.out)
+    if config.dry_run:
+        say(
+            f"train: would train {config.model} ({config.training}) for {fit.plan.total_steps:,} steps on "
+            f"{fit.num_rows:,} samples with {format_workers(config.num_workers)} workers → {out}"
+        )
+        return None
+    made = claim_checkpoint(config, parents)
+    if isinstance(made, Artifact):
+        say(f"train: {out} is finished, reused")
+        return made
+    try:
+        state = _run(config, fit, made)
+    except HaltedError as halted:
+        raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
+    artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
+    say(f"train: best epoch: {best_epoch_text(artifact.manifest)}")
+    waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
+    taken = duration(time.monotonic() - started)
+    say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
+    return artifact
+
+
+def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
+    """The dataset, the parents by role, and the ids to train on (None: all)."""
+    dataset = open_dataset(config.dataset)
+    check_training(config, dataset.image_shape)
+    parents = {"dataset": dataset.artifact}
+    if config.coreset is None:
+        return dataset, parents, None
+    parents["coreset"] = open_coreset(config.coreset, dataset)
+    return dataset, parents, read_sample_ids(parents["coreset"])
+
+
+def check_training(config: TrainConfig, image_shape: tuple[int, ...]) -> None:
+    """Refuse, before any work, an attack in training that is wider than the images."""
+    if config.training in ADVERSARIAL:
+        check_budget(config.eps, config.norm, image_shape)
+
+
+def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
+    """Refuse an eps by which no image of this shape can be changed: 8 for 8/255, above all.
+
+    Raises:
+        EasyCoreError: says what is allowed.
+    """
+    try:
+        check_eps(eps, norm, num_pixels=math.prod(image_shape))
+    except ValueError as error:
+        raise EasyCoreError(str(error)) from error
+
+
+def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+    """The run this configuration describes."""
+    num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
+    steps_per_epoch = batches_per_epoch(num_rows, config.max_workers, config.batch_size)
+    steps = config.steps or config.epochs * steps_per_epoch
+    plan = make_plan(
+        config,
+        total_steps=steps,
+        training=config.training,
+        beta=config.beta,
+        eps=config.eps,
+        norm=config.norm,
+        attack_steps=config.attack_steps,
+        attack_step_size=config.attack_step_size,
+    )
+    return Fit(
+        dataset=dataset.path,
+        sample_ids=sample_ids,
+        num_rows=num_rows,
+        model=model_arguments(config, dataset),
+        plan=plan,
+        epochs=-(-steps // steps_per_epoch),
+        batch_size=config.batch_size,
+        cache_gib=config.cache_gib,
+        threads=config.threads_per_worker or 1,
+        warmup_fraction=config.warmup_fraction,
+        fixed_steps=config.steps is not None,
+        compile=config.compile,
+        keep_best=True,
+        val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
+    )
+
+
+def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
+    """Claim ``config.out`` for this run; the finished checkpoint if it is there."""
+    key = _identity(config, parents)
+    return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)
+
+
+def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
+    """What ``keep_last_good`` noted of this very run, see ``manifest.DIVERGED``; None for a finished one."""
+    out = paths.absolute(config.out)
+    if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
+        return None
+    _, parents, _ = open_inputs(config)
+    found = paths.read_json(paths.join(out, DIVERGED))
+    return found if found["identity"] == _identity(config, parents) else None
+
+
+def _identity(config: TrainConfig, parents: dict[str, Artifact]) -> str:
+    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
+    return identity("checkpoint", identity_fields(config), fingerprints)
+
+
+def train_here(fit: Fit, rows: Rows, *, device: str = "cpu", on_epoch: Any = None) -> State:
+    """Train in this process on rows in memory: what a one-worker trial of a sweep does."""
+    return fit_here(fit, rows, LocalContext(device, on_epoch))
+
+
+def finish_checkpoint(
+    config: TrainConfig,
+    made: Claim,
+    parents: dict[str, Artifact],
+    fit: Fit,
+    state: State,
+    seconds: float,
+    **details: Any,
+) -> Artifact:
+    """Write weights and manifest."""
+    contents = [write_model(made.path, state.model, LAST)]
+    files = {"last": LAST}
+    if state.best_epoch == state.epoch:
+        files["best"] = LAST
+    elif state.best_epoch:
+        contents.append(write_model(made.path, state.best, BEST))
+        files["best"] = BEST
+    best = state.history[state.best_epoch - 1][fit.selected_by] if state.best_epoch else None
+    return finish(
+        made,
+        fingerprint=content_hash(*contents),
+        config=to_dict(config),
+        parents=parents,
+        counts={"samples": fit.num_rows, "steps": state.step, "epochs": state.epoch},
+        wall_seconds=seconds,
+        device_seconds=device_seconds(state.history, "train_seconds") + device_seconds(state.history, "val_seconds"),
+        model={key: list(value) if isinstance(value, tuple) else value for key, value in fit.model.items()},
+        classes=list(parents["dataset"].manifest["classes"]),
+        num_workers=max(entry["num_workers"] for entry in state.history),
+        steps=state.step,
+        training_seconds=round(sum(entry["train_seconds"] for entry in state.history), 3),
+        weights=files,
+        best_epoch=state.best_epoch or None,
+        selected_by=fit.selected_by if state.best_epoch else None,
+        best_value=best,
+        epochs=state.history,
+        **details,
+    )
+
+
+def stall_share(history: list[dict[str, float]]) -> float:
+    """Share of all epochs' training time that was spent waiting for data, in [0, 1]."""
+    seconds = sum(entry["train_seconds"] for entry in history)
+    waited = sum(entry["train_seconds"] * entry.get("stall_share", 0.0) for entry in history)
+    return waited / seconds if seconds else 0.0
+
+
+def device_seconds(history: list[dict[str, float]], name: str) -> float:
+    """Seconds × workers over all epochs of ``train_seconds`` or ``val_seconds``."""
+    return sum(entry.get(name, 0.0) * entry["num_workers"] for entry in history)
+
+
+def keep_last_good(
+    config: TrainConfig, made: Claim, parents: dict[str, Artifact], fit: Fit, halted: HaltedError, seconds: float
+) -> EasyCoreError:
+    """Keep the model after the last completed epoch as a checkpoint inside the unfinished one; what to tell the user.
+
+    It is an artifact of its own, so that it can be evaluated and is never taken for the run that was asked for. That
+    a run diverged is noted beside it.
+    """
+    if halted.state is None:
+        problem = f"{halted}; no epoch was completed before"
+    else:
+        where = paths.join(made.path, LAST_GOOD)
+        inside = Claim(where, "checkpoint", content_hash(made.identity, LAST_GOOD), made.nonce, made.resumed)
+        finish_checkpoint(config, inside, parents, fit, halted.state, seconds, halted=str(halted))
+        problem = f"{halted}; the model after epoch {halted.state.epoch}, the last good one, is kept in {where}"
+    if not halted.diverged:
+        return EasyCoreError(problem)
+    note = {"identity": made.identity, "problem": problem, "device_seconds": round(seconds * config.max_workers, 3)}
+    paths.write_json(paths.join(made.path, DIVERGED), note)
+    return DivergedError(problem)
+
+
+def _run(config: TrainConfig, fit: Fit, made: Claim) -> State:
+    """Train on Ray Train; tracked as one MLflow run."""
+    fit = settle(fit, config, made)
+    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
+    key = f"train-{made.identity[:16]}-{made.nonce}"
+    tracker.run(key, name=f"train {config.training}", params=to_dict(config), tags={"kind": "checkpoint"})
+    try:
+        state = fit_on_ray(
+            fit,
+            config,
+            storage=paths.join(made.path, "commits"),
+            name=f"train-{made.identity[:12]}-{made.nonce}",
+            label="train",
+            on_metrics=lambda epoch, metrics: tracker.log(key, metrics, step=epoch),
+        )
+        if state.best_epoch:
+            tracker.log(key, {"best_epoch": state.best_epoch}, step=state.epoch)
+        tracker.finish(key)
+    except BaseException:
+        tracker.finish(key, status="FAILED")
+        raise
+    finally:
+        tracker.close()
+    return state

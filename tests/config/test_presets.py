@@ -1,0 +1,84 @@
+"""Presets against the sources they name: the numbers written down here once more, and what they come to in steps."""
+
+import pytest
+
+from easycore_ray.cli import preset_fields
+from easycore_ray.config.experiments import PipelineConfig, SweepConfig
+from easycore_ray.config.presets import PRESETS
+from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.core.schedules import learning_rate
+from easycore_ray.engine.plan import make_plan
+
+SHARED = {"source": "torchvision:CIFAR10", "batch_size": 128, "num_workers": 1, "trial_num_workers": 1, "lr": 0.1,
+          "momentum": 0.9, "nesterov": False, "warmup_fraction": 0.0, "augment": "crop-flip", "crop_pad": 4,
+          "norm": "linf", "steps": None, "trades_epochs": None}  # fmt: skip
+SOURCES = {
+    "trades-official": {
+        "model": "wrn-34-10", "weight_decay": 2e-4, "schedule": "multistep", "training": ("trades",), "beta": (6.0,),
+        "train_epochs": 76, "eps": 0.031, "attack_steps": 10, "attack_step_size": 0.007, "eval_eps": (0.031,),
+    },
+    "bag-of-tricks-trades": {
+        "model": "wrn-34-10", "weight_decay": 5e-4, "schedule": "multistep", "training": ("trades",), "beta": (6.0,),
+        "train_epochs": 110, "eps": 8 / 255, "attack_steps": 10, "attack_step_size": 2 / 255, "eval_eps": (8 / 255,),
+    },
+    "bag-of-tricks-pgd": {
+        "model": "preactresnet18", "weight_decay": 5e-4, "schedule": "multistep", "training": ("pgd",),
+        "train_epochs": 110, "eps": 8 / 255, "attack_steps": 10, "attack_step_size": 2 / 255, "eval_eps": (8 / 255,),
+    },
+    "standard-cifar": {
+        "model": "resnet18", "weight_decay": 5e-4, "schedule": "cosine", "training": ("standard",),
+        "train_epochs": 200,
+    },
+}  # fmt: skip
+# Learning rate in an epoch, counted from 1: the last before and the first after each drop.
+RATES = {
+    "trades-official": {1: 0.1, 74: 0.1, 75: 0.01, 76: 0.01},
+    "bag-of-tricks-trades": {1: 0.1, 100: 0.1, 101: 0.01, 105: 0.01, 106: 0.001, 110: 0.001},
+    "bag-of-tricks-pgd": {1: 0.1, 100: 0.1, 101: 0.01, 105: 0.01, 106: 0.001, 110: 0.001},
+    "standard-cifar": {1: 0.1, 101: 0.05},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_preset_has_the_numbers_of_its_source(name):
+    """Every number that the source gives is the preset's."""
+    config = PRESETS[name]("o")
+    expected = SHARED | SOURCES[name]
+
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("steps_per_epoch", [383, 391, 12])
+@pytest.mark.parametrize("name", RATES)
+def test_the_rate_drops_in_the_epochs_of_the_source(name, steps_per_epoch):
+    """First and last step of an epoch train at the source's rate, whatever the size of the coreset."""
+    config = PRESETS[name]("o")
+    plan = make_plan(config, total_steps=config.train_epochs * steps_per_epoch)
+
+    def rate(step):
+        return learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
+                             warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
+
+    for epoch, expected in RATES[name].items():
+        first = (epoch - 1) * steps_per_epoch
+        assert rate(first) == pytest.approx(expected)
+        if plan.schedule == "multistep":
+            assert rate(first + steps_per_epoch - 1) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_single_run_takes_objective_and_milestones_from_the_preset(name):
+    """``train --preset`` and ``evaluate --preset`` mean the source's objective, schedule, length and eps."""
+    config = PRESETS[name]("o")
+    run = TrainConfig(out="o", dataset="d", **preset_fields(TrainConfig, name))
+
+    assert (run.training, run.epochs, run.milestones) == (config.training[0], config.train_epochs, config.milestones)
+    assert (run.beta, run.eps, run.nesterov) == (6.0, config.eps, False)
+    assert preset_fields(EvaluateConfig, name)["eps"] == config.eval_eps
+    assert preset_fields(SweepConfig, name)["training"] == config.training
+
+
+def test_a_preset_of_several_objectives_leaves_a_single_run_its_own():
+    """Where a sweep has both, one run keeps its default."""
+    assert "training" not in preset_fields(TrainConfig, "cifar10")
+    assert isinstance(PRESETS["cifar10"]("o"), PipelineConfig)

@@ -1,0 +1,619 @@
+"""Importing datasets, and reading them back."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+import torch
+from PIL import Image
+
+from easycore_ray.data.dataset import (
+    draw_ids,
+    image_bytes_per_row,
+    open_dataset,
+    ray_dataset,
+    read_split,
+    table_to_rows,
+)
+from easycore_ray.data.ingest import shuffle, sources
+from easycore_ray.data.ingest.pipeline import prepare
+from easycore_ray.data.materialize import materialize
+from easycore_ray.storage.errors import EasyCoreError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+CLASSES = ["ant", "bee", "cow"]
+PER_CLASS = 20
+
+
+def pixels(number, shape=(6, 6, 3)):
+    """Image ``number``: random, but the same in every source made below."""
+    return np.random.default_rng(number).integers(0, 256, shape, np.uint8)
+
+
+def png(values):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def labelled(count=PER_CLASS):
+    """(number, label) of a source sorted by class."""
+    return [(label * count + row, label) for label in range(len(CLASSES)) for row in range(count)]
+
+
+def write_folders(root, *, shape=(6, 6, 3), reverse=False, count=PER_CLASS):
+    """CLASS/0001.png; ``reverse`` creates the files in another order."""
+    for number, label in sorted(labelled(count), reverse=reverse):
+        path = root / CLASSES[label] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(pixels(number, shape)))
+    return str(root)
+
+
+def write_parquet(root, *, plain=False):
+    """Two Hugging Face-style files with small row groups, and the class names beside them."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    for half, part in enumerate(np.array_split(np.array(labelled()), 2)):
+        files = [png(pixels(number)) for number, _ in part]
+        entries = [{"bytes": file, "path": None} for file in files]
+        columns = {"image" if plain else "img": files if plain else entries, "label": part[:, 1]}
+        pq.write_table(pa.table(columns), root / f"{half}.parquet", row_group_size=7)
+    return str(root)
+
+
+def write_tars(root):
+    """Two WebDataset shards: one with .cls members, one with .json."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "classes.json").write_text(json.dumps(CLASSES))
+    for half, part in enumerate(np.array_split(np.array(labelled()), 2)):
+        with tarfile.open(root / f"{half}.tar", "w") as tar:
+            for number, label in part.tolist():
+                said = ("cls", str(label)) if half == 0 else ("json", json.dumps({"label": CLASSES[label]}))
+                for suffix, content in (("png", png(pixels(number))), (said[0], said[1].encode())):
+                    member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return str(root)
+
+
+WRITERS = {"imagefolder": write_folders, "parquet": write_parquet, "webdataset": write_tars}
+
+
+def make(source, out, **fields):
+    """Import with test and val splits that small sources can give."""
+    return prepare(source=source, out=str(out), **{"val_fraction": 0.1, "rows_per_shard": 15, **fields})
+
+
+def contents(out):
+    """All bytes of a dataset but its manifest's times."""
+    return {path.name: path.read_bytes() for path in Path(out).rglob("*.parquet")}
+
+
+def whole(dataset, split):
+    """A split by the slowest way: the shards' rows in a dictionary by id."""
+    channels, height, width = dataset.image_shape
+    found = {}
+    for path in dataset.shards(split):
+        for row in pq.read_table(path).to_pylist():
+            image = np.frombuffer(row["image"], np.uint8).reshape(channels, height, width)
+            assert row["sample_id"] not in found
+            found[row["sample_id"]] = (image, row["label"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """An image folder source."""
+    return write_folders(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def dataset(folders, tmp_path_factory):
+    """That source, imported."""
+    out = tmp_path_factory.mktemp("made") / "dataset"
+    make(folders, out)
+    return open_dataset(str(out))
+
+
+class TestImport:
+    @pytest.mark.parametrize("kind", WRITERS)
+    def test_every_layout_stores_the_source_pixels_with_their_labels(self, tmp_path, kind):
+        """Each image is found under its id, in source order, bit for bit."""
+        source = WRITERS[kind](tmp_path / "source")
+
+        make(source, tmp_path / "out", val_fraction=0, test_fraction=0)
+
+        dataset = open_dataset(str(tmp_path / "out"))
+        assert (dataset.classes, dataset.image_shape) == (CLASSES, (3, 6, 6))
+        rows = whole(dataset, "train")
+        for sample_id, (number, label) in enumerate(labelled()):
+            image, stored_label = rows[sample_id]
+            assert stored_label == label
+            assert (image == pixels(number).transpose(2, 0, 1)).all()
+
+    def test_all_layouts_of_the_same_images_have_one_fingerprint(self, tmp_path):
+        """The fingerprint is of the content, not of the container."""
+        found = {make(write(tmp_path / kind), tmp_path / f"{kind}-out").fingerprint for kind, write in WRITERS.items()}
+
+        plain = make(write_parquet(tmp_path / "plain", plain=True), tmp_path / "plain-out").fingerprint
+
+        assert found == {plain}
+
+    def test_the_fingerprint_is_the_hash_of_labels_and_image_hashes(self, dataset):
+        """Recomputed slowly, from the shards alone."""
+        digest = hashlib.sha256()
+        for split in ("train", "val", "test"):
+            for _, (image, label) in sorted(whole(dataset, split).items()):
+                digest.update(struct.pack("<i", label) + hashlib.sha256(image.tobytes()).digest())
+
+        assert dataset.fingerprint == digest.hexdigest()
+
+    def test_blocks_workers_and_the_disks_order_change_nothing(self, dataset, tmp_path, monkeypatch):
+        """One source has one set of ids and shards, however the work is divided."""
+        source = write_folders(tmp_path / "source", reverse=True)
+        monkeypatch.setattr(sources, "_FILES_PER_PIECE", 7)
+        monkeypatch.setattr(shuffle, "_GROUP_BYTES", 1)
+        monkeypatch.setattr(shuffle, "_PART_BYTES", 1)
+        context = ray.data.DataContext.get_current()
+        limits = ray.data.ExecutionResources(cpu=1)
+        monkeypatch.setattr(context.execution_options, "resource_limits", limits)
+
+        make(source, tmp_path / "out")
+
+        assert contents(tmp_path / "out") == contents(dataset.path)
+
+    def test_index_says_where_each_image_came_from_and_lies(self, dataset, folders):
+        """Key, label, hash, norm, shard and row all lead to the same image."""
+        for split in ("train", "val", "test"):
+            index = dataset.index(split).to_pylist()
+            assert [row["sample_id"] for row in index] == list(range(dataset.num_rows(split)))
+            for row in index:
+                image = np.asarray(Image.open(f"{folders}/{row['key']}")).transpose(2, 0, 1)
+                there = pq.read_table(dataset.shards(split)[row["shard"]]).slice(row["row"], 1).to_pylist()[0]
+                assert there == {"sample_id": row["sample_id"], "label": row["label"], "image": image.tobytes()}
+                assert row["sha256"] == hashlib.sha256(image.tobytes()).hexdigest()
+                assert row["input_norm"] == pytest.approx(np.linalg.norm(image / 255))
+                assert CLASSES[row["label"]] == row["key"].split("/")[0]
+
+    def test_splits_are_disjoint_complete_and_class_balanced(self, dataset):
+        """60 images: 12 for testing, 10 % of the other 48 for validation."""
+        keys = [dataset.index(split)["key"].to_pylist() for split in ("train", "val", "test")]
+
+        assert [len(part) for part in keys] == [43, 5, 12]
+        assert len(set().union(*keys)) == 3 * PER_CLASS
+        assert np.bincount(dataset.index("test")["label"].to_numpy()).tolist() == [4, 4, 4]
+
+    def test_manifest_describes_images_and_shards(self, dataset):
+        """Moments are over the training pixels in [0, 1]; shards are nearly equal, their histograms right."""
+        images = np.stack([image for image, _ in whole(dataset, "train").values()]) / 255
+
+        assert dataset.mean == pytest.approx(images.mean((0, 2, 3)).tolist())
+        assert dataset.std == pytest.approx(images.std((0, 2, 3)).tolist())
+        entries = dataset.artifact.manifest["shards"]["train"]
+        assert [entry["rows"] for entry in entries] == [15, 14, 14]
+        for entry, path in zip(entries, dataset.shards("train"), strict=True):
+            labels = pq.read_table(path)["label"].to_numpy()
+            assert entry["class_histogram"] == np.bincount(labels, minlength=3).tolist()
+            assert entry["bytes"] == Path(path).stat().st_size
+
+    def test_a_shard_explains_its_image_column(self, dataset):
+        """Fixed-size bytes, with the shape they stand for."""
+        image = pq.read_schema(dataset.shards("train")[0]).field("image")
+
+        assert image.type == pa.binary(108)
+        assert json.loads(image.metadata[b"shape"]) == [3, 6, 6]
+
+    def test_digits_are_imported_without_any_file(self, tmp_path):
+        """The embedded default: 0..16 becomes 0..255, one channel."""
+        from sklearn.datasets import load_digits
+
+        artifact = prepare(source="digits", out=str(tmp_path / "out"))
+
+        dataset = open_dataset(str(tmp_path / "out"))
+        index = pa.concat_tables([dataset.index(split) for split in ("train", "val", "test")])
+        number = {int(row["key"].removeprefix("digits#")): row for row in index.to_pylist()}
+        assert (dataset.image_shape, len(number), artifact.fingerprint) == ((1, 8, 8), 1797, dataset.fingerprint)
+        expected = np.rint(load_digits().images[1234] * 255 / 16).astype(np.uint8)
+        assert number[1234]["sha256"] == hashlib.sha256(expected.tobytes()).hexdigest()
+
+    def test_torchvision_datasets_come_with_their_test_split(self, tmp_path, monkeypatch):
+        """MNIST's own files, ten images each, where a download would have put them."""
+        raw = tmp_path / "torchvision" / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for name, first in (("train", 0), ("t10k", 50)):
+            images = np.stack([pixels(first + row, (28, 28)) for row in range(10)])
+            (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, 10, 28, 28) + images.tobytes())
+            (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 10) + bytes(range(10)))
+        monkeypatch.setenv("EASYCORE_CACHE", str(tmp_path))
+
+        prepare(source="torchvision:MNIST", out=str(tmp_path / "out"), val_fraction=0)
+
+        dataset = open_dataset(str(tmp_path / "out"))
+        assert [dataset.num_rows(split) for split in ("train", "val", "test")] == [10, 0, 10]
+        assert dataset.classes[3] == "3 - three"
+        assert (whole(dataset, "test")[4][0] == pixels(54, (28, 28))).all()
+
+    def test_one_colour_image_makes_a_grey_dataset_three_channels(self, tmp_path):
+        """Grey images repeat their channel; hash and norm are of what is stored."""
+        source = write_folders(tmp_path / "source", shape=(6, 6))
+        (tmp_path / "source" / "cow" / "0059.png").write_bytes(png(pixels(59)))
+
+        make(source, tmp_path / "out", val_fraction=0, test_fraction=0)
+
+        dataset = open_dataset(str(tmp_path / "out"))
+        rows, first = whole(dataset, "train"), dataset.index().to_pylist()[0]
+        grey = np.broadcast_to(pixels(0, (6, 6)), (3, 6, 6))
+        assert (rows[0][0] == grey).all()
+        assert (rows[59][0] == pixels(59).transpose(2, 0, 1)).all()
+        assert first["sha256"] == hashlib.sha256(grey.tobytes()).hexdigest()
+        assert first["input_norm"] == pytest.approx(np.linalg.norm(grey / 255))
+
+
+class TestRefusals:
+    def refuse(self, source, out, match, **fields):
+        """The import fails with this message and leaves nothing behind."""
+        with pytest.raises(EasyCoreError, match=match) as raised:
+            make(source, out, **fields)
+        assert "\n" not in str(raised.value)
+        assert not list(Path(out).rglob("*"))
+
+    def test_corrupt_images_are_named(self, tmp_path):
+        """The first few by file, all by number."""
+        source = write_folders(tmp_path / "source")
+        for name in ("ant/0003.png", "bee/0021.png", "bee/0022.png", "cow/0045.png"):
+            (tmp_path / "source" / name).write_bytes(b"no image")
+
+        self.refuse(
+            source,
+            tmp_path / "out",
+            r"4 of 60 samples .*ant/0003\.png: corrupt image.*0021.*0022.*…; .*--on-bad-sample skip",
+        )
+
+    def test_unknown_labels_are_named_by_file_and_row(self, tmp_path):
+        """Row numbers count through the file's row groups."""
+        source = write_parquet(tmp_path / "source")
+        table = pq.read_table(tmp_path / "source" / "1.parquet")
+        labels = table["label"].to_pylist()
+        labels[17] = 3
+        pq.write_table(
+            table.set_column(1, "label", pa.array(labels)), tmp_path / "source" / "1.parquet", row_group_size=7
+        )
+
+        self.refuse(
+            source, tmp_path / "out", r"1 of 60 samples .* 1\.parquet#17: unknown label 3; allowed are 0 \.\. 2"
+        )
+
+    def test_an_empty_class_is_named(self, tmp_path):
+        """A folder without images."""
+        source = write_folders(tmp_path / "source")
+        (tmp_path / "source" / "dog").mkdir()
+
+        self.refuse(source, tmp_path / "out", r"1 of 4 classes .* class 3 \(dog\)")
+
+    def test_an_empty_split_is_named(self, folders, tmp_path):
+        """A fraction too small for the source."""
+        self.refuse(folders, tmp_path / "out", "val split is empty", val_fraction=0.001)
+
+    def test_images_of_different_size_need_an_image_size(self, tmp_path):
+        """Two examples, and the option that helps."""
+        source = write_folders(tmp_path / "source")
+        (tmp_path / "source" / "ant" / "0007.png").write_bytes(png(pixels(7, (9, 5, 3))))
+
+        self.refuse(source, tmp_path / "out", r"0000\.png is 6x6 and ant/0007\.png is 9x5 .*--image-size")
+
+    def test_a_damaged_tar_is_refused_even_where_bad_samples_are_skipped(self, tmp_path):
+        """A file that ends early has lost nobody knows how many samples."""
+        source = write_tars(tmp_path / "source")
+        content = (tmp_path / "source" / "1.tar").read_bytes()
+        (tmp_path / "source" / "1.tar").write_bytes(content[:9000])
+
+        self.refuse(source, tmp_path / "out", r"1\.tar cannot be read", on_bad_sample="skip")
+
+    def test_a_folder_without_one_good_image_is_refused(self, tmp_path):
+        """Even where bad samples are skipped."""
+        (tmp_path / "source" / "ant").mkdir(parents=True)
+        (tmp_path / "source" / "ant" / "0.png").write_bytes(b"junk")
+
+        self.refuse(str(tmp_path / "source"), tmp_path / "out", "none of 1 samples is usable", on_bad_sample="skip")
+
+    def test_skipped_samples_are_listed_and_ids_stay_dense(self, tmp_path):
+        """The rest is imported as if they had never been there."""
+        source = write_folders(tmp_path / "source")
+        (tmp_path / "source" / "ant" / "0003.png").write_bytes(b"no image")
+
+        artifact = make(source, tmp_path / "out", on_bad_sample="skip", val_fraction=0, test_fraction=0)
+
+        [skipped] = artifact.manifest["skipped"]
+        assert skipped["key"] == "ant/0003.png"
+        assert skipped["reason"].startswith("corrupt image")
+        dataset = open_dataset(str(tmp_path / "out"))
+        index = dataset.index()
+        assert index["sample_id"].to_pylist() == list(range(59))
+        assert index["key"].to_pylist()[2:4] == ["ant/0002.png", "ant/0004.png"]
+
+
+class TestReuse:
+    def test_a_finished_dataset_is_returned_without_reading_the_source(self, tmp_path):
+        """Same configuration, same folder: the source may even be gone."""
+        source = write_folders(tmp_path / "source")
+        made = make(source, tmp_path / "out")
+        shutil.rmtree(source)
+
+        again = make(source, tmp_path / "out")
+
+        assert again.manifest == json.loads(json.dumps(made.manifest))
+
+    def test_another_source_is_refused_without_overwrite(self, dataset, tmp_path):
+        """A dataset is never silently replaced."""
+        source = write_folders(tmp_path / "source")
+
+        with pytest.raises(EasyCoreError, match="another configuration or input"):
+            make(source, dataset.path)
+
+    def test_a_mistake_leaves_the_folder_free_for_the_next_try(self, folders, tmp_path):
+        """A wrong --source does not have to be overwritten."""
+        with pytest.raises(EasyCoreError, match="does not exist"):
+            make(str(tmp_path / "typo"), tmp_path / "out")
+
+        assert make(folders, tmp_path / "out").kind == "dataset"
+
+    def test_a_dry_run_writes_nothing(self, folders, tmp_path, capsys):
+        """It says what would be imported, and where."""
+        assert make(folders, tmp_path / "out", dry_run=True) is None
+
+        assert not (tmp_path / "out").exists()
+        assert "would import 60 images in 3 classes" in capsys.readouterr().err
+
+    def test_a_dry_run_downloads_nothing(self, tmp_path, capsys):
+        """It cannot say how many images there are, then."""
+        prepare(source="torchvision:CIFAR10", out=str(tmp_path / "out"), dry_run=True)
+
+        assert "would import torchvision:CIFAR10 into shards" in capsys.readouterr().err
+
+
+class TestReaders:
+    def test_read_split_gives_every_sample_once_sorted_by_id(self, dataset):
+        """As the shards have them."""
+        rows, expected = read_split(dataset, "train"), whole(dataset, "train")
+
+        assert rows.sample_ids.tolist() == sorted(expected)
+        assert rows.images.dtype == torch.uint8
+        for sample_id, image, label in zip(*rows, strict=True):
+            assert (image.numpy() == expected[int(sample_id)][0]).all()
+            assert int(label) == expected[int(sample_id)][1]
+
+    def test_read_split_gives_chosen_samples_in_id_order(self, dataset):
+        """Whatever the order they are asked for in."""
+        everything = read_split(dataset, "train")
+
+        rows = read_split(dataset, "train", np.array([30, 2, 41]))
+
+        assert rows.sample_ids.tolist() == [2, 30, 41]
+        assert (rows.images == everything.images[[2, 30, 41]]).all()
+
+    @pytest.mark.parametrize(
+        ("ids", "message"), [([1, 43], "first missing: 43"), ([5, 5], "sample_id 5 is asked for twice")]
+    )
+    def test_ids_that_are_not_there_once_are_refused(self, dataset, ids, message):
+        """A coreset of another dataset must not be read as a shorter one."""
+        with pytest.raises(EasyCoreError, match=message):
+            read_split(dataset, "train", np.array(ids))
+
+    def test_an_empty_split_reads_as_no_rows(self, folders, tmp_path):
+        """With either reader."""
+        make(folders, tmp_path / "out", val_fraction=0)
+        dataset = open_dataset(str(tmp_path / "out"))
+
+        assert read_split(dataset, "val").images.shape == (0, 3, 6, 6)
+        assert ray_dataset(dataset, "val").count() == 0
+
+    def test_an_unknown_split_is_refused(self, dataset):
+        """With the names there are."""
+        with pytest.raises(EasyCoreError, match="unknown split 'valid'; allowed are train, val, test"):
+            read_split(dataset, "valid")
+
+    def test_ray_streams_the_stored_rows_in_stored_order(self, dataset):
+        """Shard after shard, in several blocks, every time."""
+        stored = pa.concat_tables([pq.read_table(path) for path in dataset.shards("train")])
+        data = ray_dataset(dataset, "train")
+
+        for _ in range(2):
+            tables = list(data.iter_batches(batch_format="pyarrow", batch_size=None))
+            found = pa.concat_tables(tables)
+            assert len(tables) >= 8
+            assert found.schema.equals(dataset.shard_schema, check_metadata=True)
+            assert found.to_pylist() == stored.to_pylist()
+
+    def test_ray_streams_chosen_samples_only(self, dataset):
+        """The filter is part of the reading."""
+        ids = np.array([40, 0, 7, 8])
+
+        tables = list(ray_dataset(dataset, "train", ids).iter_batches(batch_format="pyarrow"))
+
+        rows = table_to_rows(pa.concat_tables(tables), dataset)
+        expected = read_split(dataset, "train", ids)
+        order = torch.argsort(rows.sample_ids)
+        assert all((column[order] == right).all() for column, right in zip(rows, expected, strict=True))
+
+    def test_a_split_can_be_completed_and_shared_by_workers_without_loss(self, dataset):
+        """Padding rows of the same schema join it; three equal shares then hold every id exactly once."""
+        pad = pa.table({"sample_id": [-1, -1], "label": [0, 0], "image": [bytes(108)] * 2}, schema=dataset.shard_schema)
+        data = ray_dataset(dataset, "train").union(ray.data.from_arrow(pad))
+
+        def ids(share):
+            return np.concatenate([batch["sample_id"] for batch in share.iter_batches(batch_size=4)])
+
+        with ThreadPoolExecutor(3) as workers:
+            shares = list(workers.map(ids, data.streaming_split(3, equal=True)))
+
+        assert [len(share) for share in shares] == [15, 15, 15]
+        assert sorted(np.concatenate(shares).tolist()) == [-1, -1, *range(43)]
+
+    def test_rows_are_memory_of_their_own(self, dataset):
+        """Changing a batch in place changes no later one."""
+        table = pq.read_table(dataset.shards("train")[0])
+        before = table_to_rows(table, dataset).images.clone()
+
+        table_to_rows(table, dataset).images.zero_()
+
+        assert (table_to_rows(table, dataset).images == before).all()
+
+    def test_views_of_sliced_tables_start_at_the_slice(self, dataset):
+        """Arrow slices share their parent's memory; the offset counts."""
+        table = pq.read_table(dataset.shards("train")[0])
+
+        assert (table_to_rows(table.slice(5, 4), dataset).images == table_to_rows(table, dataset).images[5:9]).all()
+
+    def test_drawn_ids_are_balanced_seeded_and_at_most_all(self, dataset):
+        """A fixed test subset for every run."""
+        labels = dataset.index("test")["label"].to_numpy()
+
+        drawn = draw_ids(dataset, "test", 6, seed=0)
+
+        assert np.bincount(labels[drawn]).tolist() == [2, 2, 2]
+        assert drawn.tolist() == sorted(draw_ids(dataset, "test", 6, seed=0))
+        assert drawn.tolist() != draw_ids(dataset, "test", 6, seed=1).tolist()
+        assert draw_ids(dataset, "test", 100, seed=0).tolist() == list(range(12))
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """Photo-sized images of different shapes, viewed at 160 pixels: too large for raw storage."""
+    root = tmp_path_factory.mktemp("encoded")
+    for number in range(12):
+        path = root / "source" / CLASSES[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(pixels(number, (170 + number, 200, 3))))
+    make(str(root / "source"), root / "out", image_size=160, val_fraction=0.25, test_fraction=0.25)
+    return open_dataset(str(root / "out")), root / "source"
+
+
+class TestEncoded:
+    def test_large_images_are_stored_as_they_came(self, encoded):
+        """The file itself, whose hash the index has."""
+        dataset, source = encoded
+        stored = {row["sample_id"]: row["image"] for row in pq.read_table(dataset.shards("test")[0]).to_pylist()}
+
+        assert (dataset.layout.storage, dataset.image_shape) == ("encoded", (3, 160, 160))
+        for row in dataset.index("test").to_pylist():
+            content = (source / row["key"]).read_bytes()
+            assert stored[row["sample_id"]] == content
+            assert row["sha256"] == hashlib.sha256(content).hexdigest()
+
+    def test_readers_resize_and_crop_as_pillow_does(self, encoded):
+        """Shorter side to 160, then the centre; both readers, and the norm of the index."""
+        dataset, source = encoded
+        rows = read_split(dataset, "train")
+        streamed = table_to_rows(
+            pa.concat_tables(list(ray_dataset(dataset, "train").iter_batches(batch_format="pyarrow"))), dataset
+        )
+        assert (streamed.images[torch.argsort(streamed.sample_ids)] == rows.images).all()
+        for row, image in zip(dataset.index().to_pylist(), rows.images, strict=True):
+            original = Image.open(source / row["key"])
+            width = 160 * original.width // original.height
+            resized = original.resize((width, 160), Image.Resampling.BILINEAR)
+            left = round((width - 160) / 2)
+            expected = np.asarray(resized.crop((left, 0, left + 160, 160))).transpose(2, 0, 1)
+            assert (image.numpy() == expected).all()
+            assert row["input_norm"] == pytest.approx(np.linalg.norm(expected / 255))
+
+    def test_padding_without_bytes_is_black(self, encoded):
+        """Rows that only complete a share need no image."""
+        dataset, _ = encoded
+        pad = pa.table({"sample_id": [-1], "label": [0], "image": [b""]}, schema=dataset.shard_schema)
+
+        assert not table_to_rows(pad, dataset).images.any()
+
+    def test_memory_is_counted_in_decoded_pixels(self, encoded):
+        """What a cache of them will hold."""
+        assert image_bytes_per_row(encoded[0]) == 3 * 160 * 160
+
+    def test_small_views_of_large_images_are_stored_raw(self, encoded, tmp_path):
+        """Resized once, at import."""
+        make(str(encoded[1]), tmp_path / "out", image_size=32, val_fraction=0.25, test_fraction=0.25)
+
+        dataset = open_dataset(str(tmp_path / "out"))
+        assert (dataset.layout.storage, dataset.image_shape) == ("raw", (3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def subset(dataset, tmp_path_factory):
+    """20 of 43 training samples, asked for out of order."""
+    ids = np.random.default_rng(0).permutation(43)[:20]
+    artifact = materialize(dataset, ids, str(tmp_path_factory.mktemp("subset") / "out"))
+    return open_dataset(artifact.path), np.sort(ids)
+
+
+class TestMaterialize:
+    def test_samples_keep_their_ids_labels_and_pixels(self, dataset, subset):
+        """Sorted, not dense."""
+        found, ids = subset
+        rows, expected = read_split(found, "train"), read_split(dataset, "train", ids)
+
+        assert rows.sample_ids.tolist() == ids.tolist()
+        assert all((column == right).all() for column, right in zip(rows, expected, strict=True))
+        assert [shard["rows"] for shard in found.artifact.manifest["shards"]["train"]] == [10, 10]
+
+    def test_val_and_test_come_along(self, dataset, subset):
+        """To the byte."""
+        found, _ = subset
+
+        for split in ("val", "test"):
+            assert found.index(split).equals(dataset.index(split))
+            for path, original in zip(found.shards(split), dataset.shards(split), strict=True):
+                assert Path(path).read_bytes() == Path(original).read_bytes()
+
+    def test_models_see_the_same_pixels_as_with_the_parent(self, dataset, subset):
+        """Normalisation is the parent's; the content, and so the fingerprint, is not."""
+        found, _ = subset
+
+        assert (found.mean, found.std, found.classes) == (dataset.mean, dataset.std, dataset.classes)
+        assert found.fingerprint != dataset.fingerprint
+        assert found.artifact.manifest["parents"]["dataset"]["fingerprint"] == dataset.fingerprint
+
+    def test_the_same_samples_are_not_written_twice_and_others_are_refused(self, dataset, subset):
+        """Identity is the parent and the ids."""
+        found, ids = subset
+
+        assert materialize(dataset, ids[::-1], found.path).manifest == found.artifact.manifest
+        with pytest.raises(EasyCoreError, match="another configuration or input"):
+            materialize(dataset, ids[1:], found.path)
+
+
+CIFAR10 = Path(os.environ.get("EASYCORE_CIFAR10", Path(__file__).parents[3] / "shared" / "data" / "cifar10"))
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs CIFAR-10 as Parquet: set EASYCORE_CIFAR10 to its folder")
+def test_real_cifar10_files_import_with_names_from_the_folder_above(tmp_path):
+    """One file per split of real JPEGs, decoded to what Pillow sees."""
+    for split in ("train", "test"):
+        (tmp_path / "source" / split).mkdir(parents=True)
+        shutil.copy(sorted((CIFAR10 / split).glob("*.parquet"))[0], tmp_path / "source" / split)
+    shutil.copy(CIFAR10 / "classes.json", tmp_path)
+
+    prepare(source=str(tmp_path / "source"), out=str(tmp_path / "out"))
+
+    dataset = open_dataset(str(tmp_path / "out"))
+    counts = [dataset.num_rows(split) for split in ("train", "val", "test")]
+    assert (dataset.classes[0], dataset.image_shape, counts) == ("airplane", (3, 32, 32), [4900, 100, 5000])
+    table = pq.read_table(next((tmp_path / "source" / "test").iterdir()))
+    rows = read_split(dataset, "test", np.array([0, 4321]))
+    for position, sample_id in enumerate([0, 4321]):
+        content = table["img"][sample_id].as_py()
+        image = np.asarray(Image.open(io.BytesIO(content["bytes"])).convert("RGB"))
+        assert (rows.images[position].permute(1, 2, 0).numpy() == image).all()
+        assert int(rows.labels[position]) == table["label"][sample_id].as_py()
+        assert dataset.classes[int(rows.labels[position])] == content["path"].split("/")[0]

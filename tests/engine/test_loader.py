@@ -1,0 +1,251 @@
+"""Feeding: every row once in every epoch, the same number of batches for every worker, none of them empty."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from easycore_ray.data.dataset import Rows
+from easycore_ray.engine.loader import (
+    PAD_ID,
+    SCORE_BATCH,
+    MemoryFeed,
+    batches_per_epoch,
+    check_share,
+    drop_padding,
+    padding_rows,
+    rebatch,
+)
+from easycore_ray.storage.errors import EasyCoreError
+
+RAW = pa.schema({"sample_id": pa.int64(), "label": pa.int32(), "image": pa.binary(4)})
+
+
+def table(ids):
+    """Rows of a shard whose label and image follow from the id; −1 is padding."""
+    images = [np.int32(i).tobytes() for i in ids]
+    return pa.table({"sample_id": ids, "label": [i % 7 for i in ids], "image": images}, schema=RAW)
+
+
+def rows(ids):
+    """The same as tensors."""
+    ids = torch.as_tensor(ids)
+    return Rows(ids, ids.reshape(-1, 1, 1, 1).to(torch.uint8), ids % 7)
+
+
+@st.composite
+def situations(draw):
+    """(rows, workers, rows per step) of a run that is not refused."""
+    world = draw(st.integers(1, 9))
+    num_rows = draw(st.integers(world * world, 400))
+    return num_rows, world, draw(st.integers(1, 40))
+
+
+# ---------------------------------------------------------------- counts
+
+
+@given(situations())
+def test_no_worker_is_left_without_a_row_for_every_batch(situation):
+    """Even one that holds all the padding; and no batch need be larger than asked for, but on tiny data."""
+    num_rows, world, batch_size = situation
+    share, padding = -(-num_rows // world), -num_rows % world
+    num_batches = batches_per_epoch(num_rows, world, batch_size)
+
+    assert 1 <= num_batches <= share - padding
+    if share - padding >= math.ceil(share / batch_size):
+        assert num_batches == math.ceil(share / batch_size)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "world", "batch_size", "expected"),
+    [(100, 1, 10, 10), (101, 1, 10, 11), (100, 2, 50, 1), (102, 2, 50, 2), (257, 2, 64, 3), (17, 4, 2, 2)],
+)
+def test_batches_per_epoch(num_rows, world, batch_size, expected):
+    """What the largest share needs; the last: a share of 2 rows and 3 of padding fills two batches."""
+    assert batches_per_epoch(num_rows, world, batch_size) == expected
+
+
+@pytest.mark.parametrize(("num_rows", "world"), [(1, 1), (4, 2), (16, 4), (1000, 31)])
+def test_enough_rows_are_shared(num_rows, world):
+    """From the square of the number of workers on."""
+    check_share(num_rows, world)
+
+
+@pytest.mark.parametrize(("num_rows", "world", "allowed"), [(3, 2, 1), (15, 4, 3), (0, 1, 1), (99, 10, 9)])
+def test_too_few_rows_are_refused(num_rows, world, allowed):
+    """The message says how many workers they allow, and these are indeed allowed."""
+    with pytest.raises(EasyCoreError, match=rf"{num_rows} samples .* {world} workers; .* to {allowed} or less"):
+        check_share(num_rows, world)
+    if num_rows:
+        check_share(num_rows, allowed)
+
+
+# ---------------------------------------------------------------- streams
+
+
+@given(situations(), st.data())
+@settings(deadline=None)
+def test_a_share_becomes_batches_of_real_rows(situation, data):
+    """Exactly as many as every other worker has, none empty, each row once and in order, wherever padding lies."""
+    num_rows, world, batch_size = situation
+    share, most_padding = -(-num_rows // world), -num_rows % world
+    num_batches = batches_per_epoch(num_rows, world, batch_size)
+    padding = data.draw(st.integers(0, most_padding))
+    at = data.draw(st.sets(st.integers(0, share - 1), min_size=padding, max_size=padding))
+    ids = [PAD_ID if i in at else i for i in range(share)]
+    cuts = sorted(data.draw(st.lists(st.integers(0, share), max_size=4)))
+    tables = [table(ids[low:high]) for low, high in zip([0, *cuts], [*cuts, share], strict=True)]
+
+    batches = list(rebatch(tables, share=share, padding=most_padding, num_batches=num_batches))
+    sizes = [batch.num_rows for batch in batches]
+
+    assert len(batches) == num_batches
+    assert min(sizes) >= 1
+    assert max(sizes) <= max(batch_size, math.ceil(share / num_batches))
+    assert pa.concat_tables(batches).equals(table([i for i in ids if i != PAD_ID]))
+
+
+@given(situations())
+def test_batches_are_nearly_equal(situation):
+    """Padding all at the end, as it is delivered: no batch has clearly less than half the rows of another."""
+    num_rows, world, batch_size = situation
+    share, padding = -(-num_rows // world), -num_rows % world
+    assume(share >= 4 * padding)
+    num_batches = batches_per_epoch(num_rows, world, batch_size)
+    ids = [*range(share - padding), *[PAD_ID] * padding]
+    sizes = [b.num_rows for b in rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)]
+
+    assert 2 * min(sizes) + 1 >= max(sizes)
+
+
+@given(st.integers(1, 200), st.data())
+def test_a_share_without_padding_is_cut_evenly(share, data):
+    """Sizes differ by at most one, as for rows kept in memory."""
+    num_batches = data.draw(st.integers(1, share))
+    batches = rebatch([table(range(share))], share=share, padding=0, num_batches=num_batches)
+    sizes = [batch.num_rows for batch in batches]
+
+    assert len(sizes) == num_batches
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_many_workers_with_small_batches_leave_none_empty():
+    """64 workers, 32 rows a step, 63 rows of padding in the last share: more padding than a batch is large."""
+    num_rows, world, batch_size = 64 * 320 + 1, 64, 32
+    share, padding = 321, 63
+    num_batches = batches_per_epoch(num_rows, world, batch_size)
+    ids = [*range(share - padding), *[PAD_ID] * padding]
+    sizes = [b.num_rows for b in rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)]
+
+    assert len(sizes) == 11
+    assert min(sizes) >= 14
+
+
+def test_batches_leave_before_the_share_has_ended():
+    """A share that does not fit in memory is never held: only the last few batches wait for its end."""
+    pulled = []
+
+    def stream():
+        for start in range(0, 1000, 10):
+            pulled.append(start)
+            yield table(range(start, start + 10))
+
+    held = []
+    for sent, _ in enumerate(rebatch(stream(), share=1000, padding=3, num_batches=50), start=1):
+        held.append(10 * len(pulled) - 20 * sent)
+    assert max(held[:-3]) <= 30
+    assert max(held) <= 60
+
+
+@pytest.mark.parametrize(("n", "world", "batch_size"), [(1 + 2 * 8 * 3, 2, 8), (1 + 3 * 5 * 2, 3, 5), (65, 4, 16)])
+def test_one_row_more_than_whole_batches_empties_none(n, world, batch_size):
+    """N mod (workers · batch) = 1 leaves one worker with all the padding and one row for the odd batch."""
+    assert n % (world * batch_size) == 1
+    share, padding = -(-n // world), -n % world
+    num_batches = batches_per_epoch(n, world, batch_size)
+    for real in (share, share - padding):
+        ids = [*range(real), *[PAD_ID] * (share - real)]
+        streamed = rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)
+        kept = MemoryFeed(rows(range(real)), num_batches=num_batches, seed=0).shuffled(1)
+        assert min(batch.num_rows for batch in streamed) >= 1
+        assert min(len(batch.labels) for batch in kept) >= 1
+
+
+# ---------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize("image", [pa.binary(48), pa.binary()])
+def test_padding_rows_have_the_schema_of_samples(image):
+    """Raw images are black, encoded ones empty; the id is no sample's."""
+    schema = pa.schema({"sample_id": pa.int64(), "label": pa.int32(), "image": image})
+    padding = padding_rows(schema, 3)
+
+    assert padding.schema == schema
+    assert padding["sample_id"].to_pylist() == [PAD_ID] * 3
+    assert padding["image"].to_pylist() == [bytes(48) if pa.types.is_fixed_size_binary(image) else b""] * 3
+
+
+@given(st.lists(st.integers(-1, 5)))
+def test_only_padding_is_dropped(ids):
+    """What remains are the samples, in their order."""
+    assert drop_padding(table(ids)).equals(table([i for i in ids if i != PAD_ID]))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def drawn(feed, epoch):
+    """The ids of an epoch, batch by batch."""
+    return [batch.sample_ids.tolist() for batch in feed.shuffled(epoch)]
+
+
+@given(st.integers(1, 300), st.data())
+def test_an_epoch_has_every_row_once_in_equal_batches(count, data):
+    """As many batches as asked for, of sizes that differ by at most one."""
+    num_batches = data.draw(st.integers(1, count))
+    batches = drawn(MemoryFeed(rows(range(count)), num_batches=num_batches, seed=1), 1)
+
+    assert len(batches) == num_batches
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    assert sorted(i for batch in batches for i in batch) == list(range(count))
+
+
+def test_images_and_labels_stay_with_their_ids():
+    """In training and in scoring order."""
+    feed = MemoryFeed(rows([5, 3, 200, 8]), num_batches=2, seed=0)
+    for batch in [*feed.shuffled(1), *feed.ordered()]:
+        assert batch.images.flatten().tolist() == batch.sample_ids.tolist()
+        assert batch.labels.tolist() == [i % 7 for i in batch.sample_ids.tolist()]
+
+
+def test_the_order_depends_on_seed_epoch_and_worker_only():
+    """Not on the order in which rows were delivered; each of the three changes it."""
+    ids = torch.arange(100)
+    shuffled = ids[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    feed = MemoryFeed(rows(ids), num_batches=7, seed=1, rank=2)
+    order = drawn(feed, 3)
+
+    assert drawn(MemoryFeed(rows(shuffled), num_batches=7, seed=1, rank=2), 3) == order
+    assert drawn(feed, 3) == order
+    others = [
+        drawn(feed, 4),
+        drawn(MemoryFeed(rows(ids), num_batches=7, seed=2, rank=2), 3),
+        drawn(MemoryFeed(rows(ids), num_batches=7, seed=1, rank=3), 3),
+    ]
+    assert all(other != order for other in others)
+
+
+@pytest.mark.parametrize("count", [1, SCORE_BATCH, 2 * SCORE_BATCH + 1])
+def test_scoring_sees_every_row_by_id(count):
+    """In batches that are not empty, the same ones every time."""
+    ids = np.random.default_rng(0).permutation(count) * 2
+    feed = MemoryFeed(rows(ids), num_batches=1, seed=0)
+    batches = [batch.sample_ids.tolist() for batch in feed.ordered()]
+
+    assert [i for batch in batches for i in batch] == sorted(ids.tolist())
+    assert all(0 < len(batch) <= SCORE_BATCH for batch in batches)
+    assert [batch.sample_ids.tolist() for batch in feed.ordered()] == batches

@@ -1,0 +1,206 @@
+"""Evaluation in this process: shards merge to the whole, headline, notes, and what is refused."""
+
+import json
+import re
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from easycore_ray.cli import run
+from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.data.dataset import Rows, open_dataset
+from easycore_ray.evaluation import attack_shards
+from easycore_ray.evaluation.attack_shards import Threats, attack_rows, attack_shard, merge_shards
+from easycore_ray.evaluation.evaluate import evaluate, summarise, threats_of
+from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation
+from easycore_ray.experiments.trial_runner import attack_here
+from easycore_ray.storage import paths
+from easycore_ray.storage.errors import EasyCoreError
+from jobs.evaluate import main
+from tests.artifacts import make_checkpoint, make_image_dataset
+
+
+def linear(num_classes=3):
+    draws = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(num_classes, 16, generator=draws))
+        model[1].bias.copy_(-0.5 * model[1].weight.sum(dim=1))
+    return model.eval()
+
+
+def rows_of(model, count):
+    """Random images; the model's own answers, every seventh wrong."""
+    images = torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        labels = model(images.float() / 255).argmax(dim=1)
+    labels[::7] = (labels[::7] + 1) % 3
+    return Rows(sample_ids=torch.arange(count), images=images, labels=labels)
+
+
+def part(rows, start, stop):
+    return Rows(*(column[start:stop] for column in rows))
+
+
+def settings(**changes):
+    return EvaluateConfig(**dict(checkpoint="c", dataset="d", out="o") | changes)
+
+
+def test_shards_in_any_order_merge_to_the_whole():
+    """AutoAttack and PGD of each shard alone give what one process gives for all, notes included."""
+    pytest.importorskip("pyautoattack")
+    model = linear()
+    rows = rows_of(model, 260)
+    threats = Threats(attack=("pgd20", "autoattack"), eps=(0.02,), norm="linf", seed=3)
+    whole = attack_rows(model, rows, threats)
+    last = attack_shard(model, part(rows, 250, 260), threats, device="cpu")
+    first = attack_shard(model, part(rows, 0, 250), threats, device="cpu", first=True)
+    summary = summarise(whole, threats, 3)
+    robust = {row["attack"]: row["accuracy"] for row in summary["robust"]}
+
+    assert merge_shards([first, last]).equals(whole, check_metadata=True)
+    assert robust["worst"] == summary["robust_accuracy"] <= robust["autoattack"] <= robust["pgd20"]
+    assert robust["pgd20"] <= summary["clean_accuracy"] < 1
+    assert any("DLR" in text and "2 of 2 shards" in text for text in summary["warnings"])
+    assert summary["suspicious"] == []
+    json.dumps(summary, allow_nan=False)
+
+
+def test_none_is_the_clean_accuracy_only():
+    """No column, no row, no headline."""
+    model = linear()
+    threats = threats_of(settings(attack=("none",)))
+    outcomes = attack_rows(model, rows_of(model, 30), threats)
+    summary = summarise(outcomes, threats, 3)
+
+    assert outcomes.column_names == ["sample_id", "label", "clean_correct"]
+    assert (summary["robust"], summary["robust_accuracy"], summary["suspicious"]) == ([], None, [])
+    assert summary["clean_accuracy"] == 25 / 30
+
+
+def test_headline_is_the_pointwise_worst():
+    """An image counts only if it is correct under every attack."""
+    columns = {"sample_id": np.arange(4), "label": np.zeros(4, np.int32), "clean_correct": np.ones(4, bool)}
+    columns |= {"robust_fgsm_0.1": np.array([1, 1, 0, 1], bool), "robust_pgd20_0.1": np.array([0, 1, 1, 1], bool)}
+    summary = summarise(pa.table(columns), Threats(attack=("fgsm", "pgd20"), eps=(0.1,), norm="linf", seed=0), 1)
+
+    assert summary["robust_accuracy"] == 0.5
+
+
+def test_a_model_without_gradients_is_suspicious():
+    """PGD at a hopeless eps gets nowhere, which is said."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, inputs):
+            return self.inner((inputs * 2).round() / 2 + 0 * inputs)
+
+    model = Masked().eval()
+    rows = rows_of(model, 120)
+    threats = Threats(attack=("fgsm",), eps=(1e-3,), norm="linf", seed=0)
+
+    assert any("masked" in text for text in summarise(attack_rows(model, rows, threats), threats, 3)["suspicious"])
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A function that gives the command line of an evaluation of some model, done already as in a sweep's trial."""
+    labels = [number % 3 for number in range(30)]
+    dataset = make_image_dataset(tmp_path / "dataset", labels, labels[:20])
+
+    def evaluation_of(**fields):
+        checkpoint = make_checkpoint(tmp_path / "model", dataset.path, **fields)
+        config = settings(checkpoint=checkpoint.path, dataset=dataset.path, out=str(tmp_path / "evaluation"))
+        attack_here(config, open_dataset(dataset.path), "cpu")
+        return ["--checkpoint", config.checkpoint, "--dataset", config.dataset, "--out", config.out]
+
+    return evaluation_of
+
+
+def test_a_killed_trial_goes_on_from_the_shards_it_has_attacked(tmp_path, monkeypatch):
+    """Hours of AutoAttack in a sweep's trial are not lost; the outcome is that of one go, and the shards are gone."""
+    pytest.importorskip("pyautoattack")
+    monkeypatch.setattr(attack_shards, "SHARD_ROWS", 8)
+    labels = [number % 3 for number in range(30)]
+    dataset = open_dataset(make_image_dataset(tmp_path / "dataset", labels, labels[:20]).path)
+    checkpoint = make_checkpoint(tmp_path / "model", dataset.path, model="tests.users_models:good", width=None)
+    config = settings(
+        checkpoint=checkpoint.path, dataset=dataset.path, out=str(tmp_path / "killed"), attack=("pgd20", "autoattack"),
+        eps=(0.1,),
+    )  # fmt: skip
+    whole = attack_here(config.replace(out=str(tmp_path / "whole")), dataset, "cpu")
+    attacked = []
+
+    def attack(model, rows, *rest, **options):
+        if len(attacked) == 2:
+            raise KeyboardInterrupt
+        attacked.append(int(rows.sample_ids[0]))
+        return attack_shard(model, rows, *rest, **options)
+
+    monkeypatch.setattr(attack_shards, "attack_shard", attack)
+    with pytest.raises(KeyboardInterrupt):
+        attack_here(config, dataset, "cpu")
+    kept = [path.name for path in (tmp_path / "killed").glob("shards-*/*")]
+    monkeypatch.setattr(attack_shards, "attack_shard", lambda model, rows, *rest, **options: (
+        attacked.append(int(rows.sample_ids[0])), attack_shard(model, rows, *rest, **options))[1])  # fmt: skip
+    again = attack_here(config, dataset, "cpu")
+
+    assert sorted(kept) == ["000000000.parquet", "000000008.parquet"]
+    assert len(attacked) == len(set(attacked)) == 3, "no shard was attacked twice"
+    assert again.fingerprint == whole.fingerprint
+    assert again.manifest["summary"] == whole.manifest["summary"]
+    assert not list((tmp_path / "killed").glob("shards-*/*"))
+
+
+def test_a_suspicious_evaluation_is_loud_whenever_it_is_asked_for(evaluated, capsys):
+    """Exit code 1 and one closing line that gives the reason; in Python a warning; the result is there."""
+    arguments = evaluated(model="tests.users_models:masked", width=None)
+    out = arguments[-1]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as caught:
+            run(EvaluateConfig, main, arguments)
+        last = capsys.readouterr().err.splitlines()[-1]
+
+        assert caught.value.code == 1
+        assert re.fullmatch(rf"error: this evaluation is suspicious: .*masked.*results are kept in {out}, .*", last)
+    with pytest.warns(SuspiciousEvaluation, match=r"masked.*do not quote") as caught:
+        found = evaluate(**vars(parsed(arguments)))
+    assert caught[0].filename == __file__
+    assert found.manifest["summary"]["suspicious"] == paths.read_json(f"{out}/summary.json")["suspicious"] != []
+
+
+def test_a_sound_evaluation_is_quiet(evaluated, capsys):
+    """No warning, no closing line, no exit."""
+    arguments = evaluated(steps=100)  # after one it gives one answer to everything, which no attack changes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(EvaluateConfig, main, arguments).manifest["summary"]["suspicious"] == []
+    assert "error" not in capsys.readouterr().err
+
+
+def parsed(arguments):
+    """The configuration of a command line."""
+    return run(EvaluateConfig, lambda config: config, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attack": ("cw",)}, "unknown attack 'cw'"),
+        ({"attack": ("none", "fgsm")}, "stands alone"),
+        ({"eps": (8.0,)}, "did you mean 8/255"),
+        ({"eps": (-0.1,)}, "eps must be"),
+        ({"num_workers": 0}, "num_workers must be >= 1"),
+    ],
+)
+def test_bad_input_is_refused(changes, words):
+    """One line, before any work."""
+    with pytest.raises(EasyCoreError, match=words):
+        settings(**changes)

@@ -1,0 +1,48 @@
+"""A pipeline without its stages: what it says it would do."""
+
+import pytest
+
+from easycore_ray import pipeline
+from easycore_ray.storage import artifact
+from easycore_ray.storage.errors import EasyCoreError
+from tests.artifacts import make_image_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Sixty images to train on."""
+    return make_image_dataset(tmp_path / "dataset", [number % 3 for number in range(60)])
+
+
+def plan(dataset, tmp_path, capsys, **fields):
+    pipeline(
+        dataset=dataset, out=tmp_path / "out", model="cnn", score_epochs=2, batch_size=10, num_workers=1, seeds=0,
+        training="standard", method="easycore", fraction=0.5, dry_run=True, **fields,
+    )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    return capsys.readouterr().err
+
+
+def test_a_dry_run_counts_the_samples_that_would_be_scored(dataset, tmp_path, capsys):
+    """All of them, or those of a subset that is not drawn yet."""
+    whole, part = plan(dataset, tmp_path, capsys), plan(dataset, tmp_path, capsys, subset=30)
+
+    assert "2 epochs on 60 samples with 1 workers (12 steps)" in whole
+    assert "would draw 30 of 60 training samples" in part
+    assert "2 epochs on 30 samples with 1 workers (6 steps)" in part
+    assert "run 2 trials and report" in part
+
+
+def test_a_subset_larger_than_the_whole_is_refused_by_a_dry_run(dataset, tmp_path, capsys):
+    """As by the run itself."""
+    with pytest.raises(EasyCoreError, match="subset must be at most 60"):
+        plan(dataset, tmp_path, capsys, subset=61)
+
+
+def test_the_commit_is_that_of_the_code_that_runs(tmp_path, monkeypatch):
+    """Not that of a tree which moved on while it ran."""
+    artifact.claim(str(tmp_path / "a"), "coreset", "identity")
+    before = artifact.git_commit()
+    monkeypatch.setattr(artifact.subprocess, "run", lambda *_, **__: pytest.fail("the tree was asked again"))
+
+    assert artifact.git_commit() == before

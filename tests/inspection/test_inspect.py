@@ -1,0 +1,647 @@
+"""inspect: says of every artifact what it is, finds every kind of damage, and needs one file of a table at a time."""
+
+import io
+import json
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from easycore_ray import inspect, select
+from easycore_ray.cli import parse, run
+from easycore_ray.config.base import to_dict
+from easycore_ray.config.stages import EvaluateConfig, InspectConfig, TrainConfig
+from easycore_ray.core.models import build_model
+from easycore_ray.core.selection import HIGHER_IS_HARDER
+from easycore_ray.engine.checkpoint import write_model
+from easycore_ray.evaluation.evaluate import finish_evaluation
+from easycore_ray.inspection import score_summary
+from easycore_ray.inspection.score_summary import QUANTILES, summarise
+from easycore_ray.reporting.inspect_text import WIDTH, to_text
+from easycore_ray.scoring.hardness_table import SCHEMA, open_hardness, read_hardness, write_hardness
+from easycore_ray.storage import artifact, paths
+from easycore_ray.storage.artifact import Artifact, Claim
+from easycore_ray.storage.errors import EasyCoreError
+from jobs.inspect import main
+from tests.artifacts import edit_manifest, make_image_dataset, make_scoring_run, write_commits
+
+LABELS = [number % 3 for number in range(60)]
+
+
+def claim_of(folder, kind):
+    """A claim that goes straight to its manifest."""
+    return Claim(str(folder), kind, "i" * 64, "nonce", resumed=False)
+
+
+def make_all(root):
+    """An artifact of every kind, by kind; those after the coreset with made-up content in the real format."""
+    dataset = make_image_dataset(root / "dataset", LABELS)
+    scores = make_scoring_run(root / "scores", dataset, LABELS)
+    coreset = select(out=f"{root}/coreset", scores=scores.path, fraction=0.4)
+    model = dict(name="cnn", num_classes=3, image_shape=[1, 4, 4], width=2, mean=[0.5], std=[0.25], seed=0)
+    weights = build_model(**model | {"image_shape": (1, 4, 4), "mean": (0.5,), "std": (0.25,)}).state_dict()
+    content = write_model(f"{root}/checkpoint", weights)
+    config = TrainConfig(out=f"{root}/checkpoint", dataset=dataset.path, coreset=coreset.path, eps=4 / 255)
+    checkpoint = artifact.finish(
+        claim_of(root / "checkpoint", "checkpoint"), fingerprint=artifact.content_hash(content), wall_seconds=100.0,
+        config=to_dict(config), parents={"dataset": dataset, "coreset": coreset}, counts={"samples": 24},
+        model=model, epochs=[{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}], num_workers=1,
+    )  # fmt: skip
+    outcomes = pa.table({"sample_id": np.arange(8), "label": np.arange(8, dtype=np.int32) % 3,
+                         "clean_correct": np.arange(8) < 6, "robust_pgd20_8/255": np.arange(8) < 2})  # fmt: skip
+    config = EvaluateConfig(out=f"{root}/evaluation", checkpoint=checkpoint.path, dataset=dataset.path)
+    parents = {"checkpoint": checkpoint, "dataset": dataset}
+    evaluation = finish_evaluation(config, claim_of(root / "evaluation", "evaluation"), parents, outcomes, 7200.0)
+    page = {"report.html": b"<p>", "plots/a.png": b"png"}
+    for name, part in page.items():
+        paths.write_bytes(f"{root}/report/{name}", part)
+    digest = artifact.content_hash(*(artifact.content_hash(name, part) for name, part in page.items()))
+    report = artifact.finish(claim_of(root / "report", "report"), fingerprint=digest, config={}, parents={},
+                             counts={"plots": 1}, wall_seconds=0.0, files=list(page))  # fmt: skip
+    shutil.copytree(evaluation.path, root / "sweep" / "trials" / "t" / "evaluation")
+    paths.write_json(f"{root}/sweep/summary.json", {"rows": [{}]})
+    sweep = artifact.finish(claim_of(root / "sweep", "sweep"), fingerprint="s" * 64, config={}, wall_seconds=0.0,
+                            parents={"dataset": dataset, "scores": scores},
+                            counts={"trials": 1, "rows": 1})  # fmt: skip
+    trials = {"t_s1": {"seed": 1, "clean_accuracy": 0.5}, "t_s0": {"seed": 0, "clean_accuracy": 1 / 3}}
+    paths.write_json(f"{root}/results.json", {"trials": trials})
+    paths.write_json(f"{root}/study/summary.json", {"rows": [{}]})
+    artifact.finish(claim_of(root / "study", "study"), fingerprint=artifact.study_fingerprint(trials), config={},
+                    parents={"dataset": dataset}, counts={"trials": 2, "rows": 1}, wall_seconds=0.0,
+                    results=f"{root}/results.json")  # fmt: skip
+    for stage, name in ((sweep, "summary.json"), (report, "report.html")):
+        paths.copy_file(f"{stage.path}/{name}", f"{root}/{name}")
+    artifact.finish(claim_of(root, "pipeline"), fingerprint=artifact.content_hash(sweep.fingerprint), config={},
+                    parents={"dataset": dataset, "scores": scores, "sweep": sweep, "report": report},
+                    counts={"trials": 1}, wall_seconds=0.0)  # fmt: skip
+
+
+KINDS = {
+    "dataset": "dataset",
+    "scores": "scoring_run",
+    "scores/table": "score_table",
+    "scores/hardness": "hardness_table",
+    "coreset": "coreset",
+    "checkpoint": "checkpoint",
+    "evaluation": "evaluation",
+    "report": "report",
+    "sweep": "sweep",
+    "study": "study",
+    ".": "pipeline",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Artifacts of all kinds; not to be changed."""
+    root = tmp_path_factory.mktemp("made") / "run"
+    make_all(root)
+    return root
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The same, to be damaged."""
+    make_all(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def hardness_file(folder):
+    """The only file of a hardness table."""
+    (found,) = folder.glob("hardness-*.parquet")
+    return found
+
+
+def problems(path):
+    """What verification finds, in one string."""
+    facts = inspect(path=str(path), verify=True, count=0)
+    return "\n".join(problem for entry in facts["verified"] for problem in entry["problems"])
+
+
+# ---------------------------------------------------------------- what it says
+
+
+@pytest.mark.parametrize(("where", "kind"), KINDS.items())
+def test_every_kind_is_told_and_verified(made, where, kind):
+    """Kind, size, counts; nothing wrong; as text of at most 100 columns, and as JSON."""
+    facts = inspect(path=f"{made}/{where}", verify=True)
+    size = sum(path.stat().st_size for path in (made / where).rglob("*") if path.is_file())
+
+    assert (facts["kind"], facts["state"], facts["bytes"]) == (kind, "finished", size)
+    assert facts["counts"] == json.loads((made / where / "manifest.json").read_text())["counts"]
+    assert [entry["problems"] for entry in facts["verified"]] == [[]] * (1 + len(facts["inside"]))
+    assert json.loads(json.dumps(facts)) == facts
+    for line in to_text(facts).splitlines():
+        assert len(line) <= WIDTH or " " not in line.strip(), line
+
+
+def test_the_text_says_what_matters(made):
+    """Coverage, method, accuracies, configuration, what is inside: a word of each."""
+    said = {where: to_text(inspect(path=f"{made}/{where}")) for where in KINDS}
+
+    assert "2 scored epochs (1, 2) and the control 0 × 60 samples = 180 rows in 6 parts" in said["scores"]
+    assert "every sample once per epoch, by the manifest" in " ".join(said["scores/table"].split())
+    assert "easycore, by aign, fraction 0.4" in said["coreset"]
+    assert "24 of 60 samples" in said["coreset"]
+    assert "--eps      4/255" in said["checkpoint"]
+    assert "clean         75.0 %" in said["evaluation"]
+    assert "pgd20         25.0 %" in said["evaluation"]
+    assert "2.0 h wall" in said["evaluation"]
+    assert "class 0: 20, class 1: 20, class 2: 20" in said["dataset"]
+    assert "trials/t/evaluation  evaluation      clean 75.0 %, pgd20 25.0 %" in said["sweep"]
+    assert "./scores/hardness" in said["."]
+
+
+def test_only_what_differs_from_the_defaults_is_shown(made):
+    """And what has no default."""
+    config = inspect(path=f"{made}/checkpoint")["config"]
+
+    assert config == {"dataset": f"{made}/dataset", "coreset": f"{made}/coreset", "eps": 4 / 255}
+
+
+def test_easiest_and_hardest_come_with_class_and_key(made):
+    """As the dataset knows them; in order of the score."""
+    found = inspect(path=f"{made}/scores", count=4)["scores"]
+    table = read_hardness(open_hardness(f"{made}/scores")).sort_by("aign").to_pylist()
+
+    assert [row["sample_id"] for row in found["easiest"]] == [row["sample_id"] for row in table[:4]]
+    assert [row["sample_id"] for row in found["hardest"]] == [row["sample_id"] for row in table[:-5:-1]]
+    for row in found["easiest"] + found["hardest"]:
+        label = LABELS[row["sample_id"]]
+        assert (row["label"], row["class"]) == (label, f"class {label}")
+        assert row["key"] == f"class {label}/{row['sample_id']}.png"
+
+
+def test_without_its_dataset_a_table_is_still_told(own):
+    """Ids, labels and scores; that names are missing is said; images cannot be drawn."""
+    before = inspect(path=f"{own}/scores")["scores"]
+    shutil.rmtree(own / "dataset")
+    facts = inspect(path=f"{own}/scores")
+
+    assert [row["sample_id"] for row in facts["scores"]["easiest"]] == [row["sample_id"] for row in before["easiest"]]
+    assert facts["scores"]["easiest"][0]["key"] is None
+    assert "no class names and source keys" in to_text(facts)
+    with pytest.raises(EasyCoreError, match=r"images cannot be drawn: the dataset .*/dataset is gone or another one"):
+        inspect(path=f"{own}/scores", images=f"{own}/x.png")
+
+
+def test_a_damaged_table_is_still_told(own):
+    """What cannot be read of it is said in place of the scores."""
+    hardness_file(own / "scores" / "hardness").unlink()
+    text = to_text(inspect(path=f"{own}/scores"))
+
+    assert "Scores cannot be read" in text
+    assert "easycore" in text
+    with pytest.raises(EasyCoreError, match="is listed in the manifest but cannot be read"):
+        inspect(path=f"{own}/scores", images=f"{own}/x.png")
+
+
+def test_images_are_drawn_into_the_file(made, tmp_path):
+    """Easiest and hardest: two rows more images make a higher picture, and the file is a PNG."""
+    sizes = []
+    for count in (5, 12):
+        inspect(path=f"{made}/scores", images=f"{tmp_path}/{count}.png", count=count)
+        sizes.append(Image.open(io.BytesIO((tmp_path / f"{count}.png").read_bytes())).size)
+
+    assert sizes[0][0] == sizes[1][0]
+    assert sizes[1][1] > 1.8 * sizes[0][1]
+    with pytest.raises(EasyCoreError, match="holds no finished hardness table to draw images by"):
+        inspect(path=f"{made}/dataset", images=f"{tmp_path}/x.png")
+
+
+def test_lineage_says_what_has_become_of_each_parent(own):
+    """Unchanged, changed, gone, unfinished; parents of parents too."""
+
+    def states(path):
+        def walk(lines):
+            for line in lines:
+                yield Path(line["path"]).name, line["state"]
+                yield from walk(line.get("parents", []))
+
+        return dict(walk(inspect(path=str(path), count=0)["parents"]))
+
+    assert states(own / "checkpoint") == {
+        "dataset": "unchanged", "coreset": "unchanged", "hardness": "unchanged", "table": "unchanged",
+    }  # fmt: skip
+    edit_manifest(own / "dataset", fingerprint="0" * 64)
+    assert states(own / "checkpoint")["dataset"] == "changed"
+    shutil.rmtree(own / "scores" / "table")
+    assert states(own / "checkpoint")["table"] == "gone"
+    (own / "coreset" / "manifest.json").unlink()
+    assert states(own / "checkpoint")["coreset"] == "unfinished"
+    assert "CHANGED" in to_text(inspect(path=f"{own}/checkpoint"))
+
+
+def test_an_unfinished_run_says_how_far_it_is(own):
+    """Epochs and rows of the newest commit; that there is nothing to verify; no scores."""
+    (own / "scores" / "manifest.json").unlink()
+    (own / "scores" / "table" / "manifest.json").unlink()
+    shutil.rmtree(own / "scores" / "hardness")
+    facts = inspect(path=f"{own}/scores", verify=True)
+
+    assert (facts["kind"], facts["state"]) == ("scoring_run", "unfinished")
+    assert facts["progress"]["committed_epochs"] == 2
+    assert facts["progress"]["committed_rows"] == 180
+    assert facts["progress"]["seconds_since_last_write"] < 100
+    assert "committed     2 epochs, 180 score rows" in to_text(facts)
+    assert "is unfinished" in facts["verified"][0]["problems"][0]
+    shutil.rmtree(own / "scores" / "commits")
+    assert inspect(path=f"{own}/scores")["progress"]["committed_epochs"] == 0
+
+
+def test_a_table_that_ended_early_is_whole_only_if_it_was_allowed_to(own):
+    """Two of six planned epochs: all there is if the scores had settled, too few if nothing was said of that."""
+    table = own / "scores" / "table"
+    config = json.loads((table / "manifest.json").read_text())["config"] | {"epochs": 6}
+    edit_manifest(table, config=config | {"stop_when_stable": 0.9}, epochs=[{"epoch": 1}, {"epoch": 2}])
+
+    assert "scored epochs" not in problems(table)
+    edit_manifest(table, config=config | {"stop_when_stable": None})
+    assert "scored epochs: [0, 1, 2] instead of [0, 1, 2, 3, 4, 5, 6]" in problems(table)
+
+
+def test_a_diverged_run_says_why_it_is_not_finished(own):
+    """And does not advise the same command again, which would diverge again."""
+    (own / "checkpoint" / "manifest.json").unlink()
+    (own / "checkpoint" / "run.json").write_text(json.dumps({"kind": "checkpoint", "identity": "i", "nonce": "n"}))
+    note = {"identity": "i", "problem": "training diverged: the loss is nan in step 7", "device_seconds": 1.0}
+    (own / "checkpoint" / "diverged.json").write_text(json.dumps(note))
+    facts = inspect(path=f"{own}/checkpoint", verify=True)
+    text = to_text(facts)
+    within = inspect(path=str(own), verify=True)
+
+    assert facts["verified"][0]["problems"] == ["is unfinished; nothing to verify yet"], "there is no model"
+    assert "checkpoint, DIVERGED" in to_text(within)
+    (inner,) = (entry for entry in within["verified"] if entry["path"].endswith("/checkpoint"))
+    assert inner["problems"] == [], "what it lies in knows of it"
+    assert "diverged      training diverged: the loss is nan in step 7" in text
+    assert "same command" not in text
+    (own / "checkpoint" / "diverged.json").write_text(json.dumps(note | {"identity": "of another run"}))
+    assert "same command" in to_text(inspect(path=f"{own}/checkpoint"))
+
+
+@pytest.mark.parametrize(("where", "message"), [
+    ("nowhere", "nowhere does not exist; pass the folder of an artifact"),
+    ("dataset/shards", "shards is no artifact .* and holds none"),
+    ("sweep/trials", r"trials is no artifact .*; pass one of those below it: t/evaluation$"),
+])  # fmt: skip
+def test_what_is_no_artifact_is_refused_with_those_below_it(made, where, message):
+    """In one line."""
+    with pytest.raises(EasyCoreError, match=message):
+        inspect(path=f"{made}/{where}")
+
+
+def test_an_artifact_that_cannot_be_read_is_refused(own):
+    """Of a newer release, damaged, not ours."""
+    edit_manifest(own / "coreset", format_version=9)
+    with pytest.raises(EasyCoreError, match="format_version 9, this release reads up to 1"):
+        inspect(path=f"{own}/coreset")
+    (own / "coreset" / "manifest.json").write_text("{")
+    with pytest.raises(EasyCoreError, match="is not valid JSON"):
+        inspect(path=f"{own}/coreset")
+    (own / "coreset" / "manifest.json").write_text("{}")
+    with pytest.raises(EasyCoreError, match="is not one of ours"):
+        inspect(path=f"{own}/coreset")
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def make_table(folder, columns, cuts):
+    """A hardness table of these columns in files cut at these places."""
+    count = len(columns["sample_id"])
+    zeros = {spec.name: np.zeros(count) for spec in SCHEMA}
+    table = pa.table({name: pa.array(values) for name, values in (zeros | columns).items()}).cast(SCHEMA)
+    edges = [0, *cuts, count]
+    files = [
+        write_hardness(str(folder), number, table.slice(low, high - low))
+        for number, (low, high) in enumerate(pairwise(edges))
+    ]
+    content = {"kind": "hardness_table", "fingerprint": "f", "counts": {"samples": count}, "files": files}
+    return Artifact(str(folder), content)
+
+
+def draw_columns(count, *, ties=False):
+    """Random scores, as often equal as wanted."""
+    rng = np.random.default_rng(count)
+    found = {"sample_id": np.sort(rng.choice(10 * count, count, replace=False)), "label": rng.integers(0, 5, count)}
+    for name in ("aign", "el2n", "loss", "aum", "input_norm", "aign_epoch0"):
+        values = rng.normal(0, 1, count).astype(np.float32)
+        found[name] = np.round(values) if ties else values
+    return found | {"num_scores": np.full(count, 4), "forgetting_events": rng.integers(0, 3, count),
+                    "first_learned_epoch": rng.integers(-1, 3, count)}  # fmt: skip
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [100, 100, 700]])
+def test_quantiles_are_those_of_the_whole_table(tmp_path, cuts):
+    """However it is cut into files, empty ones too."""
+    columns = draw_columns(999)
+    found = summarise(make_table(tmp_path, columns, cuts))
+
+    never = columns["first_learned_epoch"] == -1
+    columns["forgetting"] = np.where(never, 5, columns["forgetting_events"])
+    assert set(found.quantiles) == set(HIGHER_IS_HARDER)
+    for name, values in found.quantiles.items():
+        np.testing.assert_allclose(values, np.quantile(columns[name].astype(float), [0, *QUANTILES, 1]), rtol=1e-12)
+    assert found.sampled_rows == found.rows == 999
+
+
+@pytest.mark.parametrize("score", HIGHER_IS_HARDER)
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+def test_extremes_are_those_of_a_full_sort(tmp_path, score, count):
+    """By hardness, ties by id, at both ends; never more than there are."""
+    columns = draw_columns(200, ties=True)
+    found = summarise(make_table(tmp_path, columns, [3, 90]), score=score, count=count)
+
+    columns["forgetting"] = np.where(columns["first_learned_epoch"] == -1, 5, columns["forgetting_events"])
+    hardness = columns[score] if HIGHER_IS_HARDER[score] else -columns[score]
+    for rows, rank in ((found.easiest, hardness), (found.hardest, -hardness)):
+        at = sorted(range(200), key=lambda i: (rank[i], columns["sample_id"][i]))[:count]
+        assert rows.sample_ids.tolist() == columns["sample_id"][at].tolist()
+        assert rows.labels.tolist() == columns["label"][at].tolist()
+        assert rows.values.tolist() == columns[score][at].tolist()
+
+
+def test_a_large_table_is_sampled_the_same_however_it_is_cut(tmp_path, monkeypatch):
+    """Close to the truth, ends exact, and said."""
+    monkeypatch.setattr(score_summary, "EXACT_ROWS", 10_000)
+    monkeypatch.setattr(score_summary, "SAMPLED_ROWS", 5_000)
+    columns = draw_columns(40_000)
+    whole = summarise(make_table(tmp_path / "a", columns, []))
+    cut = summarise(make_table(tmp_path / "b", columns, [13, 20_000]))
+    truth = np.quantile(columns["aign"], [0, *QUANTILES, 1])
+
+    assert whole.quantiles == cut.quantiles
+    assert 4_700 < whole.sampled_rows == cut.sampled_rows < 5_300
+    assert [whole.quantiles["aign"][0], whole.quantiles["aign"][-1]] == [truth[0], truth[-1]]
+    np.testing.assert_allclose(whole.quantiles["aign"][2:-2], truth[2:-2], atol=0.08)
+    assert whole.easiest.values[0] == truth[0]
+
+
+def test_a_large_table_is_read_a_file_at_a_time(tmp_path, monkeypatch):
+    """Never two files at once, and no file twice."""
+    table = make_table(tmp_path, draw_columns(300), [100, 200])
+    asked = []
+    real = score_summary.read_hardness_file
+
+    def read(folder, entry, columns):
+        asked.append(entry["path"])
+        return real(folder, entry, columns)
+
+    monkeypatch.setattr(score_summary, "read_hardness_file", read)
+    summarise(table)
+
+    assert asked == [entry["path"] for entry in table.manifest["files"]]
+
+
+def test_the_text_says_that_quantiles_are_sampled(made, monkeypatch):
+    """Exact or not, and from how many."""
+    assert "Scores of 60 samples, quantiles exact" in to_text(inspect(path=f"{made}/scores"))
+    monkeypatch.setattr(score_summary, "EXACT_ROWS", 10)
+    monkeypatch.setattr(score_summary, "SAMPLED_ROWS", 30)
+    assert "quantiles from a fixed sample of" in to_text(inspect(path=f"{made}/scores"))
+
+
+def test_a_score_that_was_not_recorded_is_refused_by_name(tmp_path):
+    """The others are told without it."""
+    columns = draw_columns(20)
+    columns["aign_epoch0"] = pa.nulls(20, pa.float32())
+    table = make_table(tmp_path, columns, [])
+
+    assert "aign_epoch0" not in summarise(table).quantiles
+    with pytest.raises(EasyCoreError, match="did not record aign_epoch0, or it was reduced without it"):
+        summarise(table, score="aign_epoch0")
+
+
+# ---------------------------------------------------------------- damage
+
+
+def flip(path, at=-40):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def rewrite(path, change):
+    """Change the rows of a Parquet file."""
+    pq.write_table(change(pq.read_table(path, partitioning=None)), path)
+
+
+def flip_pixel(path):
+    """Change one bit of the first image of a shard."""
+    image = pq.read_table(path)["image"][0].as_py()
+    flip(path, path.read_bytes().index(image))
+
+
+def with_column(name, values):
+    """A change of one column."""
+    return lambda table: table.set_column(table.schema.get_field_index(name), table.schema.field(name),
+                                          pa.array(values, table.schema.field(name).type))  # fmt: skip
+
+
+DAMAGE = {
+    "a pixel": ("dataset", lambda f: flip_pixel(f / "shards/train-00001.parquet"), "holds 1 images that are not those"),
+    "a shard that is gone": ("dataset", lambda f: (f / "shards/train-00000.parquet").unlink(), "listed .* not there"),
+    "a shard that is cut off": (
+        "dataset",
+        lambda f: cut(f / "shards/train-00000.parquet"),
+        "bytes of shards/train-00000",
+    ),
+    "labels of a shard": (
+        "dataset",
+        lambda f: rewrite(f / "shards/train-00000.parquet", with_column("label", [0] * 30)),
+        "another label than index.parquet|another schema",
+    ),
+    "labels of the index": (
+        "dataset",
+        lambda f: rewrite(f / "index.parquet", with_column("label", [0] * 60)),
+        "index.parquet does not have the fingerprint",
+    ),
+    "a row of the index": (
+        "dataset",
+        lambda f: rewrite(f / "index.parquet", lambda t: t.slice(1)),
+        "train rows in index.parquet: 59 instead of 60",
+    ),
+    "a bit of a part": (
+        "scores",
+        lambda f: flip(f / "table/epoch=00001/part-a-r00000.parquet"),
+        "checksum in the manifest",
+    ),
+    "a part that is gone": (
+        "scores",
+        lambda f: (f / "table/epoch=00002/part-a-r00001.parquet").unlink(),
+        "cannot be read",
+    ),
+    "a part that is not listed": (
+        "scores/table",
+        lambda f: edit_manifest(f, parts=parts_of(f)[:-1]),
+        "epoch 2: 30 of 60 samples were scored\n.*fingerprint",
+    ),
+    "a part listed twice": (
+        "scores/table",
+        lambda f: edit_manifest(f, parts=[*parts_of(f), parts_of(f)[-1]]),
+        "epoch 2: 90 of 60 samples",
+    ),
+    "a part in place of another": (
+        "scores/table",
+        lambda f: edit_manifest(f, parts=[*parts_of(f)[:-1], parts_of(f)[-2]]),
+        "some samples were scored twice",
+    ),
+    "an epoch that is not listed": (
+        "scores/table",
+        lambda f: edit_manifest(f, parts=parts_of(f)[:4]),
+        r"scored epochs: \[0, 1\] instead of \[0, 1, 2\]",
+    ),
+    "the population": (
+        "scores/table",
+        lambda f: rewrite(f / "samples.parquet", lambda t: t.slice(1)),
+        "59 instead of 60",
+    ),
+    "labels of the population": (
+        "scores/table",
+        lambda f: rewrite(f / "samples.parquet", with_column("label", [1] * 60)),
+        "other labels than samples.parquet",
+    ),
+    "a bit of hardness": (
+        "scores",
+        lambda f: flip(hardness_file(f / "hardness"), 300),
+        "checksum in the manifest",
+    ),
+    "a hardness file that is gone": ("scores/hardness", lambda f: hardness_file(f).unlink(), "not there"),
+    "a foreign hardness table": (
+        "scores",
+        lambda f: edit_manifest(f / "hardness", fingerprint="0" * 64),
+        "hardness/ is not the one this run was finished with",
+    ),
+    "ids of a coreset": ("coreset", lambda f: np.save(f / "sample_ids.npy", np.arange(24)), "sample_ids.npy"),
+    "a key of a coreset": (
+        "coreset",
+        lambda f: (f / "keys.txt").write_text("x\n"),
+        "keys.txt does not name the samples",
+    ),
+    "the mixture of a coreset": ("coreset", lambda f: edit_manifest(f, class_histogram=[0, 0, 24]), "samples by class"),
+    "a weight": ("checkpoint", lambda f: flip(f / "model.safetensors"), "these are other weights"),
+    "weights that are gone": ("checkpoint", lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
+    "a model": ("checkpoint", lambda f: edit_manifest(f, model=model_of(f) | {"width": 3}), "does not fit the model"),
+    "outcomes": (
+        "evaluation",
+        lambda f: rewrite(f / "outcomes.parquet", with_column("clean_correct", [True] * 8)),
+        "have the fingerprint.*\n.*clean accuracy in manifest.json: 0.75 instead of 1.0",
+    ),
+    "a summary": (
+        "evaluation",
+        lambda f: (f / "summary.json").write_text('{"clean_accuracy": 0.9}'),
+        "instead of 0.75",
+    ),
+    "a plot": ("report", lambda f: (f / "plots/a.png").write_bytes(b"other"), "page or its plots"),
+    "a trial that is gone": ("sweep", lambda f: shutil.rmtree(f / "trials/t"), "finished trials: 0 instead of 1"),
+    "a study's results": ("study", lambda f: (f.parent / "results.json").unlink(), "results file .* is not there"),
+    "a study that was moved": (
+        "study",
+        lambda f: (f / "results.json").write_text('{"trials": {}}'),
+        r"its results file .*study/results.json has not the fingerprint",
+    ),
+    "a record of a study": (
+        "study",
+        lambda f: (f.parent / "results.json").write_text('{"trials": {"t_s0": {"seed": 0}}}'),
+        "a trial was changed, or added since",
+    ),
+    "a row of a study": (
+        "study",
+        lambda f: (f / "summary.json").write_text('{"rows": []}'),
+        "rows of summary.json: 0 instead of 1",
+    ),
+    "a page": (".", lambda f: (f / "report.html").write_bytes(b"other"), "report.html is not that of"),
+    "a parent that was replaced": (
+        "coreset",
+        lambda f: edit_manifest(f.parent / "dataset", fingerprint="0" * 64),
+        "was made from the dataset .*, which is changed since",
+    ),
+}
+
+
+def cut(path):
+    """Leave out the end of a file."""
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def parts_of(table):
+    return json.loads((table / "manifest.json").read_text())["parts"]
+
+
+def model_of(checkpoint):
+    return json.loads((checkpoint / "manifest.json").read_text())["model"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_verification_finds(own, damage):
+    """Every damage, by name, in the artifact and from the one it lies in; and only where it is."""
+    where, harm, message = DAMAGE[damage]
+    harm(own / where)
+    found = problems(own / where)
+
+    assert re.search(message, found), found
+    assert inspect(path=f"{own}/checkpoint", count=0)["kind"] == "checkpoint"
+    with pytest.raises(SystemExit) as caught:
+        run(InspectConfig, main, [f"{own}/{where}", "--verify", "--count", "0"])
+    assert caught.value.code == 1
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_prints_json_or_text(made, capsys, monkeypatch):
+    """The path is the only word it needs; a relative one starts in the working directory."""
+    monkeypatch.chdir(made)
+    monkeypatch.delenv("EASYCORE_ROOT", raising=False)
+    facts = run(InspectConfig, main, ["scores", "--json", "--count", "3"])
+    assert json.loads(capsys.readouterr().out) == facts
+    assert facts["path"] == f"{made}/scores"
+    run(InspectConfig, main, ["scores"])
+    assert capsys.readouterr().out.startswith(f"{made}/scores\nscoring run, finished ")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["/x", "--score", "agin"], "unknown score 'agin'; allowed are aign"),
+    (["/x", "--count", "-1"], "count must be >= 0, got -1"),
+    (["/x", "--images", "x.jpg"], r"images must end in .png, got '.*x.jpg'"),
+    (["/x", "--images", "x.png", "--count", "0"], r"count must be in 1..100 to draw images, got 0"),
+    (["/nowhere/x"], "/nowhere/x does not exist"),
+])  # fmt: skip
+def test_mistakes_are_one_line(capsys, arguments, message):
+    """Exit code 2, nothing on standard output."""
+    with pytest.raises(SystemExit) as caught:
+        run(InspectConfig, main, arguments)
+    captured = capsys.readouterr()
+
+    assert caught.value.code == 2
+    assert captured.out == ""
+    assert re.match(f"error: .*{message}", captured.err), captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_help_explains_every_option(capsys):
+    """And does not offer presets, which mean nothing here."""
+    with pytest.raises(SystemExit) as caught:
+        parse(InspectConfig, ["--help"])
+    text = capsys.readouterr().out
+
+    assert caught.value.code == 0
+    assert all(f"--{name}" in text for name in ("verify", "score", "count", "images", "json"))
+    assert "--preset" not in text
+
+
+def test_a_run_that_was_never_committed_has_a_claim_only(tmp_path):
+    """What inspect says a second after a job has begun."""
+    artifact.claim(str(tmp_path / "r"), "scoring_run", "a" * 64)
+    facts = inspect(path=f"{tmp_path}/r")
+    assert facts["progress"]["committed_epochs"] == 0
+    write_commits(tmp_path / "r", [], 3)
+    assert inspect(path=f"{tmp_path}/r")["progress"]["committed_epochs"] == 3

@@ -1,0 +1,419 @@
+"""Which weights a training run keeps: the last, the best by validation, and the last good ones of a diverged run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from easycore_ray.config.fields import Arm
+from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.engine.checkpoint import best_epoch_text, open_checkpoint
+from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.state import HaltedError, load_state, save_state
+from easycore_ray.engine.worker_group import LocalContext
+from easycore_ray.experiments.results import lost_row, result_rows, training_curves
+from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack
+from easycore_ray.experiments.trial_runner import trial_summary
+from easycore_ray.experiments.trials import Trial
+from easycore_ray.inspection.verify import verify
+from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.train import (
+    DivergedError,
+    claim_checkpoint,
+    finish_checkpoint,
+    keep_last_good,
+    make_fit,
+    open_inputs,
+    read_divergence,
+    train,
+    train_here,
+)
+from tests.artifacts import make_image_dataset
+
+# With this seed, robust accuracy on the validation split is highest after epoch 2 and clean accuracy after epoch 3.
+SEED = 35
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """A run sets the number of threads; it is put back."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """60 random images to train on, 21 to validate with."""
+    folder = tmp_path_factory.mktemp("training") / "dataset"
+    return make_image_dataset(
+        folder, [number % 3 for number in range(60)], val_labels=[number % 3 for number in range(21)]
+    )
+
+
+def settings(dataset, **changes):
+    """A TRADES run of 4 epochs; at a constant rate, so that a shorter run is the beginning of a longer one."""
+    fields = dict(
+        dataset=dataset.path, out="unused", model="cnn", width=2, epochs=4, batch_size=16, augment="none", eps=0.03,
+        attack_steps=2, val_attack_steps=3, num_workers=1, training="trades", schedule="constant", warmup_fraction=0.0,
+        seed=SEED, tracking_uri="none",
+    )  # fmt: skip
+    return TrainConfig(**fields | changes)
+
+
+def trained(config, context=None):
+    """The state after the last epoch of a run in this process."""
+    dataset, _, _ = open_inputs(config)
+    rows = read_split(dataset, "train")
+    fit = make_fit(config, dataset, None)
+    return train_here(fit, rows) if context is None else fit_here(fit, rows, context)
+
+
+def finished(config, state):
+    """The checkpoint a run's last state becomes."""
+    dataset, parents, _ = open_inputs(config)
+    made = claim_checkpoint(config, parents)
+    return finish_checkpoint(config, made, parents, make_fit(config, dataset, None), state, 1.0)
+
+
+def same(weights, others):
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_the_most_robust_epoch_is_the_best_not_the_most_accurate(dataset):
+    """An adversarial run goes by robust validation accuracy, unless it is switched off: then by the clean one."""
+    robust, clean = (trained(settings(dataset, val_attack_steps=steps)) for steps in (3, 0))
+    values = [entry["val_robust_accuracy"] for entry in robust.history]
+
+    assert robust.best_epoch == 1 + values.index(max(values)) == 2
+    assert clean.best_epoch == 3
+    assert [entry["val_accuracy"] for entry in clean.history] == [entry["val_accuracy"] for entry in robust.history]
+    assert all(entry["val_seconds"] > 0 for entry in robust.history)
+    assert not any("val_robust_accuracy" in entry for entry in clean.history)
+    assert same(robust.model, clean.model), "looking at the validation split changed what is trained"
+
+
+def test_the_best_weights_are_those_after_the_best_epoch(dataset):
+    """As a run that ends there leaves them, bit for bit."""
+    state = trained(settings(dataset))
+
+    assert same(state.best, trained(settings(dataset, epochs=2)).model)
+    assert not same(state.best, state.model)
+
+
+def test_of_equally_good_epochs_the_first_is_the_best(dataset):
+    """A standard run whose accuracy is as high again later keeps the earlier weights."""
+    state = trained(settings(dataset, training="standard", seed=3))
+    values = [entry["val_accuracy"] for entry in state.history]
+
+    assert values.count(max(values)) > 1, "no tie to decide"
+    assert state.best_epoch == 1 + values.index(max(values))
+
+
+class Interrupted(LocalContext):
+    """Commits to a folder, as on Ray, and is lost after an epoch."""
+
+    def __init__(self, folder, after=None):
+        super().__init__()
+        self.folder, self.after = str(folder), after
+
+    def restore(self):
+        return load_state(self.folder) if self.after is None else None
+
+    def commit(self, state):
+        save_state(self.folder, state)
+        if state.epoch == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [2, 3])
+def test_an_interrupted_run_ends_with_the_same_last_and_best(dataset, tmp_path, after):
+    """Lost right after the best epoch, whose weights are the last then, or later, when they lie beside the last."""
+    with pytest.raises(KeyboardInterrupt):
+        trained(settings(dataset), Interrupted(tmp_path, after))
+    assert (tmp_path / "best.safetensors").exists() == (after == 3)
+    state, whole = trained(settings(dataset), Interrupted(tmp_path)), trained(settings(dataset))
+
+    assert same(state.model, whole.model)
+    assert same(state.best, whole.best)
+    assert state.best_epoch == whole.best_epoch == 2
+
+
+def test_a_checkpoint_opens_with_last_or_best_weights(dataset, tmp_path):
+    """The manifest says which epoch is the best, by what and how good; the fingerprint covers both files."""
+    config = settings(dataset, out=str(tmp_path / "model"))
+    state = trained(config)
+    checkpoint = finished(config, state)
+    manifest = checkpoint.manifest
+
+    assert same(open_checkpoint(checkpoint.path)[1].state_dict(), state.model)
+    assert same(open_checkpoint(checkpoint.path, "best")[1].state_dict(), state.best)
+    assert (manifest["best_epoch"], manifest["selected_by"]) == (2, "val_robust_accuracy")
+    assert manifest["best_value"] == max(entry["val_robust_accuracy"] for entry in state.history)
+    assert best_epoch_text(manifest).startswith(
+        "2 (kept as best.safetensors beside the last), by robust accuracy on the"
+    )
+    assert problems(checkpoint) == []
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / "best.safetensors")
+    assert "model.safetensors and best.safetensors do not have the fingerprint" in problems(checkpoint)[0]
+
+
+def problems(checkpoint):
+    return verify(checkpoint)
+
+
+def test_the_best_weights_are_not_written_twice(dataset, tmp_path):
+    """Where the last epoch is the best there is one file, which is both."""
+    config = settings(dataset, epochs=2, out=str(tmp_path / "model"))
+    checkpoint = finished(config, trained(config))
+
+    assert sorted(path.name for path in (tmp_path / "model").glob("*.safetensors")) == ["model.safetensors"]
+    assert checkpoint.manifest["weights"] == {"last": "model.safetensors", "best": "model.safetensors"}
+    assert same(
+        open_checkpoint(checkpoint.path, "best")[1].state_dict(), open_checkpoint(checkpoint.path)[1].state_dict()
+    )
+    assert best_epoch_text(checkpoint.manifest).startswith("2 (the last)")
+
+
+def test_without_a_validation_split_there_is_no_best(tmp_path):
+    """The last weights are kept, the manifest says that none was chosen, and asking for the best is refused."""
+    config = settings(make_image_dataset(tmp_path / "dataset", [0, 1, 2] * 20), out=str(tmp_path / "model"), epochs=1)
+    checkpoint = finished(config, trained(config))
+
+    assert (checkpoint.manifest["best_epoch"], checkpoint.manifest["selected_by"]) == (None, None)
+    assert "no validation split" in best_epoch_text(checkpoint.manifest)
+    with pytest.raises(EasyCoreError, match=r"has no best weights: .*no validation split.*pass --weights last"):
+        open_checkpoint(checkpoint.path, "best")
+
+
+def test_a_budget_wider_than_the_image_is_refused_before_any_work(dataset, tmp_path):
+    """An l2 eps meant in 255ths; where nothing is attacked, eps is not looked at."""
+    fields = dict(norm="l2", eps=128.0)
+    with pytest.raises(EasyCoreError, match="did you mean 128/255"):
+        train(settings(dataset, out=str(tmp_path / "refused"), **fields))
+    assert not (tmp_path / "refused").exists()
+    open_inputs(settings(dataset, training="standard", **fields))
+
+
+def diverging(dataset, **changes):
+    """A run whose weight decay multiplies the weights until they overflow, in the second epoch."""
+    return settings(dataset, weight_decay=300.0, lr=0.2, **changes)
+
+
+def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
+    """It stops, says where and why, and what was good before is a checkpoint that opens and says what it is."""
+    config = diverging(dataset, out=str(tmp_path / "model"))
+    found, parents, _ = open_inputs(config)
+    made = claim_checkpoint(config, parents)
+    with pytest.raises(HaltedError, match=r"the loss is nan in step \d of 16 \(epoch 2, learning rate 0.2\)") as caught:
+        trained(config)
+    error = keep_last_good(config, made, parents, make_fit(config, found, None), caught.value, 1.0)
+    kept = str(tmp_path / "model" / "last_good")
+
+    assert str(error) == f"{caught.value}; the model after epoch 1, the last good one, is kept in {kept}"
+    artifact, model = open_checkpoint(kept)
+    assert same(model.state_dict(), trained(diverging(dataset, epochs=1)).model)
+    assert artifact.manifest["halted"] == str(caught.value)
+    assert artifact.manifest["counts"]["epochs"] == 1
+    note = read_divergence(config)
+    assert (note["problem"], note["device_seconds"]) == (str(error), 1.0)
+    assert read_divergence(config.replace(lr=0.1)) is None, "another run may not"
+    with pytest.raises(EasyCoreError, match="still being written"):
+        open_checkpoint(config.out)
+
+
+def test_what_no_recipe_can_help_is_not_called_diverged(dataset, tmp_path):
+    """A run that was refused its data keeps its last good model too, but a sweep may not go on without it."""
+    config = settings(dataset, out=str(tmp_path / "model"))
+    found, parents, _ = open_inputs(config)
+    made = claim_checkpoint(config, parents)
+    halted = HaltedError("shard 3 is damaged", trained(config.replace(epochs=1)))
+    error = keep_last_good(config, made, parents, make_fit(config, found, None), halted, 1.0)
+
+    assert type(error) is EasyCoreError
+    assert "is kept in" in str(error)
+    assert read_divergence(config) is None
+
+
+def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
+    """The note of an earlier attempt counts for nothing beside a finished checkpoint."""
+    config = diverging(dataset, epochs=1, out=str(tmp_path / "model"))
+    found, parents, _ = open_inputs(config)
+    made = claim_checkpoint(config, parents)
+    keep_last_good(
+        config, made, parents, make_fit(config, found, None), HaltedError("by chance", None, diverged=True), 1.0
+    )
+
+    assert read_divergence(config)["problem"] == "by chance; no epoch was completed before"
+    finished(config, trained(config))
+    assert read_divergence(config) is None
+
+
+def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
+    """The message says so, and it is noted all the same."""
+    config = settings(dataset, lr=1e30, out=str(tmp_path / "model"))
+    found, parents, _ = open_inputs(config)
+    made = claim_checkpoint(config, parents)
+    with pytest.raises(HaltedError) as caught:
+        trained(config)
+    error = keep_last_good(config, made, parents, make_fit(config, found, None), caught.value, 1.0)
+
+    assert isinstance(error, DivergedError)
+    assert str(error).endswith("lower --lr or raise --warmup-fraction; no epoch was completed before")
+    assert read_divergence(config)["problem"] == str(error)
+    assert not (tmp_path / "model" / "last_good").exists()
+
+
+# ---------------------------------------------------------------- trials of a sweep
+
+
+@pytest.fixture(scope="module")
+def trials(dataset, tmp_path_factory):
+    """Two trials that differ by their seed, run as a sweep runs them: best epoch 2, and another."""
+    root = tmp_path_factory.mktemp("trials")
+    found = [make_trial(dataset, root, seed=seed, epochs=4) for seed in (SEED, SEED + 1)]
+    for trial in found:
+        train_and_attack(trial, lambda _: None)
+    return found
+
+
+def make_trial(dataset, root, *, seed, **changes):
+    out = f"{root}/{seed}"
+    train = settings(dataset, out=f"{out}/checkpoint", seed=seed, **changes)
+    evaluate = EvaluateConfig(out=f"{out}/evaluation", checkpoint=train.out, dataset=dataset.path, split="val",
+                              eps=(0.0, 0.05))  # fmt: skip
+    return Trial(arm=Arm("full", None, "none"), fraction=1.0, training="trades", beta=6.0, seed=seed, train=train,
+                 evaluate=evaluate)  # fmt: skip
+
+
+def scores_of(dataset):
+    return Artifact("/nowhere", {"config": {"seed": 0}, "device_seconds": 0.0})
+
+
+def test_a_trial_evaluates_last_and_best(trials, dataset):
+    """Its best epoch is attacked as the last is, and both are told to whoever follows the trial."""
+    trial = trials[0]
+    last, best = (open_artifact(config.out).manifest["summary"] for config in trial.evaluations())
+    told = trial_summary(trial)
+
+    assert trial.finished()
+    assert last != best
+    assert told["metrics"]["best_epoch"] == 2
+    assert told["metrics"]["clean_accuracy"] == last["clean_accuracy"]
+    assert told["metrics"]["robust_accuracy_pgd20_best"] == best["robust"][1]["accuracy"]
+    assert "; best epoch: clean " in told["words"]
+
+
+def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path):
+    """Run again it does only what is missing."""
+    trial = make_trial(dataset, tmp_path, seed=SEED)
+    train_and_attack(trial, lambda _: None)
+    before = open_artifact(trial.train.out).manifest["created"], open_artifact(trial.evaluate_best.out).fingerprint
+    shutil.rmtree(trial.evaluate_best.out)
+    assert not trial.finished()
+    train_and_attack(trial, lambda _: pytest.fail("it trained again"))
+
+    assert trial.finished()
+    assert before == (
+        open_artifact(trial.train.out).manifest["created"],
+        open_artifact(trial.evaluate_best.out).fingerprint,
+    )
+
+
+def test_a_trial_whose_last_epoch_is_the_best_is_evaluated_once(dataset, tmp_path):
+    """Its best columns are those of the last."""
+    trial = make_trial(dataset, tmp_path, seed=SEED, epochs=2)
+    train_and_attack(trial, lambda _: None)
+    row = result_rows([trial], scores_of(dataset))[1]
+
+    assert [config.weights for config in trial.evaluations()] == ["last"]
+    assert not (tmp_path / str(SEED) / "evaluation_best").exists()
+    assert trial.finished()
+    assert row["best_epoch_mean"] == row["epochs"] == 2
+    assert row["robust_accuracy_pgd20_best_mean"] == row["robust_accuracy_pgd20_mean"]
+
+
+def test_result_rows_have_the_best_beside_the_last(trials, dataset):
+    """Mean and spread over seeds of what each seed's own best epoch reaches."""
+    rows = result_rows(trials, scores_of(dataset))
+    epochs = [open_artifact(trial.train.out).manifest["best_epoch"] for trial in trials]
+    accuracies = [open_artifact(trial.evaluations()[-1].out).manifest["summary"] for trial in trials]
+
+    assert [row["eps"] for row in rows] == [0.0, 0.05]
+    for number, row in enumerate(rows):
+        each = torch.tensor([summary["robust"][number]["accuracy"] for summary in accuracies], dtype=torch.float64)
+        assert row["best_epoch_mean"] == sum(epochs) / 2
+        assert row["robust_accuracy_pgd20_best_mean"] == pytest.approx(float(each.mean()))
+        assert row["robust_accuracy_pgd20_best_std"] == pytest.approx(float(each.std()))
+        assert row["validation_seconds"] > 0
+    assert rows[0]["robust_accuracy_pgd20_best_mean"] == rows[0]["clean_accuracy_best_mean"], "eps 0 is no attack"
+    json.dumps(rows, allow_nan=False)
+
+
+def test_rows_name_the_seeds_that_are_missing_in_their_means(trials, dataset):
+    """One seed diverged: the row is the other's, and says so; a wholly lost arm has no row, but an entry."""
+    (row, _) = result_rows(trials[:1], scores_of(dataset), trials[1:])
+    (whole, _) = result_rows(trials, scores_of(dataset))
+    lost = lost_row(trials[1], "the loss is nan")
+
+    assert (row["seeds"], row["diverged_seeds"]) == ([trials[0].seed], [trials[1].seed])
+    assert row["clean_accuracy_std"] is None
+    assert whole["diverged_seeds"] == []
+    assert lost == {
+        **{name: row[name] for name in ("method", "score", "balance", "fraction", "training", "beta")},
+        "seed": trials[1].seed,
+        "problem": "the loss is nan",
+    }
+
+
+def test_rows_without_a_validation_split_have_no_best(tmp_path):
+    """None, not the last one's numbers in disguise."""
+    dataset = make_image_dataset(tmp_path / "dataset", [0, 1, 2] * 20)
+    trial = make_trial(dataset, tmp_path, seed=0, epochs=1)
+    finished(trial.train, trained(trial.train))
+    summary = {"clean_accuracy": 0.5, "worst_class_clean_accuracy": 0.5, "suspicious": [], "warnings": []}
+    robust = [
+        {"attack": "pgd20", "eps": eps, "accuracy": 0.25, "worst_class_accuracy": 0.0} for eps in trial.evaluate.eps
+    ]
+    write_evaluation(trial.evaluate.out, summary | {"robust": robust})
+    row = result_rows([trial], scores_of(dataset))[0]
+
+    assert {key: value for key, value in row.items() if "best" in key} == dict.fromkeys(
+        ("best_epoch_mean", "clean_accuracy_best_mean", "clean_accuracy_best_std", "robust_accuracy_pgd20_best_mean",
+         "robust_accuracy_pgd20_best_std"))  # fmt: skip
+    assert row["clean_accuracy_mean"] == 0.5
+
+
+def write_evaluation(out, summary):
+    from easycore_ray.storage import artifact as manifest
+
+    made = manifest.claim(out, "evaluation", "identity")
+    manifest.finish(made, fingerprint="f", config={}, parents={}, counts={}, wall_seconds=0.0, summary=summary)
+
+
+def test_curves_are_means_over_seeds(trials):
+    """Epoch by epoch, what the trials' checkpoints recorded."""
+    (curve,) = training_curves(trials)
+    histories = [open_artifact(trial.train.out).manifest["epochs"] for trial in trials]
+
+    assert [entry["epoch"] for entry in curve["epochs"]] == [1, 2, 3, 4]
+    for number, entry in enumerate(curve["epochs"]):
+        for name in ("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy"):
+            assert entry[name] == pytest.approx(sum(history[number][name] for history in histories) / 2)
+
+
+def test_a_diverged_trial_keeps_its_last_good_model(dataset, tmp_path):
+    """As a run on its own does, and the trial's error says where."""
+    trial = make_trial(dataset, tmp_path, seed=SEED, weight_decay=300.0, lr=0.2)
+
+    assert read_divergence(trial.train) is None
+    with pytest.raises(DivergedError, match=rf"is kept in {trial.train.out}/last_good$") as caught:
+        train_and_attack(trial, lambda _: None)
+    assert read_divergence(trial.train)["problem"] == str(caught.value)
+    assert (
+        open_dataset(dataset.path).num_classes
+        == open_checkpoint(f"{trial.train.out}/last_good")[1](torch.zeros(1, 1, 4, 4)).shape[1]
+    )
