@@ -8,7 +8,7 @@ The verbs are the pipeline, in order; each takes the fields of its configuration
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _VERBS = {
     "prepare": "data.ingest.pipeline",

@@ -125,18 +125,17 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
     found = {key: value for key, value in vars(source).items() if key in names}
     if kind in stages:
         return found
-    # A job that trains or selects once has no use for the sweep's lists; and the pipeline's score_epochs is how
-    # long the scoring run trains, elsewhere a range of its epochs.
-    found = {key: value for key, value in found.items() if not isinstance(value, tuple) and key != "score_epochs"}
+    # A job that trains or selects once has no use for the sweep's lists.
+    found = {key: value for key, value in found.items() if not isinstance(value, tuple)}
     if kind is TrainConfig:
         found |= {"epochs": config.train_epochs, "milestones": config.milestones}
         # A preset of one objective says it to a single run, too.
         if len(config.training) == 1:
             found |= {"training": config.training[0], **({"beta": config.beta[0]} if len(config.beta) == 1 else {})}
     if kind is EvaluateConfig:
-        found |= {"attack": config.attack, "eps": config.eval_eps, "num_samples": config.num_test_samples}
+        found |= {"attack": config.attack, "eval_eps": config.eval_eps, "num_eval_samples": config.num_eval_samples}
     if kind is AnalyzeConfig:
-        found |= {"eps": config.eval_eps}
+        found |= {"eval_eps": config.eval_eps}
     return found
 
 

@@ -177,7 +177,7 @@ def make_image_dataset(
 def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact:
     """A checkpoint trained in this process, for one step unless the fields say more."""
     from easycore_ray.data.dataset import read_split
-    from easycore_ray.training.train import train as training
+    from easycore_ray.training import train as training
 
     config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,
                             "augment": "none", "num_workers": 1, **fields})  # fmt: skip
@@ -195,7 +195,9 @@ def make_scoring_run(run: Path | str, dataset: Artifact, labels: Sequence[int], 
     The training states lie where Ray Train puts them, with files of its own sort and its list of what is registered.
     """
     ids = np.arange(len(labels))
-    config = to_dict(ScoreConfig(dataset=dataset.path, out=str(run), epochs=epochs))
+    config = to_dict(
+        ScoreConfig(dataset=dataset.path, out=str(run), epochs=epochs, score_pass="eval", initial_pass=True)
+    )
     made = artifact.claim(str(run), "scoring_run", "0123456789abcdef" * 4)
     assert isinstance(made, Claim)
     rows = draw_rows(ids, np.asarray(labels), range(epochs + 1))

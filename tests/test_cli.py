@@ -17,7 +17,6 @@ from easycore_ray.cli import parse, preset_fields, run
 from easycore_ray.config import experiments, stages
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
-from easycore_ray.config.fields import EVALUATION_ATTACKS
 from easycore_ray.config.presets import PRESETS, STUDIES
 from easycore_ray.config.stages import (
     CoresetConfig,
@@ -28,9 +27,10 @@ from easycore_ray.config.stages import (
     ScoreConfig,
     TrainConfig,
 )
+from easycore_ray.core.eps import format_eps
 from easycore_ray.core.models import MODELS
+from easycore_ray.core.names import ATTACK_NAMES
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
-from easycore_ray.core.threat import format_eps
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.selection.select import select
 from easycore_ray.storage import artifact
@@ -96,14 +96,14 @@ def allowed_values(field):
     """Words a field may take, where there is a list of them."""
     options = [field.type, *get_args(field.type)]
     found = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
-    registries = {"model": MODELS, "attack": EVALUATION_ATTACKS, "score": HIGHER_IS_HARDER, "method": METHODS}
+    registries = {"model": MODELS, "attack": ATTACK_NAMES, "score": HIGHER_IS_HARDER, "method": METHODS}
     return [*found, *registries.get(field.name, ())]
 
 
 def shown_default(field):
     """A default as help prints it."""
     values = field.default if isinstance(field.default, tuple) else [field.default]
-    if field.name in ("eps", "eval_eps", "standard_eps", "trades_eps", "autoattack_eps"):
+    if field.name in ("eps", "eval_eps", "standard_eval_eps", "autoattack_eval_eps"):
         values = [format_eps(value) for value in values]
     return f"(default: {shlex.join(map(str, values))})"
 
@@ -130,7 +130,7 @@ def test_help_shows_the_defaults_of_a_preset(capsys):
 
     assert caught.value.code == 0
     assert "(default: 0.125)" in text
-    assert "Optimizer steps in each training run instead of epochs: the same for every fraction. (default: 10)" in text
+    assert "the same number whatever the size of the coreset. (default: 10)" in text
 
 
 def test_a_job_runs_as_a_process():
@@ -178,11 +178,11 @@ def test_stages_take_what_the_preset_says_of_them():
 
     assert command(PipelineConfig, "--preset", "digits") == digits
     assert command(ScoreConfig, "--preset", "digits").epochs == digits.score_epochs
-    assert command(SweepConfig, "--preset", "digits").num_workers == digits.trial_num_workers
+    assert command(SweepConfig, "--preset", "digits").trial_workers == digits.trial_workers
     assert command(TrainConfig, "--preset", "cifar10").epochs == 200
     assert command(TrainConfig, "--preset", "digits").steps == digits.steps
-    assert command(EvaluateConfig, "--preset", "cifar10-cpu").eps == PRESETS["cifar10-cpu"]("/o").eval_eps
-    assert command(EvaluateConfig, "--preset", "cifar10-cpu").num_samples == 1000
+    assert command(EvaluateConfig, "--preset", "cifar10-cpu").eval_eps == PRESETS["cifar10-cpu"]("/o").eval_eps
+    assert command(EvaluateConfig, "--preset", "cifar10-cpu").num_eval_samples == 1000
 
 
 @pytest.mark.parametrize("arguments", [["--preset", "tiny", "--epochs", "5"], ["--epochs=5", "--preset=tiny"]])
@@ -198,8 +198,8 @@ def test_a_flag_overrides_the_preset(arguments):
 
 def test_words_become_values():
     """Fractions of 255, lists, switches, pairs."""
-    found = command(EvaluateConfig, "--eps", "0", "0.25/255", "8/255", "--attack", "pgd20", "--num-workers", "3")
-    assert found.eps == (0.0, 0.25 / 255, 8 / 255)
+    found = command(EvaluateConfig, "--eval-eps", "0", "0.25/255", "8/255", "--attack", "pgd20", "--num-workers", "3")
+    assert found.eval_eps == (0.0, 0.25 / 255, 8 / 255)
     assert (found.attack, found.num_workers) == (("pgd20",), 3)
     assert command(CoresetConfig, "--method", "band", "--band", "0", "0.5", "--overwrite").band == (0.0, 0.5)
     assert command(CoresetConfig, "--dry-run").dry_run is True
@@ -277,15 +277,15 @@ def never(config):
         (CoresetConfig, ["--out", ""], "a path is empty"),
         (TrainConfig, ["--eps", "8"], r"eps.*got 8.*did you mean 8/255\?"),
         (TrainConfig, ["--model", "vgg"], "unknown model 'vgg'; allowed are .*resnet18"),
-        (EvaluateConfig, ["--eps", "8/255", "8"], r"did you mean 8/255\?"),
+        (EvaluateConfig, ["--eval-eps", "8/255", "8"], r"did you mean 8/255\?"),
         (TrainConfig, ["--eps=-8/255"], r"eps must be a number >= 0 in \[0, 1\] pixel units, got -0.03"),
-        (TrainConfig, ["--num-workers", "0"], "num_workers must be >= 1, got 0"),
+        (TrainConfig, ["--num-workers", "0"], "num_workers must be N >= 1 or MIN:MAX .* got 0"),
         (EvaluateConfig, ["--attack", "pdg20"], "unknown attack 'pdg20'; allowed are .*pgd20"),
         (EvaluateConfig, ["--attack", "none", "fgsm"], "attack none stands alone"),
-        (EvaluateConfig, ["--eps", "-0.1"], "eps must be a number >= 0 .* got -0.1"),
-        (EvaluateConfig, ["--norm", "l2", "--eps", "-1"], "eps must be a number >= 0 .* got -1"),
-        (EvaluateConfig, ["--num-workers", "0"], "num_workers must be >= 1, got 0"),
-        (EvaluateConfig, ["--num-samples", "0"], "num_samples must be >= 1, got 0"),
+        (EvaluateConfig, ["--eval-eps", "-0.1"], "eps must be a number >= 0 .* got -0.1"),
+        (EvaluateConfig, ["--norm", "l2", "--eval-eps", "-1"], "eps must be a number >= 0 .* got -1"),
+        (EvaluateConfig, ["--num-workers", "0"], "num_workers must be N >= 1 or MIN:MAX .* got 0"),
+        (EvaluateConfig, ["--num-eval-samples", "0"], "num_eval_samples must be >= 1, got 0"),
         (SweepConfig, ["--attack", "pgd20", "none"], "unknown attack 'none'; allowed are autoattack, fgsm, pgd20"),
         (SweepConfig, ["--attack", "autoattack"], "attack must include pgd20, .* got 'autoattack'"),
         (SweepConfig, ["--eval-eps", "1/255", "8"], r"eval_eps: .*did you mean 8/255\?"),

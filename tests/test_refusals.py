@@ -89,11 +89,11 @@ def test_a_dataset_that_was_imported_anew_no_longer_fits_its_scores(root):
 
 def test_a_table_of_a_newer_release_is_refused_wherever_it_is_read(root):
     """Score and hardness table, by the number of the format."""
-    newer = "has format_version 2, this release reads up to 1; upgrade easycore-ray"
-    edit_manifest(root / "scores" / "table", format_version=2)
+    newer = "has format_version 3, this release reads up to 2; upgrade easycore-ray"
+    edit_manifest(root / "scores" / "table", format_version=3)
     refuse(newer, reduce, out=f"{root}/new", scores=f"{root}/scores")
     refuse(newer, inspect, path=f"{root}/scores/table")
-    edit_manifest(root / "scores" / "hardness", format_version=2)
+    edit_manifest(root / "scores" / "hardness", format_version=3)
     refuse(newer, select, out=f"{root}/new", scores=f"{root}/scores")
     refuse(newer, sweep, out=f"{root}/new", dataset=f"{root}/dataset", scores=f"{root}/scores")
     assert not (root / "new").exists()
@@ -149,7 +149,7 @@ def test_every_table_says_how_its_scores_were_taken(root):
             [],
             r"takes images of shape \(1, 8, 8\) in 3 classes, .*pass the dataset it was trained on",
         ),
-        (LABELS, [1, 4, 4], ["--norm", "l2", "--eps", "8"], r"at most 4 in l2; got 8.0: did you mean 8/255\?"),
+        (LABELS, [1, 4, 4], ["--norm", "l2", "--eval-eps", "8"], r"at most 4 in l2; got 8.0: did you mean 8/255\?"),
         (LABELS, [1, 4, 4], ["--norm", "l2", "--attack", "autoattack"], r"at least 5 × 5 pixels, got \(4, 4\)"),
         (LABELS, [1, 4, 4], ["--split", "val"], "has no val split; prepare it with one, or pass another --split"),
     ],

@@ -26,9 +26,9 @@ from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.core.attacks import pgd20
 from easycore_ray.core.distance import boundary_distance, distances
+from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import generator
-from easycore_ray.core.threat import format_eps
 from easycore_ray.core.trend_test import DECILES, deciles, draw_from_deciles
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
@@ -189,7 +189,7 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
     warnings: list[str] = []
     models = _named([_open_model(path, dataset, warnings) for path in config.checkpoint])
     by_hardness = deciles(runs[0].hard, runs[0].sample_ids)
-    drawn = draw_from_deciles(by_hardness, runs[0].sample_ids, config.num_samples, config.seed)
+    drawn = draw_from_deciles(by_hardness, runs[0].sample_ids, config.num_train_samples, config.seed)
     return Inputs(dataset, runs, models, by_hardness, drawn, warnings)
 
 
@@ -248,7 +248,7 @@ def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Tabl
     for number, model in enumerate(inputs.models):
         network = ray.put(model.network)
         for chunk in _chunks(inputs.drawn):
-            args = (network, inputs.dataset.path, chunk, config.eps, config.norm, config.seed, device, threads)
+            args = (network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device, threads)
             shards.append(ShardTask(f"{number:03d}-{chunk[0]:012d}", len(chunk), args))
     tables = run_shard_tasks(_attack_task, shards, made=made, config=config, label="analyze", unit="images")
     each = len(tables) // len(inputs.models)
@@ -260,7 +260,7 @@ def attack_here(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
     rows = [read_split(inputs.dataset, "train", chunk) for chunk in _chunks(inputs.drawn)]
     attacked = [
         pa.concat_tables(
-            attack_shard(model.network, shard, config.eps, norm=config.norm, seed=config.seed) for shard in rows
+            attack_shard(model.network, shard, config.eval_eps, norm=config.norm, seed=config.seed) for shard in rows
         )
         for model in inputs.models
     ]
@@ -359,7 +359,7 @@ def _samples(inputs: Inputs, attacked: Sequence[pa.Table], config: AnalyzeConfig
             "distance": table["distance"],
         }
         distance = table["distance"].to_numpy()
-        columns |= {f"robust_{format_eps(eps)}": pa.array(distance > eps) for eps in sorted(config.eps)}
+        columns |= {f"robust_{format_eps(eps)}": pa.array(distance > eps) for eps in sorted(config.eval_eps)}
         parts.append(pa.table(columns))
     return pa.concat_tables(parts) if parts else pa.table({"sample_id": pa.array([], pa.int64())})
 
@@ -388,7 +388,7 @@ def groups_of(inputs: Inputs, samples: pa.Table) -> list[Group]:
 
 def summarise(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -> dict[str, Any]:
     """Every number behind the page, as JSON content."""
-    run, eps = inputs.runs[0], sorted(config.eps)
+    run, eps = inputs.runs[0], sorted(config.eval_eps)
     groups, pairs = groups_of(inputs, samples), compare(inputs.runs)
     return {
         "score": config.score,

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easycore_ray.analysis.score_agreement import ARCHITECTURE, EASIEST, SEED, Pair, Run
+from easycore_ray.core.eps import format_eps
 from easycore_ray.core.metrics import wilson_interval
 from easycore_ray.core.score_stability import in_sample
 from easycore_ray.core.selection import budget, lowest
-from easycore_ray.core.threat import format_eps
 from easycore_ray.core.trend_test import CANNOT_BE_TOLD, CONFIDENCE, DECILES, DOES_NOT_HOLD, HOLDS, Trend, trend
 
 MIX_TOLERANCE = 0.10

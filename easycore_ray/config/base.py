@@ -1,16 +1,92 @@
-"""What all configurations share: checked construction, conversion to JSON content, verbs called with keywords."""
+"""What all configurations share: checked construction, conversion to JSON content, verbs called with keywords.
+
+A configuration is a flat, frozen, keyword-only dataclass. The same word means the same thing everywhere. Each field's
+text becomes its ``--help``; all problems of a configuration are reported together, on construction, before any work.
+"""
 
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Self, get_type_hints
+from typing import Any, Literal, Self, TypeVar, dataclass_transform
 
-from easycore_ray.config.field_types import settle
-from easycore_ray.config.fields import Workers, at_least, workers_problems
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from easycore_ray.config.fields import Count, Flag, Natural, NonNegative, Number, Text, Workers
+from easycore_ray.core.eps import check_eps
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError, FieldsError
+
+Kind = TypeVar("Kind", bound=type)
+Group = Literal["output", "data", "model", "training", "attack", "compute", "tracking"]
+"""Headings under which ``--help`` lists the options."""
+_WORDS = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be True or False",
+    "string_type": "must be text",
+    "tuple_type": "must be several values",
+}
+
+
+def setting(*, default: Any = dataclasses.MISSING, identity: bool | Callable[[Any], bool], group: Group) -> Any:
+    """A field of a configuration.
+
+    Args:
+        default: what it is where nothing is given; required if left out.
+        identity: whether it changes what is computed, see ``identity.identity_fields``; a function of the
+            configuration where that depends on other fields.
+        group: heading of its option in ``--help``.
+    """
+    return dataclasses.field(default=default, metadata={"identity": identity, "group": group})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+def configuration(kind: Kind) -> Kind:
+    """Make a class a configuration: fields are brought into their types and checked, then ``problems()`` is asked.
+
+    Raises (on construction):
+        FieldsError: one sentence for each problem, with the field, the value seen and what is allowed.
+    """
+    made: Any = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(kind)
+    validate = made.__init__
+
+    @functools.wraps(validate)
+    def __init__(self: Any, **fields: Any) -> None:  # noqa: N807
+        try:
+            validate(self, **fields)
+        except ValidationError as error:
+            raise FieldsError(list(dict.fromkeys(_sentence(one) for one in error.errors()))) from None
+        if type(self) is made and (problems := list(dict.fromkeys(self.problems()))):
+            raise FieldsError(problems)
+
+    made.__init__ = __init__
+    return made
+
+
+def _sentence(error: Any) -> str:
+    """One of pydantic's findings in our words."""
+    name, kind, value = str(error["loc"][0]) if error["loc"] else "", error["type"], error["input"]
+    context = error.get("ctx", {})
+    if kind == "value_error":
+        text = str(context["error"])
+        return (
+            text if text.startswith("unknown") else f"{name} {text}" if text.startswith("must") else f"{name}: {text}"
+        )
+    if kind == "greater_than_equal":
+        return f"{name} must be >= {context['ge']:g}, got {value:g}"
+    if kind == "literal_error":
+        allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{name} must be one of {allowed}, got {value!r}"
+    if kind == "missing":
+        return f"{name} is missing"
+    if kind == "unexpected_keyword_argument":
+        return f"{name} is no field"
+    if kind in ("too_short", "too_long"):
+        return f"{name} must be {context.get('min_length', context.get('max_length'))} values, got {value!r}"
+    return f"{name} {_WORDS.get(kind, error['msg'])}, got {value!r}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -25,8 +101,8 @@ def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
     if unknown:
         raise EasyCoreError(f"unknown fields {', '.join(unknown)} for {kind.__name__}; is this another job's manifest?")
     try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
-    except TypeError as error:
+        return kind(**content)
+    except FieldsError as error:
         raise EasyCoreError(f"this is no whole {kind.__name__}: {error}; is the manifest damaged?") from error
 
 
@@ -71,87 +147,65 @@ def _plain(value: Any) -> Any:
 
 
 class Checked:
-    """A dataclass whose fields are checked when it is made."""
-
-    def __post_init__(self) -> None:
-        """Bring every field into its type (see ``field_types.settle``) and check it; all problems in one message.
-
-        Raises:
-            EasyCoreError: names each field, the value seen and what is allowed.
-        """
-        problems = []
-        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]  # a class can be hashed
-            try:
-                object.__setattr__(self, name, settle(name, getattr(self, name), hint))
-            except ValueError as error:
-                problems.append(str(error))
-        problems = problems or self.problems()  # ranges of what is no number cannot be checked
-        if problems:
-            raise FieldsError(problems)
+    """A configuration; see ``configuration``."""
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, one sentence each."""
+        """What is wrong with fields that are right one by one, a sentence each."""
         return []
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    """The type hint of every field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {spec.name: hints[spec.name] for spec in dataclasses.fields(kind)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobConfig(Checked):
-    """Fields of every job."""
-
-    out: str
-    """Folder of the result: local path, s3:// or gs://. New, empty, or an earlier run of the same job."""
-    overwrite: bool = False
-    """Replace a result in --out that was made with another configuration or input."""
-    dry_run: bool = False
-    """Say what would be done, how much it is and where it would be written; do nothing."""
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig(JobConfig):
-    """Where distributed work runs. Changes no result of given weights."""
+@configuration
+class JobConfig(Checked):
+    """Fields of every job."""
 
-    num_workers: Workers = 2
-    """Processes that work at the same time; MIN:MAX lets a training run go on with what the cluster has, from one
-    epoch to the next. A training run records it: per-worker batch norm makes another number of workers another run;
-    an evaluation has the same outcome with any."""
-    cpus_per_worker: float | None = None
+    out: Text = setting(identity=False, group="output")
+    """Folder of the result: local path, s3:// or gs://. New, empty, or an earlier run of the same job."""
+    overwrite: Flag = setting(default=False, identity=False, group="output")
+    """Replace a result in --out that was made with another configuration or input."""
+    dry_run: Flag = setting(default=False, identity=False, group="output")
+    """Say what would be done, how much it is and where it would be written; do nothing."""
+
+
+@configuration
+class ResourceConfig(JobConfig):
+    """What each worker of distributed work is given. Changes no result of given weights."""
+
+    cpus_per_worker: Number | None = setting(default=None, identity=False, group="compute")
     """CPUs reserved for each worker; by default an equal share that leaves room for Ray Data."""
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: NonNegative = setting(default=0.0, identity=False, group="compute")
     """GPUs reserved for each worker: 0 trains on the CPU, 1 is the usual choice on GPU nodes."""
-    threads_per_worker: int | None = None
+    threads_per_worker: Count | None = setting(default=None, identity=False, group="compute")
     """CPU threads torch uses in each worker; by default the reserved CPUs rounded up."""
-    max_failures: int = 3
+    max_failures: Natural = setting(default=3, identity=False, group="compute")
     """How often lost workers are replaced before the job gives up (it can be resumed by running it again)."""
-    cache_gib: float = 2.0
+    cache_gib: NonNegative = setting(default=2.0, identity=False, group="compute")
     """A worker keeps its share of the images in memory up to this size (GiB) and streams them otherwise.
     0 always streams."""
 
     def problems(self) -> list[str]:
-        """See ``JobConfig.problems``."""
-        found = super().problems() + workers_problems(self.num_workers)
-        found += at_least("gpus_per_worker", self.gpus_per_worker, 0)
-        found += at_least("max_failures", self.max_failures, 0)
-        found += at_least("cache_gib", self.cache_gib, 0)
+        """See ``Checked.problems``."""
+        found = super().problems()
         if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
             found.append(f"cpus_per_worker must be > 0, got {self.cpus_per_worker:g}; leave it out for an equal share")
-        if self.threads_per_worker is not None:
-            found += at_least("threads_per_worker", self.threads_per_worker, 1)
         return found
+
+
+@configuration
+class ComputeConfig(ResourceConfig):
+    """Where distributed work runs."""
+
+    num_workers: Workers = setting(default=2, identity=False, group="compute")
+    """Processes that work at the same time; MIN:MAX lets a training run continue with what the cluster has, from one
+    epoch to the next. A training run records it: per-worker batch norm makes another number of workers another run;
+    an evaluation has the same outcome with any."""
 
     @property
     def min_workers(self) -> int:
-        """Fewest processes a run goes on with."""
+        """Fewest processes a run continues with."""
         return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
 
     @property
@@ -160,12 +214,35 @@ class ComputeConfig(JobConfig):
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
+@configuration
+class TrackingConfig(Checked):
     """Where runs are tracked. Never changes, stops or slows a run."""
 
-    tracking_uri: str | None = None
+    tracking_uri: Text | None = setting(default=None, identity=False, group="tracking")
     """MLflow server (http://…) or store (sqlite:////abs/mlflow.db); by default mlflow.db in --out.
     'none' switches tracking off."""
-    experiment: str = "easycore"
+    experiment: Text = setting(default="easycore", identity=False, group="tracking")
     """MLflow experiment the runs are filed under."""
+
+
+def batch_size_problems(batch_size: int, workers: int | tuple[int, int]) -> list[str]:
+    """What is wrong with a global batch that not every number of workers can share equally; names the nearest."""
+    low, high = workers if isinstance(workers, tuple) else (workers, workers)
+    unit = math.lcm(*range(low, high + 1))
+    if batch_size % unit == 0:
+        return []
+    below = batch_size // unit * unit
+    nearest = f"the nearest that are: {below}, {below + unit}" if below else f"the least that is: {unit}"
+    sharers = f"{low} workers" if low == high else f"every number of workers in {low}:{high}"
+    return [f"batch_size {batch_size} is not divisible by {sharers}; {nearest}"]
+
+
+def eps_problems(name: str, eps: float | Iterable[float], norm: str) -> list[str]:
+    """What is wrong with perturbations in a norm, a sentence each."""
+    found = []
+    for value in eps if isinstance(eps, Iterable) else (eps,):
+        try:
+            check_eps(value, norm)
+        except ValueError as error:
+            found.append(str(error) if name == "eps" else f"{name}: {error}")
+    return found

@@ -1,29 +1,117 @@
-"""Types of configuration fields, their parsers and the names they may take."""
+"""Types of configuration fields: what a value may be, how text becomes one, and what is said of any other.
 
+Each type is an ``Annotated`` alias that pydantic validates and tyro turns into an option. A caller in Python may write
+what a command line accepts: numbers of NumPy, lists for tuples, one value where several are allowed, paths and
+artifacts for their text, ``"8/255"`` for a number. True and False are no numbers, and no number is rounded.
+"""
+
+import math
+import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict
 from tyro.constructors import PrimitiveConstructorSpec
 
-from easycore_ray.core.attacks import ATTACKS
-from easycore_ray.core.models import MODELS
+from easycore_ray.core.eps import format_eps, parse_eps
+from easycore_ray.core.names import ATTACK_NAMES, MODEL_NAMES, is_user_model
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.selection_methods import describe
-from easycore_ray.core.threat import check_eps, format_eps, parse_eps
 from easycore_ray.storage.errors import EasyCoreError
 
-Eps = Annotated[
-    float,
-    PrimitiveConstructorSpec(
+T = TypeVar("T")
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy, or an array of one, as Python's."""
+    return value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
+
+
+def _plain_text(value: Any) -> Any:
+    """A path object or an artifact as text that means the same path and nothing else."""
+    if not isinstance(value, os.PathLike):
+        return value
+    text = os.fspath(value)
+    if isinstance(value, PurePath):
+        if re.match(r"[a-z0-9]+:/", text):
+            raise ValueError(f"must be text for a remote path, got {value!r}, which has lost a slash")
+        # "digits" alone would be the name of a source, not a folder.
+        text = text if value.is_absolute() else f"./{text}"
+    return text
+
+
+def _as_tuple(value: Any) -> Any:
+    """Several values as a tuple; a single one as a tuple of one."""
+    if isinstance(value, np.ndarray):
+        return tuple(value.reshape(-1).tolist())
+    return tuple(value) if isinstance(value, list | tuple | range) else (value,)
+
+
+def _within(allowed: Callable[[float], bool], words: str) -> AfterValidator:
+    """Refuse a number out of a range, with ``words`` in which ``{}`` is the number."""
+
+    def check(value: float) -> float:
+        if not allowed(value):
+            raise ValueError(words.format(f"{value:g}"))
+        return value
+
+    return AfterValidator(check)
+
+
+def _listed(noun: str, names: Iterable[str], hint: str = "") -> AfterValidator:
+    """Refuse a word that is not one of a registry's."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"unknown {noun} {value!r}; allowed are {', '.join(sorted(names))}{hint}")
+        return value
+
+    return AfterValidator(check)
+
+
+def cli_option(metavar: str, parse: Callable[[str], Any] = str, write: Callable[[Any], str] = str) -> Any:
+    """How the command line reads and shows a field; what it may be is checked on construction."""
+    return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="EPS",
-        instance_from_str=lambda args: parse_eps(args[0]),
-        is_instance=lambda value: isinstance(value, float),
-        str_from_instance=lambda value: [format_eps(value)],
+        metavar=metavar,
+        instance_from_str=lambda args: parse(args[0]),
+        is_instance=lambda _: True,
+        str_from_instance=lambda value: [write(value)],
+    )
+
+
+def _choices(names: Iterable[str]) -> Any:
+    return cli_option("{" + ",".join(names) + "}")
+
+
+Text = Annotated[str, Strict(), BeforeValidator(_plain_text)]
+Flag = Annotated[bool, Strict(), BeforeValidator(_plain_number)]
+Whole = Annotated[int, Strict(), BeforeValidator(_plain_number)]
+Natural = Annotated[int, Strict(), BeforeValidator(_plain_number), Field(ge=0)]
+Count = Annotated[int, Strict(), BeforeValidator(_plain_number), Field(ge=1)]
+Number = Annotated[float, Strict(), BeforeValidator(_plain_number)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Weight = Annotated[Number, _within(lambda value: 0 <= value < math.inf, "must be a number >= 0, got {}")]
+Positive = Annotated[Number, _within(lambda value: 0 < value < math.inf, "must be a positive number, got {}")]
+PartialShare = Annotated[Number, _within(lambda value: 0 <= value < 1, "must be in [0, 1), got {}")]
+Fraction = Annotated[
+    Number,
+    _within(
+        lambda value: 0 < value <= 1,
+        "must be in (0, 1], got {}; it is the share kept: to drop 30 % of the data pass 0.7",
     ),
 ]
+Several = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
+
+
+def _read_eps(value: Any) -> Any:
+    return parse_eps(value) if isinstance(value, str) else _plain_number(value)
+
+
+Eps = Annotated[float, Strict(), BeforeValidator(_read_eps), cli_option("EPS", parse_eps, format_eps)]
 
 
 def parse_workers(text: str) -> int | tuple[int, int]:
@@ -44,146 +132,22 @@ def format_workers(value: int | tuple[int, int]) -> str:
     return f"{value[0]}:{value[1]}" if isinstance(value, tuple) else str(value)
 
 
+def _read_workers(value: Any) -> int | tuple[int, int]:
+    value = parse_workers(value) if isinstance(value, str) else value
+    several = isinstance(value, list | tuple)
+    ends = [_plain_number(end) for end in (value if several else (value, value))]
+    if len(ends) == 2 and all(type(end) is int for end in ends) and 1 <= ends[0] <= ends[1]:
+        return (ends[0], ends[1]) if several else ends[0]
+    shown = ":".join(map(str, value)) if several else repr(value)
+    raise ValueError(f"must be N >= 1 or MIN:MAX with 1 <= MIN <= MAX, got {shown}")
+
+
 Workers = Annotated[
-    int | tuple[int, int],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N|MIN:MAX",
-        instance_from_str=lambda args: parse_workers(args[0]),
-        is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=lambda value: [format_workers(value)],
-    ),
+    int | tuple[int, int], PlainValidator(_read_workers), cli_option("N|MIN:MAX", parse_workers, format_workers)
 ]
 
 
-def _one_of_spec(names: Iterable[str], metavar: str | None = None) -> PrimitiveConstructorSpec[str]:
-    """A string option whose help lists a registry, so that a new entry needs no further edit."""
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar or "{" + ",".join(names) + "}",
-        # Checked on construction, where the message can say more than a parser's.
-        instance_from_str=lambda args: args[0],
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [value],
-    )
-
-
-ModelName = Annotated[str, _one_of_spec((), "{" + ",".join(MODELS) + "}|MODULE:FUNCTION")]
-
-
-# Every method's own first line: a new method explains itself.
-METHOD_HELP = f"How to choose. {describe()}"
-
-
-MethodName = Annotated[str, _one_of_spec(METHODS)]
-
-
-ScoreName = Annotated[str, _one_of_spec(HIGHER_IS_HARDER)]
-
-
-SWEEP_ATTACKS = (*ATTACKS, "autoattack")
-
-
-EVALUATION_ATTACKS = ("none", *SWEEP_ATTACKS)
-
-
-AttackName = Annotated[str, _one_of_spec(EVALUATION_ATTACKS)]
-
-
-ArmName = Annotated[str, _one_of_spec((), "{" + ",".join(METHODS) + "}[:SCORE][/class]")]
-
-
-Training = Literal["standard", "trades", "pgd"]
-
-
-ADVERSARIAL = {"trades", "pgd"}
-"""Objectives that train against an attacker."""
-
-
-ScorePass = Literal["eval", "fused", "fused+eval"]
-
-
-Balance = Literal["none", "class"]
-
-
-Norm = Literal["linf", "l2"]
-
-
-StudyPart = Literal["standard", "trades", "fractions", "autoattack"]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way to select: method, score that orders the samples (None: not needed), balance."""
-
-    method: str
-    score: str | None
-    balance: Balance
-
-    @property
-    def name(self) -> str:
-        """The arm as it is written on the command line, e.g. ``easiest:el2n/class``."""
-        default = METHODS[self.method].default_score
-        score = f":{self.score}" if self.score not in (None, default) else ""
-        return f"{self.method}{score}{'/class' if self.balance == 'class' else ''}"
-
-
-def parse_arm(text: str) -> Arm:
-    """``METHOD[:SCORE][/class]`` as an ``Arm``.
-
-    Raises:
-        EasyCoreError: says which part is unknown and what is allowed.
-    """
-    problems = arm_problems(text)
-    if problems:
-        raise EasyCoreError(problems[0])
-    name, _, balance = text.partition("/")
-    method, _, score = name.partition(":")
-    return Arm(method, score or METHODS[method].default_score, "class" if balance else "none")
-
-
-def arm_problems(text: str) -> list[str]:
-    """What is wrong with an arm's name."""
-    name, slash, balance = text.partition("/")
-    method, colon, score = name.partition(":")
-    found = one_of("method", method, METHODS)
-    if slash and balance != "class":
-        found.append(f"method may end in /class only, got {text!r}")
-    if colon:
-        found += one_of("score", score, HIGHER_IS_HARDER)
-        if not found and METHODS[method].default_score is None:
-            found.append(f"method {method} uses no score, got {text!r}; write {method}")
-        found += easycore_problem(method, score)
-    return found
-
-
-def epochs_problem(text: str) -> list[str]:
-    """What is wrong with a range of epochs."""
-    try:
-        parse_epochs(text)
-    except EasyCoreError as error:
-        return [str(error)]
-    return []
-
-
-def easycore_problem(method: str, score: str) -> list[str]:
-    """What is wrong with a score given to the method easycore."""
-    # The name stands for the paper's method; a lowest-EL2N coreset under it would mislead.
-    if method != "easycore" or score == "aign":
-        return []
-    return [f"method easycore goes by aign, got score {score!r}; write easiest for another score"]
-
-
-def workers_problems(value: int | tuple[int, int]) -> list[str]:
-    """What is wrong with a number or range of workers."""
-    if not isinstance(value, tuple):
-        return at_least("num_workers", value, 1)
-    if len(value) == 2 and 1 <= value[0] <= value[1]:
-        return []
-    return [f"num_workers must be N >= 1 or MIN:MAX with 1 <= MIN <= MAX, got {':'.join(map(str, value))}"]
-
-
-def parse_epochs(text: str) -> tuple[int, int]:
+def parse_epoch_range(text: str) -> tuple[int, int]:
     """``A:B``, a range of scored epochs, both ends inclusive, as two numbers.
 
     Raises:
@@ -192,34 +156,39 @@ def parse_epochs(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text.strip())
     first, last = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise EasyCoreError(
-            f"score_epochs must be A:B with 1 <= A <= B, got {text!r}; e.g. 1:10 for the first ten epochs"
-        )
+        raise EasyCoreError(f"must be A:B with 1 <= A <= B, got {text!r}; e.g. 1:10 for the first ten epochs")
     return first, last
 
 
-def at_least(name: str, value: float, least: float) -> list[str]:
-    """What is wrong with a number that must be at least ``least``."""
-    return [] if value >= least else [f"{name} must be >= {least:g}, got {value:g}"]
+def _check_epoch_range(text: str) -> str:
+    first, last = parse_epoch_range(text)
+    return f"{first}:{last}"
 
 
-def one_of(name: str, value: str, allowed: Any) -> list[str]:
-    """What is wrong with a word that must be one of those allowed."""
-    return [] if value in allowed else [f"unknown {name} {value!r}; allowed are {', '.join(sorted(allowed))}"]
+EpochRange = Annotated[Text, AfterValidator(_check_epoch_range)]
 
 
-def fraction_problem(value: float) -> list[str]:
-    """What is wrong with a kept share; nothing if it is in (0, 1]."""
-    if 0 < value <= 1:
-        return []
-    return [f"fraction must be in (0, 1], got {value:g}; it is the share kept: to drop 30 % of the data pass 0.7"]
+def _check_model(name: str) -> str:
+    if name not in MODEL_NAMES and not is_user_model(name):
+        allowed = ", ".join(sorted(MODEL_NAMES))
+        raise ValueError(f"unknown model {name!r}; allowed are {allowed}, or your own as package.module:function")
+    return name
 
 
-def eps_problem(name: str, value: float, norm: str) -> list[str]:
-    """What is wrong with a perturbation."""
-    try:
-        check_eps(value, norm)
-    except ValueError as error:
-        # The message begins with the word eps; --eval-eps and --attack-step-size say which one is meant.
-        return [str(error) if name == "eps" else f"{name}: {error}"]
-    return []
+ModelName = Annotated[Text, AfterValidator(_check_model), cli_option("{" + ",".join(MODEL_NAMES) + "}|MODULE:FUNCTION")]
+# Every method's own first line: a new method explains itself.
+METHOD_HELP = f"How to choose. {describe()}"
+MethodName = Annotated[Text, _listed("method", METHODS), _choices(METHODS)]
+ScoreName = Annotated[Text, _listed("score", HIGHER_IS_HARDER), _choices(HIGHER_IS_HARDER)]
+SWEEP_ATTACKS = (*ATTACK_NAMES, "autoattack")
+EVALUATION_ATTACKS = ("none", *SWEEP_ATTACKS)
+AttackName = Annotated[Text, _listed("attack", EVALUATION_ATTACKS), _choices(EVALUATION_ATTACKS)]
+SweepAttackName = Annotated[Text, _listed("attack", SWEEP_ATTACKS), _choices(SWEEP_ATTACKS)]
+Training = Literal["standard", "trades", "pgd"]
+ADVERSARIAL = {"trades", "pgd"}
+"""Objectives that train against an attacker."""
+ScorePass = Literal["eval", "fused", "fused+eval"]
+Balance = Literal["none", "class"]
+Norm = Literal["linf", "l2"]
+SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]
+StudyPart = Literal["standard", "trades", "fractions", "autoattack"]

@@ -27,7 +27,6 @@ def digits(out: str = "runs/digits") -> PipelineConfig:
         augment="crop",
         crop_pad=1,
         score_epochs=15,
-        score_pass="fused+eval",
         method=("easycore", "easycore/class", "random", "hardest"),
         fraction=(0.3, 0.6),
         training=("standard", "trades"),
@@ -54,7 +53,7 @@ def tiny(out: str = "runs/tiny") -> PipelineConfig:
         seeds=(0,),
         steps=10,
         attack_steps=2,
-        num_test_samples=50,
+        num_eval_samples=50,
         note="A smoke test: far too short to compare methods.",
     )
 
@@ -70,7 +69,6 @@ def cifar10_cpu(out: str = "runs/cifar10") -> PipelineConfig:
         batch_size=64,
         lr=0.1,
         score_epochs=5,
-        score_pass="fused+eval",
         method=("easycore", "easycore/class", "random", "hardest"),
         fraction=(0.5,),
         training=("standard", "trades"),
@@ -78,12 +76,12 @@ def cifar10_cpu(out: str = "runs/cifar10") -> PipelineConfig:
         seeds=(0, 1),
         train_epochs=5,
         # A third of the passes, with 3 attack steps instead of 10: what half an hour allows.
-        trades_epochs=2,
+        adversarial_epochs=2,
         attack_steps=3,
         eps=8 / 255,
         # Standard models have no accuracy left at 8/255, so a small budget is needed to tell them apart.
         eval_eps=(2 / 255, 8 / 255),
-        num_test_samples=1_000,
+        num_eval_samples=1_000,
         note=CIFAR_CPU_NOTE,
     )
 
@@ -105,8 +103,6 @@ def cifar10(out: str = "runs/cifar10-full") -> PipelineConfig:
         lr=0.1,
         precision="bf16",
         score_epochs=200,
-        # Measured in docs/schedules: for a sixth of the cost of exact passes, as good an agreement across seeds.
-        score_pass="fused+eval",
         method=(
             "easycore",
             "easycore/class",
@@ -121,11 +117,10 @@ def cifar10(out: str = "runs/cifar10-full") -> PipelineConfig:
         beta=(1.0, 6.0),
         seeds=(0, 1, 2),
         train_epochs=200,
-        trades_epochs=110,
+        adversarial_epochs=110,
         eps=8 / 255,
         attack_step_size=2 / 255,
         eval_eps=(0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255),
-        trial_num_workers=1,
     )
 
 
@@ -214,8 +209,8 @@ def _from_source(out: str, **recipe: Any) -> PipelineConfig:
         "precision": "fp32",
         "attack_steps": 10,
         "beta": (6.0,),
-        "trades_epochs": None,
-        # With one worker a step is one batch of 128, as there.
+        "adversarial_epochs": None,
+        # Batch norm sees the whole batch, as there.
         "num_workers": 1,
         "score_epochs": 20,
     }
@@ -248,15 +243,14 @@ def cifar10_cpu_study(out: str, dataset: str) -> StudyConfig:
         width=8,
         batch_size=64,
         lr=0.1,
-        num_workers=1,
         cpus_per_worker=1.0,
         threads_per_worker=1,
         score_epochs=6,
-        score_workers=2,
+        num_workers=2,
         train_epochs=6,
-        trades_epochs=2,
+        adversarial_epochs=2,
         attack_steps=5,
-        num_test_samples=1_000,
+        num_eval_samples=1_000,
         num_autoattack_samples=250,
     )
 
@@ -270,11 +264,10 @@ def cifar10_study(out: str, dataset: str) -> StudyConfig:
         batch_size=128,
         lr=0.1,
         precision="bf16",
-        num_workers=1,
         gpus_per_worker=1.0,
         score_epochs=30,
         train_epochs=60,
-        trades_epochs=50,
+        adversarial_epochs=50,
         attack_step_size=2 / 255,
         num_autoattack_samples=1_000,
     )

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from easycore_ray.core.batchnorm_folding import folded
+from easycore_ray.core.eps import check_eps
 from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
-from easycore_ray.core.threat import check_eps, check_inputs, l2_norms, per_row, project
+from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project
 from easycore_ray.core.threat import random_start as draw_start
 
 TRADES_START_SCALE = 1e-3  # standard deviation of the start noise in the official code

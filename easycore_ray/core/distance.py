@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval
+from easycore_ray.core.eps import check_norm
 from easycore_ray.core.losses import at_least_float32
-from easycore_ray.core.threat import check_inputs, check_norm, l2_norms, per_row, project
+from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project
 
 STEPS = 20
 _GROWTH = (0.1, 0.001)  # share by which the radius changes: first and last step

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from easycore_ray.core.attacks import frozen_eval, pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import AUGMENTATIONS, augment, to_float
 from easycore_ray.core.batchnorm_stats import running_statistics, see_again
+from easycore_ray.core.eps import NORMS
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.schedules import SCHEDULES, learning_rate
 from easycore_ray.core.scores import fused_scores, score_batch
 from easycore_ray.core.seeding import generator, seeded
-from easycore_ray.core.threat import NORMS
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 Combine = Callable[[list[Tensor], int], int]

@@ -9,7 +9,6 @@ your own as ``package.module:function``, called as ``function(num_classes=…, i
 import importlib
 import inspect
 import platform
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
@@ -17,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from easycore_ray.core.names import FIXED_WIDTHS, is_user_model
 from easycore_ray.core.onednn_workaround import spare_narrow_strides
 from easycore_ray.core.seeding import seeded
 
@@ -123,12 +123,12 @@ def build_model(
     if len(mean) != channels:
         raise ValueError(f"mean and std need {channels} values, one per channel, got {len(mean)}")
     with seeded("weights", name, seed):
-        if is_users(name):
+        if is_user_model(name):
             network = _users_network(name, num_classes, tuple(image_shape))
         else:
             network = MODELS[name](num_classes=num_classes, in_channels=channels, width=width)
         model = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network)).train()
-        if is_users(name):
+        if is_user_model(name):
             _check_output(model, name, num_classes, image_shape)
     spare_narrow_strides(model)
     return model
@@ -148,11 +148,6 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
             "compiler (and on GPUs Triton) on every node, or leave --compile out"
         ) from error
     return cast(nn.Module, torch.compile(model))
-
-
-def is_users(name: str) -> bool:
-    """Whether a name is written as ``package.module:function``."""
-    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
 
 
 def _users_network(name: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
@@ -207,7 +202,7 @@ def default_width(name: str) -> int | None:
     Raises:
         ValueError: an unknown name.
     """
-    if is_users(name):
+    if is_user_model(name):
         return None
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(sorted(MODELS))}; got {name!r}")
@@ -254,7 +249,7 @@ def wrn_34_10(*, num_classes: int, in_channels: int, width: int = 10) -> nn.Modu
 
 
 def resnet18_imagenet(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
-    """ResNet-18 of torchvision for images around 224x224, untrained; its width is fixed, see FIXED_WIDTHS."""
+    """ResNet-18 of torchvision for images around 224x224, untrained; its width is fixed, see ``names.FIXED_WIDTHS``."""
     return _torchvision_resnet("resnet18", num_classes, in_channels, width=width)
 
 
@@ -272,8 +267,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18-imagenet": resnet18_imagenet,
     "resnet50-imagenet": resnet50_imagenet,
 }
-FIXED_WIDTHS = {"resnet18-imagenet": 64}
-"""Networks that come in one width."""
 
 
 def _conv(in_channels: int, channels: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:

@@ -40,32 +40,43 @@ class Feed(Protocol):
         ...
 
 
-def batches_per_epoch(num_rows: int, world_size: int, batch_size: int) -> int:
-    """Steps in an epoch: what the largest share needs at ``batch_size`` rows a step.
-
-    Never more than a worker has rows whose share holds all the padding, which only matters for tiny
-    data or batches of one row; batches may then be larger than asked for.
-    """
-    share = math.ceil(num_rows / world_size)
-    return max(1, min(math.ceil(share / batch_size), share - _padding(num_rows, world_size)))
+def batches_per_epoch(num_rows: int, batch_size: int) -> int:
+    """Optimizer steps in an epoch, whatever the number of workers: ``batch_size`` rows, over all of them, a step."""
+    return math.ceil(num_rows / batch_size)
 
 
 def _padding(num_rows: int, world_size: int) -> int:
-    """Rows that complete the population to equal shares."""
+    """Rows that complete the dataset to equal shares."""
     return -num_rows % world_size
 
 
-def check_share(num_rows: int, world_size: int) -> None:
-    """Refuse populations so small that a worker could be left without rows.
+def check_share(num_rows: int, batch_size: int, workers: Iterable[int]) -> None:
+    """Refuse data so small that a worker could be left without a row in some step.
+
+    A worker whose share holds all the padding still needs a row for each batch.
+
+    Args:
+        num_rows: samples of an epoch.
+        batch_size: samples of a step, over all workers.
+        workers: every number of workers the run may have.
 
     Raises:
         EasyCoreError: says how many workers the rows allow.
     """
-    if num_rows < world_size * world_size:
-        raise EasyCoreError(
-            f"{num_rows} samples cannot be shared by {world_size} workers; "
-            f"lower --num-workers to {max(1, math.isqrt(num_rows))} or less"
-        )
+    for world_size in workers:
+        if not _fills_batches(num_rows, batch_size, world_size):
+            fewer = [count for count in range(world_size, 0, -1) if batch_size % count == 0]
+            most = next(count for count in fewer if _fills_batches(num_rows, batch_size, count))
+            raise EasyCoreError(
+                f"{num_rows} samples in batches of {batch_size} cannot be shared by {world_size} workers: one could be "
+                f"left without a row; lower --num-workers to {most} or raise --batch-size"
+            )
+
+
+def _fills_batches(num_rows: int, batch_size: int, world_size: int) -> bool:
+    """Whether the smallest share has a row for each of its batches."""
+    least = math.ceil(num_rows / world_size) - _padding(num_rows, world_size)
+    return least >= batches_per_epoch(num_rows, batch_size)
 
 
 class MemoryFeed:
@@ -210,7 +221,7 @@ def open_feed(
 ) -> Feed:
     """This worker's feed: kept in memory if its share is at most ``cache_gib``, streamed otherwise."""
     share = math.ceil(num_rows / world_size)
-    num_batches = batches_per_epoch(num_rows, world_size, batch_size)
+    num_batches = batches_per_epoch(num_rows, batch_size)
     if share * image_bytes_per_row(dataset) > cache_gib * 2**30:
         return StreamFeed(
             shard,

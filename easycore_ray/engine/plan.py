@@ -1,6 +1,6 @@
 """A training run as plain data: configuration resolved into steps, model arguments and the plan of the loop."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,9 @@ from torch import nn
 
 from easycore_ray.config.recipes import SeededRecipeConfig
 from easycore_ray.core.loop import Plan
-from easycore_ray.core.models import build_model, default_width, is_users
+from easycore_ray.core.models import build_model, default_width
+from easycore_ray.core.names import is_user_model
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.engine.loader import batches_per_epoch
-from easycore_ray.engine.state import State
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -28,12 +27,9 @@ class Fit:
     plan: Plan
     epochs: int
     batch_size: int
+    """Samples per step over all workers."""
     cache_gib: float
     threads: int
-    warmup_fraction: float = 0.0
-    fixed_steps: bool = False
-    """The budget is ``plan.total_steps``; otherwise it is ``epochs``, and the plan is that of the largest number of
-    workers the run may have."""
     record_scores: bool = False
     """Take fused scores in each training step."""
     compile: bool = False
@@ -47,18 +43,6 @@ class Fit:
     def selected_by(self) -> str:
         """The metric that the best epoch has the highest value of."""
         return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
-
-    def schedule(self, world_size: int, state: State) -> tuple[Plan, int]:
-        """The plan for this many workers, and the step in it from which the state goes on.
-
-        Progress carries over in epochs: another number of workers takes another number of steps for the same.
-        """
-        if self.fixed_steps:
-            return self.plan, state.step
-        steps = batches_per_epoch(self.num_rows, world_size, self.batch_size)
-        total = self.epochs * steps
-        plan = replace(self.plan, total_steps=total, warmup_steps=round(self.warmup_fraction * total))
-        return plan, state.epoch * steps
 
 
 def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, Any]:
@@ -76,7 +60,7 @@ def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, A
         "std": tuple(dataset.std),
         "seed": recipe.seed,
     }
-    if is_users(recipe.model):
+    if is_user_model(recipe.model):
         build(arguments)
     return arguments
 

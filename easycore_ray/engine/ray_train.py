@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from easycore_ray.config.base import ComputeConfig
+from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.data.dataset import open_dataset, ray_dataset
 from easycore_ray.engine.loader import ExactDataConfig, check_share, open_feed
 from easycore_ray.engine.plan import Fit
@@ -54,7 +54,7 @@ def fit_on_ray(
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    demand = demand_of(config)
+    demand = demand_of(config, config.num_workers)
     dataset = open_dataset(fit.dataset)
     rows = ray_dataset(dataset, "train", fit.sample_ids)
     filesystem, root = paths.locate(storage)
@@ -138,19 +138,20 @@ def settle(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
     """
     with giving_back(made):
-        check_share(fit.num_rows, config.max_workers)
+        check_share(fit.num_rows, fit.batch_size, range(config.min_workers, config.max_workers + 1))
         cluster.connect()
-        demand = demand_of(config)
+        demand = demand_of(config, config.num_workers)
         cluster.preflight(demand)
     threads = cluster.threads_per_worker(config.max_workers, config.threads_per_worker, demand.cpus_per_worker)
     return replace(fit, threads=threads)
 
 
-def demand_of(config: ComputeConfig) -> cluster.Demand:
+def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int]) -> cluster.Demand:
     """What a distributed run must at least be given."""
+    least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
     return cluster.Demand(
-        num_workers=config.min_workers,
-        cpus_per_worker=cluster.cpus_per_worker(config.max_workers, config.cpus_per_worker, config.gpus_per_worker),
+        num_workers=least,
+        cpus_per_worker=cluster.cpus_per_worker(most, config.cpus_per_worker, config.gpus_per_worker),
         gpus_per_worker=config.gpus_per_worker,
     )
 

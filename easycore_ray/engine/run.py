@@ -85,16 +85,15 @@ def _one_epoch(
         done += rows
         context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
 
-    plan, step = fit.schedule(context.world_size, state)
     result = _together(
         context,
         lambda: train_epoch(
             trained,
             optimizer,
             feed.shuffled(epoch),
-            plan,
+            fit.plan,
             epoch=epoch,
-            step=step,
+            step=state.step,
             rank=context.rank,
             combine=context.combine if context.world_size > 1 else None,
             record_scores=fit.record_scores,
@@ -190,5 +189,5 @@ def _measured(
 
 def fit_here(fit: Fit, rows: Rows, context: Context, after_epoch: AfterEpoch | None = None) -> State:
     """Run in this process, on rows that are in memory."""
-    feed = MemoryFeed(rows, num_batches=batches_per_epoch(fit.num_rows, 1, fit.batch_size), seed=fit.plan.seed)
+    feed = MemoryFeed(rows, num_batches=batches_per_epoch(fit.num_rows, fit.batch_size), seed=fit.plan.seed)
     return run_epochs(fit, context, feed, after_epoch)

@@ -11,9 +11,9 @@ from torch import nn
 
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.attacks import ATTACKS
+from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.core.threat import format_eps
 from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
 from easycore_ray.evaluation.autoattack import AUTOATTACK, autoattack
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval
+from easycore_ray.core.eps import check_eps
 from easycore_ray.core.seeding import seeded
-from easycore_ray.core.threat import check_eps, check_inputs, project
+from easycore_ray.core.threat import check_inputs, project
 from easycore_ray.storage.errors import EasyCoreError
 
 AUTOATTACK = "autoattack"

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.core.eps import format_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
-from easycore_ray.core.threat import format_eps
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import Threats, _attack_on_ray, notes_of, outcome_column
@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
     check_fits(checkpoint, dataset)
     threats = threats_of(config)
     check_threats(threats, dataset.image_shape)
-    sample_ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
+    sample_ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
     out = paths.absolute(config.out)
     if config.dry_run:
         say(f"evaluate: would attack {len(sample_ids):,} images {len(threats.columns())} times → {out}")
@@ -108,7 +108,7 @@ def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
 def threats_of(config: EvaluateConfig) -> Threats:
     """The threats a configuration names."""
     attack = tuple(name for name in config.attack if name != "none")
-    return Threats(attack=attack, eps=config.eps, norm=config.norm, seed=config.seed)
+    return Threats(attack=attack, eps=config.eval_eps, norm=config.norm, seed=config.seed)
 
 
 def claim_evaluation(config: EvaluateConfig, parents: dict[str, Artifact]) -> Artifact | Claim:

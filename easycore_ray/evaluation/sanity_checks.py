@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easycore_ray.core.threat import format_eps
+from easycore_ray.core.eps import format_eps
 
 STANDARD_ERRORS = 2.0
 LARGE_EPS = 0.5  # linf: every image can become plain gray

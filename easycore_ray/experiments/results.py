@@ -35,7 +35,7 @@ def result_rows(trials: Iterable[Trial], scores: Artifact, diverged: Sequence[Tr
         last, best = ([summaries[end] for summaries in found] for end in (0, -1))
         missing = {"diverged_seeds": lost.get(_without_seed(members[0]), [])}
         rows += [
-            _result_row(members, checkpoints, last, best, eps, scores) | missing for eps in members[0].evaluate.eps
+            _result_row(members, checkpoints, last, best, eps, scores) | missing for eps in members[0].evaluate.eval_eps
         ]
     return rows
 

@@ -8,7 +8,7 @@ machine: a study may take many sittings, and its figures outlive its models.
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
@@ -27,6 +27,7 @@ from easycore_ray.scoring.score import score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
+    FORMAT_VERSION,
     MANIFEST,
     Artifact,
     Claim,
@@ -35,6 +36,7 @@ from easycore_ray.storage.artifact import (
     git_commit,
     identity,
     open_artifact,
+    refuse_other_format,
     study_fingerprint,
     versions,
 )
@@ -68,9 +70,10 @@ PARTS = {
 class Book:
     """What has been found so far: one JSON file, rewritten whole after every trial."""
 
-    def __init__(self, path: str, setting: dict[str, Any], defaults: dict[str, Any], dataset: Artifact) -> None:
+    def __init__(self, path: str, setting: dict[str, Any], dataset: Artifact) -> None:
         self.path = path
         self._content: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
             "setting": setting,
             "dataset": dataset.fingerprint,
             "scoring": {},
@@ -79,7 +82,7 @@ class Book:
         }
         if paths.exists(path):
             found = paths.read_json(path)
-            _refuse_other(path, found, self._content, defaults)
+            _refuse_other(path, found, self._content)
             self._content |= {kind: found[kind] for kind in ("scoring", "trials", "diverged") if kind in found}
 
     @property
@@ -128,7 +131,7 @@ def study(config: StudyConfig) -> Artifact | None:
     dataset = open_dataset(config.dataset)
     setting = {key: value for key, value in identity_fields(config).items() if key not in _EXTENT}
     results = paths.absolute(config.results or paths.join(config.out, "results.json"))
-    book = Book(results, setting, _defaults(), dataset.artifact)
+    book = Book(results, setting, dataset.artifact)
     wanted = {part: _trials(config, part) for part in config.parts}
     missing = {
         part: [trial for trial in trials if not book.knows(trial, diverged=config.keep_going)]
@@ -228,34 +231,20 @@ def _place(record: dict[str, Any]) -> tuple[Any, ...]:
     return record["training"], record["method"] != "full", record["fraction"]
 
 
-def _defaults() -> dict[str, Any]:
-    """What every field is where it is left out, as far as it has a default."""
-    return {spec.name: spec.default for spec in fields(StudyConfig) if spec.default is not MISSING}
-
-
-def _refuse_other(path: str, found: Any, mine: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Refuse results that are no study's, of another dataset or of another setting.
-
-    A field that the file does not know had its default when the file was written.
-    """
+def _refuse_other(path: str, found: Any, mine: dict[str, Any]) -> None:
+    """Refuse results that are no study's, of another release, of another dataset or of another setting."""
     if not isinstance(found, dict) or not {"setting", "dataset", "scoring", "trials"} <= set(found):
         raise EasyCoreError(f"{path} holds no results of a study; pass another --results")
+    refuse_other_format(path, found)
     if found["dataset"] != mine["dataset"]:
         raise EasyCoreError(
             f"{path} is of another dataset (fingerprint {found['dataset'][:12]}, this one has "
             f"{mine['dataset'][:12]}); pass that dataset or another --results"
         )
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-    options = {spec.name for spec in fields(StudyConfig)} | set(defaults)
     for key in sorted({*mine["setting"], *found["setting"]}):
-        theirs, value = (setting.get(key, plain.get(key)) for setting in (found["setting"], mine["setting"]))
-        if theirs != value and key in options:
-            raise EasyCoreError(f"{path} was made with {key} = {theirs}, not {value}; pass that or another --results")
+        theirs, value = found["setting"].get(key), mine["setting"].get(key)
         if theirs != value:
-            raise EasyCoreError(
-                f"{path} is of another release, which computes something else ({key.replace('_', ' ')}: "
-                f"{theirs or 'not told'} there, {value or 'not told'} here); pass another --results and --out"
-            )
+            raise EasyCoreError(f"{path} was made with {key} = {theirs}, not {value}; pass that or another --results")
 
 
 def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Claim:
@@ -282,7 +271,7 @@ def _sweep(config: StudyConfig, part: str, seed: int) -> SweepConfig:
         what.method,
         fraction=what.fraction,
         training=(what.training,),
-        eval_eps=config.trades_eps if what.training == "trades" else config.standard_eps,
+        eval_eps=config.eval_eps if what.training == "trades" else config.standard_eval_eps,
     )
 
 
@@ -310,8 +299,8 @@ def _under_autoattack(config: StudyConfig, trial: Trial) -> Trial:
     evaluation = trial.evaluate.replace(
         out=paths.join(out, "autoattack"),
         attack=("pgd20", "autoattack"),
-        eps=(config.eps if trial.training == "trades" else config.autoattack_eps,),
-        num_samples=config.num_autoattack_samples,
+        eval_eps=(config.eps if trial.training == "trades" else config.autoattack_eval_eps,),
+        num_eval_samples=config.num_autoattack_samples,
     )
     return replace(trial, evaluate=evaluation)
 
@@ -375,7 +364,7 @@ def _record(trial: Trial) -> dict[str, Any]:
         "training_seconds": round(device_seconds(checkpoint["epochs"], "train_seconds"), 3),
         "evaluation_seconds": evaluation["wall_seconds"],
         "device": "cuda" if trial.train.gpus_per_worker else "cpu",
-        "num_test_samples": summary["num_samples"],
+        "num_eval_samples": summary["num_samples"],
         "clean_accuracy": summary["clean_accuracy"],
         "worst_class_clean_accuracy": summary["worst_class_clean_accuracy"],
         "robust": [

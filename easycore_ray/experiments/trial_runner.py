@@ -13,7 +13,7 @@ from ray import tune
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.core.threat import format_eps
+from easycore_ray.core.eps import format_eps
 from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import demand_of
@@ -56,8 +56,8 @@ _REPORT_SECONDS = 5.0
 def concurrency_of(config: SweepConfig) -> int:
     """Trials at the same time: what the cluster can hold, at most what was asked for."""
     ever, _ = cluster.capacity()
-    if config.max_workers > 1:
-        demand = demand_of(config)
+    if config.trial_workers > 1:
+        demand = demand_of(config, config.trial_workers)
         cluster.preflight(demand)
         cpus = demand.num_workers * demand.cpus_per_worker
         room = ever.get("CPU", 0.0) / cpus
@@ -70,7 +70,7 @@ def concurrency_of(config: SweepConfig) -> int:
         cluster.preflight(demand)
         room = ever.get("CPU", 0.0) / demand.cpus_per_worker
     if config.gpus_per_worker:
-        room = min(room, ever.get("GPU", 0.0) / (config.max_workers * config.gpus_per_worker))
+        room = min(room, ever.get("GPU", 0.0) / (config.trial_workers * config.gpus_per_worker))
     most = max(1, int(room))
     return min(most, config.max_concurrent_trials or most)
 
@@ -138,9 +138,9 @@ def _tune(
     """Run the trials with Ray Tune, if there are any; what ended those that crashed, a line each."""
     if not trials:
         return []
-    run = _trial_here if config.max_workers == 1 else _trial_on_ray
+    run = _trial_here if config.trial_workers == 1 else _trial_on_ray
     resources = {"cpu": 0.1}
-    if config.max_workers == 1:
+    if config.trial_workers == 1:
         resources = {"cpu": config.cpus_per_worker or 1.0}
         if config.gpus_per_worker:
             resources["gpu"] = config.gpus_per_worker
@@ -326,7 +326,7 @@ def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifa
     if isinstance(made, Artifact):
         return made
     started = time.monotonic()
-    ids = evaluation_ids(dataset, config.split, config.num_samples, config.seed)
+    ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
     rows = _pick(_split_rows(dataset.path, config.split), ids)
     outcomes = attack_rows(model, rows, threats_of(config), device=device, made=made)
     return finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.experiments import SweepConfig
-from easycore_ray.config.fields import Arm, parse_arm
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
@@ -135,8 +135,8 @@ def _make_trial(
     seed: int,
 ) -> Trial:
     epochs = config.train_epochs
-    if training != "standard" and config.trades_epochs is not None:
-        epochs = config.trades_epochs
+    if training != "standard" and config.adversarial_epochs is not None:
+        epochs = config.adversarial_epochs
     names = {spec.name for spec in fields(TrainConfig)}
     shared = {key: value for key, value in vars(config).items() if key in names}
     own: dict[str, Any] = {
@@ -159,10 +159,10 @@ def _make_trial(
             checkpoint="pending",
             dataset=config.dataset,
             attack=config.attack,
-            eps=config.eval_eps,
+            eval_eps=config.eval_eps,
             norm=config.norm,
-            num_samples=config.num_test_samples,
-            num_workers=config.max_workers,
+            num_eval_samples=config.num_eval_samples,
+            num_workers=config.trial_workers,
             gpus_per_worker=config.gpus_per_worker,
             cpus_per_worker=config.cpus_per_worker,
         ),

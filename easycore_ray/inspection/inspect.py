@@ -204,7 +204,7 @@ def _state_of(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
     try:
         if not paths.exists(entry["path"]):
             return "gone", None
-        now = open_artifact(entry["path"]).manifest
+        now = open_artifact(entry["path"], any_version=True).manifest
     except EasyCoreError:
         claimed, finished = (paths.exists(paths.join(entry["path"], name)) for name in (RUN, MANIFEST))
         return ("unfinished" if claimed and not finished else "unreadable"), None
@@ -293,7 +293,7 @@ def _hardness(folder: Folder) -> Artifact | None:
         return Artifact(folder.path, folder.manifest)
     inner = paths.join(folder.path, "hardness")
     if folder.kind == "scoring_run" and paths.exists(paths.join(inner, MANIFEST)):
-        return open_artifact(inner, "hardness_table")
+        return open_artifact(inner, "hardness_table", any_version=True)
     return None
 
 
@@ -326,7 +326,7 @@ def _dataset_of(hardness: Artifact) -> Artifact | None:
     entry = hardness.manifest.get("dataset", {})
     if not entry or _state_of(entry)[0] != "unchanged":
         return None
-    return open_artifact(entry["path"], "dataset")
+    return open_artifact(entry["path"], "dataset", any_version=True)
 
 
 def _described(rows: Extremes, dataset: Artifact | None) -> Iterator[dict[str, Any]]:

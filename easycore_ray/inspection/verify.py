@@ -122,9 +122,8 @@ def _scored_epochs(table: ScoreTable, manifest: dict[str, Any]) -> Iterator[str]
     trained = config["epochs"]
     if config.get("stop_when_stable") is not None:
         trained = int(max(entry["epoch"] for entry in manifest["epochs"]))
-    expected = score_table.scored_epochs(
-        trained, epochs=config["epochs"], every=config["score_every"], score_pass=config.get("score_pass", "eval")
-    )
+    # Runs of format version 1 always made the initial pass.
+    expected = score_table.scored_epochs({"score_pass": "eval", "initial_pass": True, **config}, trained)
     if table.epochs() != expected:
         yield _differs("scored epochs", table.epochs(), expected)
 
@@ -225,7 +224,7 @@ def _evaluation(artifact: Artifact) -> Iterator[str]:
         yield _differs("rows of outcomes.parquet", outcomes.num_rows, manifest["counts"]["samples"])
     config = manifest["config"]
     attacks = tuple(name for name in config["attack"] if name != "none")
-    threats = Threats(attack=attacks, eps=tuple(config["eps"]), norm=config["norm"], seed=0)
+    threats = Threats(attack=attacks, eps=tuple(config["eval_eps"] if "eval_eps" in config else config["eps"]), norm=config["norm"], seed=0)
     # The number of classes is only needed for the worst one, and all classes were looked at then.
     classes = int(outcomes["label"].to_numpy().max(initial=0)) + 1
     accuracy = summarise(outcomes, threats, classes)["clean_accuracy"]

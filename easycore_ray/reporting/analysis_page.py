@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from easycore_ray.core.threat import format_eps
+from easycore_ray.core.eps import format_eps
 from easycore_ray.core.trend_test import CANNOT_BE_TOLD, DECILES, DOES_NOT_HOLD, HOLDS, LEAST_ROWS, NEGLIGIBLE
 from easycore_ray.reporting.figures import DEEP, INK, MUTED, PALE, Panel, Plot, to_png
 from easycore_ray.reporting.html import figure, fill, lineage_tables

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from easycore_ray.config.fields import Arm
+from easycore_ray.config.arms import Arm
 
 Row = Mapping[str, Any]
 

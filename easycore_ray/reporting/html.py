@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from easycore_ray.core.threat import format_eps
+from easycore_ray.core.eps import format_eps
 from easycore_ray.reporting.figures import Plot, Row, Style, attack_names, percent, styles, to_svg
 from easycore_ray.reporting.image_grid import Images, short, to_data_uri
 from easycore_ray.reporting.score_plots import Mix

@@ -349,7 +349,7 @@ def _value(name: str, value: Any) -> str:
 
 
 def _eps(value: float) -> str:
-    from easycore_ray.core.threat import format_eps
+    from easycore_ray.core.eps import format_eps
 
     return format_eps(value)
 

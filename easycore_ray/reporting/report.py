@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.fields import Arm
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.data.dataset import Dataset, open_dataset, read_split
 from easycore_ray.reporting import score_plots, sweep_plots

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from easycore_ray.core.threat import format_eps
+from easycore_ray.core.eps import format_eps
 from easycore_ray.reporting.figures import (
     INK,
     MUTED,
@@ -138,7 +138,7 @@ def _autoattack_table(records: Sequence[Record]) -> list[str]:
             accuracies = [entry["accuracy"] for entry in (pgd, auto)]
             percents = [f"{100 * value:.1f}" for value in (*accuracies, accuracies[0] - accuracies[1])]
             what = [objective(record), arm_name(record), percent(record["fraction"]), str(record["seed"])]
-            lines.append([*what, str(record["num_test_samples"]), format_eps(auto["eps"]), *percents])
+            lines.append([*what, str(record["num_eval_samples"]), format_eps(auto["eps"]), *percents])
     heads = ["objective", "arm", "kept", "seed", "images", "ε", "PGD-20", "AutoAttack", "PGD-20 − AutoAttack"]
     return [f"### PGD-20 against AutoAttack\n\n{_markdown(heads, lines)}"] if lines else []
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from easycore_ray.core.threat import format_eps
+from easycore_ray.core.eps import format_eps
 from easycore_ray.reporting.figures import (
     MUTED,
     Panel,

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from easycore_ray.core.eps import format_eps
 from easycore_ray.core.selection import METHODS
-from easycore_ray.core.threat import format_eps
 from easycore_ray.reporting.figures import (
     ATTACK_NAMES,
     Row,

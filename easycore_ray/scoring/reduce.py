@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.fields import parse_epochs
+from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.runtime.console import Progress, say
@@ -30,7 +30,7 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     ``loss`` and ``aum`` are the means of the rows' ``el2n``, ``loss`` and ``margin``;
     ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al.
     2019); ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
-    With ``score_epochs`` A:B all of them are over the scored epochs A..B, and parts of later or
+    With ``epoch_range`` A:B all of them are over the scored epochs A..B, and parts of later or
     earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
     of other scores are not read and null in the result.
 
@@ -39,13 +39,13 @@ def reduce(config: ReduceConfig) -> Artifact | None:
 
     Raises:
         EasyCoreError: if the table is unfinished or damaged, a sample lacks or doubles a row, or
-            ``score_epochs`` holds no scored epoch or ends after the last one.
+            ``epoch_range`` holds no scored epoch or ends after the last one.
     """
     started = time.monotonic()
     table = open_table(paths.join(paths.absolute(config.scores), "table"))
     parents = {"score_table": table.artifact}
     out = paths.absolute(config.out)
-    between = parse_epochs(config.score_epochs) if config.score_epochs is not None else None
+    between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
     epochs = _used_epochs(table, between)
     if config.only is not None and "aign_epoch0" not in config.only:
         epochs = tuple(epoch for epoch in epochs if epoch > 0)
@@ -53,7 +53,7 @@ def reduce(config: ReduceConfig) -> Artifact | None:
         samples = table.artifact.manifest["counts"]["samples"]
         say(f"reduce: would reduce {samples:,} samples × {len(epochs)} epochs → {out}")
         return None
-    made = claim(out, "hardness_table", identity("hardness_table", _fields(config, between), _fingerprints(parents)),
+    made = claim(out, "hardness_table", identity("hardness_table", identity_fields(config), _fingerprints(parents)),
                  overwrite=config.overwrite)  # fmt: skip
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
@@ -72,22 +72,12 @@ def reduce(config: ReduceConfig) -> Artifact | None:
         wall_seconds=time.monotonic() - started,
         files=files,
         only=None if config.only is None else list(config.only),
-        score_epochs=None if between is None else list(between),
+        epoch_range=None if between is None else list(between),
         score_pass=table.artifact.manifest["config"]["score_pass"],
         dataset=table.artifact.manifest["parents"]["dataset"],
     )
     say(f"reduce: {rows:,} samples × {len(epochs)} epochs → {out}")
     return artifact
-
-
-def _fields(config: ReduceConfig, between: tuple[int, int] | None) -> dict[str, Any]:
-    # How ids are cut into ranges changes no value: only where rows are filed.
-    fields = {
-        key: value for key, value in identity_fields(config).items() if key not in ("bucket_rows", "score_epochs")
-    }
-    if config.only is None:
-        del fields["only"]
-    return fields if between is None else {**fields, "score_epochs": list(between)}
 
 
 def _fingerprints(parents: dict[str, Artifact]) -> dict[str, str]:
@@ -104,14 +94,14 @@ def _used_epochs(table: ScoreTable, between: tuple[int, int] | None) -> tuple[in
     first, last = between
     if last > scored[-1]:
         raise EasyCoreError(
-            f"score_epochs {first}:{last} ends after the last scored epoch of {table.path}, {scored[-1]}; "
+            f"epoch_range {first}:{last} ends after the last scored epoch of {table.path}, {scored[-1]}; "
             f"B must be at most {scored[-1]}"
         )
     chosen = [epoch for epoch in scored if first <= epoch <= last]
     if not chosen:
         near = [epoch for epoch in scored if epoch < first][-1:] + [epoch for epoch in scored if epoch > last][:1]
         raise EasyCoreError(
-            f"score_epochs {first}:{last} holds no scored epoch of {table.path}; the nearest are "
+            f"epoch_range {first}:{last} holds no scored epoch of {table.path}; the nearest are "
             f"{' and '.join(map(str, near))}"
         )
     return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)

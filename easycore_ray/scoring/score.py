@@ -56,6 +56,7 @@ class ScoreEachEpoch:
     epochs: int
     every: int
     score_pass: str
+    initial_pass: bool
     num_samples: int
     checksum: int
     stop_when_stable: float | None = None
@@ -70,7 +71,8 @@ class ScoreEachEpoch:
         carried: dict[str, Any],
     ) -> dict[str, float]:
         """See ``fitting.AfterEpoch``; the parts travel in ``carried``."""
-        if epoch > 0 and (self.epochs - epoch) % self.every:
+        wanted = self.initial_pass if epoch == 0 else (self.epochs - epoch) % self.every == 0
+        if not wanted:
             return {}
         if epoch == 0 or self.score_pass == "eval":
             return self._record(context, score_epoch(model, feed.ordered()), epoch, carried)
@@ -174,7 +176,7 @@ def score(config: ScoreConfig) -> Artifact | None:
 def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The training run that scores are taken in."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
-    steps = config.epochs * batches_per_epoch(num_rows, config.max_workers, config.batch_size)
+    steps = config.epochs * batches_per_epoch(num_rows, config.batch_size)
     return Fit(
         dataset=dataset.path,
         sample_ids=sample_ids,
@@ -185,7 +187,6 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         batch_size=config.batch_size,
         cache_gib=config.cache_gib,
         threads=config.threads_per_worker or 1,
-        warmup_fraction=config.warmup_fraction,
         record_scores=config.score_pass != "eval",
         compile=config.compile,
     )
@@ -202,6 +203,7 @@ def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
         epochs=config.epochs,
         every=config.score_every,
         score_pass=config.score_pass,
+        initial_pass=config.initial_pass,
         num_samples=fit.num_rows,
         checksum=id_checksum(samples["sample_id"].to_numpy()),
         stop_when_stable=config.stop_when_stable,
@@ -271,8 +273,7 @@ def _freeze(
 def say_plan(config: ScoreConfig, fit: Fit) -> None:
     """Say what a scoring run would do, how much it is and where it would be written."""
     out = paths.absolute(config.out)
-    every, score_pass = config.score_every, config.score_pass
-    scored = len(scored_epochs(config.epochs, epochs=config.epochs, every=every, score_pass=score_pass))
+    scored = len(scored_epochs(to_dict(config), config.epochs))
     size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
     say(
         f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "

@@ -179,20 +179,19 @@ def _encode(rows: pa.Table, encodings: dict[str, str] = _ENCODINGS) -> pa.Buffer
     return sink.getvalue()
 
 
-def scored_epochs(trained: int, *, epochs: int, every: int, score_pass: str) -> list[int]:
+def scored_epochs(config: Mapping[str, Any], trained: int) -> list[int]:
     """The epochs that a whole table has rows of, ascending.
 
-    The initial weights, the last epoch and every so many before it; for ``fused+eval`` also ``trained + 1``, in whose
-    name the final weights are scored exactly.
+    The last epoch and every so many before it; with ``initial_pass`` the untrained network as epoch 0, and for
+    ``fused+eval`` also ``trained + 1``, in whose name the final weights are scored exactly.
 
     Args:
+        config: fields of a ``ScoreConfig``.
         trained: epochs that were trained; fewer than ``epochs`` if the run ended because its scores had settled.
-        epochs: epochs that were planned, from which ``every`` counts back.
-        every: see ``ScoreConfig.score_every``.
-        score_pass: see ``ScoreConfig``.
     """
-    found = [epoch for epoch in range(epochs, 0, -every) if epoch <= trained]
-    return [0, *reversed(found), *([trained + 1] if score_pass == "fused+eval" else [])]
+    found = [epoch for epoch in range(config["epochs"], 0, -config["score_every"]) if epoch <= trained]
+    first = [0] if config["initial_pass"] else []
+    return [*first, *reversed(found), *([trained + 1] if config["score_pass"] == "fused+eval" else [])]
 
 
 def check_coverage(parts: Iterable[Part], *, epoch: int, num_samples: int, checksum: int) -> None:

@@ -5,12 +5,11 @@ samples, ties broken by ``sample_id``, whatever the order of rows and however ma
 """
 
 import time
-from typing import Any
 
 import numpy as np
 
+from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.fields import Arm
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection import METHODS, look_up
@@ -62,7 +61,7 @@ def select(config: CoresetConfig) -> Artifact | None:
         also = f" and copy their images → {out}/{DATASET}" if config.materialize else ""
         say(f"select: would keep {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}{also}")
         return None
-    made = claim(out, "coreset", identity("coreset", _identity(config), fingerprints), overwrite=config.overwrite)
+    made = claim(out, "coreset", identity("coreset", identity_fields(config), fingerprints), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
         return _with_images(config, made, dataset)
@@ -144,12 +143,6 @@ def arm_config(arm: Arm, *, out: str, scores: str, dataset: str, fraction: float
     )
 
 
-def _identity(config: CoresetConfig) -> dict[str, Any]:
-    """What decides the choice; options that were not there from the start count only where they are used."""
-    fields = identity_fields(config)
-    return {key: value for key, value in fields.items() if value or key not in ("option", "score_epochs")}
-
-
 def _open_inputs(config: CoresetConfig) -> tuple[dict[str, Artifact], Dataset]:
     """Parents by role, and the dataset the ids belong to."""
     parents: dict[str, Artifact] = {}
@@ -170,7 +163,7 @@ def _open_inputs(config: CoresetConfig) -> tuple[dict[str, Artifact], Dataset]:
 
 def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
     """The hardness table: the run's own, or one reduced from the asked epochs only."""
-    if config.score_epochs is None:
+    if config.epoch_range is None:
         return open_hardness(scores)
     from easycore_ray.config.stages import ReduceConfig
     from easycore_ray.scoring.reduce import reduce
@@ -178,14 +171,14 @@ def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
     run = paths.absolute(scores)
     if not paths.exists(paths.join(run, "table", "manifest.json")):
         raise EasyCoreError(
-            f"score_epochs {config.score_epochs} needs the scores of each epoch, and {run} has no finished table/; "
+            f"epoch_range {config.epoch_range} needs the scores of each epoch, and {run} has no finished table/; "
             "pass the folder of a scoring run as --scores"
         )
-    out = paths.join(run, "hardness-epochs-" + config.score_epochs.replace(":", "-"))
+    out = paths.join(run, "hardness-epochs-" + config.epoch_range.replace(":", "-"))
     if config.dry_run and not paths.exists(paths.join(out, "manifest.json")):
-        say(f"select: would first reduce epochs {config.score_epochs} → {out}")
+        say(f"select: would first reduce epochs {config.epoch_range} → {out}")
         return open_hardness(scores)
-    reduced = reduce(ReduceConfig(out=out, scores=run, score_epochs=config.score_epochs))
+    reduced = reduce(ReduceConfig(out=out, scores=run, epoch_range=config.epoch_range))
     assert reduced is not None
     return reduced
 

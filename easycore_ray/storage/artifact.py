@@ -22,7 +22,22 @@ from typing import Any
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of manifests and identities. Version 1 (releases 0.1) is read by ``inspect`` alone."""
+ALGORITHM_VERSIONS = {
+    "dataset": 1,
+    "scoring_run": 1,
+    "hardness_table": 1,
+    "coreset": 1,
+    "checkpoint": 1,
+    "evaluation": 1,
+    "sweep": 1,
+    "report": 1,
+    "study": 1,
+    "analysis": 1,
+    "pipeline": 1,
+}
+"""By kind of artifact: raised when the same configuration and inputs come to give another result."""
 MANIFEST = "manifest.json"
 RUN = "run.json"
 DIVERGED = "diverged.json"
@@ -78,17 +93,23 @@ def identity(kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -
     content = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
+        "algorithm_version": ALGORITHM_VERSIONS[kind],
         "config": dict(config),
         "parents": dict(parents),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def open_artifact(path: str, kind: str | None = None) -> Artifact:
+def open_artifact(path: str, kind: str | None = None, *, any_version: bool = False) -> Artifact:
     """Open a finished artifact.
 
+    Args:
+        path: its folder.
+        kind: what it must be.
+        any_version: also take one of an older format, to look at.
+
     Raises:
-        EasyCoreError: if the folder is missing, unfinished, of another kind, or of a newer format.
+        EasyCoreError: if the folder is missing, unfinished, of another kind, or of another format.
     """
     path = paths.absolute(path)
     wanted = (kind or "artifact").replace("_", " ")
@@ -100,14 +121,27 @@ def open_artifact(path: str, kind: str | None = None) -> Artifact:
     manifest = paths.read_json(paths.join(path, MANIFEST))
     if not isinstance(manifest, dict) or "kind" not in manifest or "fingerprint" not in manifest:
         raise EasyCoreError(f"{path}/{MANIFEST} is not one of ours: it has no kind and fingerprint")
-    if manifest.get("format_version", 0) > FORMAT_VERSION:
-        raise EasyCoreError(
-            f"{path} has format_version {manifest['format_version']}, this release reads up to {FORMAT_VERSION}; "
-            "upgrade easycore-ray"
-        )
+    if not any_version or manifest.get("format_version", 1) > FORMAT_VERSION:
+        refuse_other_format(path, manifest)
     if kind is not None and manifest["kind"] != kind:
         raise EasyCoreError(f"{path} holds a {manifest['kind'].replace('_', ' ')}, not a {wanted}; check the path")
     return Artifact(path, manifest)
+
+
+def refuse_other_format(path: str, found: Mapping[str, Any]) -> None:
+    """Refuse what another release wrote.
+
+    Raises:
+        EasyCoreError: says what to do about it.
+    """
+    version = found.get("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise EasyCoreError(
+            f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}; upgrade easycore-ray"
+        )
+    if version < FORMAT_VERSION:
+        made = found.get("versions", {}).get("easycore-ray", "0.1.0")
+        raise EasyCoreError(f"{path} was made by {made} (format {version}); run again into another --out")
 
 
 def _is_claimed(path: str) -> bool:
@@ -134,6 +168,8 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
     if found is not None and found.get("kind") != kind:
         held = str(found.get("kind")).replace("_", " ")
         raise EasyCoreError(f"{path} holds a {held}, not a {kind.replace('_', ' ')}; choose another --out")
+    if found is not None:
+        refuse_other_format(path, found)
     if found is not None and overwrite:
         paths.delete_tree(path)
         found = None
@@ -183,7 +219,13 @@ def _found(path: str) -> dict[str, Any] | None:
 
 
 def _write_claim(made: Claim) -> None:
-    entry = {"kind": made.kind, "identity": made.identity, "nonce": made.nonce, "created": _now()}
+    entry = {
+        "kind": made.kind,
+        "format_version": FORMAT_VERSION,
+        "identity": made.identity,
+        "nonce": made.nonce,
+        "created": _now(),
+    }
     try:
         paths.write_json(paths.join(made.path, RUN), entry)
     except OSError as error:

@@ -15,7 +15,7 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import ADVERSARIAL, format_workers
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import TrainConfig
-from easycore_ray.core.threat import check_eps
+from easycore_ray.core.eps import check_eps
 from easycore_ray.data.coreset import open_coreset, read_sample_ids
 from easycore_ray.data.dataset import Dataset, Rows, open_dataset
 from easycore_ray.engine.checkpoint import best_epoch_text, write_model
@@ -117,7 +117,7 @@ def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
 def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The run this configuration describes."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
-    steps_per_epoch = batches_per_epoch(num_rows, config.max_workers, config.batch_size)
+    steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
     steps = config.steps or config.epochs * steps_per_epoch
     plan = make_plan(
         config,
@@ -139,8 +139,6 @@ def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         batch_size=config.batch_size,
         cache_gib=config.cache_gib,
         threads=config.threads_per_worker or 1,
-        warmup_fraction=config.warmup_fraction,
-        fixed_steps=config.steps is not None,
         compile=config.compile,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,

@@ -56,8 +56,8 @@ def world(tmp_path_factory):
 
 
 def config_of(world, out="unused", **changes):
-    fields = dict(scores=(f"{world}/scores",), checkpoint=(f"{world}/whole", f"{world}/half"), eps=EPS,
-                  out=str(out), num_samples=200)  # fmt: skip
+    fields = dict(scores=(f"{world}/scores",), checkpoint=(f"{world}/whole", f"{world}/half"), eval_eps=EPS,
+                  out=str(out), num_train_samples=200)  # fmt: skip
     return AnalyzeConfig(**fields | changes)
 
 
@@ -128,7 +128,7 @@ def test_each_row_says_whether_it_was_seen_and_is_robust_where_its_distance_says
 
 def test_pgd_only_ever_brings_a_sample_nearer(world):
     """With more eps to look at, no distance grows."""
-    few, many = (attack_here(c, open_inputs(c)) for c in (config_of(world, eps=EPS[:1]), config_of(world)))
+    few, many = (attack_here(c, open_inputs(c)) for c in (config_of(world, eval_eps=EPS[:1]), config_of(world)))
     assert (many["distance"].to_numpy() <= few["distance"].to_numpy()).all()
 
 
@@ -272,7 +272,7 @@ def test_inspect_tells_the_verdicts_and_finds_damage(done, tmp_path):
     assert "attack" in text
     assert "does not hold: " in text or "cannot be told: " in text
     assert max(map(len, text.splitlines())) <= 100
-    assert "--num-samples" in text
+    assert "--num-train-samples" in text
 
     for name in done.manifest["files"]:
         content = paths.read_bytes(f"{done.path}/{name}")

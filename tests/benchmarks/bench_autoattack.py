@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.batchnorm_folding import folded
-from easycore_ray.core.threat import parse_eps
+from easycore_ray.core.eps import parse_eps
 from easycore_ray.data.dataset import open_dataset, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.autoattack import autoattack

@@ -91,7 +91,7 @@ def _bare_epochs(fit: Any, dataset: Any, sample_ids: Any, *, scoring: bool) -> l
     """Seconds of epochs 2 to 4 of the same loop without Ray."""
     torch.set_num_threads(fit.threads)
     rows = read_split(dataset, "train", sample_ids)
-    feed = MemoryFeed(rows, num_batches=batches_per_epoch(len(rows.labels), 1, fit.batch_size), seed=0)
+    feed = MemoryFeed(rows, num_batches=batches_per_epoch(len(rows.labels), fit.batch_size), seed=0)
     held_out = read_split(dataset, "val")
     blocks = list(zip(*(column.split(128) for column in held_out), strict=True))
     model = build_model(**fit.model).to(memory_format=torch.channels_last)

@@ -3,13 +3,15 @@
 import dataclasses
 import inspect
 import json
+import typing
 
 import pytest
 
 from easycore_ray.config import base, experiments, stages
+from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.base import from_dict, to_dict, verb
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
-from easycore_ray.config.fields import Arm, format_workers, parse_arm, parse_epochs, parse_workers
+from easycore_ray.config.fields import format_workers, parse_epoch_range, parse_workers
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import (
     CoresetConfig,
@@ -49,7 +51,7 @@ def test_every_job_configuration_is_covered_here():
         value
         for module in (stages, experiments)
         for name, value in inspect.getmembers(module, inspect.isclass)
-        if issubclass(value, base.JobConfig) and value not in (base.JobConfig, base.ComputeConfig)
+        if issubclass(value, base.JobConfig) and value not in (base.JobConfig, base.ResourceConfig, base.ComputeConfig)
     }
     assert found == set(JOBS)
 
@@ -73,25 +75,28 @@ class TestEveryConfiguration:
         """Positions would mean something else in the next release."""
         assert all(field.kw_only for field in dataclasses.fields(kind))
 
+    def test_every_field_says_whether_it_is_identity_and_where_help_lists_it(self, kind):
+        """A new field cannot be forgotten in either."""
+        for spec in dataclasses.fields(kind):
+            assert {"identity", "group"} <= set(spec.metadata), spec.name
+            assert spec.metadata["group"] in typing.get_args(base.Group), spec.name
+
     def test_where_and_how_it_runs_is_not_its_identity(self, kind):
         """Paths, resources, tracking and the like may differ in a rerun."""
         there = {
-            "out": "elsewhere", "overwrite": True, "dry_run": True, "num_workers": 7, "cpus_per_worker": 0.5,
+            "out": "elsewhere", "overwrite": True, "dry_run": True, "num_workers": 8, "cpus_per_worker": 0.5,
             "gpus_per_worker": 1.0, "threads_per_worker": 3, "max_failures": 9, "max_concurrent_trials": 5,
             "keep_going": True, "materialize": True, "cache_gib": 0.0, "tracking_uri": "none", "experiment": "x",
             "source": "t", "test_source": "t", "classes": "t", "dataset": "t", "scores": "t", "coreset": "t",
-            "checkpoint": "t", "sweep": "t", "user_scores": "t", "results": "t",
+            "checkpoint": "t", "sweep": "t", "user_scores": "t", "results": "t", "trial_workers": 4, "bucket_rows": 9,
         }  # fmt: skip
         known = {spec.name for spec in dataclasses.fields(kind)}
         moved = make(kind, **{name: value for name, value in there.items() if name in known})
 
         assert identity_fields(moved) == identity_fields(make(kind))
-        # No job's defaults: multistep, which has milestones; the best weights; and, of one run, training against PGD.
-        # What older releases did not know has no part in it while it is what they did.
-        idle = {"milestones", "weights", "compile"} | ({"val_attack_steps"} if kind is TrainConfig else set())
-        idle |= {"attack"} if kind in (SweepConfig, PipelineConfig) else set()
-        added = {"trades_running_statistics"} if kind in (StudyConfig, SweepConfig, PipelineConfig) else set()
-        assert set(identity_fields(moved)) == known - set(there) - idle | added
+        # No job's defaults use them: multistep has milestones, and a standard run attacks no validation split.
+        unused = {"milestones"} | ({"val_attack_steps"} if kind is TrainConfig else set())
+        assert set(identity_fields(moved)) == known - set(there) - unused
 
     def test_an_unknown_field_is_refused(self, kind):
         """A manifest of another job, or of another release, is not half understood."""
@@ -108,9 +113,9 @@ class TestEveryConfiguration:
 
 
 @pytest.mark.parametrize(("text", "epochs"), [("1:1", (1, 1)), ("2:10", (2, 10)), (" 01:010 ", (1, 10))])
-def test_parse_epochs_gives_both_ends(text, epochs):
+def test_parse_epoch_range_gives_both_ends(text, epochs):
     """Inclusive; blanks around and leading zeros do not matter."""
-    assert parse_epochs(text) == epochs
+    assert parse_epoch_range(text) == epochs
 
 
 BAD = [
@@ -120,7 +125,7 @@ BAD = [
     (PrepareConfig, {"rows_per_shard": 0}, "rows_per_shard must be >= 1"),
     (ScoreConfig, {"epochs": 0}, "epochs must be >= 1, got 0"),
     (ScoreConfig, {"score_every": 0}, "score_every must be >= 1"),
-    (ScoreConfig, {"num_workers": 0}, "num_workers must be >= 1"),
+    (ScoreConfig, {"num_workers": 0}, "num_workers must be N >= 1 or MIN:MAX .* got 0"),
     (ScoreConfig, {"cpus_per_worker": 0.0}, "cpus_per_worker must be > 0, got 0; leave it out"),
     (ScoreConfig, {"threads_per_worker": 0}, "threads_per_worker must be >= 1"),
     (ScoreConfig, {"gpus_per_worker": -1.0}, "gpus_per_worker must be >= 0"),
@@ -137,12 +142,12 @@ BAD = [
     (ScoreConfig, {"warmup_fraction": 1.0}, r"warmup_fraction must be in \[0, 1\)"),
     (ScoreConfig, {"seed": -1}, "seed must be >= 0"),
     (ReduceConfig, {"bucket_rows": 0}, "bucket_rows must be >= 1"),
-    (ReduceConfig, {"score_epochs": "5"}, "score_epochs must be A:B with 1 <= A <= B, got '5'; e.g. 1:10"),
-    (ReduceConfig, {"score_epochs": "3:2"}, "score_epochs must be A:B with 1 <= A <= B, got '3:2'"),
-    (ReduceConfig, {"score_epochs": "0:2"}, "score_epochs must be A:B with 1 <= A <= B, got '0:2'"),
-    (ReduceConfig, {"score_epochs": "-1:2"}, "score_epochs must be A:B"),
-    (ReduceConfig, {"score_epochs": "1:2:3"}, "score_epochs must be A:B"),
-    (ReduceConfig, {"score_epochs": ""}, "score_epochs must be A:B"),
+    (ReduceConfig, {"epoch_range": "5"}, "epoch_range must be A:B with 1 <= A <= B, got '5'; e.g. 1:10"),
+    (ReduceConfig, {"epoch_range": "3:2"}, "epoch_range must be A:B with 1 <= A <= B, got '3:2'"),
+    (ReduceConfig, {"epoch_range": "0:2"}, "epoch_range must be A:B with 1 <= A <= B, got '0:2'"),
+    (ReduceConfig, {"epoch_range": "-1:2"}, "epoch_range must be A:B"),
+    (ReduceConfig, {"epoch_range": "1:2:3"}, "epoch_range must be A:B"),
+    (ReduceConfig, {"epoch_range": ""}, "epoch_range must be A:B"),
     (CoresetConfig, {"fraction": 0.0}, r"fraction must be in \(0, 1\], got 0; .*pass 0.7"),
     (CoresetConfig, {"fraction": 1.5}, r"fraction must be in \(0, 1\], got 1.5"),
     (CoresetConfig, {"fraction": float("nan")}, r"fraction must be in \(0, 1\], got nan"),
@@ -162,17 +167,17 @@ BAD = [
     (TrainConfig, {"steps": 0}, "steps must be >= 1"),
     (TrainConfig, {"epochs": 0}, "epochs must be >= 1"),
     (EvaluateConfig, {"attack": ("pdg20",)}, "unknown attack 'pdg20'; allowed are .*pgd20"),
-    (EvaluateConfig, {"attack": ()}, "attack and eps need at least one value"),
-    (EvaluateConfig, {"eps": (0.1, 8.0)}, "eps is in .*got 8"),
-    (EvaluateConfig, {"eps": ()}, "attack and eps need at least one value"),
-    (EvaluateConfig, {"num_samples": 0}, "num_samples must be >= 1"),
-    (AnalyzeConfig, {"eps": (1 / 255, 8.0)}, "eps is in .*did you mean 8/255"),
-    (AnalyzeConfig, {"eps": ()}, "eps needs at least one value"),
+    (EvaluateConfig, {"attack": ()}, "attack and eval_eps need at least one value"),
+    (EvaluateConfig, {"eval_eps": (0.1, 8.0)}, "eval_eps: eps is in .*got 8"),
+    (EvaluateConfig, {"eval_eps": ()}, "attack and eval_eps need at least one value"),
+    (EvaluateConfig, {"num_eval_samples": 0}, "num_eval_samples must be >= 1"),
+    (AnalyzeConfig, {"eval_eps": (1 / 255, 8.0)}, "eval_eps: eps is in .*did you mean 8/255"),
+    (AnalyzeConfig, {"eval_eps": ()}, "eval_eps needs at least one value"),
     (AnalyzeConfig, {"scores": ()}, "scores needs at least one value"),
     (AnalyzeConfig, {"scores": ("s", "t", "s")}, "scores names s twice"),
     (AnalyzeConfig, {"score": "agin"}, "unknown score 'agin'; allowed are .*aign"),
-    (AnalyzeConfig, {"num_samples": 49}, "num_samples must be >= 50, five for each tenth, got 49"),
-    (AnalyzeConfig, {"num_workers": 0}, "num_workers must be >= 1"),
+    (AnalyzeConfig, {"num_train_samples": 49}, "num_train_samples must be >= 50, five for each decile, got 49"),
+    (AnalyzeConfig, {"num_workers": 0}, "num_workers must be N >= 1"),
     (SweepConfig, {"method": ("easycore", "random:aign")}, "method random uses no score"),
     (SweepConfig, {"fraction": (0.5, 30.0)}, "got 30"),
     (SweepConfig, {"fraction": ()}, "fraction needs at least one value"),
@@ -182,7 +187,7 @@ BAD = [
     (SweepConfig, {"eval_eps": (4.0,)}, "eval_eps: .*got 4"),
     (SweepConfig, {"beta": ()}, "beta needs at least one value for trades"),
     (SweepConfig, {"beta": (-1.0,)}, "beta must be a number >= 0"),
-    (SweepConfig, {"trades_epochs": 0}, "trades_epochs must be >= 1"),
+    (SweepConfig, {"adversarial_epochs": 0}, "adversarial_epochs must be >= 1"),
     (SweepConfig, {"max_concurrent_trials": 0}, "max_concurrent_trials must be >= 1"),
     (TrainConfig, {"milestones": (0.9, 0.75)}, "milestones must be rising shares"),
     (TrainConfig, {"milestones": (75.0,)}, r"milestones must be rising shares of the run in \(0, 1\).*got \(75.0,\)"),
@@ -195,9 +200,9 @@ BAD = [
     (TrainConfig, {"model": "a/models.py:make"}, "unknown model 'a/models.py:make'.*package.module:function"),
     (TrainConfig, {"milestones": ()}, "milestones must be rising shares"),
     (PipelineConfig, {"subset": 0}, "subset must be >= 1"),
-    (PipelineConfig, {"score_epochs": 0}, "epochs must be >= 1"),
+    (PipelineConfig, {"score_epochs": 0}, "score_epochs must be >= 1"),
     (PipelineConfig, {"fraction": (0.0,)}, r"fraction must be in \(0, 1\]"),
-    (PipelineConfig, {"trial_num_workers": 0}, "num_workers must be >= 1"),
+    (PipelineConfig, {"trial_workers": 0}, "trial_workers must be >= 1"),
 ]
 
 
@@ -219,7 +224,7 @@ def test_a_value_out_of_range_is_refused(kind, change, message):
         (TrainConfig, {"eps": 0.0}),
         (TrainConfig, {"eps": 2.0, "norm": "l2"}),
         (TrainConfig, {"beta": 0.0}),
-        (EvaluateConfig, {"eps": (0.0, 1.0)}),
+        (EvaluateConfig, {"eval_eps": (0.0, 1.0)}),
         (SweepConfig, {"method": ("easiest:el2n/class",)}),
         (SweepConfig, {"training": ("standard",), "beta": ()}),
         (ScoreConfig, {"warmup_fraction": 0.0, "weight_decay": 0.0, "momentum": 0.0, "cache_gib": 0.0}),
@@ -238,7 +243,7 @@ def test_all_problems_are_told_at_once():
     problems = str(caught.value).split("; ")
     assert sum("lr must be" in problem for problem in problems) == 1
     assert {problem.split(" must")[0] for problem in problems if " must" in problem} == {
-        "lr", "batch_size", "fraction", "epochs",
+        "lr", "batch_size", "fraction", "score_epochs",
     }  # fmt: skip
 
 
@@ -248,7 +253,7 @@ def test_all_problems_are_told_at_once():
 def test_a_pipeline_hands_its_fields_to_its_stages():
     """The same word means the same thing in each, and every stage has its folder."""
     pipeline = PipelineConfig(
-        out="o", source="torchvision:CIFAR10", seed=3, lr=0.05, score_epochs=7, train_epochs=9, trial_num_workers=2,
+        out="o", source="torchvision:CIFAR10", seed=3, lr=0.05, score_epochs=7, train_epochs=9, trial_workers=2,
         num_workers=4, tracking_uri="none", image_size=32,
     )  # fmt: skip
     prepare, score, sweep = (
@@ -260,7 +265,7 @@ def test_a_pipeline_hands_its_fields_to_its_stages():
     assert (prepare.out, score.out, sweep.out) == ("o/dataset", "o/scores", "o/sweep")
     assert (prepare.source, prepare.image_size, prepare.seed) == ("torchvision:CIFAR10", 32, 3)
     assert (score.dataset, score.coreset, score.epochs, score.num_workers) == ("d", "c", 7, 4)
-    assert (sweep.dataset, sweep.scores, sweep.train_epochs, sweep.num_workers) == ("d", "s", 9, 2)
+    assert (sweep.dataset, sweep.scores, sweep.train_epochs, sweep.trial_workers) == ("d", "s", 9, 2)
     assert (score.lr, sweep.lr, score.tracking_uri, sweep.tracking_uri) == (0.05, 0.05, "none", "none")
 
 
@@ -343,7 +348,7 @@ def test_workers_are_a_number_or_a_range(text, value):
     """As written on the command line, and back."""
     assert parse_workers(text) == value
     assert format_workers(value) == text
-    config = ScoreConfig(out="o", dataset="d", num_workers=value)
+    config = ScoreConfig(out="o", dataset="d", num_workers=value, batch_size=840)
     assert (config.min_workers, config.max_workers) == (value if isinstance(value, tuple) else (value, value))
     assert from_dict(ScoreConfig, to_dict(config)) == config
 
@@ -355,10 +360,33 @@ def test_impossible_numbers_of_workers_are_refused(value):
         ScoreConfig(out="o", dataset="d", num_workers=value)
 
 
-def test_a_sweep_takes_one_number_of_workers():
-    """Trials are compared, so they train alike."""
-    with pytest.raises(EasyCoreError, match="num_workers must be one number in a sweep, got 1:2"):
-        SweepConfig(out="o", dataset="d", scores="s", num_workers=(1, 2))
+@pytest.mark.parametrize("kind", [SweepConfig, StudyConfig, PipelineConfig])
+def test_trials_take_one_number_of_workers(kind):
+    """They are compared, so they train alike."""
+    with pytest.raises(EasyCoreError, match=r"trial_workers must be a whole number, got \(1, 2\)"):
+        make(kind, trial_workers=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        (TrainConfig, {"batch_size": 100, "num_workers": 3}, "3 workers; the nearest that are: 99, 102"),
+        (ScoreConfig, {"batch_size": 2, "num_workers": 3}, "3 workers; the least that is: 3"),
+        (
+            ScoreConfig,
+            {"batch_size": 100, "num_workers": (2, 4)},
+            "every number of workers in 2:4; the nearest that are: 96, 108",
+        ),
+        (SweepConfig, {"batch_size": 100, "trial_workers": 3}, "3 workers; the nearest that are: 99, 102"),
+        (PipelineConfig, {"batch_size": 100, "num_workers": 3}, "3 workers"),
+        (PipelineConfig, {"batch_size": 100, "trial_workers": 3}, "3 workers"),
+        (StudyConfig, {"batch_size": 100, "num_workers": 3}, "3 workers"),
+    ],
+)
+def test_a_batch_that_workers_cannot_share_equally_is_refused_with_the_nearest(kind, change, words):
+    """The batch is that of all workers together, so that their number changes no step."""
+    with pytest.raises(EasyCoreError, match=f"batch_size {change['batch_size']} is not divisible by .*{words}"):
+        make(kind, **change)
 
 
 @pytest.mark.parametrize("value", [0, 1.5, -0.1])
@@ -392,24 +420,8 @@ def test_the_attack_in_validation_is_identity_only_where_there_is_one(training):
     assert (one == other) == (training == "standard")
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (TrainConfig(out="o", dataset="d", training="trades"), True),
-        (TrainConfig(out="o", dataset="d", training="pgd"), False),
-        (SweepConfig(out="o", dataset="d", scores="s", training=("standard", "trades")), True),
-        (SweepConfig(out="o", dataset="d", scores="s", training=("standard",)), False),
-        (StudyConfig(out="o", dataset="d"), True),
-        (ScoreConfig(out="o", dataset="d"), False),
-    ],
-)
-def test_trades_runs_of_before_its_running_statistics_were_official_are_not_reused(config, expected):
-    """Runs without TRADES stay what they were."""
-    assert ("trades_running_statistics" in identity_fields(config)) == expected
-
-
 def test_evaluating_the_best_weights_is_another_evaluation_than_the_last():
-    """And the last, the default, is what it was before there was a choice."""
+    """They are other weights."""
     last, best = (identity_fields(make(EvaluateConfig, weights=which)) for which in ("last", "best"))
 
     assert best == last | {"weights": "best"}

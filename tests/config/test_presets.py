@@ -9,9 +9,9 @@ from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.engine.plan import make_plan
 
-SHARED = {"source": "torchvision:CIFAR10", "batch_size": 128, "num_workers": 1, "trial_num_workers": 1, "lr": 0.1,
+SHARED = {"source": "torchvision:CIFAR10", "batch_size": 128, "num_workers": 1, "trial_workers": 1, "lr": 0.1,
           "momentum": 0.9, "nesterov": False, "warmup_fraction": 0.0, "augment": "crop-flip", "crop_pad": 4,
-          "norm": "linf", "steps": None, "trades_epochs": None}  # fmt: skip
+          "norm": "linf", "steps": None, "adversarial_epochs": None}  # fmt: skip
 SOURCES = {
     "trades-official": {
         "model": "wrn-34-10", "weight_decay": 2e-4, "schedule": "multistep", "training": ("trades",), "beta": (6.0,),
@@ -74,7 +74,7 @@ def test_a_single_run_takes_objective_and_milestones_from_the_preset(name):
 
     assert (run.training, run.epochs, run.milestones) == (config.training[0], config.train_epochs, config.milestones)
     assert (run.beta, run.eps, run.nesterov) == (6.0, config.eps, False)
-    assert preset_fields(EvaluateConfig, name)["eps"] == config.eval_eps
+    assert preset_fields(EvaluateConfig, name)["eval_eps"] == config.eval_eps
     assert preset_fields(SweepConfig, name)["training"] == config.training
 
 

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from easycore_ray.core.attacks import ATTACKS, fgsm, frozen_eval, pgd, pgd_training_attack, trades_attack
+from easycore_ray.core.eps import NORMS, check_eps, format_eps, parse_eps
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
-from easycore_ray.core.threat import (
-    NORMS,
-    check_eps,
-    check_inputs,
-    format_eps,
-    l2_norms,
-    parse_eps,
-    project,
-    random_start,
-)
+from easycore_ray.core.threat import check_inputs, l2_norms, project, random_start
 
 EPS = {"linf": 8 / 255, "l2": 0.5}
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from easycore_ray.core.attacks import pgd
 from easycore_ray.core.distance import boundary_distance, distances
-from easycore_ray.core.threat import NORMS
+from easycore_ray.core.eps import NORMS
 
 
 def draws(seed=0):

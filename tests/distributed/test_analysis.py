@@ -25,7 +25,9 @@ def inputs(digits, population, settings, two_workers, tmp_path_factory):
         dataset=digits.path, coreset=population.path, out=f"{root}/model", model="cnn", width=4, epochs=8,
         batch_size=16, augment="none", tracking_uri="none", threads_per_worker=1, num_workers=1,
     )  # fmt: skip
-    return dict(scores=(two_workers.path, other.path), checkpoint=(model.path,), eps=(0.02, 0.1), num_samples=80)
+    return dict(
+        scores=(two_workers.path, other.path), checkpoint=(model.path,), eval_eps=(0.02, 0.1), num_train_samples=80
+    )
 
 
 @pytest.fixture(scope="module")

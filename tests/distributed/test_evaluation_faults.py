@@ -38,7 +38,7 @@ def test_a_lost_task_and_a_lost_driver_change_no_outcome(ray_session, tmp_path):
     out = tmp_path / "evaluation"
     command = [sys.executable, "-m", "jobs.evaluate", "--checkpoint", checkpoint.path, "--dataset", dataset.path,
                "--out", str(out), "--num-workers", "1", "--threads-per-worker", "1",
-               "--eps", *map(str, EPS)]  # fmt: skip
+               "--eval-eps", *map(str, EPS)]  # fmt: skip
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     wait_for(lambda: finished(out) >= 1, driver)
@@ -59,7 +59,7 @@ def test_a_lost_task_and_a_lost_driver_change_no_outcome(ray_session, tmp_path):
     assert again.returncode == 1, again.stderr
     assert "of 6 shards are there, going on with the others" in again.stderr
     assert again.stderr.splitlines()[-1].startswith("error: this evaluation is suspicious: pgd20 at linf eps 0.5")
-    config = EvaluateConfig(checkpoint=checkpoint.path, dataset=dataset.path, out="unused", eps=tuple(EPS))
+    config = EvaluateConfig(checkpoint=checkpoint.path, dataset=dataset.path, out="unused", eval_eps=tuple(EPS))
     opened = open_dataset(dataset.path)
     rows = read_split(opened, "test", evaluation_ids(opened, "test", None, 0))
     here = attack_rows(open_checkpoint(checkpoint.path)[1], rows, threats_of(config))

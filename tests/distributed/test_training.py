@@ -96,7 +96,7 @@ def test_a_checkpoint_builds_the_model_that_was_trained(checkpoint):
 def test_outcomes_on_ray_equal_the_same_shards_in_this_process(checkpoint, digits, tmp_path):
     """Fixed, seeded shards make every image's outcome independent of where it was computed."""
     fields = dict(checkpoint=checkpoint.path, dataset=digits.path, out=str(tmp_path / "evaluation"), attack=("pgd20",),
-                  eps=(0.0, 0.05, 0.2), seed=5, num_workers=1)  # fmt: skip
+                  eval_eps=(0.0, 0.05, 0.2), seed=5, num_workers=1)  # fmt: skip
     evaluation = evaluate(**fields)
     together = evaluate(**fields | {"out": str(tmp_path / "together"), "num_workers": 2})
     config = EvaluateConfig(**fields)
@@ -121,7 +121,7 @@ def swept(digits, two_workers, tmp_path_factory):
     sweep(
         dataset=digits.path, scores=two_workers.path, out=str(out), method=(), fraction=(0.5,), seeds=(0,), beta=(6.0,),
         training=("standard", "trades"), train_epochs=2, model="cnn", width=4, batch_size=16, augment="crop",
-        crop_pad=1, eps=0.1, attack_steps=2, attack=("pgd20", "autoattack"), eval_eps=(0.2,), num_test_samples=260,
+        crop_pad=1, eps=0.1, attack_steps=2, attack=("pgd20", "autoattack"), eval_eps=(0.2,), num_eval_samples=260,
         tracking_uri="none", threads_per_worker=1,
     )  # fmt: skip
     return out
@@ -143,8 +143,8 @@ def test_a_trial_of_a_sweep_trains_the_weights_of_ray_train(swept, checkpoint, d
 
 def test_autoattack_on_ray_equals_its_shards_in_one_process(swept, checkpoint, digits, tmp_path):
     """One worker, two workers and a trial's own process give the same outcome of every image, warnings included."""
-    fields = dict(checkpoint=checkpoint.path, dataset=digits.path, attack=("pgd20", "autoattack"), eps=(0.2,),
-                  num_samples=260, threads_per_worker=1)  # fmt: skip
+    fields = dict(checkpoint=checkpoint.path, dataset=digits.path, attack=("pgd20", "autoattack"), eval_eps=(0.2,),
+                  num_eval_samples=260, threads_per_worker=1)  # fmt: skip
     done = [evaluate(**fields, out=str(tmp_path / f"{count}"), num_workers=count) for count in (1, 2)]
     (trial,) = (swept / "trials").glob("full_f1_trades*/evaluation")
     stored = [pq.read_table(f"{folder}/outcomes.parquet") for folder in (done[0].path, done[1].path, trial)]
@@ -161,11 +161,11 @@ def test_a_trial_of_several_workers_trains_and_attacks_on_all_of_them(digits, tw
     sweep(
         dataset=digits.path, scores=two_workers.path, out=str(tmp_path / "sweep"), method=(), fraction=(0.5,),
         seeds=(0,), training=("standard",), train_epochs=1, model="cnn", width=4, batch_size=16, augment="none",
-        eval_eps=(0.1,), num_test_samples=260, tracking_uri="none", threads_per_worker=1, num_workers=2,
+        eval_eps=(0.1,), num_eval_samples=260, tracking_uri="none", threads_per_worker=1, num_workers=2,
     )  # fmt: skip
     trial = tmp_path / "sweep" / "trials" / "full_f1_standard_s0"
     manifests = [paths.read_json(str(trial / name / "manifest.json")) for name in ("checkpoint", "evaluation")]
-    config = EvaluateConfig(**manifests[1]["config"] | {"attack": ("pgd20",), "eps": (0.1,)})
+    config = EvaluateConfig(**manifests[1]["config"] | {"attack": ("pgd20",), "eval_eps": (0.1,)})
     dataset = open_dataset(digits.path)
     rows = read_split(dataset, "test", evaluation_ids(dataset, "test", 260, config.seed))
     here = attack_rows(open_checkpoint(str(trial / "checkpoint"))[1], rows, threats_of(config))
@@ -243,7 +243,7 @@ def test_a_sweep_can_be_finished_without_the_trials_that_diverged(digits, two_wo
     fields = dict(
         dataset=digits.path, scores=two_workers.path, out=str(out), method=(), fraction=(0.5,), seeds=(0,),
         beta=(1.0, 1e39), training=("trades",), train_epochs=2, model="cnn", width=4, batch_size=16, augment="none",
-        eps=0.1, attack_steps=1, val_attack_steps=0, eval_eps=(0.2,), num_test_samples=60, threads_per_worker=1,
+        eps=0.1, attack_steps=1, val_attack_steps=0, eval_eps=(0.2,), num_eval_samples=60, threads_per_worker=1,
     )  # fmt: skip
     with pytest.raises(EasyCoreError, match=r"1 of 2 trials failed.*b1e\+39_s0: training diverged.*with --keep-going"):
         sweep(**fields)

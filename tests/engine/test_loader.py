@@ -39,10 +39,13 @@ def rows(ids):
 
 @st.composite
 def situations(draw):
-    """(rows, workers, rows per step) of a run that is not refused."""
+    """(rows, workers, rows per step over all workers) of a run that is not refused."""
     world = draw(st.integers(1, 9))
-    num_rows = draw(st.integers(world * world, 400))
-    return num_rows, world, draw(st.integers(1, 40))
+    batch_size = world * draw(st.integers(1, 40))
+    num_rows = draw(st.integers(1, 400))
+    assume(-(-num_rows // world) - -num_rows % world >= -(-num_rows // batch_size))
+    check_share(num_rows, batch_size, [world])
+    return num_rows, world, batch_size
 
 
 # ---------------------------------------------------------------- counts
@@ -50,38 +53,43 @@ def situations(draw):
 
 @given(situations())
 def test_no_worker_is_left_without_a_row_for_every_batch(situation):
-    """Even one that holds all the padding; and no batch need be larger than asked for, but on tiny data."""
+    """Even one that holds all the padding; and no worker takes more than its part of the batch."""
     num_rows, world, batch_size = situation
     share, padding = -(-num_rows // world), -num_rows % world
-    num_batches = batches_per_epoch(num_rows, world, batch_size)
+    num_batches = batches_per_epoch(num_rows, batch_size)
 
     assert 1 <= num_batches <= share - padding
-    if share - padding >= math.ceil(share / batch_size):
-        assert num_batches == math.ceil(share / batch_size)
+    assert math.ceil(share / num_batches) <= batch_size // world
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "world", "batch_size", "expected"),
-    [(100, 1, 10, 10), (101, 1, 10, 11), (100, 2, 50, 1), (102, 2, 50, 2), (257, 2, 64, 3), (17, 4, 2, 2)],
+    ("num_rows", "batch_size", "expected"), [(100, 10, 10), (101, 10, 11), (100, 100, 1), (102, 100, 2), (3, 128, 1)]
 )
-def test_batches_per_epoch(num_rows, world, batch_size, expected):
-    """What the largest share needs; the last: a share of 2 rows and 3 of padding fills two batches."""
-    assert batches_per_epoch(num_rows, world, batch_size) == expected
+def test_batches_per_epoch(num_rows, batch_size, expected):
+    """As many as all rows fill, the last one perhaps in part, whoever works on them."""
+    assert batches_per_epoch(num_rows, batch_size) == expected
 
 
-@pytest.mark.parametrize(("num_rows", "world"), [(1, 1), (4, 2), (16, 4), (1000, 31)])
-def test_enough_rows_are_shared(num_rows, world):
-    """From the square of the number of workers on."""
-    check_share(num_rows, world)
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "world"), [(1, 1, 1), (4, 2, 2), (16, 4, 4), (961, 62, 31), (17, 16, 4)]
+)
+def test_enough_rows_are_shared(num_rows, batch_size, world):
+    """Whole shares, and one that holds three rows of padding but still two of the data."""
+    check_share(num_rows, batch_size, [world])
 
 
-@pytest.mark.parametrize(("num_rows", "world", "allowed"), [(3, 2, 1), (15, 4, 3), (0, 1, 1), (99, 10, 9)])
-def test_too_few_rows_are_refused(num_rows, world, allowed):
-    """The message says how many workers they allow, and these are indeed allowed."""
-    with pytest.raises(EasyCoreError, match=rf"{num_rows} samples .* {world} workers; .* to {allowed} or less"):
-        check_share(num_rows, world)
-    if num_rows:
-        check_share(num_rows, allowed)
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "workers", "refused", "allowed"),
+    [(3, 2, [2], 2, 1), (15, 4, [4], 4, 2), (17, 4, [4], 4, 2), (99, 10, [10], 10, 5), (5, 12, range(2, 5), 4, 3)],
+)
+def test_too_few_rows_are_refused(num_rows, batch_size, workers, refused, allowed):
+    """For every number of workers the run may have; the message says how many the rows allow, and they do."""
+    words = (
+        rf"{num_rows} samples in batches of {batch_size} .* {refused} workers: .* to {allowed} or raise --batch-size"
+    )
+    with pytest.raises(EasyCoreError, match=words):
+        check_share(num_rows, batch_size, workers)
+    check_share(num_rows, batch_size, [allowed])
 
 
 # ---------------------------------------------------------------- streams
@@ -93,7 +101,7 @@ def test_a_share_becomes_batches_of_real_rows(situation, data):
     """Exactly as many as every other worker has, none empty, each row once and in order, wherever padding lies."""
     num_rows, world, batch_size = situation
     share, most_padding = -(-num_rows // world), -num_rows % world
-    num_batches = batches_per_epoch(num_rows, world, batch_size)
+    num_batches = batches_per_epoch(num_rows, batch_size)
     padding = data.draw(st.integers(0, most_padding))
     at = data.draw(st.sets(st.integers(0, share - 1), min_size=padding, max_size=padding))
     ids = [PAD_ID if i in at else i for i in range(share)]
@@ -105,7 +113,7 @@ def test_a_share_becomes_batches_of_real_rows(situation, data):
 
     assert len(batches) == num_batches
     assert min(sizes) >= 1
-    assert max(sizes) <= max(batch_size, math.ceil(share / num_batches))
+    assert max(sizes) <= max(batch_size // world, math.ceil(share / num_batches))
     assert pa.concat_tables(batches).equals(table([i for i in ids if i != PAD_ID]))
 
 
@@ -115,7 +123,7 @@ def test_batches_are_nearly_equal(situation):
     num_rows, world, batch_size = situation
     share, padding = -(-num_rows // world), -num_rows % world
     assume(share >= 4 * padding)
-    num_batches = batches_per_epoch(num_rows, world, batch_size)
+    num_batches = batches_per_epoch(num_rows, batch_size)
     ids = [*range(share - padding), *[PAD_ID] * padding]
     sizes = [b.num_rows for b in rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)]
 
@@ -134,10 +142,10 @@ def test_a_share_without_padding_is_cut_evenly(share, data):
 
 
 def test_many_workers_with_small_batches_leave_none_empty():
-    """64 workers, 32 rows a step, 63 rows of padding in the last share: more padding than a batch is large."""
-    num_rows, world, batch_size = 64 * 320 + 1, 64, 32
+    """64 workers, 32 rows a step each, 63 rows of padding in the last share: more padding than a batch is large."""
+    num_rows, batch_size = 64 * 320 + 1, 64 * 32
     share, padding = 321, 63
-    num_batches = batches_per_epoch(num_rows, world, batch_size)
+    num_batches = batches_per_epoch(num_rows, batch_size)
     ids = [*range(share - padding), *[PAD_ID] * padding]
     sizes = [b.num_rows for b in rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)]
 
@@ -161,12 +169,12 @@ def test_batches_leave_before_the_share_has_ended():
     assert max(held) <= 60
 
 
-@pytest.mark.parametrize(("n", "world", "batch_size"), [(1 + 2 * 8 * 3, 2, 8), (1 + 3 * 5 * 2, 3, 5), (65, 4, 16)])
+@pytest.mark.parametrize(("n", "world", "batch_size"), [(1 + 2 * 8 * 3, 2, 16), (1 + 3 * 5 * 2, 3, 15), (65, 4, 64)])
 def test_one_row_more_than_whole_batches_empties_none(n, world, batch_size):
-    """N mod (workers · batch) = 1 leaves one worker with all the padding and one row for the odd batch."""
-    assert n % (world * batch_size) == 1
+    """N mod batch = 1 leaves one worker with all the padding and one row for the odd batch."""
+    assert n % batch_size == 1
     share, padding = -(-n // world), -n % world
-    num_batches = batches_per_epoch(n, world, batch_size)
+    num_batches = batches_per_epoch(n, batch_size)
     for real in (share, share - padding):
         ids = [*range(real), *[PAD_ID] * (share - real)]
         streamed = rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)

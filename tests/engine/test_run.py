@@ -1,6 +1,5 @@
 """What a run is told and what it keeps, without any training: schedules over worlds, states on disk."""
 
-import dataclasses
 import subprocess
 import sys
 
@@ -8,57 +7,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core import loop
-from easycore_ray.engine.loader import batches_per_epoch
-from easycore_ray.engine.plan import Fit, make_plan
+from easycore_ray.data.dataset import Rows
+from easycore_ray.engine.loader import MemoryFeed, batches_per_epoch
 from easycore_ray.engine.state import State, load_state, save_state
-from easycore_ray.storage.errors import EasyCoreError
 from tests import together
 
 
-def fit_of(num_rows=1000, epochs=10, **changes):
-    config = ScoreConfig(out="unused", dataset="unused", epochs=epochs, batch_size=10, warmup_fraction=0.1)
-    steps = epochs * batches_per_epoch(num_rows, 4, config.batch_size)
-    fit = Fit(
-        dataset="unused", sample_ids=None, num_rows=num_rows, model={}, plan=make_plan(config, total_steps=steps),
-        epochs=epochs, batch_size=10, cache_gib=1.0, threads=1, warmup_fraction=0.1,
-    )  # fmt: skip
-    return dataclasses.replace(fit, **changes)
-
-
-def state_of(**changes):
-    return dataclasses.replace(State(3, 75, {}, {}), **changes)
-
-
-def test_the_schedule_of_the_planned_world_is_the_plan():
-    """With the number of workers that was planned for, nothing changes: same plan, step as counted."""
-    fit = fit_of()
-
-    assert fit.schedule(4, state_of()) == (fit.plan, 75)
-
-
-@pytest.mark.parametrize(("world_size", "steps"), [(1, 100), (2, 50), (3, 34)])
-def test_another_world_goes_on_at_the_same_epoch_of_its_own_schedule(world_size, steps):
-    """Three of ten epochs are three tenths of the schedule, however many steps they took before."""
-    plan, step = fit_of().schedule(world_size, state_of())
-
-    assert plan.total_steps == 10 * steps
-    assert plan.warmup_steps == steps
-    assert step == 3 * steps
-
-
-def test_a_budget_of_steps_counts_steps():
-    """Where steps were asked for they are the schedule."""
-    fit = fit_of(fixed_steps=True)
-
-    assert fit.schedule(2, state_of(step=61)) == (fit.plan, 61)
-
-
-def test_a_budget_of_steps_needs_one_world():
-    """MIN:MAX and --steps contradict each other."""
-    with pytest.raises(EasyCoreError, match="steps needs one number of workers, got MIN:MAX; pass --epochs"):
-        TrainConfig(out="o", dataset="d", steps=5, num_workers=(1, 2))
+@pytest.mark.parametrize("batch_size", [12, 24])
+@pytest.mark.parametrize("num_rows", [1000, 997, 121])
+def test_another_number_of_workers_takes_the_same_steps(num_rows, batch_size):
+    """Each draws its share in as many batches as one worker draws all rows in, and every row once."""
+    rows = Rows(torch.arange(num_rows), torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8), torch.zeros(num_rows))
+    for world in (1, 2, 3, 4):
+        steps = batches_per_epoch(num_rows, batch_size)
+        loaders = [
+            MemoryFeed(Rows(*(column[rank::world] for column in rows)), num_batches=steps, seed=0, rank=rank)
+            for rank in range(world)
+        ]
+        drawn = [[batch.sample_ids for batch in loader.shuffled(1)] for loader in loaders]
+        assert {len(batches) for batches in drawn} == {-(-num_rows // batch_size)}
+        assert sorted(torch.cat([ids for batches in drawn for ids in batches]).tolist()) == list(range(num_rows))
+        assert max(sum(map(len, step)) for step in zip(*drawn, strict=True)) <= batch_size
 
 
 def test_a_state_survives_the_disk(tmp_path):

@@ -195,9 +195,9 @@ def parsed(arguments):
     [
         ({"attack": ("cw",)}, "unknown attack 'cw'"),
         ({"attack": ("none", "fgsm")}, "stands alone"),
-        ({"eps": (8.0,)}, "did you mean 8/255"),
-        ({"eps": (-0.1,)}, "eps must be"),
-        ({"num_workers": 0}, "num_workers must be >= 1"),
+        ({"eval_eps": (8.0,)}, "did you mean 8/255"),
+        ({"eval_eps": (-0.1,)}, "eps must be"),
+        ({"num_workers": 0}, "num_workers must be N >= 1"),
     ],
 )
 def test_bad_input_is_refused(changes, words):

@@ -308,7 +308,7 @@ def test_what_is_no_artifact_is_refused(root, capsys, where):
 @pytest.mark.parametrize("hours", [-1.0, float("nan")])
 def test_hours_must_be_a_number(hours):
     """Checked before anything is looked at."""
-    with pytest.raises(EasyCoreError, match="older_than must be >= 0 hours"):
+    with pytest.raises(EasyCoreError, match="older_than must be >= 0"):
         CleanConfig(path="/x", older_than=hours)
 
 

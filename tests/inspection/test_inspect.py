@@ -300,7 +300,7 @@ def test_what_is_no_artifact_is_refused_with_those_below_it(made, where, message
 def test_an_artifact_that_cannot_be_read_is_refused(own):
     """Of a newer release, damaged, not ours."""
     edit_manifest(own / "coreset", format_version=9)
-    with pytest.raises(EasyCoreError, match="format_version 9, this release reads up to 1"):
+    with pytest.raises(EasyCoreError, match="format_version 9, this release reads up to 2"):
         inspect(path=f"{own}/coreset")
     (own / "coreset" / "manifest.json").write_text("{")
     with pytest.raises(EasyCoreError, match="is not valid JSON"):

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from easycore_ray.config.fields import parse_arm
+from easycore_ray.config.arms import parse_arm
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.core.selection import choose
 from easycore_ray.data import index as dataset_index

@@ -338,29 +338,29 @@ def test_a_killed_task_is_done_again(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "epochs"), [("1:3", [1, 3]), ("2:5", [3, 5]), ("7:7", [7]), ("1:7", [1, 3, 5, 7])])
-def test_score_epochs_counts_these_epochs_only(run, text, epochs):
+def test_epoch_range_counts_these_epochs_only(run, text, epochs):
     """As if the others had not been scored, but for the control."""
     ids, labels = population()
     rows = [columns for columns in draw_rows(ids, labels, EPOCHS) if columns["epoch"][0] in [0, *epochs]]
 
-    assert reduced(run, score_epochs=text).equals(expected(rows, samples_of(ids, labels)))
+    assert reduced(run, epoch_range=text).equals(expected(rows, samples_of(ids, labels)))
     manifest = open_hardness(str(run)).manifest
-    assert manifest["score_epochs"] == [int(end) for end in text.split(":")]
+    assert manifest["epoch_range"] == [int(end) for end in text.split(":")]
     assert manifest["counts"]["scored_epochs"] == len(epochs)
 
 
-def test_score_epochs_is_part_of_what_the_table_is(run):
+def test_epoch_range_is_part_of_what_the_table_is(run):
     """Another range is another table with another fingerprint; another spelling is the same one."""
-    part = reduce(out=f"{run}/a", scores=str(run), score_epochs="1:5")
+    part = reduce(out=f"{run}/a", scores=str(run), epoch_range="1:5")
     whole = reduce(out=f"{run}/b", scores=str(run))
 
-    assert whole.manifest["score_epochs"] is None
+    assert whole.manifest["epoch_range"] is None
     assert (
-        part.fingerprint != whole.fingerprint != reduce(out=f"{run}/c", scores=str(run), score_epochs="1:3").fingerprint
+        part.fingerprint != whole.fingerprint != reduce(out=f"{run}/c", scores=str(run), epoch_range="1:3").fingerprint
     )
-    assert reduce(out=f"{run}/a", scores=str(run), score_epochs=" 01:05") == part
+    assert reduce(out=f"{run}/a", scores=str(run), epoch_range=" 01:05") == part
     with pytest.raises(EasyCoreError, match="made with another configuration or input"):
-        reduce(out=f"{run}/a", scores=str(run), score_epochs="1:3")
+        reduce(out=f"{run}/a", scores=str(run), epoch_range="1:3")
 
 
 def test_damage_outside_the_epochs_that_are_used_does_no_harm(run):
@@ -369,21 +369,21 @@ def test_damage_outside_the_epochs_that_are_used_does_no_harm(run):
     ids, labels = population()
     rows = draw_rows(ids, labels, EPOCHS)[:4]
 
-    assert reduced(run, score_epochs="1:5").equals(expected(rows, samples_of(ids, labels)))
+    assert reduced(run, epoch_range="1:5").equals(expected(rows, samples_of(ids, labels)))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("2:2", "score_epochs 2:2 holds no scored epoch of .*table; the nearest are 1 and 3"),
-        ("5:9", "score_epochs 5:9 ends after the last scored epoch of .*table, 7; B must be at most 7"),
+        ("2:2", "epoch_range 2:2 holds no scored epoch of .*table; the nearest are 1 and 3"),
+        ("5:9", "epoch_range 5:9 ends after the last scored epoch of .*table, 7; B must be at most 7"),
         ("8:9", "B must be at most 7"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_epochs_that_are_not_there_are_refused(run, text, message, dry_run):
     """Before anything is written."""
-    refuse(run, message, score_epochs=text, dry_run=dry_run)
+    refuse(run, message, epoch_range=text, dry_run=dry_run)
     assert not (run / "hardness").exists()
 
 
@@ -588,8 +588,8 @@ def test_a_table_with_nothing_but_the_control_is_refused(tmp_path):
 def test_tables_that_cannot_be_used_are_refused(run):
     """Newer, of another kind, unfinished, missing: before anything is written."""
     edit_manifest(run / "table", format_version=7)
-    refuse(run, "format_version 7, this release reads up to 1")
-    edit_manifest(run / "table", format_version=1, kind="dataset")
+    refuse(run, "format_version 7, this release reads up to 2")
+    edit_manifest(run / "table", format_version=2, kind="dataset")
     refuse(run, "holds a dataset, not a score table")
     (run / "table" / "manifest.json").unlink()
     paths.write_json(f"{run}/table/run.json", {})

@@ -240,17 +240,19 @@ def test_coverage_catches_every_single_mistake(population, data):
 @pytest.mark.parametrize(
     ("trained", "every", "score_pass", "epochs"),
     [
-        (5, 1, "eval", [0, 1, 2, 3, 4, 5]),
-        (5, 2, "fused", [0, 1, 3, 5]),
-        (5, 2, "fused+eval", [0, 1, 3, 5, 6]),
-        (3, 1, "eval", [0, 1, 2, 3]),
-        (3, 2, "fused+eval", [0, 1, 3, 4]),
-        (5, 9, "eval", [0, 5]),
+        (5, 1, "eval", [1, 2, 3, 4, 5]),
+        (5, 2, "fused", [1, 3, 5]),
+        (5, 2, "fused+eval", [1, 3, 5, 6]),
+        (3, 1, "eval", [1, 2, 3]),
+        (3, 2, "fused+eval", [1, 3, 4]),
+        (5, 9, "eval", [5]),
     ],
 )
-def test_scored_epochs_count_back_from_the_last_planned_one(trained, every, score_pass, epochs):
-    """Of five planned epochs, some cut short; fused+eval adds the exact pass as one more."""
-    assert score_table.scored_epochs(trained, epochs=5, every=every, score_pass=score_pass) == epochs
+@pytest.mark.parametrize("initial_pass", [False, True])
+def test_scored_epochs_count_back_from_the_last_planned_one(trained, every, score_pass, initial_pass, epochs):
+    """Of five planned epochs, some cut short; fused+eval adds the exact pass as one more, the initial pass epoch 0."""
+    config = {"epochs": 5, "score_every": every, "score_pass": score_pass, "initial_pass": initial_pass}
+    assert score_table.scored_epochs(config, trained) == [0] * initial_pass + epochs
 
 
 def test_coverage_says_how_many_rows_there_are():
@@ -499,9 +501,9 @@ def test_parts_that_are_not_listed_are_not_read(run):
 def test_a_table_that_cannot_be_used_is_refused(run, tmp_path):
     """Unfinished, of another kind, of a newer release: each by name."""
     edit_manifest(run / "table", format_version=99)
-    with pytest.raises(EasyCoreError, match="format_version 99, this release reads up to 1"):
+    with pytest.raises(EasyCoreError, match="format_version 99, this release reads up to 2"):
         open_table(str(run / "table"))
-    edit_manifest(run / "table", format_version=1, kind="dataset")
+    edit_manifest(run / "table", format_version=2, kind="dataset")
     with pytest.raises(EasyCoreError, match="holds a dataset, not a score table"):
         open_table(str(run / "table"))
     (run / "table" / "manifest.json").unlink()

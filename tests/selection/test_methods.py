@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from easycore_ray.cli import parse
-from easycore_ray.config.fields import Arm, parse_arm
+from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection_methods import METHODS, markdown_table, ranking_method, selection_method
 from easycore_ray.storage.errors import EasyCoreError

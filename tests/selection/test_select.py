@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easycore_ray.config.fields import parse_arm
+from easycore_ray.config.arms import parse_arm
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.data.coreset import open_coreset, read_sample_ids
 from easycore_ray.data.dataset import check_same_dataset, open_dataset
@@ -305,10 +305,10 @@ def test_what_cannot_be_chosen_is_refused(inputs, tmp_path, options, message):
 
 
 def test_epochs_of_a_run_choose_alone(inputs, tmp_path):
-    """--score-epochs goes by the scores of these epochs, reduced beside the run's own; kept for the next call."""
+    """--epoch-range goes by the scores of these epochs, reduced beside the run's own; kept for the next call."""
     run = tmp_path / "scores"
     shutil.copytree(inputs / "scores", run)
-    epochs = {"scores": str(run), "score_epochs": "2:3", "fraction": 0.3}
+    epochs = {"scores": str(run), "epoch_range": "2:3", "fraction": 0.3}
     coreset, ids = choose(inputs, tmp_path / "c", **epochs)
     rows = read_hardness(open_hardness(f"{run}/hardness-epochs-2-3")).to_pylist()
     every, _ = choose(inputs, tmp_path / "every", scores=str(run), fraction=0.3)
@@ -322,18 +322,18 @@ def test_epochs_of_a_run_choose_alone(inputs, tmp_path):
 def test_epochs_need_a_scoring_run(inputs, tmp_path):
     """A hardness table alone has forgotten them, and a dataset never knew."""
     shutil.copytree(inputs / "scores" / "hardness", tmp_path / "hardness")
-    options = {"scores": f"{tmp_path}/hardness", "score_epochs": "1:2"}
+    options = {"scores": f"{tmp_path}/hardness", "epoch_range": "1:2"}
     refuse(inputs, tmp_path / "c", "has no finished table/; pass the folder of a scoring run as --scores", **options)
-    with pytest.raises(EasyCoreError, match="score_epochs goes with --scores"):
-        select(out=f"{tmp_path}/c", dataset=f"{inputs}/dataset", method="random", score_epochs="1:2")
-    refuse(inputs, tmp_path / "c", "score_epochs must be A:B", score_epochs="3:1")
+    with pytest.raises(EasyCoreError, match="epoch_range goes with --scores"):
+        select(out=f"{tmp_path}/c", dataset=f"{inputs}/dataset", method="random", epoch_range="1:2")
+    refuse(inputs, tmp_path / "c", "epoch_range must be A:B", epoch_range="3:1")
 
 
 def test_a_dry_run_reduces_no_epochs(inputs, tmp_path, capsys):
     """It says that they would be."""
     run = tmp_path / "scores"
     shutil.copytree(inputs / "scores", run)
-    assert select(out=f"{tmp_path}/c", scores=str(run), score_epochs="1:2", dry_run=True) is None
+    assert select(out=f"{tmp_path}/c", scores=str(run), epoch_range="1:2", dry_run=True) is None
     assert "would first reduce epochs 1:2" in capsys.readouterr().err
     assert not (run / "hardness-epochs-1-2").exists()
 

@@ -159,7 +159,7 @@ def test_open_gives_what_finish_wrote(tmp_path):
     }  # fmt: skip
     assert (content["config"], content["counts"], content["method"]) == ({"fraction": 0.5}, {"samples": 3}, "easycore")
     assert (content["wall_seconds"], content["device_seconds"]) == (1.235, 4.0)
-    assert (content["format_version"], content["identity"]) == (1, "k")
+    assert (content["format_version"], content["identity"]) == (2, "k")
     assert {"ray", "torch", "pyarrow", "numpy"} <= set(content["versions"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["created"])
 
@@ -197,7 +197,8 @@ def test_what_is_not_finished_cannot_be_opened(tmp_path):
     ("changes", "message"),
     [
         ({"kind": "dataset"}, "holds a dataset, not a coreset"),
-        ({"format_version": 2}, "format_version 2, this release reads up to 1; upgrade easycore-ray"),
+        ({"format_version": 3}, "format_version 3, this release reads up to 2; upgrade easycore-ray"),
+        ({"format_version": 1}, r"was made by .* \(format 1\); run again into another --out"),
         ({"kind": None}, "not one of ours"),
         ({"fingerprint": None}, "not one of ours"),
     ],
@@ -249,7 +250,7 @@ def test_identity_changes_with_everything_that_decides_the_content(kind, config,
 def test_identity_changes_with_the_format(monkeypatch):
     """What an older release wrote is not resumed by a newer one."""
     before = identity("coreset", {}, {})
-    monkeypatch.setattr(artifact, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(artifact, "FORMAT_VERSION", 3)
 
     assert identity("coreset", {}, {}) != before
 
@@ -267,5 +268,5 @@ def test_content_hash_takes_text_as_its_bytes():
 
 def test_hashes_are_the_same_in_every_process():
     """Golden: an artifact made yesterday is still the same one today."""
-    assert identity("coreset", {"fraction": 0.5}, {"dataset": "ab"})[:16] == "e64b0800a29ae1b0"
+    assert identity("coreset", {"fraction": 0.5}, {"dataset": "ab"})[:16] == "28563c133c05f8cd"
     assert content_hash("a", b"b")[:16] == "cf6ab613e3942391"

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from easycore_ray.config.fields import Arm
+from easycore_ray.config.arms import Arm
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.data.dataset import open_dataset, read_split
 from easycore_ray.engine.checkpoint import best_epoch_text, open_checkpoint
@@ -284,7 +284,7 @@ def make_trial(dataset, root, *, seed, **changes):
     out = f"{root}/{seed}"
     train = settings(dataset, out=f"{out}/checkpoint", seed=seed, **changes)
     evaluate = EvaluateConfig(out=f"{out}/evaluation", checkpoint=train.out, dataset=dataset.path, split="val",
-                              eps=(0.0, 0.05))  # fmt: skip
+                              eval_eps=(0.0, 0.05))  # fmt: skip
     return Trial(arm=Arm("full", None, "none"), fraction=1.0, training="trades", beta=6.0, seed=seed, train=train,
                  evaluate=evaluate)  # fmt: skip
 
@@ -376,7 +376,7 @@ def test_rows_without_a_validation_split_have_no_best(tmp_path):
     finished(trial.train, trained(trial.train))
     summary = {"clean_accuracy": 0.5, "worst_class_clean_accuracy": 0.5, "suspicious": [], "warnings": []}
     robust = [
-        {"attack": "pgd20", "eps": eps, "accuracy": 0.25, "worst_class_accuracy": 0.0} for eps in trial.evaluate.eps
+        {"attack": "pgd20", "eps": eps, "accuracy": 0.25, "worst_class_accuracy": 0.0} for eps in trial.evaluate.eval_eps
     ]
     write_evaluation(trial.evaluate.out, summary | {"robust": robust})
     row = result_rows([trial], scores_of(dataset))[0]

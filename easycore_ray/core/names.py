@@ -1,0 +1,23 @@
+"""Names that command lines offer, free of torch; tests hold them against the functions they stand for."""
+
+import re
+
+MODEL_NAMES = (
+    "cnn",
+    "resnet18",
+    "preactresnet18",
+    "wrn-28-10",
+    "wrn-34-10",
+    "resnet18-imagenet",
+    "resnet50-imagenet",
+)
+"""Built-in networks: the keys of ``models.MODELS``."""
+FIXED_WIDTHS = {"resnet18-imagenet": 64}
+"""Networks that come in one width."""
+ATTACK_NAMES = ("fgsm", "pgd20")
+"""Attacks of an evaluation: the keys of ``attacks.ATTACKS``; AutoAttack comes from another package."""
+
+
+def is_user_model(name: str) -> bool:
+    """Whether a name is written as ``package.module:function``."""
+    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
