@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from easycore_ray.analysis.paper_claims import Group, class_mix, describe_group, finite, verdicts
+from easycore_ray.analysis.plans import count_text, plan_analyze
 from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import AnalyzeConfig
@@ -84,7 +85,7 @@ class Inputs:
     @property
     def parents(self) -> dict[str, Artifact]:
         """Artifacts by role; the first scores and checkpoint without a number."""
-        found = {"dataset": self.dataset.artifact}
+        found: dict[str, Artifact] = {"dataset": self.dataset}
         for role, artifacts in (
             ("hardness_table", [run.hardness for run in self.runs]),
             ("checkpoint", [model.artifact for model in self.models]),
@@ -94,8 +95,22 @@ class Inputs:
         return found
 
 
-@verb(AnalyzeConfig)
-def analyze(config: AnalyzeConfig) -> Artifact | None:
+class Analysis(Artifact):
+    """A finished analysis."""
+
+    @property
+    def page(self) -> str:
+        """Path of the HTML page."""
+        return paths.join(self.path, PAGE)
+
+    @property
+    def claims(self) -> list[dict[str, str]]:
+        """A verdict for each claim: ``key, claim, outcome, sentence``."""
+        return self.manifest["claims"]
+
+
+@verb(AnalyzeConfig, gives=Analysis, plan=plan_analyze)
+def analyze(config: AnalyzeConfig) -> Artifact:
     """Test the claims and write what was found.
 
     The folder holds ``samples.parquet`` (a row for each attacked sample and model: ``model, sample_id, label, score,
@@ -103,7 +118,7 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
     ``plots/*.png`` and ``analysis.html``.
 
     Returns:
-        The analysis, or None with ``dry_run``.
+        The analysis.
 
     Raises:
         EasyCoreError: inputs that are missing, do not belong together or are too few, or workers the cluster cannot
@@ -112,14 +127,7 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
     started = time.monotonic()
     inputs = open_inputs(config)
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(
-            f"analyze: would compare {_count(len(inputs.runs), 'scoring run')} and attack {len(inputs.drawn):,} "
-            f"training samples with each of {_count(len(inputs.models), 'model')} → {out}"
-        )
-        return None
-    prints = {role: parent.fingerprint for role, parent in inputs.parents.items()}
-    made = claim(out, KIND, identity(KIND, identity_fields(config), prints), overwrite=config.overwrite)
+    made = claim(out, KIND, analysis_identity(config, inputs), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"analyze: {out} is finished, reused")
         return made
@@ -133,9 +141,15 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
     artifact = finish_analysis(config, made, inputs, samples, started)
     for text in artifact.manifest["warnings"]:
         say(f"analyze: warning: {text}")
-    count = _count(len(artifact.manifest["claims"]), "claim")
+    count = count_text(len(artifact.manifest["claims"]), "claim")
     say(f"analyze: {count} tested in {duration(time.monotonic() - started)} → {out}")
     return artifact
+
+
+def analysis_identity(config: AnalyzeConfig, inputs: Inputs) -> str:
+    """What decides the content of an analysis."""
+    prints = {role: parent.fingerprint for role, parent in inputs.parents.items()}
+    return identity(KIND, identity_fields(config), prints)
 
 
 def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples: pa.Table, started: float) -> Artifact:
@@ -456,7 +470,3 @@ def _write(
     paths.write_json(paths.join(out, SUMMARY), summary)
     files[SUMMARY] = paths.read_bytes(paths.join(out, SUMMARY))
     return files
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -9,7 +9,7 @@ from easycore_ray.config.fields import ADVERSARIAL
 
 # Fields that say where and how a job runs, not what it computes.
 _NOT_IDENTITY = {
-    "out", "overwrite", "dry_run", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker",
+    "out", "overwrite", "num_workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker",
     "max_failures", "max_concurrent_trials", "keep_going", "materialize", "cache_gib", "tracking_uri", "experiment",
     # inputs: their fingerprints are part of the identity instead
     "source", "test_source", "classes", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "results",

@@ -6,7 +6,6 @@ each split in source order while rows lie in shards in a seeded random order, so
 any stretch of a shard is a fair mixture.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,26 +47,13 @@ class Rows(NamedTuple):
     """int64 (batch,)."""
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A finished dataset, opened."""
-
-    path: str
-    artifact: Artifact = field(repr=False)
-
-    @property
-    def _manifest(self) -> dict[str, Any]:
-        return self.artifact.manifest
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all labels and images, in id order (hex)."""
-        return self.artifact.fingerprint
+class Dataset(Artifact):
+    """A finished dataset; its fingerprint is the hash of all labels and images, in id order."""
 
     @property
     def classes(self) -> list[str]:
         """Names, in label order."""
-        return self._manifest["classes"]
+        return self.manifest["classes"]
 
     @property
     def num_classes(self) -> int:
@@ -77,8 +63,8 @@ class Dataset:
     @property
     def layout(self) -> Layout:
         """How images are stored."""
-        channels, height, width = self._manifest["image_shape"]
-        return Layout(self._manifest["storage"], (channels, height, width), self._manifest["image_size"])
+        channels, height, width = self.manifest["image_shape"]
+        return Layout(self.manifest["storage"], (channels, height, width), self.manifest["image_size"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,12 +74,12 @@ class Dataset:
     @property
     def mean(self) -> list[float]:
         """Mean of each channel over the training images, in [0, 1] units."""
-        return self._manifest["mean"]
+        return self.manifest["mean"]
 
     @property
     def std(self) -> list[float]:
         """Standard deviation of each channel over the training images' pixels, in [0, 1] units."""
-        return self._manifest["std"]
+        return self.manifest["std"]
 
     @property
     def shard_schema(self) -> pa.Schema:
@@ -102,11 +88,11 @@ class Dataset:
 
     def num_rows(self, split: str) -> int:
         """Samples in a split; 0 if the dataset has no such split."""
-        return self._manifest["counts"][_known(split)]
+        return self.manifest["counts"][_known(split)]
 
     def shards(self, split: str) -> list[str]:
         """Paths of a split's shards."""
-        return [paths.join(self.path, shard["path"]) for shard in self._manifest["shards"][_known(split)]]
+        return [paths.join(self.path, shard["path"]) for shard in self.manifest["shards"][_known(split)]]
 
     def index(self, split: str = "train") -> pa.Table:
         """The index of a split (see ``dataset_index.SCHEMA``), sorted by ``sample_id``."""
@@ -126,7 +112,7 @@ def open_dataset(path: str) -> Dataset:
         EasyCoreError: see ``manifest.open_artifact``.
     """
     artifact = manifest.open_artifact(path, KIND)
-    return Dataset(artifact.path, artifact)
+    return Dataset(artifact.path, artifact.manifest)
 
 
 def image_bytes_per_row(dataset: Dataset) -> int:
@@ -211,7 +197,7 @@ def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | 
 def _read_tasks(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> list[dict[str, Any]]:
     """Path and row positions of each block (see ``shards.read_tasks``)."""
     places = locate(dataset, split, sample_ids)
-    entries = dataset.artifact.manifest["shards"][split]
+    entries = dataset.manifest["shards"][split]
     stored = sum(entry["bytes"] for entry in entries) / max(1, dataset.num_rows(split))
     most = max(1, min(int(_BLOCK_BYTES / max(stored, 1)), -(-len(places) // _LEAST_BLOCKS)))
     shard, row = places["shard"].to_numpy(), places["row"].to_numpy()

@@ -65,13 +65,13 @@ def materialize(
     collect(_copy_others(dataset, out))
     index = pa.concat_tables([train, dataset.index("val"), dataset.index("test")])
     dataset_index.write(index, out)
-    parent = dataset.artifact.manifest
+    parent = dataset.manifest
     others = {split: [shard["bytes"] for shard in parent["shards"][split]] for split in ("val", "test")}
     artifact = manifest.finish(
         made,
         fingerprint=dataset_index.fingerprint(index),
         config=parent["config"],
-        parents={"dataset": dataset.artifact, **(parents or {})},
+        parents={"dataset": dataset, **(parents or {})},
         counts={**parent["counts"], "train": len(train)},
         wall_seconds=time.monotonic() - started,
         **{key: parent[key] for key in ("classes", "storage", "image_shape", "image_size", "mean", "std")},
@@ -88,7 +88,7 @@ def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table,
     Rows stay in the parent's order, which is random already, so each shard reads a stretch of the parent.
     """
     shard, row = train["shard"].to_numpy(), train["row"].to_numpy()
-    most = max(entry["rows"] for entry in dataset.artifact.manifest["shards"]["train"])
+    most = max(entry["rows"] for entry in dataset.manifest["shards"]["train"])
     parts = equal_parts(np.lexsort((row, shard)), most)
     sources = dataset.shards("train")
     copy = ray.remote(shards.copy_rows)
@@ -112,7 +112,7 @@ def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table,
 def _copy_others(dataset: Dataset, out: str) -> list[Any]:
     """Tasks that copy the shards of val and test."""
     copy = ray.remote(paths.copy_file)
-    entries = dataset.artifact.manifest["shards"]
+    entries = dataset.manifest["shards"]
     return [
         copy.remote(paths.join(dataset.path, shard["path"]), paths.join(out, shard["path"]))
         for split in ("val", "test")

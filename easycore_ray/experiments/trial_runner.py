@@ -321,7 +321,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
 def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
     """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
     checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
-    parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
+    parents = {"checkpoint": checkpoint, "dataset": dataset}
     made = claim_evaluation(config, parents)
     if isinstance(made, Artifact):
         return made

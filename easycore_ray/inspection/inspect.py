@@ -37,11 +37,11 @@ _CONFIGS: dict[str, type[Any]] = {
     "pipeline": experiments.PipelineConfig,
 }
 # Of the configuration: where the artifact is, which it says itself.
-_NOT_SHOWN = {"out", "overwrite", "dry_run"}
+_NOT_SHOWN = {"out", "overwrite"}
 _LISTED = {"parts", "files", "shards"}
 
 
-@verb(InspectConfig)
+@verb(InspectConfig, gives=dict[str, Any])
 def inspect(config: InspectConfig) -> dict[str, Any]:
     """Gather what is known of an artifact.
 
@@ -351,7 +351,7 @@ def _draw(summary: Summary, dataset: Artifact, config: InspectConfig) -> str:
     assert config.images is not None
     shown: list[Images] = []
     for rows in (summary.easiest, summary.hardest):
-        read = read_split(Dataset(dataset.path, dataset), "train", rows.sample_ids)
+        read = read_split(Dataset(dataset.path, dataset.manifest), "train", rows.sample_ids)
         order = np.searchsorted(read.sample_ids.numpy(), rows.sample_ids)
         shown.append(Images(rows.sample_ids, rows.labels, rows.values, read.images.numpy()[order]))
     easiest, hardest = shown

@@ -44,7 +44,7 @@ def verify(artifact: Artifact) -> list[str]:
 
 
 def _dataset(artifact: Artifact) -> Iterator[str]:
-    dataset = Dataset(artifact.path, artifact)
+    dataset = Dataset(artifact.path, artifact.manifest)
     parts = [dataset.index(split) for split in SPLITS]
     for split, index in zip(SPLITS, parts, strict=True):
         if index.num_rows != artifact.manifest["counts"][split]:
@@ -55,7 +55,7 @@ def _dataset(artifact: Artifact) -> Iterator[str]:
 
 
 def _shards(dataset: Dataset, split: str, index: pa.Table) -> Iterator[str]:
-    entries = dataset.artifact.manifest["shards"][split]
+    entries = dataset.manifest["shards"][split]
     shard = index["shard"].to_numpy()
     for number, entry in enumerate(entries):
         where = paths.join(dataset.path, entry["path"])

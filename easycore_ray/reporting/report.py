@@ -20,12 +20,13 @@ from easycore_ray.reporting import score_plots, sweep_plots
 from easycore_ray.reporting.figures import Plot, styles, to_png
 from easycore_ray.reporting.html import Findings, render
 from easycore_ray.reporting.image_grid import Images, image_grid
+from easycore_ray.reporting.plans import plan_report, report_identity
 from easycore_ray.reporting.score_plots import Mix
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, open_artifact
 
 __all__ = ["gather", "make_plots", "print_summary", "print_table", "report", "write_report"]
 
@@ -36,12 +37,21 @@ _NUM_IMAGES = 24
 _HARDNESS_COLUMNS = ["sample_id", "label", "aign", "forgetting_events", "first_learned_epoch"]
 
 
-@verb(ReportConfig)
-def report(config: ReportConfig) -> Artifact | None:
+class Report(Artifact):
+    """A finished report."""
+
+    @property
+    def page(self) -> str:
+        """Path of the self-contained HTML page."""
+        return paths.join(self.path, PAGE)
+
+
+@verb(ReportConfig, gives=Report, plan=plan_report)
+def report(config: ReportConfig) -> Artifact:
     """Draw a finished sweep (or reuse the page that was drawn).
 
     Returns:
-        The report, or None with ``dry_run``.
+        The report.
 
     Raises:
         EasyCoreError: the sweep, or what it was made from, is missing or unfinished.
@@ -49,11 +59,7 @@ def report(config: ReportConfig) -> Artifact | None:
     started = time.monotonic()
     sweep = open_artifact(config.sweep, "sweep")
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(f"report: would draw {sweep.manifest['counts']['rows']} result rows of {sweep.path} → {out}/{PAGE}")
-        return None
-    words = {"title": config.title, "note": config.note}
-    made = claim(out, KIND, identity(KIND, words, {"sweep": sweep.fingerprint}), overwrite=config.overwrite)
+    made = claim(out, KIND, report_identity(config, sweep), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"report: {out} is finished, reused")
         return made

@@ -96,11 +96,24 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
     }
 
 
-def open_hardness(path: str) -> Artifact:
+class HardnessTable(Artifact):
+    """A finished hardness table: one row per sample."""
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """Its rows, sorted by ``sample_id`` (int64): scores as float64, counts as int32; null where one was left out.
+
+        Args:
+            columns: names of those to read; all if left out.
+        """
+        return read_hardness(self, columns)
+
+
+def open_hardness(path: str) -> HardnessTable:
     """Open the hardness table of a scoring run (its folder, or its ``hardness`` folder)."""
     path = paths.absolute(path)
     inner = paths.join(path, "hardness")
-    return open_artifact(inner if paths.exists(inner) else path, "hardness_table")
+    found = open_artifact(inner if paths.exists(inner) else path, "hardness_table")
+    return HardnessTable(found.path, found.manifest)
 
 
 def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:

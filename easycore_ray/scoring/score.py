@@ -16,36 +16,45 @@ import torch
 from torch import nn
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.fields import format_workers
-from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
-from easycore_ray.data.coreset import open_coreset, read_sample_ids
-from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.loader import Feed, batches_per_epoch
 from easycore_ray.engine.plan import Fit, make_plan, model_arguments
 from easycore_ray.engine.ray_train import fit_on_ray, settle
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
+from easycore_ray.scoring.plans import open_scored, plan_score, scoring_identity
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import (
     Part,
     check_coverage,
     fingerprint,
     id_checksum,
-    scored_epochs,
     write_part,
     write_samples,
 )
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, finish, identity
+from easycore_ray.storage.artifact import Artifact, Claim, claim, finish
 from easycore_ray.tracking.mlflow import Tracker
 
 _FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
-# An upper estimate for --dry-run: 4 float32 columns, a flag, and deltas of ids and labels.
-_BYTES_PER_ROW = 19
+
+
+class ScoringRun(Artifact):
+    """A finished scoring run: ``table/`` (a row per sample and scored epoch) and ``hardness/`` (a row per sample)."""
+
+    def hardness(self, columns: list[str] | None = None) -> pa.Table:
+        """One row per sample, sorted by ``sample_id`` (int64): ``aign`` and the other scores, float64.
+
+        Args:
+            columns: names of those to read; all if left out.
+        """
+        return read_hardness(open_hardness(self.path), columns)
 
 
 @dataclass(frozen=True)
@@ -125,30 +134,22 @@ def _follow_sample(shares: list[tuple[np.ndarray, np.ndarray]], carried: dict[st
     return stability(ids[order], before / count, (before + norms) / (count + 1))
 
 
-@verb(ScoreConfig)
-def score(config: ScoreConfig) -> Artifact | None:
+@verb(ScoreConfig, gives=ScoringRun, plan=plan_score)
+def score(config: ScoreConfig) -> Artifact:
     """Run (or resume, or reuse) a scoring run, then reduce its table.
 
     Returns:
-        The scoring run: its folder holds ``table/`` and ``hardness/``. None with ``dry_run``.
+        The scoring run: its folder holds ``table/`` and ``hardness/``.
 
     Raises:
         EasyCoreError: for a missing or foreign dataset, workers the cluster cannot give, a diverged run.
     """
     started = time.monotonic()
-    dataset = open_dataset(config.dataset)
-    parents = {"dataset": dataset.artifact}
-    sample_ids = None
-    if config.coreset is not None:
-        parents["coreset"] = open_coreset(config.coreset, dataset)
-        sample_ids = read_sample_ids(parents["coreset"])
+    dataset, parents = open_scored(config)
+    sample_ids = read_sample_ids(parents["coreset"]) if "coreset" in parents else None
     out = paths.absolute(config.out)
     fit = make_fit(config, dataset, sample_ids)
-    if config.dry_run:
-        say_plan(config, fit)
-        return None
-    key = identity("scoring_run", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
-    made = claim(out, "scoring_run", key, overwrite=config.overwrite)
+    made = claim(out, "scoring_run", scoring_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
         return made
@@ -265,17 +266,4 @@ def _freeze(
         steps=state.step,
         epochs=state.history,
         parts=[part.to_dict() for part in parts],
-    )
-
-
-def say_plan(config: ScoreConfig, fit: Fit) -> None:
-    """Say what a scoring run would do, how much it is and where it would be written."""
-    out = paths.absolute(config.out)
-    every, score_pass = config.score_every, config.score_pass
-    scored = len(scored_epochs(config.epochs, epochs=config.epochs, every=every, score_pass=score_pass))
-    size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
-    say(
-        f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "
-        f"{format_workers(config.num_workers)} workers ({fit.plan.total_steps:,} steps), score {scored} times, "
-        f"and write about {size:,.1f} MiB → {out}/table and {out}/hardness"
     )

@@ -5,20 +5,17 @@ the model; it holds its own normalisation, so inputs are always pixels in [0, 1]
 the test set, picks the best epoch; its weights are in ``best.safetensors``, unless it is the last one.
 """
 
-import math
 import time
 from typing import Any
 
 import numpy as np
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.fields import ADVERSARIAL, format_workers
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
-from easycore_ray.core.threat import check_eps
-from easycore_ray.data.coreset import open_coreset, read_sample_ids
-from easycore_ray.data.dataset import Dataset, Rows, open_dataset
-from easycore_ray.engine.checkpoint import best_epoch_text, write_model
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.dataset import Dataset, Rows
+from easycore_ray.engine.checkpoint import Checkpoint, best_epoch_text, write_model
 from easycore_ray.engine.loader import batches_per_epoch
 from easycore_ray.engine.plan import Fit, make_plan, model_arguments
 from easycore_ray.engine.ray_train import fit_on_ray, settle
@@ -35,10 +32,10 @@ from easycore_ray.storage.artifact import (
     claim,
     content_hash,
     finish,
-    identity,
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.training.plans import checkpoint_identity, open_parents, plan_train
 
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
@@ -48,12 +45,12 @@ class DivergedError(EasyCoreError):
     """Loss or weights of a training run were not finite."""
 
 
-@verb(TrainConfig)
-def train(config: TrainConfig) -> Artifact | None:
+@verb(TrainConfig, gives=Checkpoint, plan=plan_train)
+def train(config: TrainConfig) -> Artifact:
     """Train (or resume, or reuse) a model.
 
     Returns:
-        The checkpoint, or None with ``dry_run``.
+        The checkpoint.
 
     Raises:
         EasyCoreError: for a missing or foreign dataset or coreset, workers the cluster cannot give, or
@@ -63,12 +60,6 @@ def train(config: TrainConfig) -> Artifact | None:
     dataset, parents, sample_ids = open_inputs(config)
     fit = make_fit(config, dataset, sample_ids)
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(
-            f"train: would train {config.model} ({config.training}) for {fit.plan.total_steps:,} steps on "
-            f"{fit.num_rows:,} samples with {format_workers(config.num_workers)} workers → {out}"
-        )
-        return None
     made = claim_checkpoint(config, parents)
     if isinstance(made, Artifact):
         say(f"train: {out} is finished, reused")
@@ -87,31 +78,8 @@ def train(config: TrainConfig) -> Artifact | None:
 
 def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
     """The dataset, the parents by role, and the ids to train on (None: all)."""
-    dataset = open_dataset(config.dataset)
-    check_training(config, dataset.image_shape)
-    parents = {"dataset": dataset.artifact}
-    if config.coreset is None:
-        return dataset, parents, None
-    parents["coreset"] = open_coreset(config.coreset, dataset)
-    return dataset, parents, read_sample_ids(parents["coreset"])
-
-
-def check_training(config: TrainConfig, image_shape: tuple[int, ...]) -> None:
-    """Refuse, before any work, an attack in training that is wider than the images."""
-    if config.training in ADVERSARIAL:
-        check_budget(config.eps, config.norm, image_shape)
-
-
-def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
-    """Refuse an eps by which no image of this shape can be changed: 8 for 8/255, above all.
-
-    Raises:
-        EasyCoreError: says what is allowed.
-    """
-    try:
-        check_eps(eps, norm, num_pixels=math.prod(image_shape))
-    except ValueError as error:
-        raise EasyCoreError(str(error)) from error
+    dataset, parents = open_parents(config)
+    return dataset, parents, read_sample_ids(parents["coreset"]) if "coreset" in parents else None
 
 
 def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
@@ -149,7 +117,7 @@ def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | Non
 
 def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
     """Claim ``config.out`` for this run; the finished checkpoint if it is there."""
-    key = _identity(config, parents)
+    key = checkpoint_identity(config, parents)
     return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)
 
 
@@ -160,12 +128,7 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
         return None
     _, parents, _ = open_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
-    return found if found["identity"] == _identity(config, parents) else None
-
-
-def _identity(config: TrainConfig, parents: dict[str, Artifact]) -> str:
-    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
-    return identity("checkpoint", identity_fields(config), fingerprints)
+    return found if found["identity"] == checkpoint_identity(config, parents) else None
 
 
 def train_here(fit: Fit, rows: Rows, *, device: str = "cpu", on_epoch: Any = None) -> State:

@@ -216,10 +216,10 @@ def test_without_a_model_only_scores_are_looked_at(world, tmp_path, monkeypatch)
 # ---------------------------------------------------------------- refused, warned, told
 
 
-def test_a_dry_run_says_what_it_would_do(world, tmp_path, capsys):
+def test_a_plan_says_what_would_be_done(world, tmp_path):
     """Numbers, and nothing written."""
-    assert analyze(config_of(world, tmp_path / "a", dry_run=True)) is None
-    assert "compare 1 scoring run and attack 200 training samples with each of 2 models" in capsys.readouterr().err
+    plan = analyze.plan(config_of(world, tmp_path / "a"))
+    assert plan.work == "compare 1 scoring run and attack 200 training samples with each of 2 models"
     assert not (tmp_path / "a").exists()
 
 

@@ -202,7 +202,7 @@ class TestImport:
 
         assert dataset.mean == pytest.approx(images.mean((0, 2, 3)).tolist())
         assert dataset.std == pytest.approx(images.std((0, 2, 3)).tolist())
-        entries = dataset.artifact.manifest["shards"]["train"]
+        entries = dataset.manifest["shards"]["train"]
         assert [entry["rows"] for entry in entries] == [15, 14, 14]
         for entry, path in zip(entries, dataset.shards("train"), strict=True):
             labels = pq.read_table(path)["label"].to_numpy()
@@ -370,18 +370,19 @@ class TestReuse:
 
         assert make(folders, tmp_path / "out").kind == "dataset"
 
-    def test_a_dry_run_writes_nothing(self, folders, tmp_path, capsys):
+    def test_a_plan_writes_nothing(self, folders, tmp_path):
         """It says what would be imported, and where."""
-        assert make(folders, tmp_path / "out", dry_run=True) is None
+        plan = prepare.plan(source=folders, out=str(tmp_path / "out"))
 
         assert not (tmp_path / "out").exists()
-        assert "would import 60 images in 3 classes" in capsys.readouterr().err
+        assert "import 60 images in 3 classes" in plan.work
+        assert plan.makes == (f"{tmp_path}/out",)
 
-    def test_a_dry_run_downloads_nothing(self, tmp_path, capsys):
+    def test_a_plan_downloads_nothing(self, tmp_path):
         """It cannot say how many images there are, then."""
-        prepare(source="torchvision:CIFAR10", out=str(tmp_path / "out"), dry_run=True)
+        plan = prepare.plan(source="torchvision:CIFAR10", out=str(tmp_path / "out"))
 
-        assert "would import torchvision:CIFAR10 into shards" in capsys.readouterr().err
+        assert plan.work.startswith("import torchvision:CIFAR10 into shards")
 
 
 class TestReaders:
@@ -565,7 +566,7 @@ class TestMaterialize:
 
         assert rows.sample_ids.tolist() == ids.tolist()
         assert all((column == right).all() for column, right in zip(rows, expected, strict=True))
-        assert [shard["rows"] for shard in found.artifact.manifest["shards"]["train"]] == [10, 10]
+        assert [shard["rows"] for shard in found.manifest["shards"]["train"]] == [10, 10]
 
     def test_val_and_test_come_along(self, dataset, subset):
         """To the byte."""
@@ -582,13 +583,13 @@ class TestMaterialize:
 
         assert (found.mean, found.std, found.classes) == (dataset.mean, dataset.std, dataset.classes)
         assert found.fingerprint != dataset.fingerprint
-        assert found.artifact.manifest["parents"]["dataset"]["fingerprint"] == dataset.fingerprint
+        assert found.manifest["parents"]["dataset"]["fingerprint"] == dataset.fingerprint
 
     def test_the_same_samples_are_not_written_twice_and_others_are_refused(self, dataset, subset):
         """Identity is the parent and the ids."""
         found, ids = subset
 
-        assert materialize(dataset, ids[::-1], found.path).manifest == found.artifact.manifest
+        assert materialize(dataset, ids[::-1], found.path).manifest == found.manifest
         with pytest.raises(EasyCoreError, match="another configuration or input"):
             materialize(dataset, ids[1:], found.path)
 

@@ -135,7 +135,7 @@ def test_every_artifact_is_finished_in_the_store(finished, store):
     assert found == kinds
     assert paths.read_bytes(f"{HOME}/run/report.html").lstrip().lower().startswith(b"<!doctype html")
     assert f"report: {HOME}/run/report.html" in done.stdout
-    assert open_dataset(f"{HOME}/run/dataset").artifact.manifest["counts"]["test"] == 40
+    assert open_dataset(f"{HOME}/run/dataset").manifest["counts"]["test"] == 40
 
 
 def test_tracking_is_off_and_says_so(finished):

@@ -287,11 +287,12 @@ def test_another_title_is_another_report(sweep, drawn):
         report(sweep=sweep.path, out=drawn[0].path, title="Other")
 
 
-def test_a_dry_run_writes_nothing(sweep, tmp_path, capfd):
+def test_a_plan_writes_nothing(sweep, tmp_path):
     """It says what would be drawn and where."""
-    assert report(sweep=sweep.path, out=str(tmp_path / "r"), dry_run=True) is None
+    plan = report.plan(sweep=sweep.path, out=str(tmp_path / "r"))
     assert not (tmp_path / "r").exists()
-    assert f"{len(ROWS)} result rows" in capfd.readouterr().err
+    assert f"draw {len(ROWS)} result rows" in plan.work
+    assert plan.makes[0] == f"{tmp_path}/r/report.html"
 
 
 def test_only_a_sweep_is_drawn(sweep, tmp_path):

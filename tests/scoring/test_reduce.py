@@ -380,17 +380,17 @@ def test_damage_outside_the_epochs_that_are_used_does_no_harm(run):
         ("8:9", "B must be at most 7"),
     ],
 )
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_epochs_that_are_not_there_are_refused(run, text, message, dry_run):
-    """Before anything is written."""
-    refuse(run, message, score_epochs=text, dry_run=dry_run)
+def test_epochs_that_are_not_there_are_refused(run, text, message):
+    """Before anything is written, by the plan as well."""
+    refuse(run, message, score_epochs=text)
+    with pytest.raises(EasyCoreError, match=message):
+        reduce.plan(out=f"{run}/hardness", scores=str(run), score_epochs=text)
     assert not (run / "hardness").exists()
 
 
-def test_a_dry_run_writes_nothing(run, capsys):
+def test_a_plan_writes_nothing(run):
     """It says what would be done."""
-    assert reduce(out=f"{run}/hardness", scores=str(run), dry_run=True) is None
-    assert "would reduce 37 samples × 5 epochs" in capsys.readouterr().err
+    assert reduce.plan(out=f"{run}/hardness", scores=str(run)).work == "reduce 37 samples × 5 epochs"
     assert not (run / "hardness").exists()
 
 

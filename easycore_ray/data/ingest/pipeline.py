@@ -19,16 +19,16 @@ import ray.data
 from numpy.typing import NDArray
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import PrepareConfig
 from easycore_ray.data import index as dataset_index
-from easycore_ray.data.dataset import KIND
+from easycore_ray.data.dataset import KIND, Dataset
 from easycore_ray.data.images import MAX_RAW_BYTES
 from easycore_ray.data.ingest import readers, shuffle
 from easycore_ray.data.ingest import splits as placement
+from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
 from easycore_ray.data.ingest.shuffle import collect
-from easycore_ray.data.ingest.sources import is_path, list_source
+from easycore_ray.data.ingest.sources import list_source
 from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement
 from easycore_ray.data.shards import Layout, Written
 from easycore_ray.runtime import cluster
@@ -95,18 +95,6 @@ def run(source: Source, config: PrepareConfig, out: str) -> Imported:
     }
     counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
     return Imported(dataset_index.fingerprint(index), counts, details)
-
-
-def plan(config: PrepareConfig) -> str:
-    """What an import would read and write, as far as listing the source tells (nothing is downloaded)."""
-    shards = f"shards of at most {config.rows_per_shard:,} images"
-    if not is_path(config.source):
-        return f"{config.source} into {shards}"
-    source = list_source(config.source, layout=config.format, test_source=config.test_source, classes=config.classes)
-    images = "images" if source.total is None else f"{source.total:,} images"
-    classes = "" if source.classes is None else f" in {len(source.classes):,} classes"
-    pieces = " and ".join(f"{len(found):,} {split}" for split, found in source.pieces.items())
-    return f"{images}{classes} from {config.source} ({pieces} pieces) into {shards}"
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -270,12 +258,12 @@ def _moments(rows: pa.Table, layout: Layout) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
 
 
-@verb(PrepareConfig)
-def prepare(config: PrepareConfig) -> Artifact | None:
+@verb(PrepareConfig, gives=Dataset, plan=plan_prepare)
+def prepare(config: PrepareConfig) -> Artifact:
     """Import images into shards, or find that it was done before.
 
     Returns:
-        The dataset; None for a dry run.
+        The dataset.
 
     Raises:
         EasyCoreError: the source is missing or unclear, a sample is bad, a class or split is empty, ``out`` holds
@@ -283,10 +271,7 @@ def prepare(config: PrepareConfig) -> Artifact | None:
     """
     started = time.monotonic()
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(f"prepare: would import {plan(config)} → {out}")
-        return None
-    made = manifest.claim(out, KIND, _identity(config), overwrite=config.overwrite)
+    made = manifest.claim(out, KIND, dataset_identity(config), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"prepare: {out} is finished already, with this configuration; nothing to do")
         return made
@@ -308,13 +293,3 @@ def prepare(config: PrepareConfig) -> Artifact | None:
     )
     say(f"prepare: {summary(artifact.manifest)} in {duration(seconds)} → {out}")
     return artifact
-
-
-def _identity(config: PrepareConfig) -> str:
-    """Sources have no fingerprint before they are read, so here, and only here, their names count."""
-    names = {"source": config.source, "test_source": config.test_source, "classes": config.classes}
-    places = {
-        role: paths.absolute(name) if name and (role == "classes" or is_path(name)) else name
-        for role, name in names.items()
-    }
-    return manifest.identity(KIND, {**identity_fields(config), **places}, {})
