@@ -15,7 +15,7 @@ from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.evaluation.autoattack import AUTOATTACK, require_autoattack
 from easycore_ray.experiments.plans import plan_pipeline
-from easycore_ray.experiments.results import read_rows
+from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import sweep
 from easycore_ray.reporting.report import report
 from easycore_ray.runtime.console import duration, say
@@ -31,7 +31,7 @@ class Pipeline(Artifact):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
-        return read_rows(self.path)
+        return read_result_rows(self.path)
 
     @property
     def page(self) -> str:

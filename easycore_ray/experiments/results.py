@@ -148,7 +148,7 @@ def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:
     return round(mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
 
 
-def read_rows(folder: str) -> list[dict[str, Any]]:
+def read_result_rows(folder: str) -> list[dict[str, Any]]:
     """The result rows of a finished sweep, study or pipeline."""
     return paths.read_json(paths.join(folder, "summary.json"))["rows"]
 

@@ -24,7 +24,7 @@ from easycore_ray.experiments.results import (
     lost_row,
     mean,
     mean_std,
-    read_rows,
+    read_result_rows,
     robust_columns,
     said,
 )
@@ -125,7 +125,7 @@ class Study(Artifact):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
-        return read_rows(self.path)
+        return read_result_rows(self.path)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from easycore_ray.experiments.results import (
     evaluation_summary,
     lineage,
     lost_row,
-    read_rows,
+    read_result_rows,
     result_rows,
     training_curves,
 )
@@ -34,7 +34,7 @@ class Sweep(Artifact):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
-        return read_rows(self.path)
+        return read_result_rows(self.path)
 
 
 @verb(SweepConfig, gives=Sweep, plan=plan_sweep)

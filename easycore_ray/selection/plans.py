@@ -13,13 +13,13 @@ _BYTES_PER_SAMPLE = 60
 
 def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
     """The plan of a selection: how many samples it keeps; there is nothing to measure."""
-    from easycore_ray.selection.select import coreset_identity, epochs_folder, open_parents
+    from easycore_ray.selection.select import coreset_identity, epochs_folder, open_selection_inputs
 
     out, first, make = paths.absolute(config.out), "", []
     folder = epochs_folder(config)
     reduces = folder is not None and not paths.exists(paths.join(folder, "manifest.json"))
     # The samples are the same ones, so their number is known before they are reduced.
-    parents, dataset = open_parents(config, open_hardness if reduces else None)
+    parents, dataset = open_selection_inputs(config, open_hardness if reduces else None)
     if reduces:
         first, make = f"reduce epochs {config.score_epochs} → {folder}, and ", [str(folder)]
     table = parents.get("hardness_table")

@@ -54,7 +54,7 @@ def select(config: CoresetConfig) -> Artifact:
     """
     started = time.monotonic()
     out = paths.absolute(config.out)
-    parents, dataset = open_parents(config)
+    parents, dataset = open_selection_inputs(config)
     made = claim(out, "coreset", coreset_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
@@ -149,7 +149,7 @@ def coreset_identity(config: CoresetConfig, parents: dict[str, Artifact]) -> str
     return identity("coreset", _identity(config), fingerprints)
 
 
-def open_parents(
+def open_selection_inputs(
     config: CoresetConfig, opener: Callable[[str], Artifact] | None = None
 ) -> tuple[dict[str, Artifact], Dataset]:
     """Parents by role, and the dataset the ids belong to.

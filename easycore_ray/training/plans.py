@@ -16,7 +16,7 @@ from easycore_ray.storage.artifact import Artifact, identity
 from easycore_ray.storage.errors import EasyCoreError
 
 
-def open_parents(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact]]:
+def open_training(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact]]:
     """The dataset a run trains on, and its parents by role.
 
     Raises:
@@ -37,7 +37,7 @@ def checkpoint_identity(config: TrainConfig, parents: dict[str, Artifact]) -> st
 
 def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     """The plan of a training run."""
-    dataset, parents = open_parents(config)
+    dataset, parents = open_training(config)
     source = parents.get("coreset")
     num_rows = dataset.num_rows("train") if source is None else source.manifest["counts"]["samples"]
     steps = training_steps(config, num_rows)

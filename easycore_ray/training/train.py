@@ -35,7 +35,7 @@ from easycore_ray.storage.artifact import (
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import Tracker
-from easycore_ray.training.plans import checkpoint_identity, open_parents, plan_train
+from easycore_ray.training.plans import checkpoint_identity, open_training, plan_train
 
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
@@ -78,7 +78,7 @@ def train(config: TrainConfig) -> Artifact:
 
 def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
     """The dataset, the parents by role, and the ids to train on (None: all)."""
-    dataset, parents = open_parents(config)
+    dataset, parents = open_training(config)
     return dataset, parents, read_sample_ids(parents["coreset"]) if "coreset" in parents else None
 
 

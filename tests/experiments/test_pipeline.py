@@ -23,7 +23,7 @@ def plan(dataset, tmp_path, **fields):
     return found
 
 
-def test_a_dry_run_counts_the_samples_that_would_be_scored(dataset, tmp_path):
+def test_a_plan_counts_the_samples_that_would_be_scored(dataset, tmp_path):
     """All of them, or those of a subset that is not drawn yet."""
     whole, part = plan(dataset, tmp_path), plan(dataset, tmp_path, subset=30)
 
