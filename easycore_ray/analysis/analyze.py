@@ -37,7 +37,7 @@ from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.evaluate import check_fits
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.runtime.tasks import ShardTask, run_shard_tasks, shard_folder
+from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
@@ -175,7 +175,7 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
         claims=[{key: entry[key] for key in ("key", "claim", "outcome", "sentence")} for entry in summary["claims"]],
         warnings=summary["warnings"],
     )
-    paths.delete_tree(shard_folder(made))  # not before: hours of attacks may be in it
+    paths.delete_tree(KeptResults(made).folder)  # not before: hours of attacks may be in it
     return artifact
 
 
@@ -258,13 +258,17 @@ def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Tabl
 
     device = "cuda" if config.gpus_per_worker else "cpu"
     threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
-    shards = []
+    items, rows, names = [], [], []
     for number, model in enumerate(inputs.models):
         network = ray.put(model.network)
         for chunk in _chunks(inputs.drawn):
-            args = (network, inputs.dataset.path, chunk, config.eps, config.norm, config.seed, device, threads)
-            shards.append(ShardTask(f"{number:03d}-{chunk[0]:012d}", len(chunk), args))
-    tables = run_shard_tasks(_attack_task, shards, made=made, config=config, label="analyze", unit="images")
+            items.append((network, inputs.dataset.path, chunk, config.eps, config.norm, config.seed, device, threads))
+            rows.append(len(chunk))
+            names.append(f"{number:03d}-{chunk[0]:012d}")
+    tables = map_tasks(
+        _attack_task, items, label="analyze", resources=worker_resources(config), rows=rows, unit="images",
+        kept=KeptResults(made, names),
+    )  # fmt: skip
     each = len(tables) // len(inputs.models)
     return _samples(inputs, [pa.concat_tables(tables[at : at + each]) for at in range(0, len(tables), each)], config)
 

@@ -6,21 +6,19 @@ so that scores, coresets and errors name the same images in both.
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
 from easycore_ray.data.dataset import KIND, Dataset, locate
 from easycore_ray.data.index import shard_path
-from easycore_ray.data.ingest.shuffle import collect, watch
 from easycore_ray.data.ingest.splits import equal_parts
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
+from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import artifact as manifest
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
@@ -62,7 +60,7 @@ def materialize(
         return made
     cluster.connect()
     train, sizes = _write_train(dataset, train, out)
-    collect(_copy_others(dataset, out))
+    _copy_others(dataset, out)
     index = pa.concat_tables([train, dataset.index("val"), dataset.index("test")])
     dataset_index.write(index, out)
     parent = dataset.manifest
@@ -91,16 +89,16 @@ def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table,
     most = max(entry["rows"] for entry in dataset.manifest["shards"]["train"])
     parts = equal_parts(np.lexsort((row, shard)), most)
     sources = dataset.shards("train")
-    copy = ray.remote(shards.copy_rows)
-    tasks = [
-        copy.remote(
+    items = (
+        (
             paths.join(out, shard_path("train", number)),
             dataset.layout,
             [(sources[source], row[part[shard[part] == source]]) for source in np.unique(shard[part])],
         )
         for number, part in enumerate(parts)
-    ]
-    sizes = watch(tasks, np.array([len(part) for part in parts]))
+    )
+    rows = [len(part) for part in parts]
+    sizes = map_tasks(shards.copy_rows, items, label="write", resources=TaskResources(), rows=rows, unit="images")
     places = {"shard": np.empty(len(train), np.int32), "row": np.empty(len(train), np.int32)}
     for number, part in enumerate(parts):
         places["shard"][part], places["row"][part] = number, np.arange(len(part))
@@ -109,12 +107,12 @@ def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table,
     return train, sizes
 
 
-def _copy_others(dataset: Dataset, out: str) -> list[Any]:
-    """Tasks that copy the shards of val and test."""
-    copy = ray.remote(paths.copy_file)
+def _copy_others(dataset: Dataset, out: str) -> None:
+    """Copy the shards of val and test."""
     entries = dataset.manifest["shards"]
-    return [
-        copy.remote(paths.join(dataset.path, shard["path"]), paths.join(out, shard["path"]))
+    items = [
+        (paths.join(dataset.path, shard["path"]), paths.join(out, shard["path"]))
         for split in ("val", "test")
         for shard in entries[split]
     ]
+    map_tasks(paths.copy_file, items, label="copy", resources=TaskResources())

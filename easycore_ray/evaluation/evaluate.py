@@ -27,7 +27,7 @@ from easycore_ray.evaluation.plans import evaluation_identity, plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
-from easycore_ray.runtime.tasks import shard_folder
+from easycore_ray.runtime.tasks import KeptResults
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
@@ -174,7 +174,7 @@ def finish_evaluation(
         wall_seconds=seconds,
         summary=summary,
     )
-    paths.delete_tree(shard_folder(made))  # not before: hours of AutoAttack may be in it
+    paths.delete_tree(KeptResults(made).folder)  # not before: hours of AutoAttack may be in it
     return artifact
 
 

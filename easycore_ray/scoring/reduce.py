@@ -11,7 +11,8 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epochs
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import ReduceConfig
-from easycore_ray.runtime.console import Progress, say
+from easycore_ray.runtime.console import say
+from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.scoring.hardness_table import HardnessTable
 from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
@@ -144,23 +145,8 @@ def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
     import ray
 
     shared = ray.put(plan)
-    task = ray.remote(max_retries=5)(reduce_range)
-    pending = [task.remote(shared, number) for number in range(len(plan.ranges))]
-    order = {ref: number for number, ref in enumerate(pending)}
-    files: dict[int, dict[str, Any]] = {}
-    progress = Progress("reduce", len(plan.epochs) * plan.table.artifact.manifest["counts"]["samples"], "rows")
-    try:
-        while pending:
-            done, pending = ray.wait(pending)
-            files[order[done[0]]] = ray.get(done[0])
-            progress.update(len(plan.epochs) * sum(entry["rows"] for entry in files.values()))
-    except ray.exceptions.RayTaskError as error:
-        # Our own sentence, without the task's traceback around it.
-        if isinstance(error.cause, EasyCoreError):
-            raise error.cause from None
-        raise
-    finally:
-        for ref in pending:
-            ray.cancel(ref)
-        progress.close()
-    return [files[number] for number in sorted(files)]
+    samples = plan.table.artifact.manifest["counts"]["samples"]
+    # Ids lie nearly evenly in the ranges.
+    rows = [len(plan.epochs) * samples // len(plan.ranges)] * len(plan.ranges)
+    items = [(shared, number) for number in range(len(plan.ranges))]
+    return map_tasks(reduce_range, items, label="reduce", resources=TaskResources(), rows=rows)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
 from numpy.typing import NDArray
 
@@ -27,12 +26,12 @@ from easycore_ray.data.ingest import readers, shuffle
 from easycore_ray.data.ingest import splits as placement
 from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
-from easycore_ray.data.ingest.shuffle import collect
 from easycore_ray.data.ingest.sources import list_source
 from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement
 from easycore_ray.data.shards import Layout, Written
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import Progress, duration, say
+from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import artifact as manifest
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
@@ -141,10 +140,9 @@ def _check(source: Source, image_size: int | None) -> Checked:
 
 def _described(blocks: list[Any]) -> pa.Table:
     """The rows of all blocks without their images, in source order."""
-    describe = ray.remote(readers.describe)
-    starts = range(0, len(blocks), _BLOCKS_PER_TASK)
-    tasks = [describe.remote(*blocks[start : start + _BLOCKS_PER_TASK]) for start in starts]
-    tables = [table for found in collect(tasks) for table in found]
+    items = [tuple(blocks[start : start + _BLOCKS_PER_TASK]) for start in range(0, len(blocks), _BLOCKS_PER_TASK)]
+    described = map_tasks(readers.describe, items, label="describe", resources=TaskResources())
+    tables = [table for found in described for table in found]
     counts = [table.num_rows for table in tables]
     rows = pa.concat_tables(tables)
     rows = rows.append_column("block", pa.array(np.repeat(np.arange(len(tables), dtype=np.int32), counts)))
