@@ -21,23 +21,17 @@ LONG_FUNCTIONS = {
     "easycore_ray/engine/ray_train.py:fit_on_ray",
     "easycore_ray/engine/run.py:_one_epoch",
     "easycore_ray/experiments/sweep.py:sweep",
-    "easycore_ray/runtime/tasks.py:run_shard_tasks",
 }
 MANY_ARGUMENTS = {
     "easycore_ray/analysis/analyze.py:_attack_task",
     "easycore_ray/analysis/paper_claims.py:verdicts",
     "easycore_ray/core/attacks.py:_climb_until_fooled",
-    "easycore_ray/engine/loader.py:open_feed",
+    "easycore_ray/engine/loader.py:open_loader",
     "easycore_ray/engine/run.py:_one_epoch",
     "easycore_ray/evaluation/attack_shards.py:_attack_task",
     "easycore_ray/experiments/trials.py:_make_trial",
 }
-DUPLICATE_NAMES = {
-    *("Checked", "Columns", "Finding", "Group", "KIND", "PAGE", "Part", "Plan", "Rows", "SCHEMA", "SHARD_ROWS"),
-    *("Summary", "attack_here", "attack_shard", "class_mix", "describe", "digits", "fingerprint", "locate", "make_fit"),
-    *("make_plan", "make_plots", "open_inputs", "reach", "read_range", "read_samples", "render", "run", "settle"),
-    *("summarise", "training_curves", "write", "write_shard"),
-}
+DUPLICATE_NAMES: set[str] = set()
 
 
 def functions():

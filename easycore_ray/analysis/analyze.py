@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from easycore_ray.analysis.paper_claims import Group, class_mix, describe_group, finite, verdicts
+from easycore_ray.analysis.paper_claims import SampleGroup, class_mix, describe_group, finite, verdicts
 from easycore_ray.analysis.plans import count_text, plan_analyze
 from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
 from easycore_ray.config.base import to_dict, verb
@@ -32,8 +32,9 @@ from easycore_ray.core.seeding import generator
 from easycore_ray.core.threat import format_eps
 from easycore_ray.core.trend_test import DECILES, deciles, draw_from_deciles
 from easycore_ray.data.coreset import read_sample_ids
-from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.evaluation.attack_shards import SHARD_ROWS
 from easycore_ray.evaluation.evaluate import check_fits
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
@@ -51,10 +52,8 @@ from easycore_ray.storage.artifact import (
 )
 from easycore_ray.storage.errors import EasyCoreError
 
-KIND = "analysis"
-PAGE = "analysis.html"
+ANALYSIS_PAGE = "analysis.html"
 SAMPLES, SUMMARY = "samples.parquet", "summary.json"
-SHARD_ROWS = 250
 LEAST_PER_DECILE = 5
 
 
@@ -101,7 +100,7 @@ class Analysis(Artifact):
     @property
     def page(self) -> str:
         """Path of the HTML page."""
-        return paths.join(self.path, PAGE)
+        return paths.join(self.path, ANALYSIS_PAGE)
 
     @property
     def claims(self) -> list[dict[str, str]]:
@@ -125,9 +124,9 @@ def analyze(config: AnalyzeConfig) -> Artifact:
             give.
     """
     started = time.monotonic()
-    inputs = open_inputs(config)
+    inputs = open_analysis(config)
     out = paths.absolute(config.out)
-    made = claim(out, KIND, analysis_identity(config, inputs), overwrite=config.overwrite)
+    made = claim(out, "analysis", analysis_identity(config, inputs), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"analyze: {out} is finished, reused")
         return made
@@ -149,7 +148,7 @@ def analyze(config: AnalyzeConfig) -> Artifact:
 def analysis_identity(config: AnalyzeConfig, inputs: Inputs) -> str:
     """What decides the content of an analysis."""
     prints = {role: parent.fingerprint for role, parent in inputs.parents.items()}
-    return identity(KIND, identity_fields(config), prints)
+    return identity("analysis", identity_fields(config), prints)
 
 
 def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples: pa.Table, started: float) -> Artifact:
@@ -159,10 +158,10 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
         config: as given.
         made: the claim on the folder.
         inputs: opened.
-        samples: what ``attack_on_ray`` or ``attack_here`` gives.
+        samples: what ``attack_on_ray`` or ``attack_in_process`` gives.
         started: reading of ``time.monotonic`` when the work began.
     """
-    summary = summarise(config, inputs, samples)
+    summary = summarise_claims(config, inputs, samples)
     files = _write(config, inputs, samples, summary, made.path)
     artifact = finish(
         made,
@@ -179,7 +178,7 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
     return artifact
 
 
-def open_inputs(config: AnalyzeConfig) -> Inputs:
+def open_analysis(config: AnalyzeConfig) -> Inputs:
     """Open everything, check that it belongs together, and draw the samples.
 
     Raises:
@@ -273,12 +272,12 @@ def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Tabl
     return _samples(inputs, [pa.concat_tables(tables[at : at + each]) for at in range(0, len(tables), each)], config)
 
 
-def attack_here(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
+def attack_in_process(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
     """The same shards, attacked one after the other in this process, on the CPU."""
     rows = [read_split(inputs.dataset, "train", chunk) for chunk in _chunks(inputs.drawn)]
     attacked = [
         pa.concat_tables(
-            attack_shard(model.network, shard, config.eps, norm=config.norm, seed=config.seed) for shard in rows
+            measure_shard(model.network, shard, config.eps, norm=config.norm, seed=config.seed) for shard in rows
         )
         for model in inputs.models
     ]
@@ -302,11 +301,11 @@ def _attack_task(
     """What each Ray task runs: read a shard's images, attack them."""
     torch.set_num_threads(threads)
     rows = read_split(open_dataset(path), "train", sample_ids)
-    return attack_shard(network.to(device), rows, eps, norm=norm, seed=seed, device=device)
+    return measure_shard(network.to(device), rows, eps, norm=norm, seed=seed, device=device)
 
 
-def attack_shard(
-    network: nn.Module, rows: Rows, eps: Sequence[float], *, norm: str, seed: int, device: str = "cpu"
+def measure_shard(
+    network: nn.Module, rows: Samples, eps: Sequence[float], *, norm: str, seed: int, device: str = "cpu"
 ) -> pa.Table:
     """``sample_id, label, clean_correct, distance`` of a shard; depends on its ids and these arguments alone."""
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
@@ -385,7 +384,7 @@ def _samples(inputs: Inputs, attacked: Sequence[pa.Table], config: AnalyzeConfig
 # --- what was found -----------------------------------------------------------------------------
 
 
-def groups_of(inputs: Inputs, samples: pa.Table) -> list[Group]:
+def groups_of(inputs: Inputs, samples: pa.Table) -> list[SampleGroup]:
     """For each model its attacked samples, apart for those it was trained on and those not, where it has both."""
     run, found = inputs.runs[0], []
     hard = run.hard[np.searchsorted(run.sample_ids, inputs.drawn)]
@@ -400,11 +399,11 @@ def groups_of(inputs: Inputs, samples: pa.Table) -> list[Group]:
             parts = parts or {"all" if seen.all() else "unseen": np.ones(len(hard), bool)}
         for which, rows in parts.items():
             decile, correct, distance = (column[rows] for column in columns)
-            found.append(Group(model.name, which, hard[rows], decile.astype(np.int64), correct, distance))
+            found.append(SampleGroup(model.name, which, hard[rows], decile.astype(np.int64), correct, distance))
     return found
 
 
-def summarise(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -> dict[str, Any]:
+def summarise_claims(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -> dict[str, Any]:
     """Every number behind the page, as JSON content."""
     run, eps = inputs.runs[0], sorted(config.eps)
     groups, pairs = groups_of(inputs, samples), compare(inputs.runs)
@@ -468,7 +467,7 @@ def _write(
         "parents": {role: parent.as_parent() for role, parent in inputs.parents.items()},
         "config": identity_fields(config),
     }
-    files = {SAMPLES: buffer.getvalue(), **render_analysis(summary, inputs.dataset.classes, lineage, PAGE)}
+    files = {SAMPLES: buffer.getvalue(), **render_analysis(summary, inputs.dataset.classes, lineage, ANALYSIS_PAGE)}
     for name, content in files.items():
         paths.write_bytes(paths.join(out, name), content)
     paths.write_json(paths.join(out, SUMMARY), summary)

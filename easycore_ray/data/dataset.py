@@ -17,17 +17,13 @@ from torch import Tensor
 
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import class_quotas
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
+from easycore_ray.data.index import read_index
 from easycore_ray.data.ingest.splits import SPLITS, equal_parts
 from easycore_ray.data.shards import Layout
-from easycore_ray.storage import artifact as manifest
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-
-KIND = "dataset"
-
 
 _BLOCK_BYTES = 16 * 1024 * 1024
 
@@ -36,7 +32,7 @@ _BLOCK_BYTES = 16 * 1024 * 1024
 _LEAST_BLOCKS = 8
 
 
-class Rows(NamedTuple):
+class Samples(NamedTuple):
     """A batch of samples."""
 
     sample_ids: Tensor
@@ -95,8 +91,8 @@ class Dataset(Artifact):
         return [paths.join(self.path, shard["path"]) for shard in self.manifest["shards"][_known(split)]]
 
     def index(self, split: str = "train") -> pa.Table:
-        """The index of a split (see ``dataset_index.SCHEMA``), sorted by ``sample_id``."""
-        return dataset_index.read(self.path, _known(split))
+        """The index of a split (see ``index.SCHEMA``), sorted by ``sample_id``."""
+        return read_index(self.path, _known(split))
 
 
 def _known(split: str) -> str:
@@ -109,9 +105,9 @@ def open_dataset(path: str) -> Dataset:
     """Open a finished dataset.
 
     Raises:
-        EasyCoreError: see ``manifest.open_artifact``.
+        EasyCoreError: see ``artifact.open_artifact``.
     """
-    artifact = manifest.open_artifact(path, KIND)
+    artifact = open_artifact(path, "dataset")
     return Dataset(artifact.path, artifact.manifest)
 
 
@@ -120,15 +116,15 @@ def image_bytes_per_row(dataset: Dataset) -> int:
     return dataset.layout.image_bytes
 
 
-def table_to_rows(table: pa.Table, dataset: Dataset) -> Rows:
+def table_to_samples(table: pa.Table, dataset: Dataset) -> Samples:
     """Rows of a shard (sample_id, label, image) as tensors of their own memory, in the same order."""
     # Copied, because Arrow's memory is read-only and others may look at it.
     columns = (table["sample_id"].to_numpy(), shards.pixels(table["image"], dataset.layout), table["label"].to_numpy())
     ids, images, labels = (torch.from_numpy(np.array(column)) for column in columns)
-    return Rows(ids, images, labels.long())
+    return Samples(ids, images, labels.long())
 
 
-def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> Rows:
+def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> Samples:
     """A split, or the samples of these ids, sorted by id, read in this process.
 
     Args:
@@ -139,19 +135,19 @@ def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | N
     Raises:
         EasyCoreError: the split has no sample of some id, or an id is asked for twice.
     """
-    places = locate(dataset, split, sample_ids)
+    places = locate_samples(dataset, split, sample_ids)
     ids, shard = places["sample_id"].to_numpy(), places["shard"].to_numpy()
     images = torch.empty((len(ids), *dataset.image_shape), dtype=torch.uint8)
     labels = torch.empty(len(ids), dtype=torch.int64)
     for number, path in enumerate(dataset.shards(split)):
         wanted = np.flatnonzero(shard == number)
         if len(wanted):
-            rows = table_to_rows(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset)
+            rows = table_to_samples(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset)
             images[torch.from_numpy(wanted)], labels[torch.from_numpy(wanted)] = rows.images, rows.labels
-    return Rows(torch.from_numpy(ids.copy()), images, labels)
+    return Samples(torch.from_numpy(ids.copy()), images, labels)
 
 
-def locate(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
+def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
     """Index rows of a split, or of some of its ids, sorted by id.
 
     Raises:
@@ -196,7 +192,7 @@ def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | 
 
 def _read_tasks(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> list[dict[str, Any]]:
     """Path and row positions of each block (see ``shards.read_tasks``)."""
-    places = locate(dataset, split, sample_ids)
+    places = locate_samples(dataset, split, sample_ids)
     entries = dataset.manifest["shards"][split]
     stored = sum(entry["bytes"] for entry in entries) / max(1, dataset.num_rows(split))
     most = max(1, min(int(_BLOCK_BYTES / max(stored, 1)), -(-len(places) // _LEAST_BLOCKS)))

@@ -11,17 +11,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
-from easycore_ray.data.dataset import KIND, Dataset, locate
-from easycore_ray.data.index import shard_path
+from easycore_ray.data.dataset import Dataset, locate_samples
+from easycore_ray.data.index import dataset_fingerprint, shard_details, shard_path, write_index
 from easycore_ray.data.ingest.splits import equal_parts
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
-from easycore_ray.storage import artifact as manifest
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -49,12 +47,12 @@ def materialize(
     """
     started = time.monotonic()
     out = paths.absolute(out)
-    train = locate(dataset, "train", sample_ids)
+    train = locate_samples(dataset, "train", sample_ids)
     if not len(train):
         raise EasyCoreError("no sample is left to materialize; pass at least one sample_id")
-    chosen = manifest.content_hash(train["sample_id"].to_numpy().tobytes())
-    identity = manifest.identity(KIND, {"sample_ids": chosen}, {"dataset": dataset.fingerprint})
-    made = manifest.claim(out, KIND, identity, overwrite=overwrite)
+    chosen = content_hash(train["sample_id"].to_numpy().tobytes())
+    key = identity("dataset", {"sample_ids": chosen}, {"dataset": dataset.fingerprint})
+    made = claim(out, "dataset", key, overwrite=overwrite)
     if isinstance(made, Artifact):
         say(f"materialize: {out} is finished already, with these samples; nothing to do")
         return made
@@ -62,18 +60,18 @@ def materialize(
     train, sizes = _write_train(dataset, train, out)
     _copy_others(dataset, out)
     index = pa.concat_tables([train, dataset.index("val"), dataset.index("test")])
-    dataset_index.write(index, out)
+    write_index(index, out)
     parent = dataset.manifest
     others = {split: [shard["bytes"] for shard in parent["shards"][split]] for split in ("val", "test")}
-    artifact = manifest.finish(
+    artifact = finish(
         made,
-        fingerprint=dataset_index.fingerprint(index),
+        fingerprint=dataset_fingerprint(index),
         config=parent["config"],
         parents={"dataset": dataset, **(parents or {})},
         counts={**parent["counts"], "train": len(train)},
         wall_seconds=time.monotonic() - started,
         **{key: parent[key] for key in ("classes", "storage", "image_shape", "image_size", "mean", "std")},
-        shards=dataset_index.shard_details(index, {"train": sizes, **others}, dataset.num_classes),
+        shards=shard_details(index, {"train": sizes, **others}, dataset.num_classes),
         skipped=[],
     )
     say(f"materialize: {len(train):,} training images in {duration(time.monotonic() - started)} → {out}")

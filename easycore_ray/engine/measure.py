@@ -12,10 +12,10 @@ from easycore_ray.config.base import ComputeConfig
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.attacks import fgsm, pgd
-from easycore_ray.core.loop import Plan, make_optimizer, prepare_inputs, score_epoch, train_epoch
+from easycore_ray.core.loop import TrainingPlan, make_optimizer, prepare_inputs, score_epoch, train_epoch
 from easycore_ray.core.seeding import generator
-from easycore_ray.data.dataset import Dataset, Rows, read_split
-from easycore_ray.engine.plan import build, make_plan, model_arguments
+from easycore_ray.data.dataset import Dataset, Samples, read_split
+from easycore_ray.engine.plan import build, make_training_plan, model_arguments
 from easycore_ray.engine.throughput import Rates, Work, device_of, estimates_of
 from easycore_ray.runtime import cluster
 from easycore_ray.storage.errors import EasyCoreError
@@ -26,7 +26,7 @@ _SECONDS = 24.0
 _STEP_SECONDS = 4.0
 _PROBE_ROWS = 8
 
-Step = Callable[[Rows], object]
+Step = Callable[[Samples], object]
 
 
 def measure_plan(
@@ -98,7 +98,7 @@ def measure_rates(
     return lambda work: found[work.task, work.attack_steps]
 
 
-def _first_rows(dataset: Dataset, count: int) -> Rows:
+def _first_rows(dataset: Dataset, count: int) -> Samples:
     ids = dataset.index("train")["sample_id"].to_numpy()[: max(count, _PROBE_ROWS)]
     return read_split(dataset, "train", ids)
 
@@ -115,7 +115,7 @@ def _step_of(work: Work, config: Any, model: nn.Module, device: str) -> Step:
     return lambda rows: train_epoch(model, optimizer, [rows], plan, epoch=1, step=0, record_scores=fused)
 
 
-def _loop_plan(work: Work, config: Any) -> Plan:
+def _loop_plan(work: Work, config: Any) -> TrainingPlan:
     """The loop's plan for a kind of training; never reaches its end."""
     threat = {}
     if work.task in ADVERSARIAL:
@@ -124,10 +124,10 @@ def _loop_plan(work: Work, config: Any) -> Plan:
             "attack_steps": work.attack_steps, "attack_step_size": config.attack_step_size,
         }  # fmt: skip
     # A learning rate of nearly 0: the network stays as it is, whatever is measured next.
-    return replace(make_plan(config, total_steps=10**6, **threat), lr=1e-12)
+    return replace(make_training_plan(config, total_steps=10**6, **threat), lr=1e-12)
 
 
-def _attack(work: Work, config: Any, model: nn.Module, rows: Rows, device: torch.device) -> None:
+def _attack(work: Work, config: Any, model: nn.Module, rows: Samples, device: torch.device) -> None:
     """Classify a batch and attack it."""
     inputs, labels = prepare_inputs(rows.images, device), rows.labels.to(device)
     model.eval()
@@ -142,13 +142,13 @@ def _attack(work: Work, config: Any, model: nn.Module, rows: Rows, device: torch
         pgd(model, inputs, labels, eps=eps, norm=config.norm, steps=steps, generator=draws)
 
 
-def _images_per_second(step: Step, rows: Rows, device: str, seconds: float) -> tuple[float, int]:
+def _images_per_second(step: Step, rows: Samples, device: str, seconds: float) -> tuple[float, int]:
     """Rate of a kind of work after a warm-up, and the batch size it was measured with."""
-    probe = Rows(*(column[:_PROBE_ROWS] for column in rows))
+    probe = Samples(*(column[:_PROBE_ROWS] for column in rows))
     _timed(step, probe, device)
     per_image = _timed(step, probe, device) / len(probe.labels)
     size = max(1, min(len(rows.labels), int(min(_STEP_SECONDS, seconds) / per_image)))
-    batch = Rows(*(column[:size] for column in rows))
+    batch = Samples(*(column[:size] for column in rows))
     # A second step may find memory and kernels ready that the first one had to make.
     taken, done = _timed(step, batch, device), 1
     if taken < seconds / 3:
@@ -160,7 +160,7 @@ def _images_per_second(step: Step, rows: Rows, device: str, seconds: float) -> t
     return done * size / taken, size
 
 
-def _timed(step: Step, rows: Rows, device: str) -> float:
+def _timed(step: Step, rows: Samples, device: str) -> float:
     started = time.perf_counter()
     step(rows)
     if device == "cuda":

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from easycore_ray.config.recipes import SeededRecipeConfig
-from easycore_ray.core.loop import Plan
+from easycore_ray.core.loop import TrainingPlan
 from easycore_ray.core.models import build_model, default_width, is_users
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.loader import batches_per_epoch
@@ -25,7 +25,7 @@ class Fit:
     num_rows: int
     model: dict[str, Any]
     """Arguments of ``core.models.build_model``."""
-    plan: Plan
+    plan: TrainingPlan
     epochs: int
     batch_size: int
     cache_gib: float
@@ -48,7 +48,7 @@ class Fit:
         """The metric that the best epoch has the highest value of."""
         return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
 
-    def schedule(self, world_size: int, state: State) -> tuple[Plan, int]:
+    def schedule(self, world_size: int, state: State) -> tuple[TrainingPlan, int]:
         """The plan for this many workers, and the step in it from which the state goes on.
 
         Progress carries over in epochs: another number of workers takes another number of steps for the same.
@@ -89,7 +89,7 @@ def build(arguments: dict[str, Any]) -> nn.Module:
         raise EasyCoreError(str(error)) from error
 
 
-def make_plan(
+def make_training_plan(
     recipe: SeededRecipeConfig,
     *,
     total_steps: int,
@@ -99,9 +99,9 @@ def make_plan(
     norm: str = "linf",
     attack_steps: int = 1,
     attack_step_size: float | None = None,
-) -> Plan:
+) -> TrainingPlan:
     """A recipe and an objective, resolved into the loop's plan."""
-    return Plan(
+    return TrainingPlan(
         training=training,
         beta=beta,
         eps=eps,

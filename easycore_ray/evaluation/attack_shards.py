@@ -15,7 +15,7 @@ from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import derive_seed, generator
 from easycore_ray.core.threat import format_eps
-from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
 from easycore_ray.evaluation.autoattack import AUTOATTACK, autoattack
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
 from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
@@ -47,7 +47,7 @@ def outcome_column(attack: str, eps: float) -> str:
 
 
 def attack_rows(
-    model: nn.Module, rows: Rows, threats: Threats, *, device: str = "cpu", made: Claim | None = None
+    model: nn.Module, rows: Samples, threats: Threats, *, device: str = "cpu", made: Claim | None = None
 ) -> pa.Table:
     """Outcomes of a set of rows, shard by shard, in this process.
 
@@ -65,7 +65,7 @@ def attack_rows(
     starts = range(0, len(rows.labels), SHARD_ROWS)
 
     def attack(start: int) -> pa.Table:
-        shard = Rows(*(column[start : start + SHARD_ROWS] for column in rows))
+        shard = Samples(*(column[start : start + SHARD_ROWS] for column in rows))
         return attack_shard(model, shard, threats, device=device, first=start == 0)
 
     kept = None if made is None or AUTOATTACK not in threats.attack else KeptResults(made, _shard_names(starts))
@@ -98,7 +98,7 @@ def notes_of(table: pa.Table) -> dict[str, Any]:
     return json.loads((table.schema.metadata or {}).get(_NOTES, '{"warnings": [], "large_eps": null}'))
 
 
-def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
+def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
     """Outcomes of one shard; depends on the shard's ids and the threats alone.
 
     The first shard of an evaluation also tries a budget so large that nothing can withstand it (see

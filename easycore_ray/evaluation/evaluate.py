@@ -39,7 +39,7 @@ class Evaluation(Artifact):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """All figures, see ``summarise``."""
+        """All figures, see ``summarise_outcomes``."""
         return self.manifest["summary"]
 
     @property
@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     """Attack a checkpoint and write what became of every image.
 
     The folder holds ``outcomes.parquet`` (``sample_id, label, clean_correct``, one boolean column per
-    attack and eps) and ``summary.json`` (see ``summarise``).
+    attack and eps) and ``summary.json`` (see ``summarise_outcomes``).
 
     Returns:
         The evaluation.
@@ -160,7 +160,7 @@ def finish_evaluation(
     config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], outcomes: pa.Table, seconds: float
 ) -> Artifact:
     """Write outcomes, summary and manifest."""
-    summary = summarise(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
+    summary = summarise_outcomes(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
     buffer = io.BytesIO()
     pq.write_table(outcomes, buffer, compression="zstd")
     paths.write_bytes(paths.join(made.path, "outcomes.parquet"), buffer.getbuffer())
@@ -209,7 +209,7 @@ def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: 
     return draw_ids(dataset, split, num_samples, seed)
 
 
-def summarise(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[str, Any]:
+def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[str, Any]:
     """Accuracies with 95 % Wilson intervals.
 
     Returns:

@@ -21,9 +21,9 @@ from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.engine.loader import Feed, batches_per_epoch
-from easycore_ray.engine.plan import Fit, make_plan, model_arguments
-from easycore_ray.engine.ray_train import fit_on_ray, settle
+from easycore_ray.engine.loader import Loader, batches_per_epoch
+from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
+from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
@@ -31,7 +31,7 @@ from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.plans import open_scored, plan_score, scoring_identity
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import (
-    Part,
+    ScorePart,
     check_coverage,
     fingerprint,
     id_checksum,
@@ -72,7 +72,7 @@ class ScoreEachEpoch:
     def __call__(
         self,
         context: Context,
-        feed: Feed,
+        feed: Loader,
         model: nn.Module,
         epoch: int,
         result: EpochResult | None,
@@ -106,7 +106,7 @@ class ScoreEachEpoch:
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
         total = float(np.sum(columns["grad_norm"], dtype=np.float64))
         described = context.gather((part.to_dict(), total, sample))
-        parts = [Part.from_dict(entry) for entry, _, _ in described]
+        parts = [ScorePart.from_dict(entry) for entry, _, _ in described]
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
         metrics = {"mean_grad_norm": sum(total for _, total, _ in described) / self.num_samples}
@@ -148,7 +148,7 @@ def score(config: ScoreConfig) -> Artifact:
     dataset, parents = open_scored(config)
     sample_ids = read_sample_ids(parents["coreset"]) if "coreset" in parents else None
     out = paths.absolute(config.out)
-    fit = make_fit(config, dataset, sample_ids)
+    fit = make_scoring_fit(config, dataset, sample_ids)
     made = claim(out, "scoring_run", scoring_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
@@ -172,7 +172,7 @@ def score(config: ScoreConfig) -> Artifact:
     return artifact
 
 
-def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+def make_scoring_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The training run that scores are taken in."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
     steps = config.epochs * batches_per_epoch(num_rows, config.max_workers, config.batch_size)
@@ -181,7 +181,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         sample_ids=sample_ids,
         num_rows=num_rows,
         model=model_arguments(config, dataset),
-        plan=make_plan(config, total_steps=steps),
+        plan=make_training_plan(config, total_steps=steps),
         epochs=config.epochs,
         batch_size=config.batch_size,
         cache_gib=config.cache_gib,
@@ -194,7 +194,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
 
 def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
     """Train and score on Ray Train; tracked as one MLflow run."""
-    fit = settle(fit, config, made)
+    fit = resolve_resources(fit, config, made)
     table = paths.join(made.path, "table")
     samples = scored_samples(dataset, fit.sample_ids)
     write_samples(table, samples)
@@ -246,7 +246,7 @@ def _freeze(
     config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State, fit: Fit, seconds: float
 ) -> Artifact:
     """Write the table's manifest from the list of parts in the last commit."""
-    parts = [Part.from_dict(entry) for entry in state.carried["parts"]]
+    parts = [ScorePart.from_dict(entry) for entry in state.carried["parts"]]
     device_seconds = sum(
         (entry["train_seconds"] + entry.get("score_seconds", 0.0)) * entry["num_workers"] for entry in state.history
     )

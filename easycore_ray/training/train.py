@@ -14,11 +14,11 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.coreset import read_sample_ids
-from easycore_ray.data.dataset import Dataset, Rows
+from easycore_ray.data.dataset import Dataset, Samples
 from easycore_ray.engine.checkpoint import Checkpoint, best_epoch_text, write_model
 from easycore_ray.engine.loader import batches_per_epoch
-from easycore_ray.engine.plan import Fit, make_plan, model_arguments
-from easycore_ray.engine.ray_train import fit_on_ray, settle
+from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
+from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.state import BEST, LAST, HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
@@ -57,8 +57,8 @@ def train(config: TrainConfig) -> Artifact:
             a diverged run: the message says where the model after its last good epoch is kept.
     """
     started = time.monotonic()
-    dataset, parents, sample_ids = open_inputs(config)
-    fit = make_fit(config, dataset, sample_ids)
+    dataset, parents, sample_ids = open_training_inputs(config)
+    fit = make_training_fit(config, dataset, sample_ids)
     out = paths.absolute(config.out)
     made = claim_checkpoint(config, parents)
     if isinstance(made, Artifact):
@@ -76,18 +76,18 @@ def train(config: TrainConfig) -> Artifact:
     return artifact
 
 
-def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
+def open_training_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
     """The dataset, the parents by role, and the ids to train on (None: all)."""
     dataset, parents = open_training(config)
     return dataset, parents, read_sample_ids(parents["coreset"]) if "coreset" in parents else None
 
 
-def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The run this configuration describes."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
     steps_per_epoch = batches_per_epoch(num_rows, config.max_workers, config.batch_size)
     steps = config.steps or config.epochs * steps_per_epoch
-    plan = make_plan(
+    plan = make_training_plan(
         config,
         total_steps=steps,
         training=config.training,
@@ -126,12 +126,12 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     out = paths.absolute(config.out)
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
-    _, parents, _ = open_inputs(config)
+    _, parents, _ = open_training_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
     return found if found["identity"] == checkpoint_identity(config, parents) else None
 
 
-def train_here(fit: Fit, rows: Rows, *, device: str = "cpu", on_epoch: Any = None) -> State:
+def train_here(fit: Fit, rows: Samples, *, device: str = "cpu", on_epoch: Any = None) -> State:
     """Train in this process on rows in memory: what a one-worker trial of a sweep does."""
     return fit_here(fit, rows, LocalContext(device, on_epoch))
 
@@ -212,7 +212,7 @@ def keep_last_good(
 
 def _run(config: TrainConfig, fit: Fit, made: Claim) -> State:
     """Train on Ray Train; tracked as one MLflow run."""
-    fit = settle(fit, config, made)
+    fit = resolve_resources(fit, config, made)
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
     key = f"train-{made.identity[:16]}-{made.nonce}"
     tracker.run(key, name=f"train {config.training}", params=to_dict(config), tags={"kind": "checkpoint"})

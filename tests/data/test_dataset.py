@@ -24,7 +24,7 @@ from easycore_ray.data.dataset import (
     open_dataset,
     ray_dataset,
     read_split,
-    table_to_rows,
+    table_to_samples,
 )
 from easycore_ray.data.ingest import shuffle, sources
 from easycore_ray.data.ingest.pipeline import prepare
@@ -444,7 +444,7 @@ class TestReaders:
 
         tables = list(ray_dataset(dataset, "train", ids).iter_batches(batch_format="pyarrow"))
 
-        rows = table_to_rows(pa.concat_tables(tables), dataset)
+        rows = table_to_samples(pa.concat_tables(tables), dataset)
         expected = read_split(dataset, "train", ids)
         order = torch.argsort(rows.sample_ids)
         assert all((column[order] == right).all() for column, right in zip(rows, expected, strict=True))
@@ -466,17 +466,19 @@ class TestReaders:
     def test_rows_are_memory_of_their_own(self, dataset):
         """Changing a batch in place changes no later one."""
         table = pq.read_table(dataset.shards("train")[0])
-        before = table_to_rows(table, dataset).images.clone()
+        before = table_to_samples(table, dataset).images.clone()
 
-        table_to_rows(table, dataset).images.zero_()
+        table_to_samples(table, dataset).images.zero_()
 
-        assert (table_to_rows(table, dataset).images == before).all()
+        assert (table_to_samples(table, dataset).images == before).all()
 
     def test_views_of_sliced_tables_start_at_the_slice(self, dataset):
         """Arrow slices share their parent's memory; the offset counts."""
         table = pq.read_table(dataset.shards("train")[0])
 
-        assert (table_to_rows(table.slice(5, 4), dataset).images == table_to_rows(table, dataset).images[5:9]).all()
+        assert (
+            table_to_samples(table.slice(5, 4), dataset).images == table_to_samples(table, dataset).images[5:9]
+        ).all()
 
     def test_drawn_ids_are_balanced_seeded_and_at_most_all(self, dataset):
         """A fixed test subset for every run."""
@@ -518,7 +520,7 @@ class TestEncoded:
         """Shorter side to 160, then the centre; both readers, and the norm of the index."""
         dataset, source = encoded
         rows = read_split(dataset, "train")
-        streamed = table_to_rows(
+        streamed = table_to_samples(
             pa.concat_tables(list(ray_dataset(dataset, "train").iter_batches(batch_format="pyarrow"))), dataset
         )
         assert (streamed.images[torch.argsort(streamed.sample_ids)] == rows.images).all()
@@ -536,7 +538,7 @@ class TestEncoded:
         dataset, _ = encoded
         pad = pa.table({"sample_id": [-1], "label": [0], "image": [b""]}, schema=dataset.shard_schema)
 
-        assert not table_to_rows(pad, dataset).images.any()
+        assert not table_to_samples(pad, dataset).images.any()
 
     def test_memory_is_counted_in_decoded_pixels(self, encoded):
         """What a cache of them will hold."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core import loop
 from easycore_ray.engine.loader import batches_per_epoch
-from easycore_ray.engine.plan import Fit, make_plan
+from easycore_ray.engine.plan import Fit, make_training_plan
 from easycore_ray.engine.state import State, load_state, save_state
 from easycore_ray.storage.errors import EasyCoreError
 from tests import together
@@ -21,7 +21,8 @@ def fit_of(num_rows=1000, epochs=10, **changes):
     config = ScoreConfig(out="unused", dataset="unused", epochs=epochs, batch_size=10, warmup_fraction=0.1)
     steps = epochs * batches_per_epoch(num_rows, 4, config.batch_size)
     fit = Fit(
-        dataset="unused", sample_ids=None, num_rows=num_rows, model={}, plan=make_plan(config, total_steps=steps),
+        dataset="unused", sample_ids=None, num_rows=num_rows, model={},
+        plan=make_training_plan(config, total_steps=steps),
         epochs=epochs, batch_size=10, cache_gib=1.0, threads=1, warmup_fraction=0.1,
     )  # fmt: skip
     return dataclasses.replace(fit, **changes)

@@ -19,35 +19,33 @@ from numpy.typing import NDArray
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import PrepareConfig
-from easycore_ray.data import index as dataset_index
-from easycore_ray.data.dataset import KIND, Dataset
+from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.images import MAX_RAW_BYTES
+from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, write_index
 from easycore_ray.data.ingest import readers, shuffle
-from easycore_ray.data.ingest import splits as placement
 from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
 from easycore_ray.data.ingest.sources import list_source
-from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement
+from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement, assign_splits, class_names, place
 from easycore_ray.data.shards import Layout, Written
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import Progress, duration, say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
-from easycore_ray.storage import artifact as manifest
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.artifact import Artifact, claim, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
 
 _SHOWN = 3
 _BLOCKS_PER_TASK = 64
 
 
-class Checked(NamedTuple):
+class CheckedSource(NamedTuple):
     """A source that has been read.
 
     Attributes:
-        blocks: references of tables of ``samples.SCHEMA``.
+        blocks: references of tables of ``readers.CHECKED_SCHEMA``.
         sizes: of the blocks, in bytes.
-        rows: their ``samples.DESCRIPTION``, ``block`` and ``offset`` (row in the block), in source order.
+        rows: their ``readers.DESCRIPTION``, ``block`` and ``offset`` (row in the block), in source order.
     """
 
     blocks: list[Any]
@@ -63,7 +61,7 @@ class Imported(NamedTuple):
     details: dict[str, Any]
 
 
-def run(source: Source, config: PrepareConfig, out: str) -> Imported:
+def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
     """Import a source into ``out``: all shards and the index, without the manifest.
 
     Raises:
@@ -76,12 +74,12 @@ def run(source: Source, config: PrepareConfig, out: str) -> Imported:
     layout = _layout(rows, config.image_size)
     labels, own = rows["label"].to_numpy(), _own_splits(source, rows)
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    splits = placement.assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
-    classes = placement.class_names(labels, splits, source.classes)
-    placed = placement.place(splits, config.rows_per_shard, config.seed)
-    written = shuffle.write(checked.blocks, checked.sizes, rows, placed, layout=layout, out=out)
+    splits = assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
+    classes = class_names(labels, splits, source.classes)
+    placed = place(splits, config.rows_per_shard, config.seed)
+    written = shuffle.write_shards(checked.blocks, checked.sizes, rows, placed, layout=layout, out=out)
     index = _index(rows, own, placed, layout, written)
-    dataset_index.write(index, out)
+    write_index(index, out)
     mean, std = _moments(rows.filter(pa.array(splits == TRAIN)), layout)
     details = {
         "classes": classes,
@@ -89,14 +87,14 @@ def run(source: Source, config: PrepareConfig, out: str) -> Imported:
         "image_shape": list(layout.image_shape),
         "mean": mean,
         "std": std,
-        "shards": dataset_index.shard_details(index, _sizes(placed, written), len(classes)),
+        "shards": shard_details(index, _sizes(placed, written), len(classes)),
         "skipped": skipped.select(["key", "problem"]).rename_columns(["key", "reason"]).to_pylist(),
     }
     counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
-    return Imported(dataset_index.fingerprint(index), counts, details)
+    return Imported(dataset_fingerprint(index), counts, details)
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def describe_dataset(found: Mapping[str, Any]) -> str:
     """What a dataset's manifest holds, in one line."""
     counts = found["counts"]
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
@@ -109,7 +107,7 @@ def summary(found: Mapping[str, Any]) -> str:
     )
 
 
-def _check(source: Source, image_size: int | None) -> Checked:
+def _check(source: Source, image_size: int | None) -> CheckedSource:
     """Read, decode and check all pieces with Ray Data."""
     pieces = [piece for split in SPLITS for piece in source.pieces.get(split, [])]
     items = [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)]
@@ -135,13 +133,13 @@ def _check(source: Source, image_size: int | None) -> Checked:
         begun |= {entry.exec_stats.task_idx for entry in bundle.metadata if entry.exec_stats}
         line.update(rows if source.total else len(begun))
     line.close()
-    return Checked(blocks, sizes, _described(blocks))
+    return CheckedSource(blocks, sizes, _described(blocks))
 
 
 def _described(blocks: list[Any]) -> pa.Table:
     """The rows of all blocks without their images, in source order."""
     items = [tuple(blocks[start : start + _BLOCKS_PER_TASK]) for start in range(0, len(blocks), _BLOCKS_PER_TASK)]
-    described = map_tasks(readers.describe, items, label="describe", resources=TaskResources())
+    described = map_tasks(readers.drop_images, items, label="describe", resources=TaskResources())
     tables = [table for found in described for table in found]
     counts = [table.num_rows for table in tables]
     rows = pa.concat_tables(tables)
@@ -213,7 +211,7 @@ def _sizes(placed: Placement, written: list[Written]) -> dict[str, list[int]]:
 def _index(
     rows: pa.Table, own: NDArray[np.integer], placed: Placement, layout: Layout, written: list[Written]
 ) -> pa.Table:
-    """The index of the dataset, see ``dataset_index``."""
+    """The index of the dataset, see ``index``."""
     by_place = np.lexsort((placed.row, placed.shard))
     hashes = np.empty(len(rows), object)
     hashes[by_place] = [sha256 for shard in written for sha256 in shard.sha256]
@@ -229,7 +227,7 @@ def _index(
         "row": placed.row,
     }
     order = np.lexsort((placed.sample_id, placed.split))
-    return pa.table(columns, schema=dataset_index.SCHEMA).take(pa.array(order))
+    return pa.table(columns, schema=INDEX_SCHEMA).take(pa.array(order))
 
 
 def _unique_keys(rows: pa.Table, own: NDArray[np.integer]) -> NDArray[Any]:
@@ -269,18 +267,18 @@ def prepare(config: PrepareConfig) -> Artifact:
     """
     started = time.monotonic()
     out = paths.absolute(config.out)
-    made = manifest.claim(out, KIND, dataset_identity(config), overwrite=config.overwrite)
+    made = claim(out, "dataset", dataset_identity(config), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"prepare: {out} is finished already, with this configuration; nothing to do")
         return made
-    with manifest.giving_back(made):
+    with giving_back(made):
         source = list_source(
             config.source, layout=config.format, test_source=config.test_source, classes=config.classes
         )
         cluster.connect()
-        imported = run(source, config, out)
+        imported = import_source(source, config, out)
     seconds = time.monotonic() - started
-    artifact = manifest.finish(
+    artifact = finish(
         made,
         fingerprint=imported.fingerprint,
         config=to_dict(config),
@@ -289,5 +287,5 @@ def prepare(config: PrepareConfig) -> Artifact:
         wall_seconds=seconds,
         **imported.details,
     )
-    say(f"prepare: {summary(artifact.manifest)} in {duration(seconds)} → {out}")
+    say(f"prepare: {describe_dataset(artifact.manifest)} in {duration(seconds)} → {out}")
     return artifact

@@ -24,13 +24,13 @@ _PART_BYTES = 1024 * 1024
 _GROUP_BYTES = 32 * 1024 * 1024
 
 
-def write(
+def write_shards(
     blocks: list[Any], sizes: Sequence[int], rows: pa.Table, placed: Placement, *, layout: Layout, out: str
 ) -> list[Written]:
     """Write all shards below ``out``.
 
     Args:
-        blocks: references of tables of ``samples.SCHEMA``; the list is emptied, so that each block is freed
+        blocks: references of tables of ``readers.CHECKED_SCHEMA``; the list is emptied, so that each block is freed
             as soon as it has been dealt out.
         sizes: of the blocks, in bytes.
         rows: ``block``, ``offset`` (row in the block) and ``label`` of the rows to write.
@@ -55,7 +55,7 @@ def write(
     # Parts are given up as they are handed on, so that each is freed once its shard is written.
     items = ((paths.join(out, shard_path(*name)), layout, *parts.pop(0)) for name in placed.names)
     return map_tasks(
-        shards.write_shard, items, label="write", resources=TaskResources(), rows=counts.tolist(), unit="images"
+        shards.write_dealt_shard, items, label="write", resources=TaskResources(), rows=counts.tolist(), unit="images"
     )
 
 
