@@ -39,6 +39,8 @@ class Verb(Protocol[T_co]):
     """A function of one configuration that is also called with that configuration's fields as keywords."""
 
     __name__: str
+    kind: type[Any]
+    """Its configuration."""
 
     def __call__(self, config: Any = None, /, **fields: Any) -> T_co:
         """Do it, or find that it was done before."""

@@ -7,13 +7,14 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 
 def describe_verb(call: Any, kind: type[Any], gives: Any) -> Any:
     """Give a verb, and its ``plan``, the signature of its configuration and a docstring with an Args section."""
     from easycore_ray.config.work_plan import WorkPlan
 
+    call.kind = kind
     doc = inspect.getdoc(call) or ""
     _describe(call, kind, gives, doc)
     if hasattr(call, "plan"):
@@ -28,10 +29,11 @@ def describe_verb(call: Any, kind: type[Any], gives: Any) -> Any:
 def signature_of(kind: type[Any], gives: Any, *, measure: bool = False) -> inspect.Signature:
     """Keyword-only parameters, one for each field of a configuration; those without a default come first."""
     keyword, empty = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
+    hints = get_type_hints(kind)  # without what the command line adds to them
     found = [
         inspect.Parameter(
             spec.name, keyword, default=empty if spec.default is dataclasses.MISSING else spec.default,
-            annotation=spec.type,
+            annotation=hints[spec.name],
         )
         for spec in dataclasses.fields(kind)
     ]  # fmt: skip
@@ -47,6 +49,11 @@ def field_docs(kind: type[Any]) -> dict[str, str]:
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
             found |= _docs_of_module(base.__module__).get(base.__name__, {})
+    # A text that is put together says itself in the options of the command line.
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for option in getattr(hint, "__metadata__", ()):
+            if getattr(option, "help", None):
+                found[name] = " ".join(option.help.split())
     return {spec.name: found.get(spec.name, "") for spec in dataclasses.fields(kind)}
 
 

@@ -15,6 +15,8 @@ _GPU = "one NVIDIA H100, torch 2.11, 2026-11-27"
 _STANDARD, _TRADES = 3, 27
 # README.md, "The code": fused scores and an exact pass against a plain training epoch, with AVX-512.
 _FUSED, _EXACT = 1.04 * _STANDARD, 0.80 * _STANDARD
+# What the figures below were measured with: 10 attack steps of TRADES.
+_PASSES = {"standard": _STANDARD, "trades": _TRADES}
 
 
 @dataclass(frozen=True)
@@ -118,20 +120,19 @@ def assumed_rates(network: Network, batch_size: int = 128) -> Rates:
 
     def rate(work: Work) -> tuple[float | None, str]:
         measured = [figure for figure in FIGURES if _same(figure, network)]
-        own = [figure for figure in measured if figure.task == work.task]
+        passes = work.forward_passes
+        own = [figure for figure in measured if figure.task == work.task and _PASSES.get(figure.task) == passes]
         if own:
             found = _nearest(own, batch_size)
             return found.images_per_second, f"assumed: {found.conditions}, batch {found.batch_size}, docs/speed.md"
-        passes = work.forward_passes
         others = [figure for figure in measured if figure.task in ("standard", "trades")]
         if passes is None or not others:
             return None, f"there is no figure for {network}; measure it (--measure)"
         # Long work scales from long work.
         near = [figure for figure in others if figure.task == ("trades" if passes > 2 * _STANDARD else "standard")]
         found = _nearest(near or others, batch_size)
-        own_passes = _TRADES if found.task == "trades" else _STANDARD
         source = f"assumed: {found.conditions}, docs/speed.md, scaled from {found.task} training by forward passes"
-        return found.images_per_second * own_passes / passes, source
+        return found.images_per_second * _PASSES[found.task] / passes, source
 
     return rate
 
