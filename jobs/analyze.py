@@ -1,6 +1,6 @@
 """Test the paper's claims on your own data: ``python -m jobs.analyze --help``."""
 
-from easycore_ray.analysis.analyze import PAGE, analyze
+from easycore_ray.analysis.analyze import ANALYSIS_PAGE, analyze
 from easycore_ray.cli import run, show
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.storage import paths
@@ -13,7 +13,7 @@ def main(config: AnalyzeConfig) -> Artifact | None:
     if done is not None:
         for claim in done.manifest["claims"]:
             show(f"{claim['claim']}\n  {claim['outcome']} here: {claim['sentence']}")
-        show(f"analysis: {paths.join(done.path, PAGE)}")
+        show(f"analysis: {paths.join(done.path, ANALYSIS_PAGE)}")
     return done
 
 

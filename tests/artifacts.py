@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
+from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, shard_path, write_index
 from easycore_ray.scoring import score_table
 from easycore_ray.scoring.reduce import reduce
-from easycore_ray.scoring.score_table import Part
+from easycore_ray.scoring.score_table import ScorePart
 from easycore_ray.storage import artifact
 from easycore_ray.storage.artifact import Artifact, Claim
 
@@ -35,12 +35,12 @@ def make_dataset(folder: Path | str, labels: Sequence[int], *, ids: Sequence[int
             "shard": [0] * count,
             "row": range(count),
         },
-        schema=dataset_index.SCHEMA,
+        schema=INDEX_SCHEMA,
     )
-    dataset_index.write(index, str(folder))
+    write_index(index, str(folder))
     return artifact.finish(
         Claim(str(folder), "dataset", "identity", "nonce", resumed=False),
-        fingerprint=dataset_index.fingerprint(index),
+        fingerprint=dataset_fingerprint(index),
         config={},
         parents={},
         counts={"train": count, "val": 0, "test": 0},
@@ -68,7 +68,7 @@ def draw_rows(ids: np.ndarray, labels: np.ndarray, epochs: Sequence[int], seed: 
     ]
 
 
-def write_parts(table: Path | str, rows: list[dict[str, np.ndarray]], rank_of_row: np.ndarray) -> list[Part]:
+def write_parts(table: Path | str, rows: list[dict[str, np.ndarray]], rank_of_row: np.ndarray) -> list[ScorePart]:
     """Write each epoch's rows as one part per rank; row i of every epoch is that of ``rank_of_row[i]``."""
     parts = []
     for columns in rows:
@@ -82,7 +82,7 @@ def write_parts(table: Path | str, rows: list[dict[str, np.ndarray]], rank_of_ro
 
 def finish_table(
     run: Path | str,
-    parts: list[Part],
+    parts: list[ScorePart],
     samples: pa.Table,
     dataset: Artifact | None = None,
     *,
@@ -141,7 +141,7 @@ def make_image_dataset(
                 "label": pa.array(np.asarray(truth)[mine], pa.int32()),
                 "image": pa.array([images[at].tobytes() for at in mine], pa.binary(16)),
             }
-            path = f"{folder}/{dataset_index.shard_path(split, number)}"
+            path = f"{folder}/{shard_path(split, number)}"
             sizes[split].append(shards.write_rows(path, layout, pa.table(columns)))
         columns = {
             "split": [split] * count,
@@ -153,13 +153,13 @@ def make_image_dataset(
             "shard": shard,
             "row": row,
         }
-        tables.append(pa.table(columns, schema=dataset_index.SCHEMA))
+        tables.append(pa.table(columns, schema=INDEX_SCHEMA))
     index = pa.concat_tables(tables)
-    dataset_index.write(index, str(folder))
+    write_index(index, str(folder))
     classes = [f"class {label}" for label in range(max(labels) + 1)]
     return artifact.finish(
         Claim(str(folder), "dataset", "identity", "nonce", resumed=False),
-        fingerprint=dataset_index.fingerprint(index),
+        fingerprint=dataset_fingerprint(index),
         config={},
         parents={},
         counts={"train": len(labels), "val": len(val_labels), "test": len(test_labels)},
@@ -170,7 +170,7 @@ def make_image_dataset(
         image_size=None,
         mean=[0.5],
         std=[0.25],
-        shards=dataset_index.shard_details(index, sizes, len(classes)),
+        shards=shard_details(index, sizes, len(classes)),
     )
 
 
@@ -181,10 +181,10 @@ def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact
 
     config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,
                             "augment": "none", "num_workers": 1, **fields})  # fmt: skip
-    opened, parents, sample_ids = training.open_inputs(config)
+    opened, parents, sample_ids = training.open_training_inputs(config)
     made = training.claim_checkpoint(config, parents)
     assert isinstance(made, Claim)
-    fit = training.make_fit(config, opened, sample_ids)
+    fit = training.make_training_fit(config, opened, sample_ids)
     state = training.train_here(fit, read_split(opened, "train", sample_ids))
     return training.finish_checkpoint(config, made, parents, fit, state, 0.0)
 
@@ -225,7 +225,7 @@ def commits_of(run: Path | str) -> Path:
     return Path(run) / "commits" / f"score-{claim['identity'][:12]}-{claim['nonce']}"
 
 
-def write_commits(run: Path | str, parts: Sequence[Part], epoch: int) -> None:
+def write_commits(run: Path | str, parts: Sequence[ScorePart], epoch: int) -> None:
     """Training states of the last two epochs, registered as Ray Train 2.60 does it, listing the parts so far."""
     names = []
     for done in range(max(1, epoch - 1), epoch + 1):

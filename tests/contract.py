@@ -18,7 +18,7 @@ import pytest
 
 from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_quotas
 from easycore_ray.core.selection_methods import METHODS
-from easycore_ray.scoring.hardness_table import SCHEMA, write_hardness
+from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, write_hardness
 from easycore_ray.selection import exact_cut, population
 from easycore_ray.storage.artifact import Artifact
 
@@ -59,7 +59,7 @@ def table(num_files=1, id_scale=SCALE):
     folder = tempfile.mkdtemp(prefix="contract-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     renamed = columns() | {"sample_id": np.arange(COUNT) * id_scale + 5}
-    rows = pa.table(renamed, schema=SCHEMA)
+    rows = pa.table(renamed, schema=HARDNESS_SCHEMA)
     bounds = np.linspace(0, COUNT, num_files + 1).astype(int).tolist()
     files = [
         write_hardness(folder, number, rows.slice(low, high - low))

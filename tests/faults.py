@@ -27,8 +27,8 @@ from pathlib import Path
 from easycore_ray.config.base import from_dict
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.scoring import reduce_task
-from easycore_ray.scoring.score import score as scoring
-from easycore_ray.training.train import train as training
+from easycore_ray.scoring import score as scoring
+from easycore_ray.training import train as training
 
 MARK = "EASYCORE_TEST_PROCESSES"
 """Environment variable by which a test knows the processes of its own Ray from any other's."""

@@ -202,7 +202,6 @@ def test_words_become_values():
     assert found.eval_eps == (0.0, 0.25 / 255, 8 / 255)
     assert (found.attack, found.num_workers) == (("pgd20",), 3)
     assert command(CoresetConfig, "--method", "band", "--band", "0", "0.5", "--overwrite").band == (0.0, 0.5)
-    assert command(CoresetConfig, "--dry-run").dry_run is True
     assert command(SweepConfig, "--method", "easycore/class", "easiest:el2n").method == (
         "easycore/class", "easiest:el2n",
     )  # fmt: skip

@@ -62,7 +62,7 @@ def test_listed_parts_hold_every_row_once(folders):
     rows = run_all_up_to("scores", folders)
     everything = list(Path(folders["RUN"], "table").glob("epoch=*/*.parquet"))
 
-    assert rows.schema.names == score_table.SCHEMA.names
+    assert rows.schema.names == score_table.SCORE_SCHEMA.names
     assert rows.num_rows == 3 * len(LABELS)
     assert sum(pq.read_metadata(path).num_rows for path in everything) > rows.num_rows
 
@@ -132,7 +132,7 @@ def test_a_subset_by_key(folders, ids):
 
 def test_the_page_names_every_column_with_its_type():
     """Of both tables; so that a changed schema changes the page."""
-    for schema in (score_table.SCHEMA, hardness_table.SCHEMA):
+    for schema in (score_table.SCORE_SCHEMA, hardness_table.HARDNESS_SCHEMA):
         for field in schema:
             (line,) = [line for line in TEXT.splitlines() if re.match(rf"\| .*`{field.name}`.* \| ", line)
                        and str(field.type) in line.split("|")[2]][:1]  # fmt: skip

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core import loop
-from easycore_ray.data.dataset import Rows
-from easycore_ray.engine.loader import MemoryFeed
-from easycore_ray.engine.plan import make_plan
+from easycore_ray.data.dataset import Samples
+from easycore_ray.engine.loader import MemoryLoader
+from easycore_ray.engine.plan import make_training_plan
 from easycore_ray.engine.worker_group import RayContext
 
 WORLDS = (2, 3)
@@ -28,13 +28,13 @@ def draw_rows():
     """Eleven images: no world shares them evenly, nor do two batches."""
     draws = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (11, 1, 8, 8), dtype=torch.uint8, generator=draws)
-    return Rows(torch.arange(11), images, torch.randint(0, 3, (11,), generator=draws))
+    return Samples(torch.arange(11), images, torch.randint(0, 3, (11,), generator=draws))
 
 
 def feed_of(rank, world):
     """A worker's share of the rows, in two batches."""
-    share = Rows(*(column[rank::world] for column in draw_rows()))
-    return MemoryFeed(share, num_batches=STEPS, seed=0, rank=rank)
+    share = Samples(*(column[rank::world] for column in draw_rows()))
+    return MemoryLoader(share, num_batches=STEPS, seed=0, rank=rank)
 
 
 def shifted(model, inputs, *arguments, eps, **options):
@@ -48,7 +48,9 @@ def train(training, batches, combine=None):
     """The weights after an epoch of a model without batch norm."""
     config = TrainConfig(out="o", dataset="d", training=training, eps=0.1, schedule="constant", warmup_fraction=0.0,
                          augment="none")  # fmt: skip
-    plan = make_plan(config, total_steps=STEPS, training=training, beta=config.beta, eps=config.eps, attack_steps=1)
+    plan = make_training_plan(
+        config, total_steps=STEPS, training=training, beta=config.beta, eps=config.eps, attack_steps=1
+    )
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     loop.train_epoch(model, loop.make_optimizer(model, plan), batches, plan, epoch=1, step=0, combine=combine)

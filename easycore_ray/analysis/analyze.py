@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from easycore_ray.analysis.paper_claims import Group, class_mix, describe_group, finite, verdicts
+from easycore_ray.analysis.paper_claims import SampleGroup, class_mix, describe_group, finite, verdicts
+from easycore_ray.analysis.plans import count_text, plan_analyze
 from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import AnalyzeConfig
@@ -31,12 +32,13 @@ from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import generator
 from easycore_ray.core.trend_test import DECILES, deciles, draw_from_deciles
 from easycore_ray.data.coreset import read_sample_ids
-from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.evaluation.attack_shards import SHARD_ROWS
 from easycore_ray.evaluation.evaluate import check_fits
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.runtime.tasks import ShardTask, run_shard_tasks, shard_folder
+from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
@@ -50,10 +52,8 @@ from easycore_ray.storage.artifact import (
 )
 from easycore_ray.storage.errors import EasyCoreError
 
-KIND = "analysis"
-PAGE = "analysis.html"
+ANALYSIS_PAGE = "analysis.html"
 SAMPLES, SUMMARY = "samples.parquet", "summary.json"
-SHARD_ROWS = 250
 LEAST_PER_DECILE = 5
 
 
@@ -84,7 +84,7 @@ class Inputs:
     @property
     def parents(self) -> dict[str, Artifact]:
         """Artifacts by role; the first scores and checkpoint without a number."""
-        found = {"dataset": self.dataset.artifact}
+        found: dict[str, Artifact] = {"dataset": self.dataset}
         for role, artifacts in (
             ("hardness_table", [run.hardness for run in self.runs]),
             ("checkpoint", [model.artifact for model in self.models]),
@@ -94,8 +94,22 @@ class Inputs:
         return found
 
 
-@verb(AnalyzeConfig)
-def analyze(config: AnalyzeConfig) -> Artifact | None:
+class Analysis(Artifact):
+    """A finished analysis."""
+
+    @property
+    def page(self) -> str:
+        """Path of the HTML page."""
+        return paths.join(self.path, ANALYSIS_PAGE)
+
+    @property
+    def claims(self) -> list[dict[str, str]]:
+        """A verdict for each claim: ``key, claim, outcome, sentence``."""
+        return self.manifest["claims"]
+
+
+@verb(AnalyzeConfig, gives=Analysis, plan=plan_analyze)
+def analyze(config: AnalyzeConfig) -> Artifact:
     """Test the claims and write what was found.
 
     The folder holds ``samples.parquet`` (a row for each attacked sample and model: ``model, sample_id, label, score,
@@ -103,23 +117,16 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
     ``plots/*.png`` and ``analysis.html``.
 
     Returns:
-        The analysis, or None with ``dry_run``.
+        The analysis.
 
     Raises:
         EasyCoreError: inputs that are missing, do not belong together or are too few, or workers the cluster cannot
             give.
     """
     started = time.monotonic()
-    inputs = open_inputs(config)
+    inputs = open_analysis(config)
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(
-            f"analyze: would compare {_count(len(inputs.runs), 'scoring run')} and attack {len(inputs.drawn):,} "
-            f"training samples with each of {_count(len(inputs.models), 'model')} → {out}"
-        )
-        return None
-    prints = {role: parent.fingerprint for role, parent in inputs.parents.items()}
-    made = claim(out, KIND, identity(KIND, identity_fields(config), prints), overwrite=config.overwrite)
+    made = claim(out, "analysis", analysis_identity(config, inputs), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"analyze: {out} is finished, reused")
         return made
@@ -133,9 +140,15 @@ def analyze(config: AnalyzeConfig) -> Artifact | None:
     artifact = finish_analysis(config, made, inputs, samples, started)
     for text in artifact.manifest["warnings"]:
         say(f"analyze: warning: {text}")
-    count = _count(len(artifact.manifest["claims"]), "claim")
+    count = count_text(len(artifact.manifest["claims"]), "claim")
     say(f"analyze: {count} tested in {duration(time.monotonic() - started)} → {out}")
     return artifact
+
+
+def analysis_identity(config: AnalyzeConfig, inputs: Inputs) -> str:
+    """What decides the content of an analysis."""
+    prints = {role: parent.fingerprint for role, parent in inputs.parents.items()}
+    return identity("analysis", identity_fields(config), prints)
 
 
 def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples: pa.Table, started: float) -> Artifact:
@@ -145,10 +158,10 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
         config: as given.
         made: the claim on the folder.
         inputs: opened.
-        samples: what ``attack_on_ray`` or ``attack_here`` gives.
+        samples: what ``attack_on_ray`` or ``attack_in_process`` gives.
         started: reading of ``time.monotonic`` when the work began.
     """
-    summary = summarise(config, inputs, samples)
+    summary = summarise_claims(config, inputs, samples)
     files = _write(config, inputs, samples, summary, made.path)
     artifact = finish(
         made,
@@ -161,11 +174,11 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
         claims=[{key: entry[key] for key in ("key", "claim", "outcome", "sentence")} for entry in summary["claims"]],
         warnings=summary["warnings"],
     )
-    paths.delete_tree(shard_folder(made))  # not before: hours of attacks may be in it
+    paths.delete_tree(KeptResults(made).folder)  # not before: hours of attacks may be in it
     return artifact
 
 
-def open_inputs(config: AnalyzeConfig) -> Inputs:
+def open_analysis(config: AnalyzeConfig) -> Inputs:
     """Open everything, check that it belongs together, and draw the samples.
 
     Raises:
@@ -244,23 +257,29 @@ def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Tabl
 
     device = "cuda" if config.gpus_per_worker else "cpu"
     threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
-    shards = []
+    items, rows, names = [], [], []
     for number, model in enumerate(inputs.models):
         network = ray.put(model.network)
         for chunk in _chunks(inputs.drawn):
-            args = (network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device, threads)
-            shards.append(ShardTask(f"{number:03d}-{chunk[0]:012d}", len(chunk), args))
-    tables = run_shard_tasks(_attack_task, shards, made=made, config=config, label="analyze", unit="images")
+            items.append(
+                (network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device, threads)
+            )
+            rows.append(len(chunk))
+            names.append(f"{number:03d}-{chunk[0]:012d}")
+    tables = map_tasks(
+        _attack_task, items, label="analyze", resources=worker_resources(config), rows=rows, unit="images",
+        kept=KeptResults(made, names),
+    )  # fmt: skip
     each = len(tables) // len(inputs.models)
     return _samples(inputs, [pa.concat_tables(tables[at : at + each]) for at in range(0, len(tables), each)], config)
 
 
-def attack_here(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
+def attack_in_process(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
     """The same shards, attacked one after the other in this process, on the CPU."""
     rows = [read_split(inputs.dataset, "train", chunk) for chunk in _chunks(inputs.drawn)]
     attacked = [
         pa.concat_tables(
-            attack_shard(model.network, shard, config.eval_eps, norm=config.norm, seed=config.seed) for shard in rows
+            measure_shard(model.network, shard, config.eval_eps, norm=config.norm, seed=config.seed) for shard in rows
         )
         for model in inputs.models
     ]
@@ -284,11 +303,11 @@ def _attack_task(
     """What each Ray task runs: read a shard's images, attack them."""
     torch.set_num_threads(threads)
     rows = read_split(open_dataset(path), "train", sample_ids)
-    return attack_shard(network.to(device), rows, eps, norm=norm, seed=seed, device=device)
+    return measure_shard(network.to(device), rows, eps, norm=norm, seed=seed, device=device)
 
 
-def attack_shard(
-    network: nn.Module, rows: Rows, eps: Sequence[float], *, norm: str, seed: int, device: str = "cpu"
+def measure_shard(
+    network: nn.Module, rows: Samples, eps: Sequence[float], *, norm: str, seed: int, device: str = "cpu"
 ) -> pa.Table:
     """``sample_id, label, clean_correct, distance`` of a shard; depends on its ids and these arguments alone."""
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
@@ -367,7 +386,7 @@ def _samples(inputs: Inputs, attacked: Sequence[pa.Table], config: AnalyzeConfig
 # --- what was found -----------------------------------------------------------------------------
 
 
-def groups_of(inputs: Inputs, samples: pa.Table) -> list[Group]:
+def groups_of(inputs: Inputs, samples: pa.Table) -> list[SampleGroup]:
     """For each model its attacked samples, apart for those it was trained on and those not, where it has both."""
     run, found = inputs.runs[0], []
     hard = run.hard[np.searchsorted(run.sample_ids, inputs.drawn)]
@@ -382,11 +401,11 @@ def groups_of(inputs: Inputs, samples: pa.Table) -> list[Group]:
             parts = parts or {"all" if seen.all() else "unseen": np.ones(len(hard), bool)}
         for which, rows in parts.items():
             decile, correct, distance = (column[rows] for column in columns)
-            found.append(Group(model.name, which, hard[rows], decile.astype(np.int64), correct, distance))
+            found.append(SampleGroup(model.name, which, hard[rows], decile.astype(np.int64), correct, distance))
     return found
 
 
-def summarise(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -> dict[str, Any]:
+def summarise_claims(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -> dict[str, Any]:
     """Every number behind the page, as JSON content."""
     run, eps = inputs.runs[0], sorted(config.eval_eps)
     groups, pairs = groups_of(inputs, samples), compare(inputs.runs)
@@ -450,13 +469,9 @@ def _write(
         "parents": {role: parent.as_parent() for role, parent in inputs.parents.items()},
         "config": identity_fields(config),
     }
-    files = {SAMPLES: buffer.getvalue(), **render_analysis(summary, inputs.dataset.classes, lineage, PAGE)}
+    files = {SAMPLES: buffer.getvalue(), **render_analysis(summary, inputs.dataset.classes, lineage, ANALYSIS_PAGE)}
     for name, content in files.items():
         paths.write_bytes(paths.join(out, name), content)
     paths.write_json(paths.join(out, SUMMARY), summary)
     files[SUMMARY] = paths.read_bytes(paths.join(out, SUMMARY))
     return files
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -37,7 +37,7 @@ CLAIMS = {
 
 
 @dataclass(frozen=True)
-class Group:
+class SampleGroup:
     """Attacked samples of one model that are reported together: all of them, or those it was (not) trained on."""
 
     model: str
@@ -63,11 +63,11 @@ class Group:
         }
         return self.model + words[self.which]
 
-    def right(self) -> "Group":
+    def right(self) -> "SampleGroup":
         """Those of the samples that are classified right."""
         rows = self.correct
         columns = (self.hard[rows], self.deciles[rows], self.correct[rows], self.distance[rows])
-        return Group(self.model, self.which, *columns)
+        return SampleGroup(self.model, self.which, *columns)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Finding:
     numbers: dict[str, Any]
 
 
-def describe_group(group: Group, eps: Sequence[float]) -> dict[str, Any]:
+def describe_group(group: SampleGroup, eps: Sequence[float]) -> dict[str, Any]:
     """Every tenth of a group in numbers: ``model, which, num_samples, deciles`` (of those that have samples)."""
     return {
         "model": group.model,
@@ -90,7 +90,7 @@ def describe_group(group: Group, eps: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _decile(group: Group, number: int, eps: Sequence[float]) -> dict[str, Any]:
+def _decile(group: SampleGroup, number: int, eps: Sequence[float]) -> dict[str, Any]:
     mine = group.deciles == number
     right = mine & group.correct
     distance = group.distance[right]
@@ -105,7 +105,7 @@ def _decile(group: Group, number: int, eps: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def attack_finding(group: Group, eps: Sequence[float], seed: int) -> Finding:
+def attack_finding(group: SampleGroup, eps: Sequence[float], seed: int) -> Finding:
     """Whether the success of attacks rises with hardness, at the eps where about half of them succeed."""
     right = group.right()
     success = {each: right.distance <= each for each in eps}
@@ -120,7 +120,7 @@ def attack_finding(group: Group, eps: Sequence[float], seed: int) -> Finding:
     return _finding(trends[telling], sentence, numbers)
 
 
-def distance_finding(group: Group, norm: str, seed: int) -> Finding:
+def distance_finding(group: SampleGroup, norm: str, seed: int) -> Finding:
     """Whether the distance to the boundary falls with hardness."""
     right = group.right()
     found = trend(right.hard, right.distance, right.deciles, rises=False, seed=seed)
@@ -132,7 +132,7 @@ def distance_finding(group: Group, norm: str, seed: int) -> Finding:
     return _finding(found, sentence, {"median_easiest": finite(easy), "median_hardest": finite(harder)})
 
 
-def classified_finding(group: Group, seed: int) -> Finding:
+def classified_finding(group: SampleGroup, seed: int) -> Finding:
     """Whether clean accuracy falls with hardness."""
     found = trend(group.hard, group.correct, group.deciles, rises=False, seed=seed)
     easy, harder = _ends(group.correct, group.deciles)
@@ -277,7 +277,7 @@ def joined(findings: Sequence[tuple[str, Finding]]) -> Finding:
 
 
 def verdicts(
-    groups: Sequence[Group],
+    groups: Sequence[SampleGroup],
     eps: Sequence[float],
     runs: Sequence[Run],
     pairs: Sequence[Pair],

@@ -9,17 +9,21 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Self, TypeVar, dataclass_transform
+from typing import Any, Literal, Protocol, Self, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from easycore_ray.config.fields import Count, Flag, Natural, NonNegative, Number, Text, Workers
+from easycore_ray.config.signatures import describe_verb
+from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.eps import check_eps
 from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError, FieldsError
 
 Kind = TypeVar("Kind", bound=type)
+T_co = TypeVar("T_co", covariant=True)
 Group = Literal["output", "data", "model", "training", "attack", "compute", "tracking"]
 """Headings under which ``--help`` lists the options."""
 _WORDS = {
@@ -106,26 +110,60 @@ def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
         raise EasyCoreError(f"this is no whole {kind.__name__}: {error}; is the manifest damaged?") from error
 
 
-def verb(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
-    """Let a function of one configuration also be called with that configuration's fields as keywords.
+class Verb(Protocol[T_co]):
+    """A function of one configuration that is also called with that configuration's fields as keywords."""
 
-    The object stores it names are asked first (see ``paths.reach``).
+    __name__: str
+    kind: type[Any]
+    """Its configuration."""
+
+    def __call__(self, config: Any = None, /, **fields: Any) -> T_co:
+        """Do it, or find that it was done before."""
+        ...
+
+    def plan(self, config: Any = None, /, *, measure: bool = False, **fields: Any) -> WorkPlan:
+        """What it would do, without doing it."""
+        ...
+
+
+def verb(
+    kind: type[Any], *, gives: Callable[..., T_co], plan: Callable[[Any, bool], WorkPlan] | None = None
+) -> Callable[[Callable[[Any], Any]], Verb[T_co]]:
+    """Make a verb of a function of one configuration. The object stores it names are asked first (``paths.reach``).
+
+    Args:
+        kind: the configuration.
+        gives: class of the handle it returns, made from the path and manifest of the artifact; a plain type for a verb
+            that returns no artifact.
+        plan: says what it would do, from the configuration and whether to measure; the attribute ``plan`` calls it.
     """
 
-    def decorate(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[[Any], Any]) -> Verb[T_co]:
         @functools.wraps(function)
         def call(config: Any = None, /, **fields: Any) -> Any:
-            if config is not None and fields:
-                raise TypeError(f"pass a {kind.__name__} or keywords to {function.__name__}, not both")
-            if config is None:
-                _check_names(function.__name__, kind, fields)
-            config = kind(**fields) if config is None else config
-            paths.reach(*vars(config).values())
-            return function(config)
+            done = function(_configure(function.__name__, kind, config, fields))
+            return gives(done.path, done.manifest) if isinstance(done, Artifact) else done
 
-        return call
+        def call_plan(config: Any = None, /, *, measure: bool = False, **fields: Any) -> WorkPlan:
+            assert plan is not None
+            return plan(_configure(function.__name__, kind, config, fields), measure)
+
+        if plan is not None:
+            call.plan = call_plan  # type: ignore[attr-defined]
+        return describe_verb(call, kind, gives)
 
     return decorate
+
+
+def _configure(verb: str, kind: type[Any], config: Any, fields: dict[str, Any]) -> Any:
+    """The configuration a verb was called with, once the object stores it names have answered."""
+    if config is not None and fields:
+        raise TypeError(f"pass a {kind.__name__} or keywords to {verb}, not both")
+    if config is None:
+        _check_names(verb, kind, fields)
+    config = kind(**fields) if config is None else config
+    paths.reach(*vars(config).values())
+    return config
 
 
 def _check_names(verb: str, kind: type[Any], given: Iterable[str]) -> None:
@@ -166,8 +204,6 @@ class JobConfig(Checked):
     """Folder of the result: local path, s3:// or gs://. New, empty, or an earlier run of the same job."""
     overwrite: Flag = setting(default=False, identity=False, group="output")
     """Replace a result in --out that was made with another configuration or input."""
-    dry_run: Flag = setting(default=False, identity=False, group="output")
-    """Say what would be done, how much it is and where it would be written; do nothing."""
 
 
 @configuration

@@ -51,7 +51,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """Everything that changes the numbers of a training run, resolved (no None left)."""
 
     training: str
@@ -102,7 +102,7 @@ class EpochResult:
     """Share of the epoch's time that was spent waiting for the next batch, in [0, 1]."""
 
 
-def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
     """SGD over all parameters; the learning rate is set before every step."""
     return torch.optim.SGD(
         model.parameters(),
@@ -137,7 +137,7 @@ def train_epoch(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     batches: Batches,
-    plan: Plan,
+    plan: TrainingPlan,
     *,
     epoch: int,
     step: int,
@@ -238,7 +238,7 @@ class _Timed:
 
 
 def _objective(
-    model: nn.Module, inputs: Tensor, labels: Tensor, plan: Plan, draws: torch.Generator
+    model: nn.Module, inputs: Tensor, labels: Tensor, plan: TrainingPlan, draws: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Loss of each row (float32), and logits: of the clean inputs, for pgd of the attacked ones.
 
@@ -360,7 +360,7 @@ def _predicted_right(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor
         return model(inputs).argmax(dim=1) == labels
 
 
-def _rate(plan: Plan, step: int) -> float:
+def _rate(plan: TrainingPlan, step: int) -> float:
     """Learning rate of the step after ``step`` others."""
     return learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
                          warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
@@ -372,7 +372,7 @@ class _Watch:
     All workers see the same summed losses and look after the same steps, so they stop together.
     """
 
-    def __init__(self, plan: Plan, epoch: int, steps_per_look: int) -> None:
+    def __init__(self, plan: TrainingPlan, epoch: int, steps_per_look: int) -> None:
         self._plan, self._epoch, self._steps_per_look = plan, epoch, steps_per_look
         self._waiting: list[tuple[int, Tensor]] = []
 

@@ -27,7 +27,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Group:
+class DecileMean:
     """Rows of one decile: how many, their mean, and the standard error of the mean."""
 
     decile: int
@@ -167,7 +167,7 @@ def _centred_ranks(numbers: NDArray[np.integer], times: NDArray[np.float64]) -> 
     return ranks[numbers] - (times.sum() + 1) / 2
 
 
-def groups(values: NDArray[np.float64], decile: NDArray[np.integer]) -> list[Group]:
+def groups(values: NDArray[np.float64], decile: NDArray[np.integer]) -> list[DecileMean]:
     """Count, mean and its standard error in each tenth that has rows."""
     found = []
     for number in range(1, DECILES + 1):
@@ -176,11 +176,11 @@ def groups(values: NDArray[np.float64], decile: NDArray[np.integer]) -> list[Gro
             continue
         # A tenth that is all alike has a spread, too: that of one value more that is unlike (rule of succession).
         spread = max(float(mine.std()), float(np.ptp(values)) * math.sqrt(len(mine) + 1) / (len(mine) + 2))
-        found.append(Group(number, len(mine), float(mine.mean()), spread / math.sqrt(len(mine))))
+        found.append(DecileMean(number, len(mine), float(mine.mean()), spread / math.sqrt(len(mine))))
     return found
 
 
-def reversal(found: Sequence[Group]) -> tuple[int, int] | None:
+def reversal(found: Sequence[DecileMean]) -> tuple[int, int] | None:
     """The easier and the harder tenth whose means fall most beyond noise; None if no pair does.
 
     A difference counts beyond the two-sided 95 % normal quantile, divided among all pairs (Bonferroni).

@@ -10,7 +10,15 @@ from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 
-def open_coreset(path: str, dataset: Dataset) -> Artifact:
+class Coreset(Artifact):
+    """The samples of a dataset that are kept."""
+
+    def sample_ids(self) -> np.ndarray:
+        """The kept ids: int64 (samples,), ascending."""
+        return read_sample_ids(self)
+
+
+def open_coreset(path: str, dataset: Dataset) -> Coreset:
     """Open a coreset and make sure that it names samples of this dataset.
 
     Raises:
@@ -23,7 +31,7 @@ def open_coreset(path: str, dataset: Dataset) -> Artifact:
             f"{coreset.path} was selected from {theirs['path']} (fingerprint {theirs['fingerprint'][:12]}), "
             f"not from {dataset.path} ({dataset.fingerprint[:12]}); pass the dataset it belongs to"
         )
-    return coreset
+    return Coreset(coreset.path, coreset.manifest)
 
 
 def read_sample_ids(coreset: Artifact) -> np.ndarray:

@@ -6,7 +6,6 @@ each split in source order while rows lie in shards in a seeded random order, so
 any stretch of a shard is a fair mixture.
 """
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +17,13 @@ from torch import Tensor
 
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import class_quotas
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
+from easycore_ray.data.index import read_index
 from easycore_ray.data.ingest.splits import SPLITS, equal_parts
 from easycore_ray.data.shards import Layout
-from easycore_ray.storage import artifact as manifest
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-
-KIND = "dataset"
-
 
 _BLOCK_BYTES = 16 * 1024 * 1024
 
@@ -37,7 +32,7 @@ _BLOCK_BYTES = 16 * 1024 * 1024
 _LEAST_BLOCKS = 8
 
 
-class Rows(NamedTuple):
+class Samples(NamedTuple):
     """A batch of samples."""
 
     sample_ids: Tensor
@@ -48,26 +43,13 @@ class Rows(NamedTuple):
     """int64 (batch,)."""
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A finished dataset, opened."""
-
-    path: str
-    artifact: Artifact = field(repr=False)
-
-    @property
-    def _manifest(self) -> dict[str, Any]:
-        return self.artifact.manifest
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all labels and images, in id order (hex)."""
-        return self.artifact.fingerprint
+class Dataset(Artifact):
+    """A finished dataset; its fingerprint is the hash of all labels and images, in id order."""
 
     @property
     def classes(self) -> list[str]:
         """Names, in label order."""
-        return self._manifest["classes"]
+        return self.manifest["classes"]
 
     @property
     def num_classes(self) -> int:
@@ -77,8 +59,8 @@ class Dataset:
     @property
     def layout(self) -> Layout:
         """How images are stored."""
-        channels, height, width = self._manifest["image_shape"]
-        return Layout(self._manifest["storage"], (channels, height, width), self._manifest["image_size"])
+        channels, height, width = self.manifest["image_shape"]
+        return Layout(self.manifest["storage"], (channels, height, width), self.manifest["image_size"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,12 +70,12 @@ class Dataset:
     @property
     def mean(self) -> list[float]:
         """Mean of each channel over the training images, in [0, 1] units."""
-        return self._manifest["mean"]
+        return self.manifest["mean"]
 
     @property
     def std(self) -> list[float]:
         """Standard deviation of each channel over the training images' pixels, in [0, 1] units."""
-        return self._manifest["std"]
+        return self.manifest["std"]
 
     @property
     def shard_schema(self) -> pa.Schema:
@@ -102,15 +84,15 @@ class Dataset:
 
     def num_rows(self, split: str) -> int:
         """Samples in a split; 0 if the dataset has no such split."""
-        return self._manifest["counts"][_known(split)]
+        return self.manifest["counts"][_known(split)]
 
     def shards(self, split: str) -> list[str]:
         """Paths of a split's shards."""
-        return [paths.join(self.path, shard["path"]) for shard in self._manifest["shards"][_known(split)]]
+        return [paths.join(self.path, shard["path"]) for shard in self.manifest["shards"][_known(split)]]
 
     def index(self, split: str = "train") -> pa.Table:
-        """The index of a split (see ``dataset_index.SCHEMA``), sorted by ``sample_id``."""
-        return dataset_index.read(self.path, _known(split))
+        """The index of a split (see ``index.SCHEMA``), sorted by ``sample_id``."""
+        return read_index(self.path, _known(split))
 
 
 def _known(split: str) -> str:
@@ -123,10 +105,10 @@ def open_dataset(path: str) -> Dataset:
     """Open a finished dataset.
 
     Raises:
-        EasyCoreError: see ``manifest.open_artifact``.
+        EasyCoreError: see ``artifact.open_artifact``.
     """
-    artifact = manifest.open_artifact(path, KIND)
-    return Dataset(artifact.path, artifact)
+    artifact = open_artifact(path, "dataset")
+    return Dataset(artifact.path, artifact.manifest)
 
 
 def image_bytes_per_row(dataset: Dataset) -> int:
@@ -134,15 +116,15 @@ def image_bytes_per_row(dataset: Dataset) -> int:
     return dataset.layout.image_bytes
 
 
-def table_to_rows(table: pa.Table, dataset: Dataset) -> Rows:
+def table_to_samples(table: pa.Table, dataset: Dataset) -> Samples:
     """Rows of a shard (sample_id, label, image) as tensors of their own memory, in the same order."""
     # Copied, because Arrow's memory is read-only and others may look at it.
     columns = (table["sample_id"].to_numpy(), shards.pixels(table["image"], dataset.layout), table["label"].to_numpy())
     ids, images, labels = (torch.from_numpy(np.array(column)) for column in columns)
-    return Rows(ids, images, labels.long())
+    return Samples(ids, images, labels.long())
 
 
-def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> Rows:
+def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> Samples:
     """A split, or the samples of these ids, sorted by id, read in this process.
 
     Args:
@@ -153,19 +135,19 @@ def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | N
     Raises:
         EasyCoreError: the split has no sample of some id, or an id is asked for twice.
     """
-    places = locate(dataset, split, sample_ids)
+    places = locate_samples(dataset, split, sample_ids)
     ids, shard = places["sample_id"].to_numpy(), places["shard"].to_numpy()
     images = torch.empty((len(ids), *dataset.image_shape), dtype=torch.uint8)
     labels = torch.empty(len(ids), dtype=torch.int64)
     for number, path in enumerate(dataset.shards(split)):
         wanted = np.flatnonzero(shard == number)
         if len(wanted):
-            rows = table_to_rows(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset)
+            rows = table_to_samples(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset)
             images[torch.from_numpy(wanted)], labels[torch.from_numpy(wanted)] = rows.images, rows.labels
-    return Rows(torch.from_numpy(ids.copy()), images, labels)
+    return Samples(torch.from_numpy(ids.copy()), images, labels)
 
 
-def locate(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
+def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
     """Index rows of a split, or of some of its ids, sorted by id.
 
     Raises:
@@ -210,8 +192,8 @@ def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | 
 
 def _read_tasks(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> list[dict[str, Any]]:
     """Path and row positions of each block (see ``shards.read_tasks``)."""
-    places = locate(dataset, split, sample_ids)
-    entries = dataset.artifact.manifest["shards"][split]
+    places = locate_samples(dataset, split, sample_ids)
+    entries = dataset.manifest["shards"][split]
     stored = sum(entry["bytes"] for entry in entries) / max(1, dataset.num_rows(split))
     most = max(1, min(int(_BLOCK_BYTES / max(stored, 1)), -(-len(places) // _LEAST_BLOCKS)))
     shard, row = places["shard"].to_numpy(), places["row"].to_numpy()

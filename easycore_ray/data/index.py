@@ -1,6 +1,6 @@
 """The index of a dataset: every sample's id, origin, content hash and place, without its image.
 
-Takes and gives Arrow tables of ``SCHEMA``, in the order train, val, test and by ``sample_id`` within each. The
+Takes and gives Arrow tables of ``INDEX_SCHEMA``, in the order train, val, test and by ``sample_id`` within each. The
 one decision: whatever can be known of a dataset without its images is read from this one file.
 """
 
@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from easycore_ray.data.ingest.splits import SPLITS
 from easycore_ray.storage import paths
 
-FILE = "index.parquet"
-SCHEMA = pa.schema(
+INDEX_FILE = "index.parquet"
+INDEX_SCHEMA = pa.schema(
     {
         "split": pa.string(),
         "sample_id": pa.int64(),
@@ -46,43 +46,43 @@ class Span(NamedTuple):
     rows: int
 
 
-def write(index: pa.Table, folder: str) -> None:
+def write_index(index: pa.Table, folder: str) -> None:
     """Put the index in place; a row group holds ids of one split, in order, so that a range of them is read alone."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
         for split in SPLITS:
-            part = of_split(index, split)
+            part = select_split(index, split)
             if part.num_rows:
                 writer.write_table(part, row_group_size=_ROW_GROUP_ROWS)
-    paths.write_bytes(paths.join(folder, FILE), sink.getvalue())
+    paths.write_bytes(paths.join(folder, INDEX_FILE), sink.getvalue())
 
 
-def read(folder: str, split: str) -> pa.Table:
+def read_index(folder: str, split: str) -> pa.Table:
     """The rows of a split, sorted by ``sample_id``."""
-    path = paths.join(folder, FILE)
+    path = paths.join(folder, INDEX_FILE)
     with paths.open_input(path) as stream:
         return pq.read_table(stream, filters=[("split", "==", split)], pre_buffer=paths.is_remote(path))
 
 
-def read_range(folder: str, split: str, first_id: int, last_id: int, columns: list[str]) -> pa.Table:
+def read_index_range(folder: str, split: str, first_id: int, last_id: int, columns: list[str]) -> pa.Table:
     """Some columns of the samples with ids in first_id .. last_id, sorted by ``sample_id``; reads little else.
 
     (Of a dataset whose index has one row group per split, as once was, it reads these columns of the whole split.)
     """
-    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
     wanted = [("split", "==", split), ("sample_id", ">=", first_id), ("sample_id", "<=", last_id)]
     return pq.read_table(inner, filesystem=filesystem, filters=wanted, columns=columns)
 
 
-def spans(folder: str, split: str, most_rows: int) -> list[Span]:
+def index_spans(folder: str, split: str, most_rows: int) -> list[Span]:
     """The split in id order, cut where row groups end, into spans of about ``most_rows`` samples."""
-    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
     with filesystem.open_input_file(inner) as stream:
         metadata = pq.ParquetFile(stream).metadata
     found: list[Span] = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        splits, ids = (group.column(SCHEMA.get_field_index(name)).statistics for name in ("split", "sample_id"))
+        splits, ids = (group.column(INDEX_SCHEMA.get_field_index(name)).statistics for name in ("split", "sample_id"))
         if splits.min != split:
             continue
         span = Span(ids.min, ids.max, group.num_rows)
@@ -93,12 +93,12 @@ def spans(folder: str, split: str, most_rows: int) -> list[Span]:
     return found
 
 
-def of_split(index: pa.Table, split: str) -> pa.Table:
+def select_split(index: pa.Table, split: str) -> pa.Table:
     """The rows of one split."""
     return index.filter(pc.equal(index["split"], split))
 
 
-def fingerprint(index: pa.Table) -> str:
+def dataset_fingerprint(index: pa.Table) -> str:
     """Hash (hex) of the content: sha256 over (label, sha256 of the image) in index order.
 
     Each label is 4 bytes, little endian, followed by the 32 bytes of the image's hash.
@@ -120,7 +120,7 @@ def shard_details(index: pa.Table, sizes: dict[str, list[int]], num_classes: int
     """
     found: dict[str, list[dict[str, object]]] = {}
     for split in SPLITS:
-        part = of_split(index, split)
+        part = select_split(index, split)
         shard, label = part["shard"].to_numpy(), part["label"].to_numpy()
         histograms = np.zeros((len(sizes[split]), num_classes), np.int64)
         np.add.at(histograms, (shard, label), 1)
@@ -141,9 +141,9 @@ def shard_path(split: str, number: int) -> str:
     return f"shards/{split}-{number:05d}.parquet"
 
 
-def read_samples(folder: str, split: str, sample_ids: np.ndarray) -> pa.Table:
+def read_index_rows(folder: str, split: str, sample_ids: np.ndarray) -> pa.Table:
     """The rows of these samples, sorted by ``sample_id``; ids that are not there are left out."""
-    filesystem, inner = paths.locate(paths.join(folder, FILE))
+    filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
     wanted = (pc.field("split") == split) & pc.field("sample_id").isin(pa.array(np.sort(sample_ids)))
     # A batch at a time, so that a large index is never in memory whole.
     return ds.dataset(inner, filesystem=filesystem, format="parquet").to_table(filter=wanted).sort_by("sample_id")

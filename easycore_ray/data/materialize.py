@@ -6,24 +6,20 @@ so that scores, coresets and errors name the same images in both.
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
-from easycore_ray.data.dataset import KIND, Dataset, locate
-from easycore_ray.data.index import shard_path
-from easycore_ray.data.ingest.shuffle import collect, watch
+from easycore_ray.data.dataset import Dataset, locate_samples
+from easycore_ray.data.index import dataset_fingerprint, shard_details, shard_path, write_index
 from easycore_ray.data.ingest.splits import equal_parts
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.storage import artifact as manifest
+from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -51,31 +47,31 @@ def materialize(
     """
     started = time.monotonic()
     out = paths.absolute(out)
-    train = locate(dataset, "train", sample_ids)
+    train = locate_samples(dataset, "train", sample_ids)
     if not len(train):
         raise EasyCoreError("no sample is left to materialize; pass at least one sample_id")
-    chosen = manifest.content_hash(train["sample_id"].to_numpy().tobytes())
-    identity = manifest.identity(KIND, {"sample_ids": chosen}, {"dataset": dataset.fingerprint})
-    made = manifest.claim(out, KIND, identity, overwrite=overwrite)
+    chosen = content_hash(train["sample_id"].to_numpy().tobytes())
+    key = identity("dataset", {"sample_ids": chosen}, {"dataset": dataset.fingerprint})
+    made = claim(out, "dataset", key, overwrite=overwrite)
     if isinstance(made, Artifact):
         say(f"materialize: {out} is finished already, with these samples; nothing to do")
         return made
     cluster.connect()
     train, sizes = _write_train(dataset, train, out)
-    collect(_copy_others(dataset, out))
+    _copy_others(dataset, out)
     index = pa.concat_tables([train, dataset.index("val"), dataset.index("test")])
-    dataset_index.write(index, out)
-    parent = dataset.artifact.manifest
+    write_index(index, out)
+    parent = dataset.manifest
     others = {split: [shard["bytes"] for shard in parent["shards"][split]] for split in ("val", "test")}
-    artifact = manifest.finish(
+    artifact = finish(
         made,
-        fingerprint=dataset_index.fingerprint(index),
+        fingerprint=dataset_fingerprint(index),
         config=parent["config"],
-        parents={"dataset": dataset.artifact, **(parents or {})},
+        parents={"dataset": dataset, **(parents or {})},
         counts={**parent["counts"], "train": len(train)},
         wall_seconds=time.monotonic() - started,
         **{key: parent[key] for key in ("classes", "storage", "image_shape", "image_size", "mean", "std")},
-        shards=dataset_index.shard_details(index, {"train": sizes, **others}, dataset.num_classes),
+        shards=shard_details(index, {"train": sizes, **others}, dataset.num_classes),
         skipped=[],
     )
     say(f"materialize: {len(train):,} training images in {duration(time.monotonic() - started)} → {out}")
@@ -88,19 +84,19 @@ def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table,
     Rows stay in the parent's order, which is random already, so each shard reads a stretch of the parent.
     """
     shard, row = train["shard"].to_numpy(), train["row"].to_numpy()
-    most = max(entry["rows"] for entry in dataset.artifact.manifest["shards"]["train"])
+    most = max(entry["rows"] for entry in dataset.manifest["shards"]["train"])
     parts = equal_parts(np.lexsort((row, shard)), most)
     sources = dataset.shards("train")
-    copy = ray.remote(shards.copy_rows)
-    tasks = [
-        copy.remote(
+    items = (
+        (
             paths.join(out, shard_path("train", number)),
             dataset.layout,
             [(sources[source], row[part[shard[part] == source]]) for source in np.unique(shard[part])],
         )
         for number, part in enumerate(parts)
-    ]
-    sizes = watch(tasks, np.array([len(part) for part in parts]))
+    )
+    rows = [len(part) for part in parts]
+    sizes = map_tasks(shards.copy_rows, items, label="write", resources=TaskResources(), rows=rows, unit="images")
     places = {"shard": np.empty(len(train), np.int32), "row": np.empty(len(train), np.int32)}
     for number, part in enumerate(parts):
         places["shard"][part], places["row"][part] = number, np.arange(len(part))
@@ -109,12 +105,12 @@ def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table,
     return train, sizes
 
 
-def _copy_others(dataset: Dataset, out: str) -> list[Any]:
-    """Tasks that copy the shards of val and test."""
-    copy = ray.remote(paths.copy_file)
-    entries = dataset.artifact.manifest["shards"]
-    return [
-        copy.remote(paths.join(dataset.path, shard["path"]), paths.join(out, shard["path"]))
+def _copy_others(dataset: Dataset, out: str) -> None:
+    """Copy the shards of val and test."""
+    entries = dataset.manifest["shards"]
+    items = [
+        (paths.join(dataset.path, shard["path"]), paths.join(out, shard["path"]))
         for split in ("val", "test")
         for shard in entries[split]
     ]
+    map_tasks(paths.copy_file, items, label="copy", resources=TaskResources())

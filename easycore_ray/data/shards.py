@@ -71,7 +71,7 @@ def scatter(places: Sequence[pa.Table], layout: Layout, num_shards: int, *blocks
             and ``label`` of the rows that are kept.
         layout: of the dataset.
         num_shards: shards of all splits.
-        *blocks: tables of ``samples.SCHEMA``.
+        *blocks: tables of ``readers.CHECKED_SCHEMA``.
 
     Returns:
         A list of ``num_shards`` tables; the table itself if it is one, as Ray's ``num_returns`` wants it.
@@ -88,7 +88,7 @@ def scatter(places: Sequence[pa.Table], layout: Layout, num_shards: int, *blocks
     return tables if num_shards > 1 else tables[0]
 
 
-def write_shard(path: str, layout: Layout, *parts: pa.Table) -> Written:
+def write_dealt_shard(path: str, layout: Layout, *parts: pa.Table) -> Written:
     """Write the rows dealt to one shard, in the order of ``row``."""
     table = pa.concat_tables(parts).combine_chunks()
     table = table.take(pa.array(np.argsort(table["row"].to_numpy())))

@@ -14,6 +14,30 @@ from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 
+class Checkpoint(Artifact):
+    """A trained model: weights as safetensors, and what builds the network."""
+
+    def load_model(self, weights: str = "last") -> nn.Module:
+        """The model on the CPU, in evaluation mode.
+
+        Takes float32 pixels in [0, 1] of shape (batch, channels, height, width), which it normalises itself; gives
+        logits of shape (batch, classes).
+
+        Args:
+            weights: ``last``, those after the last epoch, or ``best``, after the epoch that validation chose.
+
+        Raises:
+            EasyCoreError: the weights are damaged or not there.
+        """
+        _, model = open_checkpoint(self.path, weights)
+        return model
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the logits."""
+        return self.manifest["classes"]
+
+
 def write_model(folder: str, weights: dict[str, Tensor], name: str = LAST) -> bytes:
     """Write weights as a safetensors file; returns its content."""
     content = save(dict(sorted(weights.items())))
@@ -40,7 +64,7 @@ def has_only_last(manifest: dict[str, Any]) -> bool:
     return BEST not in manifest.get("weights", {}).values()
 
 
-def open_checkpoint(path: str, weights: str = "last") -> tuple[Artifact, Any]:
+def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Module]:
     """A finished checkpoint and its model, in evaluation mode on the CPU.
 
     Args:
@@ -58,7 +82,9 @@ def open_checkpoint(path: str, weights: str = "last") -> tuple[Artifact, Any]:
             "(or it is of an older release); pass --weights last, or train on a dataset prepared with --val-fraction"
         )
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["model"].items()}
-    return artifact, read_model(paths.join(artifact.path, files[weights]), arguments)
+    return Checkpoint(artifact.path, artifact.manifest), read_model(
+        paths.join(artifact.path, files[weights]), arguments
+    )
 
 
 def best_epoch_text(details: Mapping[str, Any]) -> str:

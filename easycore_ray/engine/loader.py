@@ -18,7 +18,7 @@ import ray.train
 import torch
 
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.data.dataset import Dataset, Rows, image_bytes_per_row, table_to_rows
+from easycore_ray.data.dataset import Dataset, Samples, image_bytes_per_row, table_to_samples
 from easycore_ray.storage.errors import EasyCoreError
 
 # Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
@@ -26,16 +26,16 @@ SCORE_BATCH = 256
 PAD_ID = -1
 
 
-class Feed(Protocol):
+class Loader(Protocol):
     """One worker's rows."""
 
     num_batches: int
 
-    def shuffled(self, epoch: int) -> Iterator[Rows]:
+    def shuffled(self, epoch: int) -> Iterator[Samples]:
         """The training batches of an epoch, in an order that depends on (seed, epoch, rank) only."""
         ...
 
-    def ordered(self) -> Iterator[Rows]:
+    def ordered(self) -> Iterator[Samples]:
         """The same rows in a fixed order, in batches of any size."""
         ...
 
@@ -79,29 +79,29 @@ def _fills_batches(num_rows: int, batch_size: int, world_size: int) -> bool:
     return least >= batches_per_epoch(num_rows, batch_size)
 
 
-class MemoryFeed:
+class MemoryLoader:
     """Rows kept in memory; each epoch is a fresh permutation cut into nearly equal batches."""
 
-    def __init__(self, rows: Rows, *, num_batches: int, seed: int, rank: int = 0) -> None:
+    def __init__(self, rows: Samples, *, num_batches: int, seed: int, rank: int = 0) -> None:
         # In id order, so that a share is the same however it was delivered.
         order = torch.argsort(rows.sample_ids)
-        self._rows = Rows(*(column[order] for column in rows))
+        self._rows = Samples(*(column[order] for column in rows))
         self.num_batches, self._seed, self._rank = num_batches, seed, rank
 
-    def shuffled(self, epoch: int) -> Iterator[Rows]:
-        """See ``Feed``."""
+    def shuffled(self, epoch: int) -> Iterator[Samples]:
+        """See ``Loader``."""
         count = len(self._rows.sample_ids)
         order = torch.randperm(count, generator=generator("order", self._seed, epoch, self._rank))
         for chosen in torch.tensor_split(order, self.num_batches):
-            yield Rows(*(column[chosen] for column in self._rows))
+            yield Samples(*(column[chosen] for column in self._rows))
 
-    def ordered(self) -> Iterator[Rows]:
-        """See ``Feed``."""
+    def ordered(self) -> Iterator[Samples]:
+        """See ``Loader``."""
         for start in range(0, len(self._rows.sample_ids), SCORE_BATCH):
-            yield Rows(*(column[start : start + SCORE_BATCH] for column in self._rows))
+            yield Samples(*(column[start : start + SCORE_BATCH] for column in self._rows))
 
 
-class StreamFeed:
+class StreamLoader:
     """Rows streamed from this worker's share of a Ray dataset, padding included."""
 
     def __init__(
@@ -119,8 +119,8 @@ class StreamFeed:
         self.num_batches, self._seed, self._rank = num_batches, seed, rank
         self._batch_rows = math.ceil(share / num_batches)
 
-    def shuffled(self, epoch: int) -> Iterator[Rows]:
-        """See ``Feed``; shuffles within a buffer, as rows were placed in shards at random."""
+    def shuffled(self, epoch: int) -> Iterator[Samples]:
+        """See ``Loader``; shuffles within a buffer, as rows were placed in shards at random."""
         tables = self._shard.iter_batches(
             batch_format="pyarrow",
             batch_size=self._batch_rows,
@@ -130,14 +130,14 @@ class StreamFeed:
         )
         batches = rebatch(tables, share=self._share, padding=self._padding, num_batches=self.num_batches)
         for table in batches:
-            yield table_to_rows(table, self._dataset)
+            yield table_to_samples(table, self._dataset)
 
-    def ordered(self) -> Iterator[Rows]:
-        """See ``Feed``."""
+    def ordered(self) -> Iterator[Samples]:
+        """See ``Loader``."""
         for table in self._shard.iter_batches(batch_format="pyarrow", batch_size=SCORE_BATCH):
             real = drop_padding(table)
             if real.num_rows:
-                yield table_to_rows(real, self._dataset)
+                yield table_to_samples(real, self._dataset)
 
 
 def drop_padding(table: pa.Table) -> pa.Table:
@@ -208,7 +208,7 @@ def padding_rows(schema: pa.Schema, count: int) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def open_feed(
+def open_loader(
     shard: ray.data.DataIterator,
     dataset: Dataset,
     *,
@@ -218,12 +218,12 @@ def open_feed(
     batch_size: int,
     seed: int,
     cache_gib: float,
-) -> Feed:
+) -> Loader:
     """This worker's feed: kept in memory if its share is at most ``cache_gib``, streamed otherwise."""
     share = math.ceil(num_rows / world_size)
     num_batches = batches_per_epoch(num_rows, batch_size)
     if share * image_bytes_per_row(dataset) > cache_gib * 2**30:
-        return StreamFeed(
+        return StreamLoader(
             shard,
             dataset,
             share=share,
@@ -233,6 +233,6 @@ def open_feed(
             rank=rank,
         )
     tables = shard.iter_batches(batch_format="pyarrow", batch_size=4096)
-    pieces = [table_to_rows(real, dataset) for table in tables if (real := drop_padding(table)).num_rows]
-    rows = Rows(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
-    return MemoryFeed(rows, num_batches=num_batches, seed=seed, rank=rank)
+    pieces = [table_to_samples(real, dataset) for table in tables if (real := drop_padding(table)).num_rows]
+    rows = Samples(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
+    return MemoryLoader(rows, num_batches=num_batches, seed=seed, rank=rank)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from easycore_ray.config.recipes import SeededRecipeConfig
-from easycore_ray.core.loop import Plan
+from easycore_ray.core.loop import TrainingPlan
 from easycore_ray.core.models import build_model, default_width
 from easycore_ray.core.names import is_user_model
 from easycore_ray.data.dataset import Dataset
@@ -24,7 +24,7 @@ class Fit:
     num_rows: int
     model: dict[str, Any]
     """Arguments of ``core.models.build_model``."""
-    plan: Plan
+    plan: TrainingPlan
     epochs: int
     batch_size: int
     """Samples per step over all workers."""
@@ -73,7 +73,7 @@ def build(arguments: dict[str, Any]) -> nn.Module:
         raise EasyCoreError(str(error)) from error
 
 
-def make_plan(
+def make_training_plan(
     recipe: SeededRecipeConfig,
     *,
     total_steps: int,
@@ -83,9 +83,9 @@ def make_plan(
     norm: str = "linf",
     attack_steps: int = 1,
     attack_step_size: float | None = None,
-) -> Plan:
+) -> TrainingPlan:
     """A recipe and an objective, resolved into the loop's plan."""
-    return Plan(
+    return TrainingPlan(
         training=training,
         beta=beta,
         eps=eps,

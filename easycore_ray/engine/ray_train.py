@@ -8,7 +8,7 @@ from typing import Any
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.data.dataset import open_dataset, ray_dataset
-from easycore_ray.engine.loader import ExactDataConfig, check_share, open_feed
+from easycore_ray.engine.loader import ExactDataConfig, check_share, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import AfterEpoch, run_epochs
 from easycore_ray.engine.state import HaltedError, State, load_state
@@ -131,7 +131,7 @@ def _fit_to_the_end(trainer: Callable[[], Any], max_failures: int, label: str) -
     raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last epoch") from cause
 
 
-def settle(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
+def resolve_resources(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
     """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads settled.
 
     Raises:
@@ -162,7 +162,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
 
     fit: Fit = work["fit"]
     context = RayContext(work["board"])
-    feed = open_feed(
+    feed = open_loader(
         ray.train.get_dataset_shard("train"),
         open_dataset(fit.dataset),
         num_rows=fit.num_rows,

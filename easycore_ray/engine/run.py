@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch, validate
 from easycore_ray.core.models import build_model, compiled
-from easycore_ray.data.dataset import Rows, open_dataset, read_split
-from easycore_ray.engine.loader import Feed, MemoryFeed, batches_per_epoch
+from easycore_ray.data.dataset import Samples, open_dataset, read_split
+from easycore_ray.engine.loader import Loader, MemoryLoader, batches_per_epoch
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.state import HaltedError, State, load_optimizer, optimizer_tensors
 from easycore_ray.engine.worker_group import Context
@@ -27,12 +27,12 @@ from easycore_ray.engine.worker_group import Context
 _VALIDATION_BLOCK = 128
 
 
-AfterEpoch = Callable[[Context, Feed, nn.Module, int, EpochResult | None, dict[str, Any]], dict[str, float]]
+AfterEpoch = Callable[[Context, Loader, nn.Module, int, EpochResult | None, dict[str, Any]], dict[str, float]]
 """Called with (context, feed, model, epoch, training result, carried) after each epoch, and before the
 first one with epoch 0 and no result; changes ``carried`` in place and returns metrics to log."""
 
 
-def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch | None = None) -> State:
+def run_epochs(fit: Fit, context: Context, feed: Loader, after_epoch: AfterEpoch | None = None) -> State:
     """Train from the last committed state to the end; the same on every kind of context.
 
     Raises:
@@ -66,14 +66,14 @@ def run_epochs(fit: Fit, context: Context, feed: Feed, after_epoch: AfterEpoch |
 def _one_epoch(
     fit: Fit,
     context: Context,
-    feed: Feed,
+    feed: Loader,
     model: nn.Module,
     trained: nn.Module,
     optimizer: torch.optim.SGD,
     state: State,
     epoch: int,
     after_epoch: AfterEpoch | None,
-    validation: list[Rows],
+    validation: list[Samples],
     rows_per_epoch: int,
 ) -> State:
     """Train, score, validate; the state to commit. ``trained`` is ``model``, or its compiled form."""
@@ -155,17 +155,17 @@ def _together(context: Context, work: Callable[[], Any], state: State | None) ->
     return value
 
 
-def _validation_blocks(fit: Fit, context: Context) -> list[Rows]:
+def _validation_blocks(fit: Fit, context: Context) -> list[Samples]:
     """This worker's blocks of the validation split, cut alike for any number of workers; none without one."""
     dataset = open_dataset(fit.dataset)
     if not dataset.num_rows("val"):
         return []
     columns = [column.split(_VALIDATION_BLOCK) for column in read_split(dataset, "val")]
-    return [Rows(*block) for block in zip(*columns, strict=True)][context.rank :: context.world_size]
+    return [Samples(*block) for block in zip(*columns, strict=True)][context.rank :: context.world_size]
 
 
 def _measured(
-    fit: Fit, context: Context, result: EpochResult, model: nn.Module, validation: list[Rows]
+    fit: Fit, context: Context, result: EpochResult, model: nn.Module, validation: list[Samples]
 ) -> dict[str, float]:
     """Loss and accuracies over all workers' rows, and what validation took."""
     started, plan = time.monotonic(), fit.plan
@@ -187,7 +187,7 @@ def _measured(
     return metrics | {"val_seconds": time.monotonic() - started}
 
 
-def fit_here(fit: Fit, rows: Rows, context: Context, after_epoch: AfterEpoch | None = None) -> State:
+def fit_here(fit: Fit, rows: Samples, context: Context, after_epoch: AfterEpoch | None = None) -> State:
     """Run in this process, on rows that are in memory."""
-    feed = MemoryFeed(rows, num_batches=batches_per_epoch(fit.num_rows, fit.batch_size), seed=fit.plan.seed)
+    feed = MemoryLoader(rows, num_batches=batches_per_epoch(fit.num_rows, fit.batch_size), seed=fit.plan.seed)
     return run_epochs(fit, context, feed, after_epoch)

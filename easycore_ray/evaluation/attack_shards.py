@@ -1,6 +1,7 @@
 """Attacks in fixed shards of the evaluated images, as Ray tasks or in this process."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,10 @@ from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
 from easycore_ray.evaluation.autoattack import AUTOATTACK, autoattack
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
-from easycore_ray.runtime.tasks import ShardTask, read_shard, run_shard_tasks, write_shard
+from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
 from easycore_ray.storage.artifact import Claim
 
 SHARD_ROWS = 250
@@ -46,7 +47,7 @@ def outcome_column(attack: str, eps: float) -> str:
 
 
 def attack_rows(
-    model: nn.Module, rows: Rows, threats: Threats, *, device: str = "cpu", made: Claim | None = None
+    model: nn.Module, rows: Samples, threats: Threats, *, device: str = "cpu", made: Claim | None = None
 ) -> pa.Table:
     """Outcomes of a set of rows, shard by shard, in this process.
 
@@ -61,21 +62,18 @@ def attack_rows(
         ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
     """
     model = model.eval()
-    shards = []
-    for start in range(0, len(rows.labels), SHARD_ROWS):
-        table = read_shard(made, shard_name(start)) if made is not None else None
-        if table is None:
-            shard = Rows(*(column[start : start + SHARD_ROWS] for column in rows))
-            table = attack_shard(model, shard, threats, device=device, first=start == 0)
-            if made is not None and AUTOATTACK in threats.attack:
-                write_shard(made, shard_name(start), table)
-        shards.append(table)
-    return merge_shards(shards)
+    starts = range(0, len(rows.labels), SHARD_ROWS)
+
+    def attack(start: int) -> pa.Table:
+        shard = Samples(*(column[start : start + SHARD_ROWS] for column in rows))
+        return attack_shard(model, shard, threats, device=device, first=start == 0)
+
+    kept = None if made is None or AUTOATTACK not in threats.attack else KeptResults(made, _shard_names(starts))
+    return merge_shards(map_tasks(attack, [(start,) for start in starts], label="evaluate", kept=kept))
 
 
-def shard_name(start: int) -> str:
-    """Name of the shard that starts at this position."""
-    return f"{start:09d}"
+def _shard_names(starts: Iterable[int]) -> list[str]:
+    return [f"{start:09d}" for start in starts]
 
 
 def merge_shards(shards: list[pa.Table]) -> pa.Table:
@@ -100,7 +98,7 @@ def notes_of(table: pa.Table) -> dict[str, Any]:
     return json.loads((table.schema.metadata or {}).get(_NOTES, '{"warnings": [], "large_eps": null}'))
 
 
-def attack_shard(model: nn.Module, rows: Rows, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
+def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
     """Outcomes of one shard; depends on the shard's ids and the threats alone.
 
     The first shard of an evaluation also tries a budget so large that nothing can withstand it (see
@@ -169,14 +167,16 @@ def _attack_on_ray(
     device = "cuda" if config.gpus_per_worker else "cpu"
     threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
     shared = ray.put(model)
-    shards = []
-    for start in range(0, len(sample_ids), SHARD_ROWS):
-        chunk = sample_ids[start : start + SHARD_ROWS]
-        args = (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
-        shards.append(ShardTask(shard_name(start), len(chunk), args))
-    return merge_shards(
-        run_shard_tasks(_attack_task, shards, made=made, config=config, label="evaluate", unit="images")
-    )
+    starts = range(0, len(sample_ids), SHARD_ROWS)
+    chunks = [sample_ids[start : start + SHARD_ROWS] for start in starts]
+    items = [
+        (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
+        for start, chunk in zip(starts, chunks, strict=True)
+    ]
+    return merge_shards(map_tasks(
+        _attack_task, items, label="evaluate", resources=worker_resources(config), rows=list(map(len, chunks)),
+        unit="images", kept=KeptResults(made, _shard_names(starts)),
+    ))  # fmt: skip
 
 
 def _attack_task(

@@ -6,6 +6,7 @@ image counts as robust if it stays correct under every attack that was run.
 """
 
 import io
+import math
 import time
 import warnings
 from typing import Any
@@ -15,33 +16,74 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.core.eps import format_eps
+from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import Threats, _attack_on_ray, notes_of, outcome_column
 from easycore_ray.evaluation.autoattack import AUTOATTACK, check_autoattack
+from easycore_ray.evaluation.plans import evaluation_identity, plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
-from easycore_ray.runtime.tasks import shard_folder
+from easycore_ray.runtime.tasks import KeptResults
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back, identity
+from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.train import check_budget
+from easycore_ray.training.plans import check_budget
 
 
-@verb(EvaluateConfig)
-def evaluate(config: EvaluateConfig) -> Artifact | None:
+class Evaluation(Artifact):
+    """What became of the attacked images. Accuracies are shares in [0, 1]."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """All figures, see ``summarise_outcomes``."""
+        return self.manifest["summary"]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the images classified right without an attack."""
+        return self.summary["clean_accuracy"]
+
+    def robust_accuracy(self, eps: float | str, attack: str | None = None) -> float:
+        """Share of the images still right under the attack at an eps.
+
+        Args:
+            eps: in [0, 1] pixel units, one of those evaluated; a number or text such as ``8/255``.
+            attack: name of one; by default the pointwise worst of all that were run.
+
+        Raises:
+            EasyCoreError: names what was evaluated.
+        """
+        wanted = parse_eps(eps) if isinstance(eps, str) else eps
+        # The last row of an eps is the pointwise worst, with several attacks, or the only one.
+        rows = {row["attack"]: row for row in self.summary["robust"] if math.isclose(row["eps"], wanted)}
+        if rows and attack is None:
+            return list(rows.values())[-1]["accuracy"]
+        if attack not in rows:
+            there = ", ".join(f"{row['attack']} at {format_eps(row['eps'])}" for row in self.summary["robust"])
+            raise EasyCoreError(
+                f"{self.path} has no {attack or 'robust'} accuracy at eps {format_eps(wanted)}; "
+                f"it has {there or 'none'}"
+            )
+        return rows[attack]["accuracy"]
+
+    def outcomes(self) -> pa.Table:
+        """One row per image: ``sample_id, label, clean_correct`` and a boolean column per attack and eps."""
+        return pq.read_table(io.BytesIO(paths.read_bytes(paths.join(self.path, "outcomes.parquet"))))
+
+
+@verb(EvaluateConfig, gives=Evaluation, plan=plan_evaluate)
+def evaluate(config: EvaluateConfig) -> Artifact:
     """Attack a checkpoint and write what became of every image.
 
     The folder holds ``outcomes.parquet`` (``sample_id, label, clean_correct``, one boolean column per
-    attack and eps) and ``summary.json`` (see ``summarise``).
+    attack and eps) and ``summary.json`` (see ``summarise_outcomes``).
 
     Returns:
-        The evaluation, or None with ``dry_run``.
+        The evaluation.
 
     Warns:
         SuspiciousEvaluation: if its own figures say that it flatters the model, also when it is reused.
@@ -58,10 +100,7 @@ def evaluate(config: EvaluateConfig) -> Artifact | None:
     check_threats(threats, dataset.image_shape)
     sample_ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(f"evaluate: would attack {len(sample_ids):,} images {len(threats.columns())} times → {out}")
-        return None
-    parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
+    parents = {"checkpoint": checkpoint, "dataset": dataset}
     made = claim_evaluation(config, parents)
     if isinstance(made, Artifact):
         say(f"evaluate: {out} is finished, reused")
@@ -113,7 +152,7 @@ def threats_of(config: EvaluateConfig) -> Threats:
 
 def claim_evaluation(config: EvaluateConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
     """Claim ``config.out`` for this evaluation; the finished one if it is there."""
-    key = identity("evaluation", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+    key = evaluation_identity(config, parents)
     return claim(paths.absolute(config.out), "evaluation", key, overwrite=config.overwrite)
 
 
@@ -121,7 +160,7 @@ def finish_evaluation(
     config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], outcomes: pa.Table, seconds: float
 ) -> Artifact:
     """Write outcomes, summary and manifest."""
-    summary = summarise(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
+    summary = summarise_outcomes(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
     buffer = io.BytesIO()
     pq.write_table(outcomes, buffer, compression="zstd")
     paths.write_bytes(paths.join(made.path, "outcomes.parquet"), buffer.getbuffer())
@@ -135,7 +174,7 @@ def finish_evaluation(
         wall_seconds=seconds,
         summary=summary,
     )
-    paths.delete_tree(shard_folder(made))  # not before: hours of AutoAttack may be in it
+    paths.delete_tree(KeptResults(made).folder)  # not before: hours of AutoAttack may be in it
     return artifact
 
 
@@ -154,17 +193,23 @@ def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:
         )
 
 
-def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: int) -> np.ndarray:
-    """Ids to attack: all of the split, or a fixed class-balanced draw."""
+def check_split(dataset: Dataset, split: str) -> int:
+    """Samples of a split; one without any is refused."""
     total = dataset.num_rows(split)
     if total == 0:
         raise EasyCoreError(f"{dataset.path} has no {split} split; prepare it with one, or pass another --split")
+    return total
+
+
+def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: int) -> np.ndarray:
+    """Ids to attack: all of the split, or a fixed class-balanced draw."""
+    total = check_split(dataset, split)
     if num_samples is None or num_samples >= total:
         return dataset.index(split)["sample_id"].to_numpy()
     return draw_ids(dataset, split, num_samples, seed)
 
 
-def summarise(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[str, Any]:
+def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -> dict[str, Any]:
     """Accuracies with 95 % Wilson intervals.
 
     Returns:

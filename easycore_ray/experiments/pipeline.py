@@ -5,8 +5,7 @@ interruption and ends in seconds when there is nothing left to do.
 """
 
 import time
-
-import numpy as np
+from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import PipelineConfig
@@ -15,23 +14,37 @@ from easycore_ray.config.stages import ReportConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.evaluation.autoattack import AUTOATTACK, require_autoattack
+from easycore_ray.experiments.plans import plan_pipeline
+from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import sweep
 from easycore_ray.reporting.report import report
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.scoring.score import make_fit, say_plan, score
-from easycore_ray.selection.select import check_subset, draw_subset
+from easycore_ray.scoring.score import score
+from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
 from easycore_ray.tracking.mlflow import default_uri
 
 
-@verb(PipelineConfig)
-def pipeline(config: PipelineConfig) -> Artifact | None:
+class Pipeline(Artifact):
+    """A finished pipeline."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
+        return read_result_rows(self.path)
+
+    @property
+    def page(self) -> str:
+        """Path of the self-contained HTML report."""
+        return paths.join(self.path, "report.html")
+
+
+@verb(PipelineConfig, gives=Pipeline, plan=plan_pipeline)
+def pipeline(config: PipelineConfig) -> Artifact:
     """Prepare (or take) a dataset, score it, sweep over coresets, report.
 
     Returns:
-        The pipeline's artifact: ``summary.json``, ``report.html`` and the stages' folders. None with
-        ``dry_run``.
+        The pipeline's artifact: ``summary.json``, ``report.html`` and the stages' folders.
 
     Raises:
         EasyCoreError: as the stages.
@@ -39,12 +52,9 @@ def pipeline(config: PipelineConfig) -> Artifact | None:
     started = time.monotonic()
     out = paths.absolute(config.out)
     config = config.replace(out=out, tracking_uri=config.tracking_uri or default_uri(out))
-    if config.dry_run:
-        _say_plan(config)
-        return None
     if AUTOATTACK in config.attack:
         require_autoattack()  # before hours of scoring
-    parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset).artifact}
+    parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset)}
     # Sources have no fingerprint before they are read, so their names count.
     sources = None if config.dataset else [config.source, config.test_source]
     fields = identity_fields(config) | {"sources": sources}
@@ -55,16 +65,12 @@ def pipeline(config: PipelineConfig) -> Artifact | None:
         return made
     config = config.replace(overwrite=False)
     dataset = parents.get("dataset") or prepare(config.prepare_config())
-    assert dataset is not None
     pool = None
     if config.subset is not None:
         pool = draw_subset(open_dataset(dataset.path), paths.join(out, "subset"), config.subset, config.seed)
     scores = score(config.score_config(dataset.path, pool.path if pool else None))
-    assert scores is not None
     swept = sweep(config.sweep_config(dataset.path, scores.path))
-    assert swept is not None
     page = report(ReportConfig(out=paths.join(out, "report"), sweep=swept.path, note=config.note))
-    assert page is not None
     for name, stage in (("summary.json", swept), ("report.html", page)):
         paths.copy_file(paths.join(stage.path, name), paths.join(out, name))
     artifact = finish(
@@ -77,21 +83,3 @@ def pipeline(config: PipelineConfig) -> Artifact | None:
     )
     say(f"pipeline: finished in {duration(time.monotonic() - started)}")
     return artifact
-
-
-def _say_plan(config: PipelineConfig) -> None:
-    """What each stage would make, as far as it can be known before the first one has run."""
-    if config.dataset is None:
-        prepare(config.prepare_config())
-    else:
-        dataset, ids = open_dataset(config.dataset), None
-        if config.subset is not None:
-            check_subset(dataset, config.subset)
-            ids = np.arange(config.subset)  # which ones does not matter to a plan
-            say(f"pipeline: would draw {config.subset:,} of {dataset.num_rows('train'):,} training samples")
-        plan_of_scores = config.score_config(config.dataset)
-        say_plan(plan_of_scores, make_fit(plan_of_scores, dataset, ids))
-    plan = config.sweep_config("dataset", "scores")
-    objectives = sum(len(plan.beta) if kind == "trades" else 1 for kind in dict.fromkeys(plan.training))
-    trials = (1 + len(plan.method) * len(plan.fraction)) * objectives * len(plan.seeds)
-    say(f"pipeline: would then score for {config.score_epochs} epochs, run {trials} trials and report → {config.out}")

@@ -8,6 +8,7 @@ from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.experiments.trials import Trial
+from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.training.train import device_seconds
 
@@ -145,6 +146,11 @@ def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]],
 def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:
     """Device seconds of one run, from its epochs."""
     return round(mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
+
+
+def read_result_rows(folder: str) -> list[dict[str, Any]]:
+    """The result rows of a finished sweep, study or pipeline."""
+    return paths.read_json(paths.join(folder, "summary.json"))["rows"]
 
 
 def training_curves(trials: Iterable[Trial]) -> list[dict[str, Any]]:

@@ -17,7 +17,17 @@ from easycore_ray.config.identity import identity_fields
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.evaluation.evaluate import check_threats, threats_of
-from easycore_ray.experiments.results import described, lineage, lost_row, mean, mean_std, robust_columns, said
+from easycore_ray.experiments.plans import plan_study
+from easycore_ray.experiments.results import (
+    described,
+    lineage,
+    lost_row,
+    mean,
+    mean_std,
+    read_result_rows,
+    robust_columns,
+    said,
+)
 from easycore_ray.experiments.trial_runner import concurrency_of, run_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
 from easycore_ray.reporting.study_plots import draw_study
@@ -41,7 +51,8 @@ from easycore_ray.storage.artifact import (
     versions,
 )
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.train import check_training, device_seconds
+from easycore_ray.training.plans import check_training
+from easycore_ray.training.train import device_seconds
 
 _HALF = ("random", "random/class", "easycore", "easycore/class", "hardest", "easiest:el2n", "easiest:aum")
 # Fields that say how much of the study is done, not how.
@@ -112,27 +123,39 @@ class Book:
         paths.write_json(self.path, self._content)
 
 
-@verb(StudyConfig)
-def study(config: StudyConfig) -> Artifact | None:
-    """Run what is missing of a study, and draw what there is.
+class Study(Artifact):
+    """A finished study."""
 
-    The folder holds ``scores/seed-N``, ``seed-N/coresets``, ``seed-N/trials`` and ``summary.json`` (rows as in a
-    sweep's). Beside ``results``: ``results.md`` and plots.
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
+        return read_result_rows(self.path)
 
-    Returns:
-        The study, or None with ``dry_run``.
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """What a study is about, and what is left of it."""
+
+    dataset: Dataset
+    setting: dict[str, Any]
+    results: str
+    book: Book
+    missing: dict[str, list[Trial]]
+    """Trials by part that the results do not have."""
+    total: int
+    """Trials of the whole study, those that belong to several parts counted once."""
+
+
+def open_study(config: StudyConfig) -> OpenStudy:
+    """Open a study's dataset and results, and find what is missing; nothing is changed.
 
     Raises:
-        EasyCoreError: results of another setting, an attack that is wider than the images or not installed, more than
-            the cluster can give, or trials that failed.
+        EasyCoreError: results of another setting, or an attack that is wider than the images or not installed.
     """
-    started = time.monotonic()
-    config = config.replace(out=paths.absolute(config.out))
     dataset = open_dataset(config.dataset)
     setting = {key: value for key, value in identity_fields(config).items() if key not in _EXTENT}
     results = paths.absolute(config.results or paths.join(config.out, "results.json"))
-    book = Book(results, setting, dataset.artifact)
-    wanted = {part: _trials(config, part) for part in config.parts}
+    book = Book(results, setting, dataset)
+    wanted: dict[str, list[Trial]] = {part: _trials(config, part) for part in config.parts}
     missing = {
         part: [trial for trial in trials if not book.knows(trial, diverged=config.keep_going)]
         for part, trials in wanted.items()
@@ -140,11 +163,30 @@ def study(config: StudyConfig) -> Artifact | None:
     for trial in itertools.chain(*missing.values()):
         check_threats(threats_of(trial.evaluate), dataset.image_shape)
         check_training(trial.train, dataset.image_shape)
-    # All data belong to several parts, and are trained once.
-    count, total = (len({key_of(trial) for trial in itertools.chain(*parts.values())}) for parts in (missing, wanted))
-    if config.dry_run:
-        say(f"study: would run {count} of {total} trials ({', '.join(config.parts)}) → {config.out}, {results}")
-        return None
+    total = len({key_of(trial) for trial in itertools.chain(*wanted.values())})
+    return OpenStudy(dataset, setting, results, book, missing, total)
+
+
+@verb(StudyConfig, gives=Study, plan=plan_study)
+def study(config: StudyConfig) -> Artifact:
+    """Run what is missing of a study, and draw what there is.
+
+    The folder holds ``scores/seed-N``, ``seed-N/coresets``, ``seed-N/trials`` and ``summary.json`` (rows as in a
+    sweep's). Beside ``results``: ``results.md`` and plots.
+
+    Returns:
+        The study.
+
+    Raises:
+        EasyCoreError: results of another setting, an attack that is wider than the images or not installed, more than
+            the cluster can give, or trials that failed.
+    """
+    started = time.monotonic()
+    config = config.replace(out=paths.absolute(config.out))
+    opened = open_study(config)
+    dataset, setting, book, results = opened.dataset, opened.setting, opened.book, opened.results
+    missing, total = opened.missing, opened.total
+    count = len({key_of(trial) for trial in itertools.chain(*missing.values())})
     made = _claim(config, setting, dataset)
     if count < total:
         say(f"study: {total - count} of {total} trials are in {results} already")
@@ -158,13 +200,13 @@ def study(config: StudyConfig) -> Artifact | None:
     rows, diverged = rows_of(book), list(book.diverged.values())
     paths.write_json(
         paths.join(config.out, "summary.json"),
-        {"rows": rows, "diverged": diverged, "lineage": lineage(config, {"dataset": dataset.artifact})},
+        {"rows": rows, "diverged": diverged, "lineage": lineage(config, {"dataset": dataset})},
     )
     artifact = finish(
         made,
         fingerprint=study_fingerprint(book.trials),
         config=to_dict(config),
-        parents={"dataset": dataset.artifact},
+        parents={"dataset": dataset},
         counts={"trials": len(book.trials), "rows": len(rows)} | ({"diverged": len(diverged)} if diverged else {}),
         wall_seconds=time.monotonic() - started,
         results=results,
@@ -258,7 +300,8 @@ def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Cl
     return made
 
 
-def _scores_folder(config: StudyConfig, seed: int) -> str:
+def scores_folder(config: StudyConfig, seed: int) -> str:
+    """Where the scoring run of a seed lies."""
     return paths.join(config.out, "scores", f"seed-{seed}")
 
 
@@ -266,7 +309,7 @@ def _sweep(config: StudyConfig, part: str, seed: int) -> SweepConfig:
     """One seed of one part."""
     what = PARTS[part]
     return config.sweep_config(
-        _scores_folder(config, seed),
+        scores_folder(config, seed),
         seed,
         what.method,
         fraction=what.fraction,
@@ -338,8 +381,7 @@ def _score(config: StudyConfig, dataset: Dataset, book: Book, seed: int) -> None
     if config.subset is not None:
         # The same for every seed: the repetitions differ in what they do with the data, not in the data.
         pool = draw_subset(dataset, paths.join(config.out, "subset"), config.subset, 0).path
-    scores = score(config.score_config(_scores_folder(config, seed), seed, pool))
-    assert scores is not None
+    scores = score(config.score_config(scores_folder(config, seed), seed, pool))
     book.add(
         "scoring",
         str(seed),

@@ -7,28 +7,38 @@ process, several workers through Ray Train.
 """
 
 import time
+from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import SweepConfig
-from easycore_ray.config.fields import ADVERSARIAL
-from easycore_ray.config.identity import identity_fields
-from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
-from easycore_ray.evaluation.attack_shards import Threats
-from easycore_ray.evaluation.evaluate import check_threats
-from easycore_ray.experiments.results import evaluation_summary, lineage, lost_row, result_rows, training_curves
+from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep, sweep_identity
+from easycore_ray.experiments.results import (
+    evaluation_summary,
+    lineage,
+    lost_row,
+    read_result_rows,
+    result_rows,
+    training_curves,
+)
 from easycore_ray.experiments.trial_runner import concurrency_of, run_trials
-from easycore_ray.experiments.trials import make_trials, select_coresets, sweep_arms, sweep_objectives
+from easycore_ray.experiments.trials import make_trials, select_coresets
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, identity, open_artifact
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.train import check_budget
 
 
-@verb(SweepConfig)
-def sweep(config: SweepConfig) -> Artifact | None:
+class Sweep(Artifact):
+    """A finished sweep."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
+        return read_result_rows(self.path)
+
+
+@verb(SweepConfig, gives=Sweep, plan=plan_sweep)
+def sweep(config: SweepConfig) -> Artifact:
     """Run (or go on with, or reuse) a sweep.
 
     The folder holds ``coresets/``, ``trials/`` (checkpoint and evaluation of each) and ``summary.json``:
@@ -36,25 +46,16 @@ def sweep(config: SweepConfig) -> Artifact | None:
     objective: metrics of every epoch], "diverged": [one per run without results], "lineage": …}``.
 
     Returns:
-        The sweep, or None with ``dry_run``.
+        The sweep.
 
     Raises:
         EasyCoreError: for foreign inputs, more than the cluster can give, or trials that failed; with ``keep_going``
             not for those whose training diverged, unless no other is left.
     """
     started = time.monotonic()
-    dataset = open_dataset(config.dataset)
-    hardness = open_hardness(config.scores)
-    check_same_dataset(hardness, dataset)
-    check_threats(Threats(attack=config.attack, eps=config.eval_eps, norm=config.norm, seed=0), dataset.image_shape)
-    if ADVERSARIAL & {*config.training}:
-        check_budget(config.eps, config.norm, dataset.image_shape)
-    parents = {"dataset": dataset.artifact, "scores": open_artifact(config.scores, "scoring_run")}
+    dataset, _, parents = open_sweep_inputs(config)
     out = paths.absolute(config.out)
-    if config.dry_run:
-        _say_plan(config, dataset, hardness, out)
-        return None
-    made = claim(out, "sweep", _identity(config, parents), overwrite=config.overwrite)
+    made = claim(out, "sweep", sweep_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"sweep: {out} is finished, reused")
         return made
@@ -98,16 +99,3 @@ def sweep(config: SweepConfig) -> Artifact | None:
     if doubtful:
         say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")
     return artifact
-
-
-def _identity(config: SweepConfig, parents: dict[str, Artifact]) -> str:
-    return identity("sweep", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
-
-
-def _say_plan(config: SweepConfig, dataset: Dataset, hardness: Artifact, out: str) -> None:
-    count = len(sweep_arms(config)) * len(sweep_objectives(config)) * len(config.seeds)
-    names = ", ".join(dict.fromkeys(arm.name for arm, _ in sweep_arms(config)))
-    say(
-        f"sweep: would run {count} trials ({names}; {len(config.seeds)} seeds) on "
-        f"{hardness.manifest['counts']['samples']:,} samples of {dataset.path} → {out}"
-    )

@@ -14,7 +14,7 @@ from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.eps import format_eps
-from easycore_ray.data.dataset import Dataset, Rows, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import demand_of
 from easycore_ray.engine.state import HaltedError
@@ -42,8 +42,8 @@ from easycore_ray.training.train import (
     claim_checkpoint,
     finish_checkpoint,
     keep_last_good,
-    make_fit,
-    open_inputs,
+    make_training_fit,
+    open_training_inputs,
     read_divergence,
     train,
     train_here,
@@ -302,12 +302,12 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
 def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
     """Train and evaluate in this process, unless an earlier attempt finished either."""
     device = "cuda" if trial.train.gpus_per_worker else "cpu"
-    dataset, parents, sample_ids = open_inputs(trial.train)
+    dataset, parents, sample_ids = open_training_inputs(trial.train)
     made = claim_checkpoint(trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
         threads = trial.train.threads_per_worker or max(1, int(trial.train.cpus_per_worker or 1))
-        fit = replace(make_fit(trial.train, dataset, sample_ids), threads=threads)
+        fit = replace(make_training_fit(trial.train, dataset, sample_ids), threads=threads)
         rows = _pick(_split_rows(dataset.path, "train"), sample_ids)
         try:
             state = train_here(fit, rows, device=device, on_epoch=report)
@@ -321,7 +321,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
 def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
     """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
     checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
-    parents = {"checkpoint": checkpoint, "dataset": dataset.artifact}
+    parents = {"checkpoint": checkpoint, "dataset": dataset}
     made = claim_evaluation(config, parents)
     if isinstance(made, Artifact):
         return made
@@ -333,14 +333,14 @@ def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifa
 
 
 @functools.lru_cache(maxsize=4)
-def _split_rows(path: str, split: str) -> Rows:
+def _split_rows(path: str, split: str) -> Samples:
     """A split in memory; trials that follow one another in the same process share it."""
     return read_split(open_dataset(path), split)
 
 
-def _pick(rows: Rows, sample_ids: np.ndarray | None) -> Rows:
+def _pick(rows: Samples, sample_ids: np.ndarray | None) -> Samples:
     """The rows with these ids."""
     if sample_ids is None:
         return rows
     at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.array(sample_ids)))
-    return Rows(*(column[at] for column in rows))
+    return Samples(*(column[at] for column in rows))

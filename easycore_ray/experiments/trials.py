@@ -12,7 +12,7 @@ from easycore_ray.engine.checkpoint import has_only_last
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
-from easycore_ray.training.train import claim_checkpoint, open_inputs
+from easycore_ray.training.train import claim_checkpoint, open_training_inputs
 
 FULL = Arm("full", None, "none")
 
@@ -51,7 +51,7 @@ class Trial:
         """True if all artifacts are there and were made by this configuration from these inputs."""
         if not all(is_finished(config.out) for config in (self.train, self.evaluate)):
             return False
-        _, parents, _ = open_inputs(self.train)
+        _, parents, _ = open_training_inputs(self.train)
         if not isinstance(claim_checkpoint(self.train, parents), Artifact):
             return False
         return all(is_finished(config.out) for config in self.evaluations())

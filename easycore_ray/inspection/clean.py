@@ -45,7 +45,7 @@ class Leftover:
     reason: str
 
 
-@verb(CleanConfig)
+@verb(CleanConfig, gives=list[Leftover])
 def clean(config: CleanConfig) -> list[Leftover]:
     """List the leftovers of an artifact and of those inside it; with ``yes``, remove them.
 

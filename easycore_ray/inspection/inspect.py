@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from easycore_ray.config import experiments, stages
 from easycore_ray.config.base import verb
 from easycore_ray.config.stages import InspectConfig
-from easycore_ray.data import index as dataset_index
+from easycore_ray.data.index import read_index_rows
 from easycore_ray.inspection.artifact_files import Folder, read_commits, survey
-from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecordedError, Summary, summarise
+from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecordedError, ScoreSummary, summarise_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -37,11 +37,11 @@ _CONFIGS: dict[str, type[Any]] = {
     "pipeline": experiments.PipelineConfig,
 }
 # Of the configuration: where the artifact is, which it says itself.
-_NOT_SHOWN = {"out", "overwrite", "dry_run"}
+_NOT_SHOWN = {"out", "overwrite"}
 _LISTED = {"parts", "files", "shards"}
 
 
-@verb(InspectConfig)
+@verb(InspectConfig, gives=dict[str, Any])
 def inspect(config: InspectConfig) -> dict[str, Any]:
     """Gather what is known of an artifact.
 
@@ -299,7 +299,7 @@ def _hardness(folder: Folder) -> Artifact | None:
 
 def _scores(hardness: Artifact, config: InspectConfig) -> dict[str, Any]:
     """Quantiles, the easiest and the hardest samples; draws them if a file is named for it."""
-    summary = summarise(hardness, score=config.score, count=config.count)
+    summary = summarise_scores(hardness, score=config.score, count=config.count)
     dataset = _dataset_of(hardness)
     found: dict[str, Any] = {
         "rows": summary.rows,
@@ -333,7 +333,7 @@ def _described(rows: Extremes, dataset: Artifact | None) -> Iterator[dict[str, A
     """Samples with score, label, and, from the dataset, class name and source key."""
     keys: dict[int, str] = {}
     if dataset is not None and len(rows.sample_ids):
-        index = dataset_index.read_samples(dataset.path, "train", rows.sample_ids)
+        index = read_index_rows(dataset.path, "train", rows.sample_ids)
         keys = dict(zip(index["sample_id"].to_pylist(), index["key"].to_pylist(), strict=True))
     classes = [] if dataset is None else dataset.manifest["classes"]
     for number, label, value in zip(*(column.tolist() for column in vars(rows).values()), strict=True):
@@ -341,7 +341,7 @@ def _described(rows: Extremes, dataset: Artifact | None) -> Iterator[dict[str, A
         yield {"sample_id": number, "label": label, "class": name, "score": value, "key": keys.get(number)}
 
 
-def _draw(summary: Summary, dataset: Artifact, config: InspectConfig) -> str:
+def _draw(summary: ScoreSummary, dataset: Artifact, config: InspectConfig) -> str:
     """Write the picture; its path."""
     # Matplotlib and Ray are slow to load, and only needed here.
     from easycore_ray.data.dataset import Dataset, read_split
@@ -351,7 +351,7 @@ def _draw(summary: Summary, dataset: Artifact, config: InspectConfig) -> str:
     assert config.images is not None
     shown: list[Images] = []
     for rows in (summary.easiest, summary.hardest):
-        read = read_split(Dataset(dataset.path, dataset), "train", rows.sample_ids)
+        read = read_split(Dataset(dataset.path, dataset.manifest), "train", rows.sample_ids)
         order = np.searchsorted(read.sample_ids.numpy(), rows.sample_ids)
         shown.append(Images(rows.sample_ids, rows.labels, rows.values, read.images.numpy()[order]))
     easiest, hardest = shown

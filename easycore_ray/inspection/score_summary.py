@@ -41,7 +41,7 @@ class Extremes:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ScoreSummary:
     """A hardness table in a few numbers."""
 
     rows: int
@@ -53,7 +53,7 @@ class Summary:
     hardest: Extremes
 
 
-def summarise(hardness: Artifact, *, score: str = "aign", count: int = 10) -> Summary:
+def summarise_scores(hardness: Artifact, *, score: str = "aign", count: int = 10) -> ScoreSummary:
     """Read a hardness table once.
 
     Args:
@@ -92,7 +92,7 @@ def summarise(hardness: Artifact, *, score: str = "aign", count: int = 10) -> Su
         for hard in best:
             best[hard] = _extreme(_joined(best[hard], mine), score, count, hardest=hard)
     there = [name for name in HIGHER_IS_HARDER if name not in missing and chosen[name]]
-    return Summary(
+    return ScoreSummary(
         rows=total,
         sampled_rows=sum(map(len, chosen[score])),
         quantiles={name: _quantiles(np.concatenate(chosen[name]), ends[name]) for name in there},

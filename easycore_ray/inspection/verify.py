@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.data.index import dataset_fingerprint
 from easycore_ray.data.ingest.splits import SPLITS
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import Threats
-from easycore_ray.evaluation.evaluate import summarise
+from easycore_ray.evaluation.evaluate import summarise_outcomes
 from easycore_ray.scoring import hardness_table, score_reader, score_table
 from easycore_ray.scoring.score_reader import ScoreTable
-from easycore_ray.scoring.score_table import Part
+from easycore_ray.scoring.score_table import ScorePart
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_hash, study_fingerprint
 from easycore_ray.storage.errors import EasyCoreError
@@ -44,18 +44,18 @@ def verify(artifact: Artifact) -> list[str]:
 
 
 def _dataset(artifact: Artifact) -> Iterator[str]:
-    dataset = Dataset(artifact.path, artifact)
+    dataset = Dataset(artifact.path, artifact.manifest)
     parts = [dataset.index(split) for split in SPLITS]
     for split, index in zip(SPLITS, parts, strict=True):
         if index.num_rows != artifact.manifest["counts"][split]:
             yield _differs(f"{split} rows in index.parquet", index.num_rows, artifact.manifest["counts"][split])
         yield from _shards(dataset, split, index)
-    if dataset_index.fingerprint(pa.concat_tables(parts)) != artifact.fingerprint:
+    if dataset_fingerprint(pa.concat_tables(parts)) != artifact.fingerprint:
         yield "index.parquet does not have the fingerprint in the manifest; labels or images are others"
 
 
 def _shards(dataset: Dataset, split: str, index: pa.Table) -> Iterator[str]:
-    entries = dataset.artifact.manifest["shards"][split]
+    entries = dataset.manifest["shards"][split]
     shard = index["shard"].to_numpy()
     for number, entry in enumerate(entries):
         where = paths.join(dataset.path, entry["path"])
@@ -96,7 +96,7 @@ def _shard_rows(entry: dict[str, Any], rows: pa.Table, expected: pa.Table) -> It
 
 
 def _score_table(artifact: Artifact) -> Iterator[str]:
-    table = ScoreTable(artifact, tuple(Part.from_dict(entry) for entry in artifact.manifest["parts"]))
+    table = ScoreTable(artifact, tuple(ScorePart.from_dict(entry) for entry in artifact.manifest["parts"]))
     samples = score_reader.read_samples(table.path)
     counts = artifact.manifest["counts"]
     if samples.num_rows != counts["samples"]:
@@ -128,13 +128,13 @@ def _scored_epochs(table: ScoreTable, manifest: dict[str, Any]) -> Iterator[str]
         yield _differs("scored epochs", table.epochs(), expected)
 
 
-def _score_part(table: str, part: Part, samples: pa.Table) -> Iterator[str]:
+def _score_part(table: str, part: ScorePart, samples: pa.Table) -> Iterator[str]:
     """One part: its checksum, and that its rows are what its descriptor says of them."""
-    columns = score_table.SCHEMA.names
+    columns = score_table.SCORE_SCHEMA.names
     try:
         whole = (-(2**63), 2**63 - 1)
         found = score_reader.read_range(table, part, *whole, columns, verify=True)
-        rows = pa.Table.from_batches((some.to_batch() for some in found), schema=score_table.SCHEMA)
+        rows = pa.Table.from_batches((some.to_batch() for some in found), schema=score_table.SCORE_SCHEMA)
     except EasyCoreError as error:
         yield str(error)
         return
@@ -224,10 +224,15 @@ def _evaluation(artifact: Artifact) -> Iterator[str]:
         yield _differs("rows of outcomes.parquet", outcomes.num_rows, manifest["counts"]["samples"])
     config = manifest["config"]
     attacks = tuple(name for name in config["attack"] if name != "none")
-    threats = Threats(attack=attacks, eps=tuple(config["eval_eps"] if "eval_eps" in config else config["eps"]), norm=config["norm"], seed=0)
+    threats = Threats(
+        attack=attacks,
+        eps=tuple(config["eval_eps"] if "eval_eps" in config else config["eps"]),
+        norm=config["norm"],
+        seed=0,
+    )
     # The number of classes is only needed for the worst one, and all classes were looked at then.
     classes = int(outcomes["label"].to_numpy().max(initial=0)) + 1
-    accuracy = summarise(outcomes, threats, classes)["clean_accuracy"]
+    accuracy = summarise_outcomes(outcomes, threats, classes)["clean_accuracy"]
     for name, found in (("manifest.json", manifest["summary"]), ("summary.json", _json(artifact, "summary.json"))):
         if found["clean_accuracy"] != accuracy:
             yield _differs(f"clean accuracy in {name}", found["clean_accuracy"], accuracy)

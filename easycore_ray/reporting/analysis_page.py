@@ -1,7 +1,7 @@
 """An analysis as plots and as a page: verdicts in sentences, a picture and the numbers behind each.
 
-Takes the content of ``summary.json`` (see ``analysis.summarise``) and gives files by name; nothing else is read, so
-that a page can be made, and tested, without any run behind it.
+Takes the content of ``summary.json`` (see ``analyze.summarise_claims``) and gives files by name. Nothing else is
+read, so a page can be made and tested without a run behind it.
 """
 
 import math
@@ -22,7 +22,7 @@ from easycore_ray.reporting.figures import DEEP, INK, MUTED, PALE, Panel, Plot, 
 from easycore_ray.reporting.html import figure, fill, lineage_tables
 from easycore_ray.reporting.score_plots import heat_map
 
-Summary = Mapping[str, Any]
+AnalysisSummary = Mapping[str, Any]
 
 _BADGES = {HOLDS: ("✔", "#1a7f37"), DOES_NOT_HOLD: ("✘", "#b3261e"), CANNOT_BE_TOLD: ("?", MUTED)}
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
@@ -50,15 +50,15 @@ _HEADINGS = {
 
 
 def render_analysis(
-    summary: Summary, classes: Sequence[str], lineage: Mapping[str, Any], page: str
+    summary: AnalysisSummary, classes: Sequence[str], lineage: Mapping[str, Any], page: str
 ) -> dict[str, bytes]:
     """The page under its name, and ``plots/NAME.png``. Equal content gives equal files."""
-    plots = make_plots(summary, classes)
-    files = {page: render(summary, plots, lineage).encode()}
+    plots = make_analysis_plots(summary, classes)
+    files = {page: render_analysis_page(summary, plots, lineage).encode()}
     return files | {f"plots/{plot.name}.png": to_png(plot, {}) for plot in plots}
 
 
-def make_plots(summary: Summary, classes: Sequence[str]) -> list[Plot]:
+def make_analysis_plots(summary: AnalysisSummary, classes: Sequence[str]) -> list[Plot]:
     """The plots that the summary allows, in the order of the page."""
     score = "AIGN" if summary["score"] == "aign" else summary["score"]
     label = f"tenth by {score}, 10 is hardest"
@@ -201,7 +201,7 @@ def _learned_in(histogram: Mapping[str, int], span: tuple[int, int] | None) -> i
     return sum(count for epoch, count in histogram.items() if epoch != "never" and span[0] <= int(epoch) <= span[1])
 
 
-def _class_plot(summary: Summary, classes: Sequence[str]) -> Plot:
+def _class_plot(summary: AnalysisSummary, classes: Sequence[str]) -> Plot:
     counts = np.array([entry["class_histogram"] for entry in summary["population_deciles"]], np.float64)
     whole = counts.sum(axis=0)
     half = np.zeros(len(classes))
@@ -216,7 +216,7 @@ def _class_plot(summary: Summary, classes: Sequence[str]) -> Plot:
     return Plot("classes", [Panel(title, "Heat map of class shares", partial(heat_map, ratio, names, classes), size)])
 
 
-def _agreement_plot(summary: Summary) -> Plot:
+def _agreement_plot(summary: AnalysisSummary) -> Plot:
     pairs, runs = summary["pairs"], summary["scoring_runs"]
     if not pairs:
         return Plot("agreement", [])
@@ -283,7 +283,7 @@ def _per_cent(axes: Axes, label: str, *, room: float) -> None:
 # --- page ---------------------------------------------------------------------------------------
 
 
-def render(summary: Summary, plots: Sequence[Plot], lineage: Mapping[str, Any]) -> str:
+def render_analysis_page(summary: AnalysisSummary, plots: Sequence[Plot], lineage: Mapping[str, Any]) -> str:
     """The page, self-contained."""
     tables = {"attack_success": _group_tables(summary), "agreement": _pair_table(summary)}
     sections = [
@@ -304,7 +304,7 @@ def render(summary: Summary, plots: Sequence[Plot], lineage: Mapping[str, Any]) 
     return fill(f"Easy and hard samples by {name}: what holds here", "", facts, sections)
 
 
-def _verdicts(summary: Summary) -> str:
+def _verdicts(summary: AnalysisSummary) -> str:
     items = []
     for claim in summary["claims"]:
         symbol, colour = _BADGES[claim["outcome"]]
@@ -320,7 +320,7 @@ def _verdicts(summary: Summary) -> str:
     return "".join(items).replace("<ul></ul>", "") + warnings
 
 
-def _group_tables(summary: Summary) -> str:
+def _group_tables(summary: AnalysisSummary) -> str:
     scale, unit = (255, "1/255") if summary["norm"] == "linf" else (1, "L2")
     heads = ["Tenth", "Samples", "Clean, %", f"Distance, {unit}", *(f"ε = {format_eps(eps)}" for eps in summary["eps"])]
     found = []
@@ -338,7 +338,7 @@ def _group_tables(summary: Summary) -> str:
     return "".join(found) + note
 
 
-def _pair_table(summary: Summary) -> str:
+def _pair_table(summary: AnalysisSummary) -> str:
     runs = summary["scoring_runs"]
     rows = [
         [
@@ -358,7 +358,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _rules(summary: Summary) -> str:
+def _rules(summary: AnalysisSummary) -> str:
     models = "".join(
         f"<li>{escape(model['name'])}: "
         + (

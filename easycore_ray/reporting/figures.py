@@ -22,7 +22,7 @@ from easycore_ray.config.arms import Arm
 
 Row = Mapping[str, Any]
 
-ATTACK_NAMES = {"fgsm": "FGSM", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
+ATTACK_TITLES = {"fgsm": "FGSM", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
 INK, MUTED, PALE, DEEP = "#222222", "#5f6b76", "#9ecae1", "#08306b"
 PANEL_SIZE = (4.5, 3.2)
 
@@ -114,7 +114,7 @@ def attacks(rows: Sequence[Row]) -> list[str]:
 
 def attack_names(rows: Sequence[Row]) -> str:
     """The same for reading: ``PGD-20 and AutoAttack``."""
-    return " and ".join(ATTACK_NAMES.get(name, name) for name in attacks(rows))
+    return " and ".join(ATTACK_TITLES.get(name, name) for name in attacks(rows))
 
 
 def best_differs(row: Row) -> bool:

@@ -14,19 +14,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from numpy.typing import NDArray
-
 from easycore_ray.core.eps import format_eps
 from easycore_ray.reporting.figures import Plot, Row, Style, attack_names, percent, styles, to_svg
 from easycore_ray.reporting.image_grid import Images, short, to_data_uri
-from easycore_ray.reporting.score_plots import Mix
+from easycore_ray.reporting.score_plots import Columns, Mix
 from easycore_ray.reporting.tables import arm_tag, glance, result_tables, term
-
-Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class ReportData:
     """All that a report shows, as plain data."""
 
     title: str
@@ -81,7 +77,7 @@ _HEADINGS = {
 }
 
 
-def render(findings: Findings, plots: Sequence[Plot]) -> str:
+def render_report(findings: ReportData, plots: Sequence[Plot]) -> str:
     """The page. Equal findings give an equal page."""
     looks = styles(findings.rows)
     sections = [
@@ -118,7 +114,7 @@ def fill(title: str, note: str, facts: Sequence[tuple[str, str]], sections: Sequ
     )
 
 
-def _facts(findings: Findings) -> list[tuple[str, str]]:
+def _facts(findings: ReportData) -> list[tuple[str, str]]:
     """What was measured, in a line of small boxes."""
     rows = findings.rows
     seeds = max(len(row["seeds"]) for row in rows)
@@ -147,7 +143,7 @@ def figure(plot: Plot, looks: Mapping[str, Style], text: str) -> str:
     return f'{legend}<figure><div class="panels {layout}">{images}</div>{caption}</figure>'
 
 
-def _images(findings: Findings) -> str:
+def _images(findings: ReportData) -> str:
     intro = (
         f"The training samples with the lowest and the highest {term('AIGN')}. Mislabelled and ambiguous images "
         "gather at the hard end.</p>"

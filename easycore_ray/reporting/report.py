@@ -18,30 +18,39 @@ from easycore_ray.config.stages import ReportConfig
 from easycore_ray.data.dataset import Dataset, open_dataset, read_split
 from easycore_ray.reporting import score_plots, sweep_plots
 from easycore_ray.reporting.figures import Plot, styles, to_png
-from easycore_ray.reporting.html import Findings, render
+from easycore_ray.reporting.html import ReportData, render_report
 from easycore_ray.reporting.image_grid import Images, image_grid
+from easycore_ray.reporting.plans import plan_report, report_identity
 from easycore_ray.reporting.score_plots import Mix
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, open_artifact
 
-__all__ = ["gather", "make_plots", "print_summary", "print_table", "report", "write_report"]
+__all__ = ["gather", "make_report_plots", "print_summary", "print_table", "report", "write_report"]
 
-KIND = "report"
-PAGE = "report.html"
+REPORT_PAGE = "report.html"
 
 _NUM_IMAGES = 24
 _HARDNESS_COLUMNS = ["sample_id", "label", "aign", "forgetting_events", "first_learned_epoch"]
 
 
-@verb(ReportConfig)
-def report(config: ReportConfig) -> Artifact | None:
+class Report(Artifact):
+    """A finished report."""
+
+    @property
+    def page(self) -> str:
+        """Path of the self-contained HTML page."""
+        return paths.join(self.path, REPORT_PAGE)
+
+
+@verb(ReportConfig, gives=Report, plan=plan_report)
+def report(config: ReportConfig) -> Artifact:
     """Draw a finished sweep (or reuse the page that was drawn).
 
     Returns:
-        The report, or None with ``dry_run``.
+        The report.
 
     Raises:
         EasyCoreError: the sweep, or what it was made from, is missing or unfinished.
@@ -49,11 +58,7 @@ def report(config: ReportConfig) -> Artifact | None:
     started = time.monotonic()
     sweep = open_artifact(config.sweep, "sweep")
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(f"report: would draw {sweep.manifest['counts']['rows']} result rows of {sweep.path} → {out}/{PAGE}")
-        return None
-    words = {"title": config.title, "note": config.note}
-    made = claim(out, KIND, identity(KIND, words, {"sweep": sweep.fingerprint}), overwrite=config.overwrite)
+    made = claim(out, "report", report_identity(config, sweep), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"report: {out} is finished, reused")
         return made
@@ -67,7 +72,7 @@ def report(config: ReportConfig) -> Artifact | None:
         wall_seconds=time.monotonic() - started,
         files=list(files),
     )
-    say(f"report: {paths.join(out, PAGE)}")
+    say(f"report: {paths.join(out, REPORT_PAGE)}")
     return artifact
 
 
@@ -77,26 +82,26 @@ def print_summary(folder: str) -> str:
     return print_table(summary["rows"], summary.get("diverged", ()))  # older releases wrote no such list
 
 
-def write_report(findings: Findings, out: str) -> dict[str, bytes]:
+def write_report(findings: ReportData, out: str) -> dict[str, bytes]:
     """Write ``report.html`` and ``plots/*.png`` into a folder.
 
     Returns:
         Content by name, as written. Equal findings give equal files.
     """
-    plots = make_plots(findings)
+    plots = make_report_plots(findings)
     looks = styles(findings.rows)
     grids = [
         image_grid("easiest", findings.easiest, findings.classes),
         image_grid("hardest", findings.hardest, findings.classes),
     ]
-    files = {PAGE: render(findings, plots).encode()}
+    files = {REPORT_PAGE: render_report(findings, plots).encode()}
     files |= {f"plots/{plot.name}.png": to_png(plot, looks) for plot in [*plots, *grids] if plot.panels}
     for name, content in files.items():
         paths.write_bytes(paths.join(out, name), content)
     return files
 
 
-def make_plots(findings: Findings) -> list[Plot]:
+def make_report_plots(findings: ReportData) -> list[Plot]:
     """The plots that the findings allow, in the order of the page."""
     rows, classes, labels = findings.rows, findings.classes, findings.hardness["label"]
     looks = styles(rows)
@@ -107,16 +112,16 @@ def make_plots(findings: Findings) -> list[Plot]:
         sweep_plots.robust_by_fraction(rows, looks),
         sweep_plots.robust_by_beta(rows, looks),
         sweep_plots.trade_off(rows, looks),
-        sweep_plots.training_curves(findings.curves, looks),
+        sweep_plots.plot_training_curves(findings.curves, looks),
         sweep_plots.cost(rows, looks),
         score_plots.distribution(findings.hardness, classes, fractions),
-        score_plots.class_mix(mixes, np.bincount(labels, minlength=len(classes)), classes),
+        score_plots.plot_class_mix(mixes, np.bincount(labels, minlength=len(classes)), classes),
         score_plots.scoring_run(findings.epochs),
     ]
     return [plot for plot in found if plot.panels]
 
 
-def gather(config: ReportConfig, sweep: Artifact) -> Findings:
+def gather(config: ReportConfig, sweep: Artifact) -> ReportData:
     """All that a report shows, read from the sweep and from what it was made from."""
     summary = paths.read_json(paths.join(sweep.path, "summary.json"))
     scores = sweep.manifest["parents"]["scores"]["path"]
@@ -125,7 +130,7 @@ def gather(config: ReportConfig, sweep: Artifact) -> Findings:
     dataset = open_dataset(sweep.manifest["parents"]["dataset"]["path"])
     # Ties by id, as in selection.
     order = np.lexsort((hardness["sample_id"], hardness["aign"]))
-    return Findings(
+    return ReportData(
         title=config.title,
         note=config.note,
         rows=summary["rows"],

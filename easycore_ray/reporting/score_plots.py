@@ -40,7 +40,7 @@ def distribution(hardness: Columns, classes: Sequence[str], fractions: Sequence[
     return Plot("aign", [over_all, _class_panel(hardness["aign"], hardness["label"], classes)])
 
 
-def class_mix(mixes: Sequence[Mix], dataset: NDArray[np.integer], classes: Sequence[str]) -> Plot:
+def plot_class_mix(mixes: Sequence[Mix], dataset: NDArray[np.integer], classes: Sequence[str]) -> Plot:
     """Share of each class in each coreset as a multiple of its share in the data: a heat map.
 
     Coresets that differ by their seed only are averaged. ``dataset`` is the number of samples by label.

@@ -82,7 +82,7 @@ def cost(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
     return Plot("cost", panels, list(looks))
 
 
-def training_curves(curves: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
+def plot_training_curves(curves: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
     """Loss and accuracies of the training runs, epoch by epoch: a line of panels per objective and fraction.
 
     A curve is the mean over seeds; all data are in every line. The marker stands where an accuracy is highest.

@@ -8,7 +8,7 @@ from html import escape
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.selection import METHODS
 from easycore_ray.reporting.figures import (
-    ATTACK_NAMES,
+    ATTACK_TITLES,
     Row,
     Style,
     arm_name,
@@ -83,7 +83,7 @@ def glance(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
 
 
 @dataclass(frozen=True)
-class Finding:
+class MainResult:
     """Robust accuracy for one objective at one eps: all data, the best coreset, random choice of the same size."""
 
     objective: str
@@ -106,7 +106,7 @@ class Finding:
         return None if len(spreads) < 2 or None in spreads else 100 * math.hypot(*spreads)
 
 
-def find(rows: Sequence[Row]) -> list[Finding]:
+def find_main_results(rows: Sequence[Row]) -> list[MainResult]:
     """The finding of every objective, at the largest eps that tells anything."""
     found = []
     for name, members in grouped(rows, objective).items():
@@ -116,7 +116,7 @@ def find(rows: Sequence[Row]) -> list[Finding]:
         best = max(coresets, key=_robust, default=None)
         drawn = [row for row in coresets if row["method"] == "random" and best and row["fraction"] == best["fraction"]]
         full = [row for row in here if row["method"] == "full"]
-        found.append(Finding(name, eps, full[0] if full else None, best, max(drawn, key=_robust, default=None)))
+        found.append(MainResult(name, eps, full[0] if full else None, best, max(drawn, key=_robust, default=None)))
     return found
 
 
@@ -125,7 +125,7 @@ def _findings_table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
     body = "".join(
         f"<tr class=group><td>{found.objective}</td><td>{format_eps(found.eps)}</td>{_accuracy(found.full)}"
         f"{_accuracy(found.best, looks)}{_accuracy(found.random)}{_gain(found)}</tr>"
-        for found in find(rows)
+        for found in find_main_results(rows)
     )
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     return (
@@ -143,7 +143,7 @@ def _accuracy(row: Row | None, looks: Mapping[str, Style] | None = None) -> str:
     return f"<td>{spread_text(row, 'robust_accuracy')}{_marks_tag(row)}<small>{name}</small></td>"
 
 
-def _gain(found: Finding) -> str:
+def _gain(found: MainResult) -> str:
     """A cell: the difference, and whether it is more than noise."""
     if found.gain is None:
         return "<td>–</td>"
@@ -218,7 +218,7 @@ def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
         return "\n".join(without)
     # With several attacks each has a column, in the place of what the line can do without.
     several = attacks(rows) if len(attacks(rows)) > 1 else []
-    count, each = (["samples"], []) if not several else ([], [ATTACK_NAMES[name] for name in several])
+    count, each = (["samples"], []) if not several else ([], [ATTACK_TITLES[name] for name in several])
     heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, "worst", "best", "steps", "training")
     widest = max(len(_marks(row)) for row in rows)
     objectives = list(dict.fromkeys(map(objective, rows)))
@@ -351,7 +351,7 @@ def _each_attack(row: Row) -> str:
     names = attacks([row])
     if len(names) < 2:
         return ""
-    means = [f"{ATTACK_NAMES[name]} {100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in names]
+    means = [f"{ATTACK_TITLES[name]} {100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in names]
     return f"<small>{', '.join(means)}</small>"
 
 

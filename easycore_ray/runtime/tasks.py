@@ -1,12 +1,11 @@
-"""Fixed shards of work over Ray tasks; a finished one is kept as a file, so that a killed job goes on where it was.
+"""A function mapped over items as Ray tasks: bounded in flight, resumable, with our own errors unwrapped.
 
-Takes what each shard is and a function that makes its table; gives the tables in the order of the shards. The one
-decision: what a shard is, and its seed, are settled by the caller before anything runs, so that the tables are the
-same on any number of workers and after any interruption.
+Every loop of submit, wait and unwrap in the package is ``map_tasks``. What an item is, and its seed, is settled by the
+caller before anything runs, so that results are the same on any number of workers and after any interruption.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,73 +20,157 @@ from easycore_ray.storage.errors import EasyCoreError
 
 
 @dataclass(frozen=True)
-class ShardTask:
-    """One shard: the name of its file, how many rows it has, and what the function is called with."""
+class KeptResults:
+    """Results that are Arrow tables, each kept as a file until all are made, so that a killed job resumes.
 
-    name: str
-    rows: int
-    args: tuple[Any, ...]
+    Attributes:
+        claim: the claim they are made under; its nonce names their folder, so that no other attempt's are read.
+        names: of the items' files, unique.
+    """
+
+    claim: Claim
+    names: Sequence[str] = ()
+
+    @property
+    def folder(self) -> str:
+        """Where the files lie; whoever has used the results deletes it."""
+        return paths.join(self.claim.path, f"shards-{self.claim.nonce}")
+
+    def read(self, number: int) -> pa.Table | None:
+        """The result of an item that an earlier run finished, or None."""
+        path = self._path(number)
+        if not self.claim.resumed or not paths.exists(path):
+            return None
+        return pq.read_table(pa.BufferReader(paths.read_bytes(path)))
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Keep the result of an item."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        paths.write_bytes(self._path(number), buffer.getbuffer())
+
+    def _path(self, number: int) -> str:
+        return paths.join(self.folder, f"{self.names[number]}.parquet")
 
 
-def shard_folder(made: Claim) -> str:
-    """Where finished shards wait until all are; named by the claim, so that no other attempt's are taken for ours."""
-    return paths.join(made.path, f"shards-{made.nonce}")
+@dataclass(frozen=True)
+class TaskResources:
+    """What a task reserves, and how often it is tried again.
+
+    Attributes:
+        cpus: CPUs of a task.
+        gpus: GPUs of a task.
+        in_flight: most tasks that are submitted and not yet done; None is no bound.
+        max_retries: times a task is run again whose process was lost.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    in_flight: int | None = None
+    max_retries: int = 5
 
 
-def run_shard_tasks(
-    function: Callable[..., pa.Table],
-    shards: Sequence[ShardTask],
+def worker_resources(config: ComputeConfig) -> TaskResources:
+    """What a command's options on workers mean for its tasks: one task is one worker."""
+    return TaskResources(
+        cpus=config.cpus_per_worker or 1.0,
+        gpus=config.gpus_per_worker,
+        in_flight=config.max_workers,
+        max_retries=config.max_failures,
+    )
+
+
+def map_tasks(
+    function: Callable[..., Any],
+    items: Iterable[tuple[Any, ...]],
     *,
-    made: Claim,
-    config: ComputeConfig,
     label: str,
-    unit: str,
-) -> list[pa.Table]:
-    """The table of every shard, in their order; those of an earlier attempt are read, the others made.
-
-    At most ``config.max_workers`` run at the same time.
+    resources: TaskResources | None = None,
+    rows: Sequence[int] = (),
+    unit: str = "rows",
+    kept: KeptResults | None = None,
+) -> list[Any]:
+    """``function(*item)`` of every item, in their order.
 
     Args:
-        function: called as a Ray task with a shard's arguments.
-        shards: their names must be unique.
-        made: the claim they are made under; finished ones are kept in its ``shard_folder``.
-        config: resources of a task.
-        label: what the progress line says is being done.
+        function: what a Ray task calls, or this process without ``resources``; idempotent, as it may run twice.
+        items: arguments of each call; object references among them are handed on. They are taken one by one, so that
+            an iterator may give up what it holds as it goes.
+        label: what is being done, in the progress line and in messages.
+        resources: of a task; None calls the function in this process, one item after another.
+        rows: size of each item, for a line of progress; empty shows none.
         unit: plural name of a row.
+        kept: keeps the results, and resumes from those of an earlier run.
 
     Raises:
         EasyCoreError: one that the function raised, without the traceback of its task; or a task's process was lost
-            more often than ``config.max_failures``.
+            more often than ``max_retries``. What still runs is cancelled.
     """
+    items = list(items) if kept is not None else items
+    found = {} if kept is None else _read_kept(kept, label)
+    waiting = ((number, item) for number, item in enumerate(items) if number not in found)
+    progress = Progress(label, sum(rows), unit) if len(rows) else None
+    done = sum(int(rows[number]) for number in found) if len(rows) else 0
+    if progress is not None:
+        progress.update(done)
+    finished = _run_here(function, waiting) if resources is None else _run_on_ray(function, waiting, resources, label)
+    try:
+        for number, result in finished:
+            found[number] = result
+            if kept is not None:
+                kept.write(number, result)
+            if progress is not None:
+                done += int(rows[number])
+                progress.update(done)
+    finally:
+        finished.close()
+        if progress is not None:
+            progress.close()
+    return [found[number] for number in sorted(found)]
+
+
+def _read_kept(kept: KeptResults, label: str) -> dict[int, Any]:
+    read = {number: kept.read(number) for number in range(len(kept.names))}
+    found = {number: table for number, table in read.items() if table is not None}
+    if found:
+        say(f"{label}: {len(found)} of {len(read)} shards are there, going on with the others")
+    return found
+
+
+def _run_here(
+    function: Callable[..., Any], waiting: Iterator[tuple[int, tuple[Any, ...]]]
+) -> Generator[tuple[int, Any]]:
+    for number, item in waiting:
+        yield number, function(*item)
+
+
+def _run_on_ray(
+    function: Callable[..., Any], waiting: Iterator[tuple[int, tuple[Any, ...]]], resources: TaskResources, label: str
+) -> Generator[tuple[int, Any]]:
+    """Number and result of each item, in the order in which their tasks end."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    found = {shard.name: read_shard(made, shard.name) for shard in shards}
-    tables = {name: table for name, table in found.items() if table is not None}
-    if tables:
-        say(f"{label}: {len(tables)} of {len(shards)} shards are there, going on with the others")
     task = ray.remote(
-        num_cpus=config.cpus_per_worker or 1.0,
-        num_gpus=config.gpus_per_worker,
-        max_retries=config.max_failures,
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_retries=resources.max_retries,
         # A trial of a sweep reserves next to nothing for itself; without this its tasks would have to fit in there.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )(function)
-    waiting = [shard for shard in shards if shard.name not in tables]
-    running: dict[Any, ShardTask] = {}
-    total = sum(shard.rows for shard in shards)
-    progress = Progress(label, total, unit)
-    progress.update(total - sum(shard.rows for shard in waiting))
+    running: dict[Any, int] = {}
     try:
-        while running or waiting:
-            while waiting and len(running) < config.max_workers:
-                shard = waiting.pop(0)
-                running[task.remote(*shard.args)] = shard
+        while True:
+            while resources.in_flight is None or len(running) < resources.in_flight:
+                number, item = next(waiting, (-1, ()))
+                if number < 0:
+                    break
+                running[task.remote(*item)] = number
+            if not running:
+                return
             done, _ = ray.wait(list(running))
-            shard = running.pop(done[0])
-            tables[shard.name] = ray.get(done[0])
-            write_shard(made, shard.name, tables[shard.name])
-            progress.update(sum(other.rows for other in shards if other.name in tables))
+            # Forgotten before it is handed on, so that the object store need not hold it any longer.
+            yield running.pop(done[0]), ray.get(done[0])
     except ray.exceptions.RayTaskError as error:
         # Our own sentence, without the task's traceback around it.
         if isinstance(error.cause, EasyCoreError):
@@ -95,30 +178,9 @@ def run_shard_tasks(
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise EasyCoreError(
-            f"{label}: the process of a shard was lost {config.max_failures + 1} times (for want of memory?); finished "
-            "shards are kept, run the same command again to go on"
+            f"{label}: the process of a task was lost {resources.max_retries + 1} times (for want of memory?); "
+            "run the same command again, with more memory for each task or fewer at a time"
         ) from error
     finally:
         for ref in running:
             ray.cancel(ref)
-        progress.close()
-    return [tables[shard.name] for shard in shards]
-
-
-def read_shard(made: Claim, name: str) -> pa.Table | None:
-    """The table of a shard that an earlier attempt finished, or None."""
-    path = _file(made, name)
-    if not made.resumed or not paths.exists(path):
-        return None
-    return pq.read_table(pa.BufferReader(paths.read_bytes(path)))
-
-
-def write_shard(made: Claim, name: str, table: pa.Table) -> None:
-    """Keep the table of a finished shard."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    paths.write_bytes(_file(made, name), buffer.getbuffer())
-
-
-def _file(made: Claim, name: str) -> str:
-    return paths.join(shard_folder(made), f"{name}.parquet")

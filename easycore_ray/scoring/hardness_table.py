@@ -18,7 +18,7 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
-SCHEMA = pa.schema(
+HARDNESS_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.int64(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 # As in the score table: ids and counts as deltas, floats plain, so that one column is read at memory speed.
 _DELTA = ("sample_id", "label", "num_scores", "forgetting_events", "first_learned_epoch")
-_ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAIN" for spec in SCHEMA}
+_ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAIN" for spec in HARDNESS_SCHEMA}
 # A group is a page for each column, which a reader of one column takes as it lies.
 _ROW_GROUP_ROWS = 1 << 18
 
@@ -49,11 +49,11 @@ COLUMNS_OF_SCORE = {
 
 
 def schema_of(only: Collection[str] | None) -> pa.Schema:
-    """``SCHEMA``, or what a table has that was reduced to some scores: their columns, ids and labels."""
+    """``HARDNESS_SCHEMA``, or what a table has that was reduced to some scores: their columns, ids and labels."""
     if only is None:
-        return SCHEMA
+        return HARDNESS_SCHEMA
     names = {"sample_id", "label", *(name for score in only for name in COLUMNS_OF_SCORE[score])}
-    return pa.schema([spec for spec in SCHEMA if spec.name in names])
+    return pa.schema([spec for spec in HARDNESS_SCHEMA if spec.name in names])
 
 
 def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
     Args:
         folder: of the hardness table.
         number: place of the file in id order.
-        rows: of ``SCHEMA`` or some columns of it, sorted by ``sample_id``.
+        rows: of ``HARDNESS_SCHEMA`` or some columns of it, sorted by ``sample_id``.
         count: files of the table. It is part of the name: a late task of a killed job that cut ids otherwise
             cannot replace a file of this one.
     """
@@ -96,11 +96,24 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
     }
 
 
-def open_hardness(path: str) -> Artifact:
+class HardnessTable(Artifact):
+    """A finished hardness table: one row per sample."""
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """Its rows, sorted by ``sample_id`` (int64): scores as float64, counts as int32; null where one was left out.
+
+        Args:
+            columns: names of those to read; all if left out.
+        """
+        return read_hardness(self, columns)
+
+
+def open_hardness(path: str) -> HardnessTable:
     """Open the hardness table of a scoring run (its folder, or its ``hardness`` folder)."""
     path = paths.absolute(path)
     inner = paths.join(path, "hardness")
-    return open_artifact(inner if paths.exists(inner) else path, "hardness_table")
+    found = open_artifact(inner if paths.exists(inner) else path, "hardness_table")
+    return HardnessTable(found.path, found.manifest)
 
 
 def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
@@ -116,14 +129,14 @@ def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | 
         source = pa.BufferReader(paths.read_bytes(where)) if paths.is_remote(where) else pa.memory_map(where)
         with pq.ParquetFile(source) as file:
             there = set(file.schema_arrow.names)
-            rows = file.read([name for name in columns or SCHEMA.names if name in there])
+            rows = file.read([name for name in columns or HARDNESS_SCHEMA.names if name in there])
     except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, EasyCoreError):
             raise
         raise EasyCoreError(f"{where} is listed in the manifest but cannot be read: {error}") from error
     if rows.num_rows != entry["rows"]:
         raise EasyCoreError(f"{where} has {rows.num_rows:,} rows, the manifest lists {entry['rows']:,}; it is damaged")
-    return _filled(rows, columns or SCHEMA.names)
+    return _filled(rows, columns or HARDNESS_SCHEMA.names)
 
 
 def _filled(rows: pa.Table, columns: list[str]) -> pa.Table:
@@ -131,7 +144,7 @@ def _filled(rows: pa.Table, columns: list[str]) -> pa.Table:
     missing = [name for name in columns if name not in rows.column_names]
     for name in missing:
         rows = rows.append_column(
-            pa.field(name, SCHEMA.field(name).type), pa.nulls(rows.num_rows, SCHEMA.field(name).type)
+            pa.field(name, HARDNESS_SCHEMA.field(name).type), pa.nulls(rows.num_rows, HARDNESS_SCHEMA.field(name).type)
         )
     return rows.select(columns) if missing else rows
 

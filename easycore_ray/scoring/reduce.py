@@ -11,7 +11,10 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import ReduceConfig
-from easycore_ray.runtime.console import Progress, say
+from easycore_ray.runtime.console import say
+from easycore_ray.runtime.tasks import TaskResources, map_tasks
+from easycore_ray.scoring.hardness_table import HardnessTable
+from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
 from easycore_ray.scoring.score_reader import ScoreTable, open_table, population
 from easycore_ray.storage import paths
@@ -22,8 +25,8 @@ from easycore_ray.storage.errors import EasyCoreError
 _MOST_CUTS = 4
 
 
-@verb(ReduceConfig)
-def reduce(config: ReduceConfig) -> Artifact | None:
+@verb(ReduceConfig, gives=HardnessTable, plan=plan_reduce)
+def reduce(config: ReduceConfig) -> Artifact:
     """Reduce the score table of a scoring run to ``aign`` and the other scores of each sample.
 
     ``aign`` is the mean gradient norm over the scored epochs 1..E (arXiv 2510.11018); ``el2n``,
@@ -35,7 +38,7 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     of other scores are not read and null in the result.
 
     Returns:
-        The hardness table; ``config.out`` is usually ``<scores>/hardness``. None with ``dry_run``.
+        The hardness table; ``config.out`` is usually ``<scores>/hardness``.
 
     Raises:
         EasyCoreError: if the table is unfinished or damaged, a sample lacks or doubles a row, or
@@ -46,15 +49,9 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     parents = {"score_table": table.artifact}
     out = paths.absolute(config.out)
     between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
-    epochs = _used_epochs(table, between)
-    if config.only is not None and "aign_epoch0" not in config.only:
-        epochs = tuple(epoch for epoch in epochs if epoch > 0)
-    if config.dry_run:
-        samples = table.artifact.manifest["counts"]["samples"]
-        say(f"reduce: would reduce {samples:,} samples × {len(epochs)} epochs → {out}")
-        return None
-    made = claim(out, "hardness_table", identity("hardness_table", identity_fields(config), _fingerprints(parents)),
-                 overwrite=config.overwrite)  # fmt: skip
+    epochs = used_epochs(config, table, between)
+    key = hardness_identity(config, table.artifact)
+    made = claim(out, "hardness_table", key, overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
@@ -80,12 +77,24 @@ def reduce(config: ReduceConfig) -> Artifact | None:
     return artifact
 
 
-def _fingerprints(parents: dict[str, Artifact]) -> dict[str, str]:
-    return {role: parent.fingerprint for role, parent in parents.items()}
+def hardness_identity(config: ReduceConfig, table: Artifact) -> str:
+    """What decides the content of a hardness table."""
+    return identity("hardness_table", identity_fields(config), {"score_table": table.fingerprint})
 
 
-def _used_epochs(table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:
-    """Epochs to read, ascending: the control, and the scored ones of the range."""
+def used_epochs(config: ReduceConfig, table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:
+    """Epochs to read, ascending: the control, if its column is asked for, and the scored ones of the range.
+
+    Raises:
+        EasyCoreError: the range holds no scored epoch, or ends after the last one.
+    """
+    epochs = _epochs_between(table, between)
+    if config.only is not None and "aign_epoch0" not in config.only:
+        return tuple(epoch for epoch in epochs if epoch > 0)
+    return epochs
+
+
+def _epochs_between(table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:
     scored = [epoch for epoch in table.epochs() if epoch > 0]
     if not scored:
         raise EasyCoreError(f"{table.path} holds no scored epoch after the first weights; nothing to average")
@@ -126,23 +135,8 @@ def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
     import ray
 
     shared = ray.put(plan)
-    task = ray.remote(max_retries=5)(reduce_range)
-    pending = [task.remote(shared, number) for number in range(len(plan.ranges))]
-    order = {ref: number for number, ref in enumerate(pending)}
-    files: dict[int, dict[str, Any]] = {}
-    progress = Progress("reduce", len(plan.epochs) * plan.table.artifact.manifest["counts"]["samples"], "rows")
-    try:
-        while pending:
-            done, pending = ray.wait(pending)
-            files[order[done[0]]] = ray.get(done[0])
-            progress.update(len(plan.epochs) * sum(entry["rows"] for entry in files.values()))
-    except ray.exceptions.RayTaskError as error:
-        # Our own sentence, without the task's traceback around it.
-        if isinstance(error.cause, EasyCoreError):
-            raise error.cause from None
-        raise
-    finally:
-        for ref in pending:
-            ray.cancel(ref)
-        progress.close()
-    return [files[number] for number in sorted(files)]
+    samples = plan.table.artifact.manifest["counts"]["samples"]
+    # Ids lie nearly evenly in the ranges.
+    rows = [len(plan.epochs) * samples // len(plan.ranges)] * len(plan.ranges)
+    items = [(shared, number) for number in range(len(plan.ranges))]
+    return map_tasks(reduce_range, items, label="reduce", resources=TaskResources(), rows=rows)

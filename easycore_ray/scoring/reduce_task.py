@@ -23,7 +23,7 @@ from easycore_ray.scoring.score_reader import (
     read_samples,
     verify_part,
 )
-from easycore_ray.scoring.score_table import Part
+from easycore_ray.scoring.score_table import ScorePart
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -39,7 +39,7 @@ class Plan:
     out: str
     ranges: tuple[tuple[int, int], ...]
     """First id and one past the last id of each task, ascending."""
-    verified: tuple[tuple[Part, ...], ...]
+    verified: tuple[tuple[ScorePart, ...], ...]
     """Parts whose checksum each task compares; every part that is used is among them once."""
     only: tuple[str, ...] | None
     """Scores that are wanted if not all are; then the checksums of the pages that are read are compared, not those of
@@ -89,9 +89,9 @@ def make_plan(
     return Plan(table, epochs, out, ranges, verified, None if only is None else tuple(only))
 
 
-def _share_out(parts: list[Part], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[Part, ...], ...]:
+def _share_out(parts: list[ScorePart], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[ScorePart, ...], ...]:
     """Give every part to one of the ranges it has rows in, so that all hash about as many bytes."""
-    shares: list[list[Part]] = [[] for _ in ranges]
+    shares: list[list[ScorePart]] = [[] for _ in ranges]
     loads = [0] * len(ranges)
     low, width = ranges[0][0], ranges[0][1] - ranges[0][0]
     for part in parts:

@@ -16,36 +16,45 @@ import torch
 from torch import nn
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.fields import format_workers
-from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
-from easycore_ray.data.coreset import open_coreset, read_sample_ids
-from easycore_ray.data.dataset import Dataset, open_dataset
-from easycore_ray.engine.loader import Feed, batches_per_epoch
-from easycore_ray.engine.plan import Fit, make_plan, model_arguments
-from easycore_ray.engine.ray_train import fit_on_ray, settle
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.loader import Loader, batches_per_epoch
+from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
+from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
+from easycore_ray.scoring.plans import open_scored, plan_score, scoring_identity
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import (
-    Part,
+    ScorePart,
     check_coverage,
     fingerprint,
     id_checksum,
-    scored_epochs,
     write_part,
     write_samples,
 )
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, finish, identity
+from easycore_ray.storage.artifact import Artifact, Claim, claim, finish
 from easycore_ray.tracking.mlflow import Tracker
 
 _FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
-# An upper estimate for --dry-run: 4 float32 columns, a flag, and deltas of ids and labels.
-_BYTES_PER_ROW = 19
+
+
+class ScoringRun(Artifact):
+    """A finished scoring run: ``table/`` (a row per sample and scored epoch) and ``hardness/`` (a row per sample)."""
+
+    def hardness(self, columns: list[str] | None = None) -> pa.Table:
+        """One row per sample, sorted by ``sample_id`` (int64): ``aign`` and the other scores, float64.
+
+        Args:
+            columns: names of those to read; all if left out.
+        """
+        return read_hardness(open_hardness(self.path), columns)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class ScoreEachEpoch:
     def __call__(
         self,
         context: Context,
-        feed: Feed,
+        feed: Loader,
         model: nn.Module,
         epoch: int,
         result: EpochResult | None,
@@ -99,7 +108,7 @@ class ScoreEachEpoch:
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
         total = float(np.sum(columns["grad_norm"], dtype=np.float64))
         described = context.gather((part.to_dict(), total, sample))
-        parts = [Part.from_dict(entry) for entry, _, _ in described]
+        parts = [ScorePart.from_dict(entry) for entry, _, _ in described]
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
         metrics = {"mean_grad_norm": sum(total for _, total, _ in described) / self.num_samples}
@@ -127,30 +136,22 @@ def _follow_sample(shares: list[tuple[np.ndarray, np.ndarray]], carried: dict[st
     return stability(ids[order], before / count, (before + norms) / (count + 1))
 
 
-@verb(ScoreConfig)
-def score(config: ScoreConfig) -> Artifact | None:
+@verb(ScoreConfig, gives=ScoringRun, plan=plan_score)
+def score(config: ScoreConfig) -> Artifact:
     """Run (or resume, or reuse) a scoring run, then reduce its table.
 
     Returns:
-        The scoring run: its folder holds ``table/`` and ``hardness/``. None with ``dry_run``.
+        The scoring run: its folder holds ``table/`` and ``hardness/``.
 
     Raises:
         EasyCoreError: for a missing or foreign dataset, workers the cluster cannot give, a diverged run.
     """
     started = time.monotonic()
-    dataset = open_dataset(config.dataset)
-    parents = {"dataset": dataset.artifact}
-    sample_ids = None
-    if config.coreset is not None:
-        parents["coreset"] = open_coreset(config.coreset, dataset)
-        sample_ids = read_sample_ids(parents["coreset"])
+    dataset, parents = open_scored(config)
+    sample_ids = read_sample_ids(parents["coreset"]) if "coreset" in parents else None
     out = paths.absolute(config.out)
-    fit = make_fit(config, dataset, sample_ids)
-    if config.dry_run:
-        say_plan(config, fit)
-        return None
-    key = identity("scoring_run", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
-    made = claim(out, "scoring_run", key, overwrite=config.overwrite)
+    fit = make_scoring_fit(config, dataset, sample_ids)
+    made = claim(out, "scoring_run", scoring_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
         return made
@@ -173,7 +174,7 @@ def score(config: ScoreConfig) -> Artifact | None:
     return artifact
 
 
-def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+def make_scoring_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The training run that scores are taken in."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
     steps = config.epochs * batches_per_epoch(num_rows, config.batch_size)
@@ -182,7 +183,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
         sample_ids=sample_ids,
         num_rows=num_rows,
         model=model_arguments(config, dataset),
-        plan=make_plan(config, total_steps=steps),
+        plan=make_training_plan(config, total_steps=steps),
         epochs=config.epochs,
         batch_size=config.batch_size,
         cache_gib=config.cache_gib,
@@ -194,7 +195,7 @@ def make_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | Non
 
 def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
     """Train and score on Ray Train; tracked as one MLflow run."""
-    fit = settle(fit, config, made)
+    fit = resolve_resources(fit, config, made)
     table = paths.join(made.path, "table")
     samples = scored_samples(dataset, fit.sample_ids)
     write_samples(table, samples)
@@ -247,7 +248,7 @@ def _freeze(
     config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State, fit: Fit, seconds: float
 ) -> Artifact:
     """Write the table's manifest from the list of parts in the last commit."""
-    parts = [Part.from_dict(entry) for entry in state.carried["parts"]]
+    parts = [ScorePart.from_dict(entry) for entry in state.carried["parts"]]
     device_seconds = sum(
         (entry["train_seconds"] + entry.get("score_seconds", 0.0)) * entry["num_workers"] for entry in state.history
     )
@@ -267,16 +268,4 @@ def _freeze(
         steps=state.step,
         epochs=state.history,
         parts=[part.to_dict() for part in parts],
-    )
-
-
-def say_plan(config: ScoreConfig, fit: Fit) -> None:
-    """Say what a scoring run would do, how much it is and where it would be written."""
-    out = paths.absolute(config.out)
-    scored = len(scored_epochs(to_dict(config), config.epochs))
-    size = scored * fit.num_rows * _BYTES_PER_ROW / 2**20
-    say(
-        f"score: would train {fit.model['name']} for {config.epochs} epochs on {fit.num_rows:,} samples with "
-        f"{format_workers(config.num_workers)} workers ({fit.plan.total_steps:,} steps), score {scored} times, "
-        f"and write about {size:,.1f} MiB → {out}/table and {out}/hardness"
     )

@@ -17,8 +17,8 @@ from easycore_ray.scoring.score_table import (
     _ROW_GROUP_ROWS,
     _SAMPLES,
     SAMPLES_SCHEMA,
-    SCHEMA,
-    Part,
+    SCORE_SCHEMA,
+    ScorePart,
 )
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
@@ -74,7 +74,7 @@ class ScoreTable:
     """A finished score table and the parts it consists of."""
 
     artifact: Artifact
-    parts: tuple[Part, ...]
+    parts: tuple[ScorePart, ...]
 
     @property
     def path(self) -> str:
@@ -85,7 +85,7 @@ class ScoreTable:
         """Scored epochs, ascending; 0 is the control at initial weights."""
         return sorted({part.epoch for part in self.parts})
 
-    def of_epoch(self, epoch: int) -> list[Part]:
+    def of_epoch(self, epoch: int) -> list[ScorePart]:
         """The parts of one epoch, by first id."""
         return sorted((part for part in self.parts if part.epoch == epoch), key=lambda part: part.first_id)
 
@@ -97,7 +97,7 @@ def open_table(path: str) -> ScoreTable:
         EasyCoreError: if it is missing, still being written, of another kind or of a newer format.
     """
     artifact = open_artifact(path, "score_table")
-    return ScoreTable(artifact, tuple(Part.from_dict(entry) for entry in artifact.manifest["parts"]))
+    return ScoreTable(artifact, tuple(ScorePart.from_dict(entry) for entry in artifact.manifest["parts"]))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Rows:
 
     def to_batch(self) -> pa.RecordBatch:
         """The same rows for Arrow."""
-        schema = pa.schema([SCHEMA.field(name) for name in self.columns])
+        schema = pa.schema([SCORE_SCHEMA.field(name) for name in self.columns])
         # Arrow wants aligned numbers; those in a file need not be.
         return pa.record_batch([pa.array(np.require(own, None, "A")) for own in self.columns.values()], schema=schema)
 
@@ -155,7 +155,7 @@ class Repeats:
 
 def read_range(
     table: str,
-    part: Part,
+    part: ScorePart,
     low: int,
     high: int,
     columns: list[str],
@@ -208,7 +208,7 @@ def read_range(
             raise EasyCoreError(f"{where} cannot be read ({error}); it is damaged") from error
 
 
-def verify_part(table: str, part: Part) -> None:
+def verify_part(table: str, part: ScorePart) -> None:
     """Compare a part with the checksum in the manifest; in small pieces, whatever its size.
 
     Raises:
@@ -224,7 +224,7 @@ def verify_part(table: str, part: Part) -> None:
     check_sum(where, part, digest.hexdigest())
 
 
-def check_sum(where: str, part: Part, found: str) -> None:
+def check_sum(where: str, part: ScorePart, found: str) -> None:
     """Refuse content that is not what was listed.
 
     Raises:
@@ -312,8 +312,8 @@ def _read_mapped(
         yield Rows({name: found[name][start:stop] for name in columns}, repeats.unbroken)
 
 
-def _check_part(file: pq.ParquetFile, where: str, part: Part) -> None:
-    if file.schema_arrow != SCHEMA:
+def _check_part(file: pq.ParquetFile, where: str, part: ScorePart) -> None:
+    if file.schema_arrow != SCORE_SCHEMA:
         raise EasyCoreError(f"{where} has another schema than a score table part: {file.schema_arrow.names}")
     if file.metadata.num_rows != part.rows:
         raise EasyCoreError(

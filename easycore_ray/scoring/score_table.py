@@ -21,7 +21,7 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import content_hash
 from easycore_ray.storage.errors import EasyCoreError
 
-SCHEMA = pa.schema(
+SCORE_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.int64(), nullable=False),
         pa.field("epoch", pa.int32(), nullable=False),
@@ -80,7 +80,7 @@ _REMOTE_HASH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ScorePart:
     """Descriptor of one written part: what a checkpoint and the manifest keep of it."""
 
     path: str
@@ -95,7 +95,7 @@ class Part:
     sha256: str
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Part":
+    def from_dict(cls, content: Mapping[str, Any]) -> "ScorePart":
         """The part a manifest entry describes."""
         return cls(**content)
 
@@ -113,7 +113,7 @@ def id_checksum(sample_ids: np.ndarray) -> int:
     return int(np.sum(mix64(sample_ids), dtype=np.uint64))
 
 
-def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, rank: int, attempt: str) -> Part:
+def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, rank: int, attempt: str) -> ScorePart:
     """Write one worker's rows of one epoch; the part exists whole or not at all.
 
     Args:
@@ -131,15 +131,15 @@ def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, ran
     ids = np.asarray(columns["sample_id"])[order]
     _refuse_non_finite(columns, epoch)
     arrays = [
-        np.full(len(ids), epoch) if name == "epoch" else np.asarray(columns[name])[order] for name in SCHEMA.names
+        np.full(len(ids), epoch) if name == "epoch" else np.asarray(columns[name])[order] for name in SCORE_SCHEMA.names
     ]
     rows = pa.table(
-        [pa.array(array).cast(spec.type) for array, spec in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA
+        [pa.array(array).cast(spec.type) for array, spec in zip(arrays, SCORE_SCHEMA, strict=True)], schema=SCORE_SCHEMA
     )
     content = _encode(rows)
     path = f"epoch={epoch:05d}/part-{attempt}-r{rank:05d}.parquet"
     paths.write_bytes(paths.join(table, path), content)
-    return Part(
+    return ScorePart(
         path=path,
         epoch=epoch,
         rank=rank,
@@ -194,7 +194,7 @@ def scored_epochs(config: Mapping[str, Any], trained: int) -> list[int]:
     return [*first, *reversed(found), *([trained + 1] if config["score_pass"] == "fused+eval" else [])]
 
 
-def check_coverage(parts: Iterable[Part], *, epoch: int, num_samples: int, checksum: int) -> None:
+def check_coverage(parts: Iterable[ScorePart], *, epoch: int, num_samples: int, checksum: int) -> None:
     """Make sure that the parts of an epoch hold every sample exactly once.
 
     Args:
@@ -217,7 +217,7 @@ def check_coverage(parts: Iterable[Part], *, epoch: int, num_samples: int, check
         raise EasyCoreError(f"epoch {epoch}: some samples were scored twice and others not; the epoch is not committed")
 
 
-def fingerprint(parts: Iterable[Part]) -> str:
+def fingerprint(parts: Iterable[ScorePart]) -> str:
     """Hash (hex) of a table's content, independent of part names and of the attempts that wrote them."""
     ordered = sorted(parts, key=lambda part: (part.epoch, part.first_id, part.rank))
     return content_hash(*(f"{part.epoch} {part.rows} {part.sha256}" for part in ordered))

@@ -25,7 +25,7 @@ from easycore_ray.core.order_statistics import Ids, Interval, Values
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import budget, choose, quotas_of_sizes, turned
 from easycore_ray.core.selection_methods import Method
-from easycore_ray.data import index as dataset_index
+from easycore_ray.data.index import read_index_range
 from easycore_ray.selection.population import Batch, Stretch
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
@@ -583,7 +583,7 @@ def _chunked(parts: Sequence[NDArray | None]) -> pa.ChunkedArray | None:
 
 
 def _keys(index: str, ids: Ids) -> pa.ChunkedArray:
-    rows = dataset_index.read_range(index, "train", int(ids[0]), int(ids[-1]), ["sample_id", "key"])
+    rows = read_index_range(index, "train", int(ids[0]), int(ids[-1]), ["sample_id", "key"])
     there = rows["sample_id"].to_numpy()
     at = np.minimum(np.searchsorted(there, ids), max(len(there) - 1, 0))
     if not len(there) or not np.array_equal(there[at], ids):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from easycore_ray.data import index as dataset_index
+from easycore_ray.data.index import index_spans, read_index_range
 from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, NOT_RECORDED, hardness_column
 from easycore_ray.scoring.plain_pages import MappedColumns
 from easycore_ray.storage import paths
@@ -100,7 +100,7 @@ class Stretch:
         columns = ["sample_id"] * ids + ["label"] * labels
         if self.from_index:
             # Without a column a table would not know its rows.
-            rows = dataset_index.read_range(self.source, "train", self.first_id, self.last_id, columns or ["sample_id"])
+            rows = read_index_range(self.source, "train", self.first_id, self.last_id, columns or ["sample_id"])
             yield _batch(rows, rows.num_rows, self.given if scores else None)
             return
         try:
@@ -158,7 +158,7 @@ def of_hardness(hardness: Artifact, score: str | None) -> list[Stretch]:
 
 def of_dataset(folder: str) -> list[Stretch]:
     """The training samples of a dataset, from its index; they have no score."""
-    spans = dataset_index.spans(folder, "train", _SPAN_ROWS)
+    spans = index_spans(folder, "train", _SPAN_ROWS)
     return [
         Stretch(number, span.rows, span.first_id, span.last_id, folder, from_index=True)
         for number, span in enumerate(spans)

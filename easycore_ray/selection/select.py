@@ -5,6 +5,7 @@ samples, ties broken by ``sample_id``, whatever the order of rows and however ma
 """
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,13 +14,14 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection import METHODS, look_up
-from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.coreset import Coreset, read_sample_ids
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.selection import exact_cut, population
 from easycore_ray.selection.coreset_files import write_exports
 from easycore_ray.selection.exact_cut import Selection
+from easycore_ray.selection.plans import plan_select
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, identity
 from easycore_ray.storage.errors import EasyCoreError
@@ -32,8 +34,8 @@ DATASET = "dataset"
 """Folder, inside a coreset's, of the dataset of its images."""
 
 
-@verb(CoresetConfig)
-def select(config: CoresetConfig) -> Artifact | None:
+@verb(CoresetConfig, gives=Coreset, plan=plan_select)
+def select(config: CoresetConfig) -> Artifact:
     """Select the samples to keep and write them as a coreset.
 
     The folder holds ``coreset.parquet`` (a folder of ``coreset-NNNNN.parquet`` with ``sample_id, score, label,
@@ -43,7 +45,7 @@ def select(config: CoresetConfig) -> Artifact | None:
     With ``materialize`` the images lie in ``dataset`` beside them, see ``subset.materialize``.
 
     Returns:
-        The coreset, or None with ``dry_run``.
+        The coreset.
 
     Raises:
         EasyCoreError: if scores and dataset do not belong together, a score is missing or not a number,
@@ -51,17 +53,8 @@ def select(config: CoresetConfig) -> Artifact | None:
     """
     started = time.monotonic()
     out = paths.absolute(config.out)
-    parents, dataset = _open_inputs(config)
-    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
-    if config.user_scores is not None:
-        content = paths.read_bytes(paths.absolute(config.user_scores))
-        fingerprints["user_scores"] = content_hash(content)
-    if config.dry_run:
-        choice = _decide(config, parents, dataset)
-        also = f" and copy their images → {out}/{DATASET}" if config.materialize else ""
-        say(f"select: would keep {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}{also}")
-        return None
-    made = claim(out, "coreset", identity("coreset", identity_fields(config), fingerprints), overwrite=config.overwrite)
+    parents, dataset = open_selection_inputs(config)
+    made = claim(out, "coreset", coreset_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
         return _with_images(config, made, dataset)
@@ -111,11 +104,9 @@ def draw_subset(dataset: Dataset, out: str, size: int, seed: int) -> Artifact:
     """
     check_subset(dataset, size)
     fraction = size / dataset.num_rows("train")
-    chosen = select(
+    return select(
         CoresetConfig(out=out, dataset=dataset.path, method="random", balance="class", fraction=fraction, seed=seed)
     )
-    assert chosen is not None
-    return chosen
 
 
 def check_subset(dataset: Dataset, size: int) -> None:
@@ -143,11 +134,26 @@ def arm_config(arm: Arm, *, out: str, scores: str, dataset: str, fraction: float
     )
 
 
-def _open_inputs(config: CoresetConfig) -> tuple[dict[str, Artifact], Dataset]:
-    """Parents by role, and the dataset the ids belong to."""
+def coreset_identity(config: CoresetConfig, parents: dict[str, Artifact]) -> str:
+    """What decides the content of a coreset."""
+    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
+    if config.user_scores is not None:
+        fingerprints["user_scores"] = content_hash(paths.read_bytes(paths.absolute(config.user_scores)))
+    return identity("coreset", identity_fields(config), fingerprints)
+
+
+def open_selection_inputs(
+    config: CoresetConfig, opener: Callable[[str], Artifact] | None = None
+) -> tuple[dict[str, Artifact], Dataset]:
+    """Parents by role, and the dataset the ids belong to.
+
+    Args:
+        config: of the selection.
+        opener: opens the hardness table of a scoring run; by default the one of the asked epochs, reduced if need be.
+    """
     parents: dict[str, Artifact] = {}
     if config.scores is not None:
-        parents["hardness_table"] = _open_scores(config, config.scores)
+        parents["hardness_table"] = opener(config.scores) if opener else _open_scores(config, config.scores)
         where = config.dataset or parents["hardness_table"].manifest["dataset"]["path"]
     else:
         assert config.dataset is not None
@@ -157,7 +163,7 @@ def _open_inputs(config: CoresetConfig) -> tuple[dict[str, Artifact], Dataset]:
     dataset = open_dataset(where)
     if "hardness_table" in parents:
         check_same_dataset(parents["hardness_table"], dataset)
-    parents["dataset"] = dataset.artifact
+    parents["dataset"] = dataset
     return parents, dataset
 
 
@@ -174,13 +180,16 @@ def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
             f"epoch_range {config.epoch_range} needs the scores of each epoch, and {run} has no finished table/; "
             "pass the folder of a scoring run as --scores"
         )
-    out = paths.join(run, "hardness-epochs-" + config.epoch_range.replace(":", "-"))
-    if config.dry_run and not paths.exists(paths.join(out, "manifest.json")):
-        say(f"select: would first reduce epochs {config.epoch_range} → {out}")
-        return open_hardness(scores)
-    reduced = reduce(ReduceConfig(out=out, scores=run, epoch_range=config.epoch_range))
-    assert reduced is not None
-    return reduced
+    out = epochs_folder(config)
+    assert out is not None
+    return reduce(ReduceConfig(out=out, scores=run, epoch_range=config.epoch_range))
+
+
+def epochs_folder(config: CoresetConfig) -> str | None:
+    """Where the hardness of the asked epochs lies, inside the scoring run; None if all epochs are asked for."""
+    if config.epoch_range is None or config.scores is None:
+        return None
+    return paths.join(paths.absolute(config.scores), "hardness-epochs-" + config.epoch_range.replace(":", "-"))
 
 
 def _score_name(config: CoresetConfig) -> str | None:

@@ -187,6 +187,16 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
     return made
 
 
+def peek(path: str, kind: str, identity: str) -> str:
+    """What ``claim`` would find at a path, without claiming it: nothing, finished, unfinished or other."""
+    found = _found(path)
+    if found is None:
+        return "nothing"
+    if (found.get("kind"), found.get("identity")) != (kind, identity):
+        return "other"
+    return "finished" if "fingerprint" in found else "unfinished"
+
+
 @contextmanager
 def giving_back(made: Claim) -> Iterator[None]:
     """Give a fresh claim back if the body is refused: a mistake must not block the folder for the corrected call.

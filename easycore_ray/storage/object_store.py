@@ -50,7 +50,7 @@ def open_store(scheme: str, bucket: str) -> pafs.FileSystem:
     return _open(scheme, bucket, first=False)
 
 
-def reach(scheme: str, bucket: str) -> None:
+def check_bucket(scheme: str, bucket: str) -> None:
     """Ask for a bucket once per process, and wait for some seconds at most.
 
     Raises:

@@ -149,7 +149,7 @@ def reach(*candidates: object) -> None:
     for path in [absolute(value) for value in named if value.startswith(object_store.SCHEMES)]:
         scheme, _, inner = path.partition("://")
         with _told(path, "reached"):
-            object_store.reach(scheme, inner.partition("/")[0])
+            object_store.check_bucket(scheme, inner.partition("/")[0])
 
 
 @contextlib.contextmanager

@@ -5,23 +5,20 @@ the model; it holds its own normalisation, so inputs are always pixels in [0, 1]
 the test set, picks the best epoch; its weights are in ``best.safetensors``, unless it is the last one.
 """
 
-import math
 import time
 from typing import Any
 
 import numpy as np
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.fields import ADVERSARIAL, format_workers
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
-from easycore_ray.core.eps import check_eps
-from easycore_ray.data.coreset import open_coreset, read_sample_ids
-from easycore_ray.data.dataset import Dataset, Rows, open_dataset
-from easycore_ray.engine.checkpoint import best_epoch_text, write_model
+from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.dataset import Dataset, Samples
+from easycore_ray.engine.checkpoint import Checkpoint, best_epoch_text, write_model
 from easycore_ray.engine.loader import batches_per_epoch
-from easycore_ray.engine.plan import Fit, make_plan, model_arguments
-from easycore_ray.engine.ray_train import fit_on_ray, settle
+from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
+from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.state import BEST, LAST, HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
@@ -35,10 +32,10 @@ from easycore_ray.storage.artifact import (
     claim,
     content_hash,
     finish,
-    identity,
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.training.plans import checkpoint_identity, open_training, plan_train
 
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
@@ -48,27 +45,21 @@ class DivergedError(EasyCoreError):
     """Loss or weights of a training run were not finite."""
 
 
-@verb(TrainConfig)
-def train(config: TrainConfig) -> Artifact | None:
+@verb(TrainConfig, gives=Checkpoint, plan=plan_train)
+def train(config: TrainConfig) -> Artifact:
     """Train (or resume, or reuse) a model.
 
     Returns:
-        The checkpoint, or None with ``dry_run``.
+        The checkpoint.
 
     Raises:
         EasyCoreError: for a missing or foreign dataset or coreset, workers the cluster cannot give, or
             a diverged run: the message says where the model after its last good epoch is kept.
     """
     started = time.monotonic()
-    dataset, parents, sample_ids = open_inputs(config)
-    fit = make_fit(config, dataset, sample_ids)
+    dataset, parents, sample_ids = open_training_inputs(config)
+    fit = make_training_fit(config, dataset, sample_ids)
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(
-            f"train: would train {config.model} ({config.training}) for {fit.plan.total_steps:,} steps on "
-            f"{fit.num_rows:,} samples with {format_workers(config.num_workers)} workers → {out}"
-        )
-        return None
     made = claim_checkpoint(config, parents)
     if isinstance(made, Artifact):
         say(f"train: {out} is finished, reused")
@@ -85,41 +76,18 @@ def train(config: TrainConfig) -> Artifact | None:
     return artifact
 
 
-def open_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
+def open_training_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
     """The dataset, the parents by role, and the ids to train on (None: all)."""
-    dataset = open_dataset(config.dataset)
-    check_training(config, dataset.image_shape)
-    parents = {"dataset": dataset.artifact}
-    if config.coreset is None:
-        return dataset, parents, None
-    parents["coreset"] = open_coreset(config.coreset, dataset)
-    return dataset, parents, read_sample_ids(parents["coreset"])
+    dataset, parents = open_training(config)
+    return dataset, parents, read_sample_ids(parents["coreset"]) if "coreset" in parents else None
 
 
-def check_training(config: TrainConfig, image_shape: tuple[int, ...]) -> None:
-    """Refuse, before any work, an attack in training that is wider than the images."""
-    if config.training in ADVERSARIAL:
-        check_budget(config.eps, config.norm, image_shape)
-
-
-def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
-    """Refuse an eps by which no image of this shape can be changed: 8 for 8/255, above all.
-
-    Raises:
-        EasyCoreError: says what is allowed.
-    """
-    try:
-        check_eps(eps, norm, num_pixels=math.prod(image_shape))
-    except ValueError as error:
-        raise EasyCoreError(str(error)) from error
-
-
-def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
     """The run this configuration describes."""
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
     steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
     steps = config.steps or config.epochs * steps_per_epoch
-    plan = make_plan(
+    plan = make_training_plan(
         config,
         total_steps=steps,
         training=config.training,
@@ -147,7 +115,7 @@ def make_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | Non
 
 def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
     """Claim ``config.out`` for this run; the finished checkpoint if it is there."""
-    key = _identity(config, parents)
+    key = checkpoint_identity(config, parents)
     return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)
 
 
@@ -156,17 +124,12 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     out = paths.absolute(config.out)
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
-    _, parents, _ = open_inputs(config)
+    _, parents, _ = open_training_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
-    return found if found["identity"] == _identity(config, parents) else None
+    return found if found["identity"] == checkpoint_identity(config, parents) else None
 
 
-def _identity(config: TrainConfig, parents: dict[str, Artifact]) -> str:
-    fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
-    return identity("checkpoint", identity_fields(config), fingerprints)
-
-
-def train_here(fit: Fit, rows: Rows, *, device: str = "cpu", on_epoch: Any = None) -> State:
+def train_here(fit: Fit, rows: Samples, *, device: str = "cpu", on_epoch: Any = None) -> State:
     """Train in this process on rows in memory: what a one-worker trial of a sweep does."""
     return fit_here(fit, rows, LocalContext(device, on_epoch))
 
@@ -247,7 +210,7 @@ def keep_last_good(
 
 def _run(config: TrainConfig, fit: Fit, made: Claim) -> State:
     """Train on Ray Train; tracked as one MLflow run."""
-    fit = settle(fit, config, made)
+    fit = resolve_resources(fit, config, made)
     tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
     key = f"train-{made.identity[:16]}-{made.nonce}"
     tracker.run(key, name=f"train {config.training}", params=to_dict(config), tags={"kind": "checkpoint"})

@@ -12,14 +12,20 @@ import torch
 from torch import nn
 
 from easycore_ray import analyze, inspect, select
-from easycore_ray.analysis.analyze import KIND, PAGE, attack_here, attack_shard, finish_analysis, open_inputs
+from easycore_ray.analysis.analyze import (
+    ANALYSIS_PAGE,
+    attack_in_process,
+    finish_analysis,
+    measure_shard,
+    open_analysis,
+)
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core.models import build_model
-from easycore_ray.data.dataset import Rows
+from easycore_ray.data.dataset import Samples
 from easycore_ray.engine.checkpoint import write_model
-from easycore_ray.reporting.analysis_page import make_plots, render, render_analysis
+from easycore_ray.reporting.analysis_page import make_analysis_plots, render_analysis, render_analysis_page
 from easycore_ray.reporting.inspect_text import to_text
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.artifact import Claim
@@ -66,9 +72,9 @@ def done(world, tmp_path_factory):
     """An analysis made without Ray."""
     out = str(tmp_path_factory.mktemp("done") / "analysis")
     config = config_of(world, out)
-    inputs = open_inputs(config)
-    made = Claim(out, KIND, "i" * 64, "nonce", resumed=False)
-    return finish_analysis(config, made, inputs, attack_here(config, inputs), time.monotonic())
+    inputs = open_analysis(config)
+    made = Claim(out, "analysis", "i" * 64, "nonce", resumed=False)
+    return finish_analysis(config, made, inputs, attack_in_process(config, inputs), time.monotonic())
 
 
 # ---------------------------------------------------------------- attacks
@@ -97,8 +103,8 @@ def test_distances_of_a_plane_are_exact_and_wrong_images_are_at_0(norm, dual):
     labels[::5] = 1 - labels[::5]
     exact = (logits[:, 0].abs() / model.weight.norm(p=dual)).detach().numpy()
     exact[::5] = 0.0
-    rows = Rows(torch.arange(300), images, labels)
-    found = attack_shard(model, rows, EPS, norm=norm, seed=0)
+    rows = Samples(torch.arange(300), images, labels)
+    found = measure_shard(model, rows, EPS, norm=norm, seed=0)
 
     assert found["clean_correct"].to_numpy().tolist() == [number % 5 > 0 for number in range(300)]
     distance = found["distance"].to_numpy()
@@ -128,7 +134,7 @@ def test_each_row_says_whether_it_was_seen_and_is_robust_where_its_distance_says
 
 def test_pgd_only_ever_brings_a_sample_nearer(world):
     """With more eps to look at, no distance grows."""
-    few, many = (attack_here(c, open_inputs(c)) for c in (config_of(world, eval_eps=EPS[:1]), config_of(world)))
+    few, many = (attack_in_process(c, open_analysis(c)) for c in (config_of(world, eval_eps=EPS[:1]), config_of(world)))
     assert (many["distance"].to_numpy() <= few["distance"].to_numpy()).all()
 
 
@@ -163,7 +169,7 @@ def test_random_scores_of_an_untrained_model_are_not_said_to_hold(done):
 
 def test_the_page_is_whole_and_loads_nothing(done):
     """Every verdict, model, plot and rule is in it; no address but of namespaces; plots are PNG files."""
-    page = paths.read_bytes(f"{done.path}/{PAGE}").decode()
+    page = paths.read_bytes(f"{done.path}/{ANALYSIS_PAGE}").decode()
 
     for claim in done.manifest["claims"]:
         assert claim["claim"].replace("'", "&#x27;") in page
@@ -181,7 +187,7 @@ def test_equal_findings_give_equal_files(done):
     """A page can be compared with another by its hash."""
     summary = json.loads(paths.read_bytes(f"{done.path}/summary.json"))
     summary["groups"] = summary["groups"][:1]
-    one, two = (render_analysis(summary, ["a", "b", "c"], {"parents": {}}, PAGE) for _ in range(2))
+    one, two = (render_analysis(summary, ["a", "b", "c"], {"parents": {}}, ANALYSIS_PAGE) for _ in range(2))
     assert one == two
 
 
@@ -191,7 +197,7 @@ def test_what_a_user_named_is_not_taken_for_markup(done):
     summary["groups"][0]["name"] = summary["models"][0]["name"] = "<script>x"
     summary["warnings"] = ["<script>y"]
     summary["claims"][0]["sentence"] = summary["claims"][0]["parts"][0]["group"] = "<script>z"
-    page = render(summary, [], {"parents": {"<script>v": {}}})
+    page = render_analysis_page(summary, [], {"parents": {"<script>v": {}}})
 
     assert len(re.findall("<script>", page)) == 1, "the page's own"
 
@@ -208,7 +214,7 @@ def test_without_a_model_only_scores_are_looked_at(world, tmp_path, monkeypatch)
     assert claims["attack"]["sentence"] == "needs a model; pass --checkpoint"
     assert claims["agnostic"]["outcome"] == "cannot be told"
     assert len(summary["pairs"]) == 1
-    assert [plot.name for plot in make_plots(summary, "abc")] == ["learning", "classes", "agreement"]
+    assert [plot.name for plot in make_analysis_plots(summary, "abc")] == ["learning", "classes", "agreement"]
     assert done.manifest["counts"] == {"samples": 0, "models": 0, "scoring_runs": 2}
     assert analyze(scores=(f"{world}/scores", other.path), out=str(tmp_path / "a")).manifest == done.manifest
 
@@ -216,10 +222,10 @@ def test_without_a_model_only_scores_are_looked_at(world, tmp_path, monkeypatch)
 # ---------------------------------------------------------------- refused, warned, told
 
 
-def test_a_dry_run_says_what_it_would_do(world, tmp_path, capsys):
+def test_a_plan_says_what_would_be_done(world, tmp_path):
     """Numbers, and nothing written."""
-    assert analyze(config_of(world, tmp_path / "a", dry_run=True)) is None
-    assert "compare 1 scoring run and attack 200 training samples with each of 2 models" in capsys.readouterr().err
+    plan = analyze.plan(config_of(world, tmp_path / "a"))
+    assert plan.work == "compare 1 scoring run and attack 200 training samples with each of 2 models"
     assert not (tmp_path / "a").exists()
 
 
@@ -254,12 +260,12 @@ def test_a_model_of_unknown_training_data_is_not_told_apart_and_said_so(world, t
     make_checkpoint(tmp_path / "lost", {"dataset": dataset, "coreset": gone})
     make_checkpoint(tmp_path / "elsewhere", {"dataset": other})
     config = config_of(world, checkpoint=(f"{tmp_path}/lost", f"{tmp_path}/elsewhere"))
-    inputs = open_inputs(config)
+    inputs = open_analysis(config)
 
     assert [model.seen for model in inputs.models] == [None, None]
     assert re.search(r"coreset .*gone, which is gone", inputs.warnings[0])
     assert "was trained on another dataset" in inputs.warnings[1]
-    assert attack_here(config, inputs)["seen"].null_count == 400
+    assert attack_in_process(config, inputs)["seen"].null_count == 400
 
 
 def test_inspect_tells_the_verdicts_and_finds_damage(done, tmp_path):

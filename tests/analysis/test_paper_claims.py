@@ -7,7 +7,7 @@ import pytest
 
 from easycore_ray.analysis.paper_claims import (
     CLAIMS,
-    Group,
+    SampleGroup,
     agnostic_finding,
     attack_finding,
     class_mix,
@@ -39,7 +39,9 @@ def hardness(count=COUNT):
 def group(distance, correct=None, which="all", model="net", hard=None):
     hard = hardness(len(distance)) if hard is None else hard
     correct = np.ones(len(distance), bool) if correct is None else correct
-    return Group(model, which, hard, deciles(hard, np.arange(len(hard))), correct, np.where(correct, distance, 0.0))
+    return SampleGroup(
+        model, which, hard, deciles(hard, np.arange(len(hard))), correct, np.where(correct, distance, 0.0)
+    )
 
 
 def near_where_hard():

@@ -26,9 +26,9 @@ from easycore_ray.core.loop import make_optimizer, score_epoch, train_epoch, val
 from easycore_ray.core.models import build_model
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import open_dataset, read_split
-from easycore_ray.engine.loader import MemoryFeed, batches_per_epoch
-from easycore_ray.scoring.score import make_fit as make_scoring_fit
-from easycore_ray.training.train import make_fit as make_training_fit
+from easycore_ray.engine.loader import MemoryLoader, batches_per_epoch
+from easycore_ray.scoring.score import make_scoring_fit as make_scoring_fit
+from easycore_ray.training.train import make_training_fit as make_training_fit
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def _bare_epochs(fit: Any, dataset: Any, sample_ids: Any, *, scoring: bool) -> l
     """Seconds of epochs 2 to 4 of the same loop without Ray."""
     torch.set_num_threads(fit.threads)
     rows = read_split(dataset, "train", sample_ids)
-    feed = MemoryFeed(rows, num_batches=batches_per_epoch(len(rows.labels), fit.batch_size), seed=0)
+    feed = MemoryLoader(rows, num_batches=batches_per_epoch(len(rows.labels), fit.batch_size), seed=0)
     held_out = read_split(dataset, "val")
     blocks = list(zip(*(column.split(128) for column in held_out), strict=True))
     model = build_model(**fit.model).to(memory_format=torch.channels_last)

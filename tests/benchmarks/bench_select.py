@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from easycore_ray.scoring.hardness_table import SCHEMA, write_hardness
+from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, write_hardness
 
 SYSTEMS = ("ours", "duckdb", "duckdb-unwritten", "polars")
 
@@ -106,7 +106,7 @@ def _table(options: argparse.Namespace) -> None:
             "input_norm": aign.astype(np.float32),
             "aign_epoch0": aign.astype(np.float32),
         }
-        entries.append(write_hardness(str(folder), number, pa.table(columns, schema=SCHEMA)))
+        entries.append(write_hardness(str(folder), number, pa.table(columns, schema=HARDNESS_SCHEMA)))
     (folder / "files.json").write_text(json.dumps(entries))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from easycore_ray.core.loop import Plan, make_optimizer, score_epoch, train_epoch
+from easycore_ray.core.loop import TrainingPlan, make_optimizer, score_epoch, train_epoch
 from easycore_ray.core.models import build_model
 
 
@@ -57,8 +57,8 @@ def main() -> None:
               f"[{min(ratios):.3f}, {max(ratios):.3f}]")  # fmt: skip
 
 
-def _plan(precision: str) -> Plan:
-    return Plan(
+def _plan(precision: str) -> TrainingPlan:
+    return TrainingPlan(
         training="standard", beta=0.0, eps=0.0, norm="linf", attack_steps=1, attack_step_size=0.0, lr=0.01,
         momentum=0.9, nesterov=True, weight_decay=5e-4, schedule="constant", warmup_steps=0, total_steps=10**9,
         augment="crop-flip", crop_pad=4, precision=precision, seed=0,

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from easycore_ray.core.augment import augment, to_float
-from easycore_ray.core.loop import Plan, make_optimizer, train_epoch
+from easycore_ray.core.loop import TrainingPlan, make_optimizer, train_epoch
 from easycore_ray.core.models import build_model, compiled
 
 EPS, STEP_SIZE, STEPS, BETA = 8 / 255, 2 / 255, 10, 6.0
@@ -117,8 +117,8 @@ def _official(model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) ->
     return epoch
 
 
-def _plan(training: str, precision: str, *, fold: bool) -> Plan:
-    return Plan(
+def _plan(training: str, precision: str, *, fold: bool) -> TrainingPlan:
+    return TrainingPlan(
         training=training, beta=BETA, eps=EPS, norm="linf", attack_steps=STEPS, attack_step_size=STEP_SIZE, lr=0.01,
         momentum=0.9, nesterov=False, weight_decay=2e-4, schedule="constant", warmup_steps=0, total_steps=10**9,
         augment="crop-flip", crop_pad=4, precision=precision, seed=0,

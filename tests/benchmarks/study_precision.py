@@ -22,11 +22,11 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from easycore_ray.core.attacks import pgd20
-from easycore_ray.core.loop import Plan, make_optimizer, prepare_inputs, train_epoch
+from easycore_ray.core.loop import TrainingPlan, make_optimizer, prepare_inputs, train_epoch
 from easycore_ray.core.models import build_model
 from easycore_ray.core.seeding import generator
-from easycore_ray.data.dataset import Rows, open_dataset, read_split
-from easycore_ray.engine.loader import MemoryFeed
+from easycore_ray.data.dataset import Samples, open_dataset, read_split
+from easycore_ray.engine.loader import MemoryLoader
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Task:
     """What is learned, and against which attack."""
 
     name: str
-    train: Rows
-    test: Rows
+    train: Samples
+    test: Samples
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: str
@@ -88,7 +88,7 @@ def _digits() -> Task:
     images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()
     split = train_test_split(torch.arange(len(labels)).numpy(), test_size=0.25, random_state=0, stratify=labels.numpy())
-    train, test = (Rows(torch.arange(len(rows)), images[rows], labels[rows]) for rows in split)
+    train, test = (Samples(torch.arange(len(rows)), images[rows], labels[rows]) for rows in split)
     return Task("digits", train, test, (0.3,), (0.37,), "crop", 1, 0.125, 5)
 
 
@@ -99,7 +99,7 @@ def _drawn(options: argparse.Namespace) -> Task:
         read_split(dataset, split, np.sort(np.random.default_rng(0).permutation(dataset.num_rows(split))[:count]))
         for split, count in (("train", options.images), ("test", options.test_images))
     )
-    train = Rows(torch.arange(len(train.labels)), train.images, train.labels)
+    train = Samples(torch.arange(len(train.labels)), train.images, train.labels)
     name = f"{len(train.labels):,} images of {options.dataset}"
     return Task(name, train, test, (0.5,) * 3, (0.25,) * 3, "crop-flip", 4, 8 / 255, 10)
 
@@ -110,9 +110,9 @@ def _run(options: argparse.Namespace, precision: str, seed: int, task: Task) -> 
     shape = tuple(train.images.shape[1:])
     model = build_model(options.model, num_classes=10, image_shape=shape, width=options.width, mean=task.mean,
                         std=task.std, seed=seed).to(memory_format=torch.channels_last)  # fmt: skip
-    feed = MemoryFeed(train, num_batches=math.ceil(len(train.labels) / options.batch), seed=seed)
+    feed = MemoryLoader(train, num_batches=math.ceil(len(train.labels) / options.batch), seed=seed)
     steps = options.epochs * feed.num_batches
-    plan = Plan(
+    plan = TrainingPlan(
         training="trades", beta=6.0, eps=eps, norm="linf", attack_steps=task.attack_steps,
         attack_step_size=2.5 * eps / task.attack_steps, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
         schedule="cosine", warmup_steps=steps // 10, total_steps=steps, augment=task.augment,

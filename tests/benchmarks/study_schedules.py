@@ -29,8 +29,8 @@ from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.metrics import overlap, spearman
 from easycore_ray.core.selection import lowest
 from easycore_ray.data.dataset import open_dataset, read_split
-from easycore_ray.engine.loader import Feed
-from easycore_ray.engine.plan import Fit, make_plan, model_arguments
+from easycore_ray.engine.loader import Loader
+from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import Context, LocalContext
 from easycore_ray.runtime.console import say
@@ -45,7 +45,7 @@ class KeepBoth:
         self.pass_seconds: list[float] = []
 
     def __call__(
-        self, context: Context, feed: Feed, model: nn.Module, epoch: int, result: EpochResult | None, carried: Any
+        self, context: Context, feed: Loader, model: nn.Module, epoch: int, result: EpochResult | None, carried: Any
     ) -> dict[str, float]:
         """See ``fitting.AfterEpoch``."""
         if result is None:
@@ -78,7 +78,8 @@ def record(options: argparse.Namespace) -> None:
         steps = epochs * -(-len(rows.labels) // config.batch_size)
         fit = Fit(
             dataset=dataset.path, sample_ids=None, num_rows=len(rows.labels), model=model_arguments(config, dataset),
-            plan=make_plan(config, total_steps=steps), epochs=epochs, batch_size=config.batch_size, cache_gib=8,
+            plan=make_training_plan(config, total_steps=steps), epochs=epochs,
+            batch_size=config.batch_size, cache_gib=8,
             threads=options.threads, record_scores=True,
         )  # fmt: skip
         keep = KeepBoth()

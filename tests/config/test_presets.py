@@ -7,7 +7,7 @@ from easycore_ray.config.experiments import PipelineConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.core.schedules import learning_rate
-from easycore_ray.engine.plan import make_plan
+from easycore_ray.engine.plan import make_training_plan
 
 SHARED = {"source": "torchvision:CIFAR10", "batch_size": 128, "num_workers": 1, "trial_workers": 1, "lr": 0.1,
           "momentum": 0.9, "nesterov": False, "warmup_fraction": 0.0, "augment": "crop-flip", "crop_pad": 4,
@@ -53,7 +53,7 @@ def test_a_preset_has_the_numbers_of_its_source(name):
 def test_the_rate_drops_in_the_epochs_of_the_source(name, steps_per_epoch):
     """First and last step of an epoch train at the source's rate, whatever the size of the coreset."""
     config = PRESETS[name]("o")
-    plan = make_plan(config, total_steps=config.train_epochs * steps_per_epoch)
+    plan = make_training_plan(config, total_steps=config.train_epochs * steps_per_epoch)
 
     def rate(step):
         return learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,

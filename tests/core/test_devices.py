@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from easycore_ray.core import attacks, distance, loop, scores
-from easycore_ray.core.loop import Plan, make_optimizer, score_epoch, train_epoch
+from easycore_ray.core.loop import TrainingPlan, make_optimizer, score_epoch, train_epoch
 from easycore_ray.core.models import MODELS, build_model
 
 DEVICE = torch.device("meta")
@@ -69,7 +69,7 @@ def plan_of(**changes):
         momentum=0.9, nesterov=True, weight_decay=5e-4, schedule="cosine", warmup_steps=0, total_steps=10,
         augment="crop-flip", crop_pad=4, precision="fp32", seed=0,
     )  # fmt: skip
-    return Plan(**fields | changes)
+    return TrainingPlan(**fields | changes)
 
 
 def test_the_mode_refuses_what_a_gpu_refuses():

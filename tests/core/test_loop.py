@@ -12,7 +12,7 @@ from easycore_ray.core.attacks import pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.loop import (
     NotFiniteError,
-    Plan,
+    TrainingPlan,
     make_optimizer,
     prepare_inputs,
     score_epoch,
@@ -30,7 +30,7 @@ def make_plan(**changes):
         momentum=0.9, nesterov=True, weight_decay=5e-4, schedule="constant", warmup_steps=0, total_steps=10**6,
         augment="none", crop_pad=1, precision="fp32", seed=0,
     )  # fmt: skip
-    return Plan(**fields | changes)
+    return TrainingPlan(**fields | changes)
 
 
 def make_model(seed=0):

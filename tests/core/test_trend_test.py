@@ -12,7 +12,7 @@ from easycore_ray.core.trend_test import (
     DECILES,
     DOES_NOT_HOLD,
     HOLDS,
-    Group,
+    DecileMean,
     bootstrap_interval,
     deciles,
     draw_from_deciles,
@@ -162,7 +162,7 @@ def trend_reverses(hard, values, tenth):
 
 def test_a_clear_reversal_is_named_and_tenths_without_rows_are_passed_over():
     """The pair that falls most in units of its error; nothing where means rise."""
-    found = [Group(1, 50, 0.2, 0.05), Group(2, 50, 0.9, 0.05), Group(7, 50, 0.3, 0.05)]
+    found = [DecileMean(1, 50, 0.2, 0.05), DecileMean(2, 50, 0.9, 0.05), DecileMean(7, 50, 0.3, 0.05)]
     assert reversal(found) == (2, 7)
     assert reversal(found[:2]) is None
     assert reversal(found[:1]) is None

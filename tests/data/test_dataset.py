@@ -24,7 +24,7 @@ from easycore_ray.data.dataset import (
     open_dataset,
     ray_dataset,
     read_split,
-    table_to_rows,
+    table_to_samples,
 )
 from easycore_ray.data.ingest import shuffle, sources
 from easycore_ray.data.ingest.pipeline import prepare
@@ -202,7 +202,7 @@ class TestImport:
 
         assert dataset.mean == pytest.approx(images.mean((0, 2, 3)).tolist())
         assert dataset.std == pytest.approx(images.std((0, 2, 3)).tolist())
-        entries = dataset.artifact.manifest["shards"]["train"]
+        entries = dataset.manifest["shards"]["train"]
         assert [entry["rows"] for entry in entries] == [15, 14, 14]
         for entry, path in zip(entries, dataset.shards("train"), strict=True):
             labels = pq.read_table(path)["label"].to_numpy()
@@ -370,18 +370,19 @@ class TestReuse:
 
         assert make(folders, tmp_path / "out").kind == "dataset"
 
-    def test_a_dry_run_writes_nothing(self, folders, tmp_path, capsys):
+    def test_a_plan_writes_nothing(self, folders, tmp_path):
         """It says what would be imported, and where."""
-        assert make(folders, tmp_path / "out", dry_run=True) is None
+        plan = prepare.plan(source=folders, out=str(tmp_path / "out"))
 
         assert not (tmp_path / "out").exists()
-        assert "would import 60 images in 3 classes" in capsys.readouterr().err
+        assert "import 60 images in 3 classes" in plan.work
+        assert plan.makes == (f"{tmp_path}/out",)
 
-    def test_a_dry_run_downloads_nothing(self, tmp_path, capsys):
+    def test_a_plan_downloads_nothing(self, tmp_path):
         """It cannot say how many images there are, then."""
-        prepare(source="torchvision:CIFAR10", out=str(tmp_path / "out"), dry_run=True)
+        plan = prepare.plan(source="torchvision:CIFAR10", out=str(tmp_path / "out"))
 
-        assert "would import torchvision:CIFAR10 into shards" in capsys.readouterr().err
+        assert plan.work.startswith("import torchvision:CIFAR10 into shards")
 
 
 class TestReaders:
@@ -443,7 +444,7 @@ class TestReaders:
 
         tables = list(ray_dataset(dataset, "train", ids).iter_batches(batch_format="pyarrow"))
 
-        rows = table_to_rows(pa.concat_tables(tables), dataset)
+        rows = table_to_samples(pa.concat_tables(tables), dataset)
         expected = read_split(dataset, "train", ids)
         order = torch.argsort(rows.sample_ids)
         assert all((column[order] == right).all() for column, right in zip(rows, expected, strict=True))
@@ -465,17 +466,19 @@ class TestReaders:
     def test_rows_are_memory_of_their_own(self, dataset):
         """Changing a batch in place changes no later one."""
         table = pq.read_table(dataset.shards("train")[0])
-        before = table_to_rows(table, dataset).images.clone()
+        before = table_to_samples(table, dataset).images.clone()
 
-        table_to_rows(table, dataset).images.zero_()
+        table_to_samples(table, dataset).images.zero_()
 
-        assert (table_to_rows(table, dataset).images == before).all()
+        assert (table_to_samples(table, dataset).images == before).all()
 
     def test_views_of_sliced_tables_start_at_the_slice(self, dataset):
         """Arrow slices share their parent's memory; the offset counts."""
         table = pq.read_table(dataset.shards("train")[0])
 
-        assert (table_to_rows(table.slice(5, 4), dataset).images == table_to_rows(table, dataset).images[5:9]).all()
+        assert (
+            table_to_samples(table.slice(5, 4), dataset).images == table_to_samples(table, dataset).images[5:9]
+        ).all()
 
     def test_drawn_ids_are_balanced_seeded_and_at_most_all(self, dataset):
         """A fixed test subset for every run."""
@@ -517,7 +520,7 @@ class TestEncoded:
         """Shorter side to 160, then the centre; both readers, and the norm of the index."""
         dataset, source = encoded
         rows = read_split(dataset, "train")
-        streamed = table_to_rows(
+        streamed = table_to_samples(
             pa.concat_tables(list(ray_dataset(dataset, "train").iter_batches(batch_format="pyarrow"))), dataset
         )
         assert (streamed.images[torch.argsort(streamed.sample_ids)] == rows.images).all()
@@ -535,7 +538,7 @@ class TestEncoded:
         dataset, _ = encoded
         pad = pa.table({"sample_id": [-1], "label": [0], "image": [b""]}, schema=dataset.shard_schema)
 
-        assert not table_to_rows(pad, dataset).images.any()
+        assert not table_to_samples(pad, dataset).images.any()
 
     def test_memory_is_counted_in_decoded_pixels(self, encoded):
         """What a cache of them will hold."""
@@ -565,7 +568,7 @@ class TestMaterialize:
 
         assert rows.sample_ids.tolist() == ids.tolist()
         assert all((column == right).all() for column, right in zip(rows, expected, strict=True))
-        assert [shard["rows"] for shard in found.artifact.manifest["shards"]["train"]] == [10, 10]
+        assert [shard["rows"] for shard in found.manifest["shards"]["train"]] == [10, 10]
 
     def test_val_and_test_come_along(self, dataset, subset):
         """To the byte."""
@@ -582,13 +585,13 @@ class TestMaterialize:
 
         assert (found.mean, found.std, found.classes) == (dataset.mean, dataset.std, dataset.classes)
         assert found.fingerprint != dataset.fingerprint
-        assert found.artifact.manifest["parents"]["dataset"]["fingerprint"] == dataset.fingerprint
+        assert found.manifest["parents"]["dataset"]["fingerprint"] == dataset.fingerprint
 
     def test_the_same_samples_are_not_written_twice_and_others_are_refused(self, dataset, subset):
         """Identity is the parent and the ids."""
         found, ids = subset
 
-        assert materialize(dataset, ids[::-1], found.path).manifest == found.artifact.manifest
+        assert materialize(dataset, ids[::-1], found.path).manifest == found.manifest
         with pytest.raises(EasyCoreError, match="another configuration or input"):
             materialize(dataset, ids[1:], found.path)
 

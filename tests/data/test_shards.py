@@ -86,7 +86,7 @@ def test_scattered_rows_meet_again_in_their_shard(tmp_path_factory, order, shard
     folder = tmp_path_factory.mktemp("scatter")
     pixels = [bytes([row] * 6) for row in range(8)]
     blocks = [
-        pa.Table.from_pylist([{"pixels": pixels[row]} for row in rows], schema=readers.SCHEMA)
+        pa.Table.from_pylist([{"pixels": pixels[row]} for row in rows], schema=readers.CHECKED_SCHEMA)
         for rows in ([0, 1, 2], [3, 4], [5, 6, 7])
     ]
     places, start = [], 0
@@ -110,7 +110,7 @@ def test_scattered_rows_meet_again_in_their_shard(tmp_path_factory, order, shard
 
     for number in range(3):
         path = str(folder / f"{number}.parquet")
-        shards.write_shard(path, RAW, *(part[number] for part in parts))
+        shards.write_dealt_shard(path, RAW, *(part[number] for part in parts))
         expected = [row for row in order if shards_of[row] == number]
         found = shards.read_rows(path)
         assert found["sample_id"].to_pylist() == expected

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from easycore_ray import analyze, score, train
-from easycore_ray.analysis.analyze import analyze as analysis
+from easycore_ray.analysis import analyze as analysis
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage.artifact import identity
@@ -41,7 +41,7 @@ def test_outcomes_are_those_of_the_same_shards_in_this_process(one_worker, input
     config = AnalyzeConfig(**inputs, out=str(tmp_path / "two"), num_workers=2)
     two = analyze(config)
     three = analyze(**inputs, out=str(tmp_path / "one"), num_workers=1)
-    here = analysis.attack_here(config, analysis.open_inputs(config))
+    here = analysis.attack_in_process(config, analysis.open_analysis(config))
 
     assert two.fingerprint == three.fingerprint
     assert pq.read_table(f"{two.path}/samples.parquet").equals(here)

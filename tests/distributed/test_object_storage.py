@@ -24,9 +24,9 @@ from easycore_ray.config.stages import ScoreConfig
 from easycore_ray.data.dataset import open_dataset, read_split
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import LocalContext
-from easycore_ray.scoring.score import ScoreEachEpoch, make_fit
+from easycore_ray.scoring.score import ScoreEachEpoch, make_scoring_fit
 from easycore_ray.scoring.score_reader import open_table
-from easycore_ray.scoring.score_table import Part, fingerprint, id_checksum
+from easycore_ray.scoring.score_table import ScorePart, fingerprint, id_checksum
 from easycore_ray.storage import artifact, paths
 from tests.object_store import CREDENTIALS, environment, running_store
 
@@ -135,7 +135,7 @@ def test_every_artifact_is_finished_in_the_store(finished, store):
     assert found == kinds
     assert paths.read_bytes(f"{HOME}/run/report.html").lstrip().lower().startswith(b"<!doctype html")
     assert f"report: {HOME}/run/report.html" in done.stdout
-    assert open_dataset(f"{HOME}/run/dataset").artifact.manifest["counts"]["test"] == 40
+    assert open_dataset(f"{HOME}/run/dataset").manifest["counts"]["test"] == 40
 
 
 def test_tracking_is_off_and_says_so(finished):
@@ -157,7 +157,7 @@ def test_a_killed_driver_goes_on_from_its_commit_to_the_same_table(finished, sto
     config = from_dict(ScoreConfig, scores.manifest["config"])
     dataset = open_dataset(f"{HOME}/run/dataset")
     rows = read_split(dataset, "train")
-    fit = make_fit(config, dataset, None)
+    fit = make_scoring_fit(config, dataset, None)
     each = ScoreEachEpoch(table=str(tmp_path), epochs=EPOCHS, every=config.score_every, score_pass=config.score_pass,
                           num_samples=fit.num_rows, checksum=id_checksum(rows.sample_ids.numpy()))  # fmt: skip
     threads = torch.get_num_threads()
@@ -165,7 +165,7 @@ def test_a_killed_driver_goes_on_from_its_commit_to_the_same_table(finished, sto
         state = fit_here(fit, rows, LocalContext(), each)
     finally:
         torch.set_num_threads(threads)
-    expected = fingerprint([Part.from_dict(entry) for entry in state.carried["parts"]])
+    expected = fingerprint([ScorePart.from_dict(entry) for entry in state.carried["parts"]])
 
     assert open_table(f"{HOME}/run/scores/table").artifact.fingerprint == expected
 

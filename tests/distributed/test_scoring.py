@@ -16,7 +16,7 @@ from easycore_ray.engine.plan import model_arguments
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
-from easycore_ray.scoring.score import ScoreConfig, ScoreEachEpoch, make_fit
+from easycore_ray.scoring.score import ScoreConfig, ScoreEachEpoch, make_scoring_fit
 from easycore_ray.scoring.score_reader import open_table
 from easycore_ray.scoring.score_table import id_checksum, scored_epochs
 from easycore_ray.storage.errors import EasyCoreError
@@ -143,7 +143,7 @@ def in_process(settings, table, **changes):
     config = ScoreConfig(**settings("unused", num_workers=1, **changes))
     dataset = open_dataset(config.dataset)
     ids = read_sample_ids(open_coreset(config.coreset, dataset))
-    fit = make_fit(config, dataset, ids)
+    fit = make_scoring_fit(config, dataset, ids)
     after_epoch = ScoreEachEpoch(
         table=str(table), epochs=config.epochs, every=config.score_every, score_pass=config.score_pass,
         num_samples=len(ids), checksum=id_checksum(ids), stop_when_stable=config.stop_when_stable,

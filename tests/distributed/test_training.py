@@ -26,7 +26,7 @@ from easycore_ray.reporting.report import print_table
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.train import make_fit, open_inputs, train_here
+from easycore_ray.training.train import make_training_fit, open_training_inputs, train_here
 from tests import faults
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -53,10 +53,10 @@ def checkpoint(digits, population, tmp_path_factory):
 def test_one_ray_worker_and_this_process_train_the_same_weights(checkpoint, digits, population):
     """TorchTrainer with one worker and the loop run directly (as in a Tune trial) agree bit for bit."""
     config = TrainConfig(**settings(digits, population, "unused", training="trades"))
-    dataset, _, sample_ids = open_inputs(config)
+    dataset, _, sample_ids = open_training_inputs(config)
     threads = torch.get_num_threads()
     try:
-        state = train_here(make_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
+        state = train_here(make_training_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
     finally:
         torch.set_num_threads(threads)
     stored = load_file(checkpoint.path + "/model.safetensors")
@@ -74,7 +74,7 @@ def test_a_materialized_coreset_trains_the_weights_of_the_coreset(checkpoint, di
     config = TrainConfig(**settings(digits, coreset, "unused", training="trades") | {"dataset": own, "coreset": None})
     threads = torch.get_num_threads()
     try:
-        state = train_here(make_fit(config, open_dataset(own), None), read_split(open_dataset(own), "train"))
+        state = train_here(make_training_fit(config, open_dataset(own), None), read_split(open_dataset(own), "train"))
     finally:
         torch.set_num_threads(threads)
     stored = load_file(checkpoint.path + "/model.safetensors")
@@ -295,10 +295,10 @@ def test_a_users_model_trains_against_pgd_on_ray_as_in_this_process(digits, popu
     changes = dict(model="tests.users_models:good", width=None, training="pgd")
     done = train(**settings(digits, population, tmp_path / "model", **changes))
     config = TrainConfig(**settings(digits, population, "unused", **changes))
-    dataset, _, sample_ids = open_inputs(config)
+    dataset, _, sample_ids = open_training_inputs(config)
     threads = torch.get_num_threads()
     try:
-        state = train_here(make_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
+        state = train_here(make_training_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
     finally:
         torch.set_num_threads(threads)
     artifact, model = open_checkpoint(done.path)

@@ -9,11 +9,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from easycore_ray.data.dataset import Rows
+from easycore_ray.data.dataset import Samples
 from easycore_ray.engine.loader import (
     PAD_ID,
     SCORE_BATCH,
-    MemoryFeed,
+    MemoryLoader,
     batches_per_epoch,
     check_share,
     drop_padding,
@@ -34,7 +34,7 @@ def table(ids):
 def rows(ids):
     """The same as tensors."""
     ids = torch.as_tensor(ids)
-    return Rows(ids, ids.reshape(-1, 1, 1, 1).to(torch.uint8), ids % 7)
+    return Samples(ids, ids.reshape(-1, 1, 1, 1).to(torch.uint8), ids % 7)
 
 
 @st.composite
@@ -178,7 +178,7 @@ def test_one_row_more_than_whole_batches_empties_none(n, world, batch_size):
     for real in (share, share - padding):
         ids = [*range(real), *[PAD_ID] * (share - real)]
         streamed = rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)
-        kept = MemoryFeed(rows(range(real)), num_batches=num_batches, seed=0).shuffled(1)
+        kept = MemoryLoader(rows(range(real)), num_batches=num_batches, seed=0).shuffled(1)
         assert min(batch.num_rows for batch in streamed) >= 1
         assert min(len(batch.labels) for batch in kept) >= 1
 
@@ -215,7 +215,7 @@ def drawn(feed, epoch):
 def test_an_epoch_has_every_row_once_in_equal_batches(count, data):
     """As many batches as asked for, of sizes that differ by at most one."""
     num_batches = data.draw(st.integers(1, count))
-    batches = drawn(MemoryFeed(rows(range(count)), num_batches=num_batches, seed=1), 1)
+    batches = drawn(MemoryLoader(rows(range(count)), num_batches=num_batches, seed=1), 1)
 
     assert len(batches) == num_batches
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
@@ -224,7 +224,7 @@ def test_an_epoch_has_every_row_once_in_equal_batches(count, data):
 
 def test_images_and_labels_stay_with_their_ids():
     """In training and in scoring order."""
-    feed = MemoryFeed(rows([5, 3, 200, 8]), num_batches=2, seed=0)
+    feed = MemoryLoader(rows([5, 3, 200, 8]), num_batches=2, seed=0)
     for batch in [*feed.shuffled(1), *feed.ordered()]:
         assert batch.images.flatten().tolist() == batch.sample_ids.tolist()
         assert batch.labels.tolist() == [i % 7 for i in batch.sample_ids.tolist()]
@@ -234,15 +234,15 @@ def test_the_order_depends_on_seed_epoch_and_worker_only():
     """Not on the order in which rows were delivered; each of the three changes it."""
     ids = torch.arange(100)
     shuffled = ids[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
-    feed = MemoryFeed(rows(ids), num_batches=7, seed=1, rank=2)
+    feed = MemoryLoader(rows(ids), num_batches=7, seed=1, rank=2)
     order = drawn(feed, 3)
 
-    assert drawn(MemoryFeed(rows(shuffled), num_batches=7, seed=1, rank=2), 3) == order
+    assert drawn(MemoryLoader(rows(shuffled), num_batches=7, seed=1, rank=2), 3) == order
     assert drawn(feed, 3) == order
     others = [
         drawn(feed, 4),
-        drawn(MemoryFeed(rows(ids), num_batches=7, seed=2, rank=2), 3),
-        drawn(MemoryFeed(rows(ids), num_batches=7, seed=1, rank=3), 3),
+        drawn(MemoryLoader(rows(ids), num_batches=7, seed=2, rank=2), 3),
+        drawn(MemoryLoader(rows(ids), num_batches=7, seed=1, rank=3), 3),
     ]
     assert all(other != order for other in others)
 
@@ -251,7 +251,7 @@ def test_the_order_depends_on_seed_epoch_and_worker_only():
 def test_scoring_sees_every_row_by_id(count):
     """In batches that are not empty, the same ones every time."""
     ids = np.random.default_rng(0).permutation(count) * 2
-    feed = MemoryFeed(rows(ids), num_batches=1, seed=0)
+    feed = MemoryLoader(rows(ids), num_batches=1, seed=0)
     batches = [batch.sample_ids.tolist() for batch in feed.ordered()]
 
     assert [i for batch in batches for i in batch] == sorted(ids.tolist())

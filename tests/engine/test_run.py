@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from easycore_ray.core import loop
-from easycore_ray.data.dataset import Rows
-from easycore_ray.engine.loader import MemoryFeed, batches_per_epoch
+from easycore_ray.data.dataset import Samples
+from easycore_ray.engine.loader import MemoryLoader, batches_per_epoch
 from easycore_ray.engine.state import State, load_state, save_state
 from tests import together
 
@@ -18,11 +18,11 @@ from tests import together
 @pytest.mark.parametrize("num_rows", [1000, 997, 121])
 def test_another_number_of_workers_takes_the_same_steps(num_rows, batch_size):
     """Each draws its share in as many batches as one worker draws all rows in, and every row once."""
-    rows = Rows(torch.arange(num_rows), torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8), torch.zeros(num_rows))
+    rows = Samples(torch.arange(num_rows), torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8), torch.zeros(num_rows))
     for world in (1, 2, 3, 4):
         steps = batches_per_epoch(num_rows, batch_size)
         loaders = [
-            MemoryFeed(Rows(*(column[rank::world] for column in rows)), num_batches=steps, seed=0, rank=rank)
+            MemoryLoader(Samples(*(column[rank::world] for column in rows)), num_batches=steps, seed=0, rank=rank)
             for rank in range(world)
         ]
         drawn = [[batch.sample_ids for batch in loader.shuffled(1)] for loader in loaders]

@@ -12,10 +12,10 @@ from torch import nn
 
 from easycore_ray.cli import run
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.data.dataset import Rows, open_dataset
+from easycore_ray.data.dataset import Samples, open_dataset
 from easycore_ray.evaluation import attack_shards
 from easycore_ray.evaluation.attack_shards import Threats, attack_rows, attack_shard, merge_shards
-from easycore_ray.evaluation.evaluate import evaluate, summarise, threats_of
+from easycore_ray.evaluation.evaluate import evaluate, summarise_outcomes, threats_of
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation
 from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.storage import paths
@@ -39,11 +39,11 @@ def rows_of(model, count):
     with torch.no_grad():
         labels = model(images.float() / 255).argmax(dim=1)
     labels[::7] = (labels[::7] + 1) % 3
-    return Rows(sample_ids=torch.arange(count), images=images, labels=labels)
+    return Samples(sample_ids=torch.arange(count), images=images, labels=labels)
 
 
 def part(rows, start, stop):
-    return Rows(*(column[start:stop] for column in rows))
+    return Samples(*(column[start:stop] for column in rows))
 
 
 def settings(**changes):
@@ -59,7 +59,7 @@ def test_shards_in_any_order_merge_to_the_whole():
     whole = attack_rows(model, rows, threats)
     last = attack_shard(model, part(rows, 250, 260), threats, device="cpu")
     first = attack_shard(model, part(rows, 0, 250), threats, device="cpu", first=True)
-    summary = summarise(whole, threats, 3)
+    summary = summarise_outcomes(whole, threats, 3)
     robust = {row["attack"]: row["accuracy"] for row in summary["robust"]}
 
     assert merge_shards([first, last]).equals(whole, check_metadata=True)
@@ -75,7 +75,7 @@ def test_none_is_the_clean_accuracy_only():
     model = linear()
     threats = threats_of(settings(attack=("none",)))
     outcomes = attack_rows(model, rows_of(model, 30), threats)
-    summary = summarise(outcomes, threats, 3)
+    summary = summarise_outcomes(outcomes, threats, 3)
 
     assert outcomes.column_names == ["sample_id", "label", "clean_correct"]
     assert (summary["robust"], summary["robust_accuracy"], summary["suspicious"]) == ([], None, [])
@@ -86,7 +86,9 @@ def test_headline_is_the_pointwise_worst():
     """An image counts only if it is correct under every attack."""
     columns = {"sample_id": np.arange(4), "label": np.zeros(4, np.int32), "clean_correct": np.ones(4, bool)}
     columns |= {"robust_fgsm_0.1": np.array([1, 1, 0, 1], bool), "robust_pgd20_0.1": np.array([0, 1, 1, 1], bool)}
-    summary = summarise(pa.table(columns), Threats(attack=("fgsm", "pgd20"), eps=(0.1,), norm="linf", seed=0), 1)
+    summary = summarise_outcomes(
+        pa.table(columns), Threats(attack=("fgsm", "pgd20"), eps=(0.1,), norm="linf", seed=0), 1
+    )
 
     assert summary["robust_accuracy"] == 0.5
 
@@ -106,7 +108,9 @@ def test_a_model_without_gradients_is_suspicious():
     rows = rows_of(model, 120)
     threats = Threats(attack=("fgsm",), eps=(1e-3,), norm="linf", seed=0)
 
-    assert any("masked" in text for text in summarise(attack_rows(model, rows, threats), threats, 3)["suspicious"])
+    assert any(
+        "masked" in text for text in summarise_outcomes(attack_rows(model, rows, threats), threats, 3)["suspicious"]
+    )
 
 
 @pytest.fixture
@@ -133,7 +137,7 @@ def test_a_killed_trial_goes_on_from_the_shards_it_has_attacked(tmp_path, monkey
     checkpoint = make_checkpoint(tmp_path / "model", dataset.path, model="tests.users_models:good", width=None)
     config = settings(
         checkpoint=checkpoint.path, dataset=dataset.path, out=str(tmp_path / "killed"), attack=("pgd20", "autoattack"),
-        eps=(0.1,),
+        eval_eps=(0.1,),
     )  # fmt: skip
     whole = attack_here(config.replace(out=str(tmp_path / "whole")), dataset, "cpu")
     attacked = []

@@ -14,29 +14,30 @@ def dataset(tmp_path):
     return make_image_dataset(tmp_path / "dataset", [number % 3 for number in range(60)])
 
 
-def plan(dataset, tmp_path, capsys, **fields):
-    pipeline(
+def plan(dataset, tmp_path, **fields):
+    found = pipeline.plan(
         dataset=dataset, out=tmp_path / "out", model="cnn", score_epochs=2, batch_size=10, num_workers=1, seeds=0,
-        training="standard", method="easycore", fraction=0.5, dry_run=True, **fields,
+        training="standard", method="easycore", fraction=0.5, **fields,
     )  # fmt: skip
     assert not (tmp_path / "out").exists()
-    return capsys.readouterr().err
+    return found
 
 
-def test_a_dry_run_counts_the_samples_that_would_be_scored(dataset, tmp_path, capsys):
+def test_a_plan_counts_the_samples_that_would_be_scored(dataset, tmp_path):
     """All of them, or those of a subset that is not drawn yet."""
-    whole, part = plan(dataset, tmp_path, capsys), plan(dataset, tmp_path, capsys, subset=30)
+    whole, part = plan(dataset, tmp_path), plan(dataset, tmp_path, subset=30)
 
-    assert "2 epochs on 60 samples with 1 workers (12 steps)" in whole
-    assert "would draw 30 of 60 training samples" in part
-    assert "2 epochs on 30 samples with 1 workers (6 steps)" in part
-    assert "run 2 trials and report" in part
+    assert (whole.samples, part.samples) == (60, 30)
+    assert part.work == "draw 30 of 60 training samples, score for 2 epochs, run 2 trials and report"
+    # 2 epochs of scoring; 20 epochs each on all samples and on half of them; batches of 10.
+    assert (whole.steps, part.steps) == (2 * 6 + 20 * (6 + 3), 2 * 3 + 20 * (3 + 2))
+    assert (whole.trials, part.trials) == (2, 2)
 
 
-def test_a_subset_larger_than_the_whole_is_refused_by_a_dry_run(dataset, tmp_path, capsys):
+def test_a_subset_larger_than_the_whole_is_refused_by_a_plan(dataset, tmp_path):
     """As by the run itself."""
     with pytest.raises(EasyCoreError, match="subset must be at most 60"):
-        plan(dataset, tmp_path, capsys, subset=61)
+        plan(dataset, tmp_path, subset=61)
 
 
 def test_the_commit_is_that_of_the_code_that_runs(tmp_path, monkeypatch):

@@ -22,9 +22,9 @@ from easycore_ray.core.selection import HIGHER_IS_HARDER
 from easycore_ray.engine.checkpoint import write_model
 from easycore_ray.evaluation.evaluate import finish_evaluation
 from easycore_ray.inspection import score_summary
-from easycore_ray.inspection.score_summary import QUANTILES, summarise
+from easycore_ray.inspection.score_summary import QUANTILES, summarise_scores
 from easycore_ray.reporting.inspect_text import WIDTH, to_text
-from easycore_ray.scoring.hardness_table import SCHEMA, open_hardness, read_hardness, write_hardness
+from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, open_hardness, read_hardness, write_hardness
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.artifact import Artifact, Claim
 from easycore_ray.storage.errors import EasyCoreError
@@ -316,8 +316,8 @@ def test_an_artifact_that_cannot_be_read_is_refused(own):
 def make_table(folder, columns, cuts):
     """A hardness table of these columns in files cut at these places."""
     count = len(columns["sample_id"])
-    zeros = {spec.name: np.zeros(count) for spec in SCHEMA}
-    table = pa.table({name: pa.array(values) for name, values in (zeros | columns).items()}).cast(SCHEMA)
+    zeros = {spec.name: np.zeros(count) for spec in HARDNESS_SCHEMA}
+    table = pa.table({name: pa.array(values) for name, values in (zeros | columns).items()}).cast(HARDNESS_SCHEMA)
     edges = [0, *cuts, count]
     files = [
         write_hardness(str(folder), number, table.slice(low, high - low))
@@ -342,7 +342,7 @@ def draw_columns(count, *, ties=False):
 def test_quantiles_are_those_of_the_whole_table(tmp_path, cuts):
     """However it is cut into files, empty ones too."""
     columns = draw_columns(999)
-    found = summarise(make_table(tmp_path, columns, cuts))
+    found = summarise_scores(make_table(tmp_path, columns, cuts))
 
     never = columns["first_learned_epoch"] == -1
     columns["forgetting"] = np.where(never, 5, columns["forgetting_events"])
@@ -357,7 +357,7 @@ def test_quantiles_are_those_of_the_whole_table(tmp_path, cuts):
 def test_extremes_are_those_of_a_full_sort(tmp_path, score, count):
     """By hardness, ties by id, at both ends; never more than there are."""
     columns = draw_columns(200, ties=True)
-    found = summarise(make_table(tmp_path, columns, [3, 90]), score=score, count=count)
+    found = summarise_scores(make_table(tmp_path, columns, [3, 90]), score=score, count=count)
 
     columns["forgetting"] = np.where(columns["first_learned_epoch"] == -1, 5, columns["forgetting_events"])
     hardness = columns[score] if HIGHER_IS_HARDER[score] else -columns[score]
@@ -373,8 +373,8 @@ def test_a_large_table_is_sampled_the_same_however_it_is_cut(tmp_path, monkeypat
     monkeypatch.setattr(score_summary, "EXACT_ROWS", 10_000)
     monkeypatch.setattr(score_summary, "SAMPLED_ROWS", 5_000)
     columns = draw_columns(40_000)
-    whole = summarise(make_table(tmp_path / "a", columns, []))
-    cut = summarise(make_table(tmp_path / "b", columns, [13, 20_000]))
+    whole = summarise_scores(make_table(tmp_path / "a", columns, []))
+    cut = summarise_scores(make_table(tmp_path / "b", columns, [13, 20_000]))
     truth = np.quantile(columns["aign"], [0, *QUANTILES, 1])
 
     assert whole.quantiles == cut.quantiles
@@ -395,7 +395,7 @@ def test_a_large_table_is_read_a_file_at_a_time(tmp_path, monkeypatch):
         return real(folder, entry, columns)
 
     monkeypatch.setattr(score_summary, "read_hardness_file", read)
-    summarise(table)
+    summarise_scores(table)
 
     assert asked == [entry["path"] for entry in table.manifest["files"]]
 
@@ -414,9 +414,9 @@ def test_a_score_that_was_not_recorded_is_refused_by_name(tmp_path):
     columns["aign_epoch0"] = pa.nulls(20, pa.float32())
     table = make_table(tmp_path, columns, [])
 
-    assert "aign_epoch0" not in summarise(table).quantiles
+    assert "aign_epoch0" not in summarise_scores(table).quantiles
     with pytest.raises(EasyCoreError, match="did not record aign_epoch0, or it was reduced without it"):
-        summarise(table, score="aign_epoch0")
+        summarise_scores(table, score="aign_epoch0")
 
 
 # ---------------------------------------------------------------- damage

@@ -24,15 +24,15 @@ from sklearn.datasets import load_digits
 from easycore_ray.config.arms import parse_arm
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.core.selection import choose
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data import shards
+from easycore_ray.data.index import INDEX_SCHEMA, write_index
 from easycore_ray.reporting import score_plots, sweep_plots
 from easycore_ray.reporting.figures import styles, to_png, to_svg
-from easycore_ray.reporting.html import Findings, render
+from easycore_ray.reporting.html import ReportData, render_report
 from easycore_ray.reporting.image_grid import Images, to_data_uri
-from easycore_ray.reporting.report import gather, make_plots, print_table, report
+from easycore_ray.reporting.report import gather, make_report_plots, print_table, report
 from easycore_ray.reporting.score_plots import Mix
-from easycore_ray.reporting.tables import find, glance, result_tables
+from easycore_ray.reporting.tables import find_main_results, glance, result_tables
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.artifact import Claim, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -164,7 +164,7 @@ def make_findings(rows=None, **changes):
         "hardest": pick[1],
         "lineage": {"parents": {"dataset": {"path": "/data/digits", "fingerprint": "a" * 64}}, "git_commit": "abc"},
     }
-    return Findings(**{**fields, **changes})
+    return ReportData(**{**fields, **changes})
 
 
 def mix_of(arm, fraction):
@@ -208,7 +208,7 @@ def make_sweep(root, rows):
         "shard": [0] * count,
         "row": np.argsort(placed),
     }
-    dataset_index.write(pa.table(index, schema=dataset_index.SCHEMA), f"{root}/dataset")
+    write_index(pa.table(index, schema=INDEX_SCHEMA), f"{root}/dataset")
     dataset = done(
         root / "dataset", "dataset", classes=[f"digit {label}" for label in range(10)], storage="raw", image_size=None,
         image_shape=list(pixels.shape[1:]), counts={"train": count},
@@ -287,11 +287,12 @@ def test_another_title_is_another_report(sweep, drawn):
         report(sweep=sweep.path, out=drawn[0].path, title="Other")
 
 
-def test_a_dry_run_writes_nothing(sweep, tmp_path, capfd):
+def test_a_plan_writes_nothing(sweep, tmp_path):
     """It says what would be drawn and where."""
-    assert report(sweep=sweep.path, out=str(tmp_path / "r"), dry_run=True) is None
+    plan = report.plan(sweep=sweep.path, out=str(tmp_path / "r"))
     assert not (tmp_path / "r").exists()
-    assert f"{len(ROWS)} result rows" in capfd.readouterr().err
+    assert f"draw {len(ROWS)} result rows" in plan.work
+    assert plan.makes[0] == f"{tmp_path}/r/report.html"
 
 
 def test_only_a_sweep_is_drawn(sweep, tmp_path):
@@ -415,8 +416,8 @@ def test_equal_findings_give_equal_files():
     pages, files = set(), set()
     for _ in range(2):
         small = make_findings(rows, mixes=[], epochs=[])
-        plots = make_plots(small)[:2]
-        pages.add(render(small, plots))
+        plots = make_report_plots(small)[:2]
+        pages.add(render_report(small, plots))
         files.add(to_png(plots[0], styles(rows)))
 
     assert len(pages) == len(files) == 1
@@ -439,7 +440,7 @@ def test_equal_findings_give_equal_files():
 def test_unusual_sweeps_are_drawn_too(changes):
     """One seed, no coresets, no robust model, unknown arms, foreign scripts: a page all the same."""
     few = make_findings(**changes)
-    page = Page(render(few, make_plots(few)))
+    page = Page(render_report(few, make_report_plots(few)))
 
     assert "nan" not in page.text.lower().split()
     assert page.all("table")
@@ -448,7 +449,7 @@ def test_unusual_sweeps_are_drawn_too(changes):
 def test_one_seed_has_no_spread():
     """With a single seed nothing is written after the mean, and no verdict is given on differences."""
     rows = make_rows(seeds=(0,))
-    (found, *_) = find(rows)
+    (found, *_) = find_main_results(rows)
 
     assert found.gain > 0
     assert found.spread is None
@@ -461,7 +462,7 @@ def test_a_finding_compares_with_random_choice_of_the_same_size():
     (best,) = [row for row in rows if row["method"] == "easycore" and at(row) == (6.0, 0.3, 8 / 255)]
     (random,) = [row for row in rows if row["method"] == "random" and at(row) == (6.0, 0.3, 8 / 255)]
     best["robust_accuracy_pgd20_mean"] = 0.9
-    found = {entry.objective: entry for entry in find(rows)}["TRADES, β = 6"]
+    found = {entry.objective: entry for entry in find_main_results(rows)}["TRADES, β = 6"]
 
     assert found.best is best
     assert found.random is random
@@ -477,7 +478,7 @@ def test_a_finding_uses_the_largest_eps_that_tells_anything():
     """Where full data is below 10 % at every larger eps, a smaller one is shown."""
     rows = make_rows(betas=(None,), all_eps=(0.25 / 255, 1 / 255, 16 / 255))
 
-    assert [entry.eps for entry in find(rows)] == [1 / 255]
+    assert [entry.eps for entry in find_main_results(rows)] == [1 / 255]
 
 
 def test_arms_look_the_same_in_every_report():
@@ -496,7 +497,7 @@ def test_pgd_adversarial_training_is_named_on_page_tables_and_plots():
 
     assert {panel.title.split(",")[0] for panel in sweep_plots.robust_by_fraction(rows, looks).panels} == {"PGD-AT"}
     assert sweep_plots.robust_by_beta(rows, looks).panels == []
-    assert {found.objective for found in find(rows)} == {"PGD-AT"}
+    assert {found.objective for found in find_main_results(rows)} == {"PGD-AT"}
     assert "TRADES" not in glance(rows, looks)
     assert "with <span" in glance(rows, looks)
 
@@ -526,7 +527,7 @@ def test_training_curves_draw_every_epoch_and_mark_the_best():
 
     rows = make_rows(arms=("easycore", "random"), fractions=(0.5,), betas=(None, 6.0), all_eps=(8 / 255,))
     curves = make_curves(rows)
-    plot = sweep_plots.training_curves(curves, styles(rows))
+    plot = sweep_plots.plot_training_curves(curves, styles(rows))
     alts = [panel.alt for panel in plot.panels]
 
     assert [alt.split(": ")[0] for alt in alts] == ["Standard training, 50 %"] * 3 + ["TRADES, β = 6, 50 %"] * 3
@@ -550,9 +551,9 @@ def test_curves_without_validation_or_epochs_to_compare_are_left_out():
     for curve in plain:
         curve["epochs"] = [{k: v for k, v in entry.items() if not k.startswith("val_")} for entry in curve["epochs"]]
 
-    assert sweep_plots.training_curves([], looks).panels == []
-    assert sweep_plots.training_curves(make_curves(rows, epochs=1), looks).panels == []
-    assert len(sweep_plots.training_curves(plain, looks).panels) == 2
+    assert sweep_plots.plot_training_curves([], looks).panels == []
+    assert sweep_plots.plot_training_curves(make_curves(rows, epochs=1), looks).panels == []
+    assert len(sweep_plots.plot_training_curves(plain, looks).panels) == 2
 
 
 def test_the_best_epoch_is_told_where_it_is_not_the_last():
@@ -583,7 +584,7 @@ def test_class_mix_averages_seeds_and_is_relative_to_the_data():
     from matplotlib.figure import Figure
 
     mixes = [Mix("random", 0.5, [10, 0]), Mix("random", 0.5, [5, 5]), Mix("hardest", 0.5, [1, 9])]
-    (panel,) = score_plots.class_mix(mixes, np.array([30, 70]), ["cat", "dog"]).panels
+    (panel,) = score_plots.plot_class_mix(mixes, np.array([30, 70]), ["cat", "dog"]).panels
     axes = Figure().add_subplot()
     panel.draw(axes)
 
@@ -709,6 +710,6 @@ def test_several_attacks_have_columns_and_the_headline_is_their_worst():
     assert max(map(len, [head, *lines])) <= 110
     assert "under both" in note
     assert f"PGD-20 {pgd:.1f}, AutoAttack 32.2" in Page(result_tables(rows, styles(rows))).text
-    assert find(rows)[0].best["robust_accuracy_mean"] == 0.311
+    assert find_main_results(rows)[0].best["robust_accuracy_mean"] == 0.311
     few = make_findings(rows)
-    assert "PGD-20 and AutoAttack" in Page(render(few, [])).text
+    assert "PGD-20 and AutoAttack" in Page(render_report(few, [])).text

@@ -20,7 +20,7 @@ from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.inspection.verify import verify
 from easycore_ray.scoring import reduce as reduction
 from easycore_ray.scoring import score_table
-from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, SCHEMA, open_hardness, read_hardness
+from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, HARDNESS_SCHEMA, open_hardness, read_hardness
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.reduce_task import make_plan, reduce_range
 from easycore_ray.scoring.score_reader import open_table
@@ -40,7 +40,7 @@ def population(count=37, seed=0):
 
 def expected(rows, samples):
     """The hardness table by a plain loop over samples and their rows, in order of epochs."""
-    found = {name: [] for name in SCHEMA.names}
+    found = {name: [] for name in HARDNESS_SCHEMA.names}
     for sample in samples.to_pylist():
         mine = []
         for columns in sorted(rows, key=lambda columns: columns["epoch"][0]):
@@ -69,9 +69,9 @@ def expected(rows, samples):
             "input_norm": np.float32(sample["input_norm"]).item(),
             "aign_epoch0": control[0] if control else None,
         }
-        for name in SCHEMA.names:
+        for name in HARDNESS_SCHEMA.names:
             found[name].append(row[name])
-    return pa.table(found, schema=SCHEMA)
+    return pa.table(found, schema=HARDNESS_SCHEMA)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_read_hardness_reads_what_is_asked_for(run):
     """All columns in the schema's order, or those named."""
     artifact = reduce(out=f"{run}/hardness", scores=str(run))
 
-    assert read_hardness(artifact).schema.equals(SCHEMA)
+    assert read_hardness(artifact).schema.equals(HARDNESS_SCHEMA)
     assert read_hardness(artifact, ["sample_id", "aign"]).column_names == ["sample_id", "aign"]
 
 
@@ -292,7 +292,7 @@ def test_a_driver_killed_amid_the_ranges_changes_nothing(run):
 
     program = (
         "import os, signal, sys\n"
-        "from easycore_ray import reduction\n"
+        "from easycore_ray.scoring import reduce as reduction\n"
         "reduction.Progress.update = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "reduction.reduce(out=sys.argv[1] + '/hardness', scores=sys.argv[1], bucket_rows=20)\n"
     )
@@ -380,17 +380,17 @@ def test_damage_outside_the_epochs_that_are_used_does_no_harm(run):
         ("8:9", "B must be at most 7"),
     ],
 )
-@pytest.mark.parametrize("dry_run", [False, True])
-def test_epochs_that_are_not_there_are_refused(run, text, message, dry_run):
-    """Before anything is written."""
-    refuse(run, message, epoch_range=text, dry_run=dry_run)
+def test_epochs_that_are_not_there_are_refused(run, text, message):
+    """Before anything is written, by the plan as well."""
+    refuse(run, message, epoch_range=text)
+    with pytest.raises(EasyCoreError, match=message):
+        reduce.plan(out=f"{run}/hardness", scores=str(run), epoch_range=text)
     assert not (run / "hardness").exists()
 
 
-def test_a_dry_run_writes_nothing(run, capsys):
+def test_a_plan_writes_nothing(run):
     """It says what would be done."""
-    assert reduce(out=f"{run}/hardness", scores=str(run), dry_run=True) is None
-    assert "would reduce 37 samples × 5 epochs" in capsys.readouterr().err
+    assert reduce.plan(out=f"{run}/hardness", scores=str(run)).work == "reduce 37 samples × 5 epochs"
     assert not (run / "hardness").exists()
 
 
@@ -618,7 +618,7 @@ def test_only_some_scores_are_the_same_and_the_others_empty(run, only):
     (file,) = Path(f"{run}/some").glob("*.parquet")
     assert set(pq.read_schema(file).names) == asked
     assert not verify(open_hardness(f"{run}/some"))
-    for name in SCHEMA.names:
+    for name in HARDNESS_SCHEMA.names:
         if name in asked:
             assert some[name].equals(whole[name])
         else:
@@ -631,7 +631,7 @@ def test_a_damaged_page_is_found_without_reading_whole_parts(run):
     part = Path(table.path, next(part.path for part in table.parts if part.epoch > 0 and part.rows))
     content = part.read_bytes()
     for column, refused in (("grad_norm", True), ("loss", False)):
-        index = score_table.SCHEMA.get_field_index(column)
+        index = score_table.SCORE_SCHEMA.get_field_index(column)
         chunk = pq.ParquetFile(part).metadata.row_group(0).column(index)
         # The last byte of the chunk is one of a value: its lowest mantissa byte would be no other number to a reader.
         at = chunk.data_page_offset + chunk.total_compressed_size - 4

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from easycore_ray.scoring import score_table
 from easycore_ray.scoring.score_reader import open_table, population, read_range, read_samples
 from easycore_ray.scoring.score_table import (
-    SCHEMA,
-    Part,
+    SCORE_SCHEMA,
+    ScorePart,
     check_coverage,
     fingerprint,
     id_checksum,
@@ -50,8 +50,8 @@ def write(table, rows=None, **changes):
 
 def everything(table, part, **options):
     """All rows of a part, as one table."""
-    found = read_range(str(table), part, -(2**62), 2**62, SCHEMA.names, **options)
-    return pa.Table.from_batches((rows.to_batch() for rows in found), schema=SCHEMA)
+    found = read_range(str(table), part, -(2**62), 2**62, SCORE_SCHEMA.names, **options)
+    return pa.Table.from_batches((rows.to_batch() for rows in found), schema=SCORE_SCHEMA)
 
 
 # ---------------------------------------------------------------- writing
@@ -64,8 +64,8 @@ def test_a_part_holds_its_rows_sorted_by_id(tmp_path):
     order = np.argsort(IDS)
     read = pq.read_table(tmp_path / part.path, partitioning=None)
 
-    assert read.schema == SCHEMA
-    for name in set(SCHEMA.names) - {"epoch"}:
+    assert read.schema == SCORE_SCHEMA
+    for name in set(SCORE_SCHEMA.names) - {"epoch"}:
         np.testing.assert_array_equal(read[name].to_numpy(), rows[name][order])
     assert read["epoch"].to_pylist() == [3] * 6
 
@@ -75,7 +75,7 @@ def test_a_part_is_described_exactly(tmp_path):
     part = write(tmp_path)
     content = (tmp_path / "epoch=00003" / "part-abc-0-r00001.parquet").read_bytes()
 
-    assert part == Part(
+    assert part == ScorePart(
         path="epoch=00003/part-abc-0-r00001.parquet",
         epoch=3,
         rank=1,
@@ -86,7 +86,7 @@ def test_a_part_is_described_exactly(tmp_path):
         id_checksum=id_checksum(IDS),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    assert Part.from_dict(json.loads(json.dumps(part.to_dict()))) == part
+    assert ScorePart.from_dict(json.loads(json.dumps(part.to_dict()))) == part
 
 
 def test_encodings_are_those_of_the_contract(tmp_path):
@@ -97,7 +97,7 @@ def test_encodings_are_those_of_the_contract(tmp_path):
 
     deltas = {"sample_id", "epoch", "label"}
     assert {name for name, column in found.items() if "DELTA_BINARY_PACKED" in column.encodings} == deltas
-    assert {name for name, column in found.items() if "PLAIN" in column.encodings} == set(SCHEMA.names) - deltas
+    assert {name for name, column in found.items() if "PLAIN" in column.encodings} == set(SCORE_SCHEMA.names) - deltas
     assert {column.compression for column in found.values()} == {"UNCOMPRESSED"}
     assert {name for name, column in found.items() if column.is_stats_set} == {"sample_id"}
 
@@ -201,7 +201,7 @@ def test_id_checksum_is_the_same_for_any_division(ids, data):
 def described(ids, epoch=3, rank=0):
     """A descriptor of these ids, without a file."""
     ids = np.array(ids, np.int64)
-    return Part(path=f"{rank}", epoch=epoch, rank=rank, rows=len(ids), num_bytes=1, first_id=0, last_id=0,
+    return ScorePart(path=f"{rank}", epoch=epoch, rank=rank, rows=len(ids), num_bytes=1, first_id=0, last_id=0,
                 id_checksum=id_checksum(ids), sha256="")  # fmt: skip
 
 

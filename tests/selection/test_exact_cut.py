@@ -17,8 +17,8 @@ import pytest
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import choose, draws_of
 from easycore_ray.core.selection_methods import METHODS
-from easycore_ray.data import index as dataset_index
 from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.index import index_spans, read_index, read_index_range
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness, write_hardness
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.selection import exact_cut, population
@@ -79,7 +79,7 @@ def test_random_needs_no_scores(tmp_path, balance):
 
 
 def many_groups(monkeypatch, folder, count=101):
-    monkeypatch.setattr(dataset_index, "_ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr("easycore_ray.data.index._ROW_GROUP_ROWS", 10)
     make_dataset(folder, [number % 3 for number in range(count)], ids=[3 * number for number in range(count)])
     return str(folder)
 
@@ -87,23 +87,23 @@ def many_groups(monkeypatch, folder, count=101):
 def test_a_range_of_the_index_is_read_alone(tmp_path, monkeypatch):
     """Rows in id order, ends included, from the row groups that hold them; nothing of the other splits."""
     folder = many_groups(monkeypatch, tmp_path / "d")
-    whole = dataset_index.read(folder, "train")
+    whole = read_index(folder, "train")
     assert pq.ParquetFile(f"{folder}/index.parquet").num_row_groups == 11
     for first, last in [(0, 300), (3, 3), (28, 100), (299, 1000), (301, 400)]:
-        rows = dataset_index.read_range(folder, "train", first, last, ["sample_id", "key"])
+        rows = read_index_range(folder, "train", first, last, ["sample_id", "key"])
         inside = [row for row in whole.to_pylist() if first <= row["sample_id"] <= last]
         assert rows.to_pylist() == [{"sample_id": row["sample_id"], "key": row["key"]} for row in inside]
-    assert dataset_index.read_range(folder, "test", 0, 300, ["key"]).num_rows == 0
+    assert read_index_range(folder, "test", 0, 300, ["key"]).num_rows == 0
 
 
 @pytest.mark.parametrize(("most", "lengths"), [(1, [10] * 10 + [1]), (25, [20] * 4 + [21]), (1000, [101])])
 def test_spans_cover_the_split_in_order(tmp_path, monkeypatch, most, lengths):
     """Cut where row groups end; every sample once."""
     folder = many_groups(monkeypatch, tmp_path / "d")
-    spans = dataset_index.spans(folder, "train", most)
+    spans = index_spans(folder, "train", most)
     assert [span.rows for span in spans] == lengths
     ids = [
-        dataset_index.read_range(folder, "train", span.first_id, span.last_id, ["sample_id"])["sample_id"].to_pylist()
+        read_index_range(folder, "train", span.first_id, span.last_id, ["sample_id"])["sample_id"].to_pylist()
         for span in spans
     ]
     assert [sample_id for part in ids for sample_id in part] == [3 * number for number in range(101)]

@@ -184,7 +184,7 @@ def test_scores_of_a_part_of_the_dataset_choose_within_it(inputs, tmp_path):
     """A scoring run on a coreset ranks its samples only, by the dataset's ids, labels and keys."""
     labels = labels_of(COUNT)
     ids = np.arange(5, 100, 7)
-    dataset = open_dataset(f"{inputs}/dataset").artifact
+    dataset = open_dataset(f"{inputs}/dataset")
     make_scores(tmp_path / "scores", dataset, ids, labels[ids])
     coreset, chosen = choose(inputs, tmp_path / "c", scores=f"{tmp_path}/scores", fraction=0.5)
     rows = pq.read_table(tmp_path / "c" / "coreset.parquet").to_pylist()
@@ -257,12 +257,12 @@ def test_a_finished_coreset_is_reused_and_another_is_refused(inputs, tmp_path, c
     assert choose(inputs, tmp_path / "c", fraction=0.4, overwrite=True)[0].manifest["fraction"] == 0.4
 
 
-def test_a_dry_run_says_how_many_and_writes_nothing(inputs, tmp_path, capsys):
+def test_a_plan_says_how_many_and_writes_nothing(inputs, tmp_path):
     """With the same refusals as the run itself."""
-    assert select(out=f"{tmp_path}/c", scores=f"{inputs}/scores", fraction=0.3, dry_run=True) is None
-    assert "would keep 30 of 101 samples by easycore" in capsys.readouterr().err
+    plan = select.plan(out=f"{tmp_path}/c", scores=f"{inputs}/scores", fraction=0.3)
+    assert (plan.samples, plan.work) == (30, "keep 30 of 101 samples by easycore")
     with pytest.raises(EasyCoreError, match="keeps none"):
-        select(out=f"{tmp_path}/c", scores=f"{inputs}/scores", fraction=0.001, dry_run=True)
+        select.plan(out=f"{tmp_path}/c", scores=f"{inputs}/scores", fraction=0.001)
     assert not (tmp_path / "c").exists()
 
 
@@ -329,12 +329,13 @@ def test_epochs_need_a_scoring_run(inputs, tmp_path):
     refuse(inputs, tmp_path / "c", "epoch_range must be A:B", epoch_range="3:1")
 
 
-def test_a_dry_run_reduces_no_epochs(inputs, tmp_path, capsys):
+def test_a_plan_reduces_no_epochs(inputs, tmp_path):
     """It says that they would be."""
     run = tmp_path / "scores"
     shutil.copytree(inputs / "scores", run)
-    assert select(out=f"{tmp_path}/c", scores=str(run), epoch_range="1:2", dry_run=True) is None
-    assert "would first reduce epochs 1:2" in capsys.readouterr().err
+    plan = select.plan(out=f"{tmp_path}/c", scores=str(run), epoch_range="1:2")
+    assert plan.work.startswith("reduce epochs 1:2 → ")
+    assert plan.makes == (f"{run}/hardness-epochs-1-2", f"{tmp_path}/c")
     assert not (run / "hardness-epochs-1-2").exists()
 
 

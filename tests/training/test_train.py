@@ -25,8 +25,8 @@ from easycore_ray.training.train import (
     claim_checkpoint,
     finish_checkpoint,
     keep_last_good,
-    make_fit,
-    open_inputs,
+    make_training_fit,
+    open_training_inputs,
     read_divergence,
     train,
     train_here,
@@ -66,17 +66,17 @@ def settings(dataset, **changes):
 
 def trained(config, context=None):
     """The state after the last epoch of a run in this process."""
-    dataset, _, _ = open_inputs(config)
+    dataset, _, _ = open_training_inputs(config)
     rows = read_split(dataset, "train")
-    fit = make_fit(config, dataset, None)
+    fit = make_training_fit(config, dataset, None)
     return train_here(fit, rows) if context is None else fit_here(fit, rows, context)
 
 
 def finished(config, state):
     """The checkpoint a run's last state becomes."""
-    dataset, parents, _ = open_inputs(config)
+    dataset, parents, _ = open_training_inputs(config)
     made = claim_checkpoint(config, parents)
-    return finish_checkpoint(config, made, parents, make_fit(config, dataset, None), state, 1.0)
+    return finish_checkpoint(config, made, parents, make_training_fit(config, dataset, None), state, 1.0)
 
 
 def same(weights, others):
@@ -195,7 +195,7 @@ def test_a_budget_wider_than_the_image_is_refused_before_any_work(dataset, tmp_p
     with pytest.raises(EasyCoreError, match="did you mean 128/255"):
         train(settings(dataset, out=str(tmp_path / "refused"), **fields))
     assert not (tmp_path / "refused").exists()
-    open_inputs(settings(dataset, training="standard", **fields))
+    open_training_inputs(settings(dataset, training="standard", **fields))
 
 
 def diverging(dataset, **changes):
@@ -206,11 +206,11 @@ def diverging(dataset, **changes):
 def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
     """It stops, says where and why, and what was good before is a checkpoint that opens and says what it is."""
     config = diverging(dataset, out=str(tmp_path / "model"))
-    found, parents, _ = open_inputs(config)
+    found, parents, _ = open_training_inputs(config)
     made = claim_checkpoint(config, parents)
     with pytest.raises(HaltedError, match=r"the loss is nan in step \d of 16 \(epoch 2, learning rate 0.2\)") as caught:
         trained(config)
-    error = keep_last_good(config, made, parents, make_fit(config, found, None), caught.value, 1.0)
+    error = keep_last_good(config, made, parents, make_training_fit(config, found, None), caught.value, 1.0)
     kept = str(tmp_path / "model" / "last_good")
 
     assert str(error) == f"{caught.value}; the model after epoch 1, the last good one, is kept in {kept}"
@@ -228,10 +228,10 @@ def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
 def test_what_no_recipe_can_help_is_not_called_diverged(dataset, tmp_path):
     """A run that was refused its data keeps its last good model too, but a sweep may not go on without it."""
     config = settings(dataset, out=str(tmp_path / "model"))
-    found, parents, _ = open_inputs(config)
+    found, parents, _ = open_training_inputs(config)
     made = claim_checkpoint(config, parents)
     halted = HaltedError("shard 3 is damaged", trained(config.replace(epochs=1)))
-    error = keep_last_good(config, made, parents, make_fit(config, found, None), halted, 1.0)
+    error = keep_last_good(config, made, parents, make_training_fit(config, found, None), halted, 1.0)
 
     assert type(error) is EasyCoreError
     assert "is kept in" in str(error)
@@ -241,10 +241,15 @@ def test_what_no_recipe_can_help_is_not_called_diverged(dataset, tmp_path):
 def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
     """The note of an earlier attempt counts for nothing beside a finished checkpoint."""
     config = diverging(dataset, epochs=1, out=str(tmp_path / "model"))
-    found, parents, _ = open_inputs(config)
+    found, parents, _ = open_training_inputs(config)
     made = claim_checkpoint(config, parents)
     keep_last_good(
-        config, made, parents, make_fit(config, found, None), HaltedError("by chance", None, diverged=True), 1.0
+        config,
+        made,
+        parents,
+        make_training_fit(config, found, None),
+        HaltedError("by chance", None, diverged=True),
+        1.0,
     )
 
     assert read_divergence(config)["problem"] == "by chance; no epoch was completed before"
@@ -255,11 +260,11 @@ def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
 def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
     """The message says so, and it is noted all the same."""
     config = settings(dataset, lr=1e30, out=str(tmp_path / "model"))
-    found, parents, _ = open_inputs(config)
+    found, parents, _ = open_training_inputs(config)
     made = claim_checkpoint(config, parents)
     with pytest.raises(HaltedError) as caught:
         trained(config)
-    error = keep_last_good(config, made, parents, make_fit(config, found, None), caught.value, 1.0)
+    error = keep_last_good(config, made, parents, make_training_fit(config, found, None), caught.value, 1.0)
 
     assert isinstance(error, DivergedError)
     assert str(error).endswith("lower --lr or raise --warmup-fraction; no epoch was completed before")
@@ -376,7 +381,8 @@ def test_rows_without_a_validation_split_have_no_best(tmp_path):
     finished(trial.train, trained(trial.train))
     summary = {"clean_accuracy": 0.5, "worst_class_clean_accuracy": 0.5, "suspicious": [], "warnings": []}
     robust = [
-        {"attack": "pgd20", "eps": eps, "accuracy": 0.25, "worst_class_accuracy": 0.0} for eps in trial.evaluate.eval_eps
+        {"attack": "pgd20", "eps": eps, "accuracy": 0.25, "worst_class_accuracy": 0.0}
+        for eps in trial.evaluate.eval_eps
     ]
     write_evaluation(trial.evaluate.out, summary | {"robust": robust})
     row = result_rows([trial], scores_of(dataset))[0]
@@ -388,10 +394,10 @@ def test_rows_without_a_validation_split_have_no_best(tmp_path):
 
 
 def write_evaluation(out, summary):
-    from easycore_ray.storage import artifact as manifest
+    from easycore_ray.storage.artifact import claim, finish
 
-    made = manifest.claim(out, "evaluation", "identity")
-    manifest.finish(made, fingerprint="f", config={}, parents={}, counts={}, wall_seconds=0.0, summary=summary)
+    made = claim(out, "evaluation", "identity")
+    finish(made, fingerprint="f", config={}, parents={}, counts={}, wall_seconds=0.0, summary=summary)
 
 
 def test_curves_are_means_over_seeds(trials):

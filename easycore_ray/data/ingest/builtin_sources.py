@@ -19,7 +19,7 @@ from easycore_ray.storage.errors import EasyCoreError
 _ROWS_PER_PIECE = 1000
 
 
-def digits() -> Source:
+def digits_source() -> Source:
     """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels, 0..16 scaled to 0..255; no test split."""
     from sklearn.datasets import load_digits  # a second to import, needed here only
 
@@ -29,7 +29,7 @@ def digits() -> Source:
     return Source({"train": pieces}, [str(name) for name in range(10)], {"train": len(pixels)})
 
 
-def torchvision_dataset(name: str) -> Source:
+def torchvision_source(name: str) -> Source:
     """A classification dataset of torchvision with its splits, downloaded to ``cache_folder()``.
 
     Raises:

@@ -14,41 +14,38 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
 from numpy.typing import NDArray
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import PrepareConfig
-from easycore_ray.data import index as dataset_index
-from easycore_ray.data.dataset import KIND
+from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.images import MAX_RAW_BYTES
+from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, write_index
 from easycore_ray.data.ingest import readers, shuffle
-from easycore_ray.data.ingest import splits as placement
+from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
-from easycore_ray.data.ingest.shuffle import collect
-from easycore_ray.data.ingest.sources import is_path, list_source
-from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement
+from easycore_ray.data.ingest.sources import list_source
+from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement, assign_splits, class_names, place
 from easycore_ray.data.shards import Layout, Written
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import Progress, duration, say
-from easycore_ray.storage import artifact as manifest
+from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.artifact import Artifact, claim, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
 
 _SHOWN = 3
 _BLOCKS_PER_TASK = 64
 
 
-class Checked(NamedTuple):
+class CheckedSource(NamedTuple):
     """A source that has been read.
 
     Attributes:
-        blocks: references of tables of ``samples.SCHEMA``.
+        blocks: references of tables of ``readers.CHECKED_SCHEMA``.
         sizes: of the blocks, in bytes.
-        rows: their ``samples.DESCRIPTION``, ``block`` and ``offset`` (row in the block), in source order.
+        rows: their ``readers.DESCRIPTION``, ``block`` and ``offset`` (row in the block), in source order.
     """
 
     blocks: list[Any]
@@ -64,7 +61,7 @@ class Imported(NamedTuple):
     details: dict[str, Any]
 
 
-def run(source: Source, config: PrepareConfig, out: str) -> Imported:
+def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
     """Import a source into ``out``: all shards and the index, without the manifest.
 
     Raises:
@@ -77,12 +74,12 @@ def run(source: Source, config: PrepareConfig, out: str) -> Imported:
     layout = _layout(rows, config.image_size)
     labels, own = rows["label"].to_numpy(), _own_splits(source, rows)
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    splits = placement.assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
-    classes = placement.class_names(labels, splits, source.classes)
-    placed = placement.place(splits, config.rows_per_shard, config.seed)
-    written = shuffle.write(checked.blocks, checked.sizes, rows, placed, layout=layout, out=out)
+    splits = assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
+    classes = class_names(labels, splits, source.classes)
+    placed = place(splits, config.rows_per_shard, config.seed)
+    written = shuffle.write_shards(checked.blocks, checked.sizes, rows, placed, layout=layout, out=out)
     index = _index(rows, own, placed, layout, written)
-    dataset_index.write(index, out)
+    write_index(index, out)
     mean, std = _moments(rows.filter(pa.array(splits == TRAIN)), layout)
     details = {
         "classes": classes,
@@ -90,26 +87,14 @@ def run(source: Source, config: PrepareConfig, out: str) -> Imported:
         "image_shape": list(layout.image_shape),
         "mean": mean,
         "std": std,
-        "shards": dataset_index.shard_details(index, _sizes(placed, written), len(classes)),
+        "shards": shard_details(index, _sizes(placed, written), len(classes)),
         "skipped": skipped.select(["key", "problem"]).rename_columns(["key", "reason"]).to_pylist(),
     }
     counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
-    return Imported(dataset_index.fingerprint(index), counts, details)
+    return Imported(dataset_fingerprint(index), counts, details)
 
 
-def plan(config: PrepareConfig) -> str:
-    """What an import would read and write, as far as listing the source tells (nothing is downloaded)."""
-    shards = f"shards of at most {config.rows_per_shard:,} images"
-    if not is_path(config.source):
-        return f"{config.source} into {shards}"
-    source = list_source(config.source, layout=config.format, test_source=config.test_source, classes=config.classes)
-    images = "images" if source.total is None else f"{source.total:,} images"
-    classes = "" if source.classes is None else f" in {len(source.classes):,} classes"
-    pieces = " and ".join(f"{len(found):,} {split}" for split, found in source.pieces.items())
-    return f"{images}{classes} from {config.source} ({pieces} pieces) into {shards}"
-
-
-def summary(found: Mapping[str, Any]) -> str:
+def describe_dataset(found: Mapping[str, Any]) -> str:
     """What a dataset's manifest holds, in one line."""
     counts = found["counts"]
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
@@ -122,7 +107,7 @@ def summary(found: Mapping[str, Any]) -> str:
     )
 
 
-def _check(source: Source, image_size: int | None) -> Checked:
+def _check(source: Source, image_size: int | None) -> CheckedSource:
     """Read, decode and check all pieces with Ray Data."""
     pieces = [piece for split in SPLITS for piece in source.pieces.get(split, [])]
     items = [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)]
@@ -148,15 +133,14 @@ def _check(source: Source, image_size: int | None) -> Checked:
         begun |= {entry.exec_stats.task_idx for entry in bundle.metadata if entry.exec_stats}
         line.update(rows if source.total else len(begun))
     line.close()
-    return Checked(blocks, sizes, _described(blocks))
+    return CheckedSource(blocks, sizes, _described(blocks))
 
 
 def _described(blocks: list[Any]) -> pa.Table:
     """The rows of all blocks without their images, in source order."""
-    describe = ray.remote(readers.describe)
-    starts = range(0, len(blocks), _BLOCKS_PER_TASK)
-    tasks = [describe.remote(*blocks[start : start + _BLOCKS_PER_TASK]) for start in starts]
-    tables = [table for found in collect(tasks) for table in found]
+    items = [tuple(blocks[start : start + _BLOCKS_PER_TASK]) for start in range(0, len(blocks), _BLOCKS_PER_TASK)]
+    described = map_tasks(readers.drop_images, items, label="describe", resources=TaskResources())
+    tables = [table for found in described for table in found]
     counts = [table.num_rows for table in tables]
     rows = pa.concat_tables(tables)
     rows = rows.append_column("block", pa.array(np.repeat(np.arange(len(tables), dtype=np.int32), counts)))
@@ -227,7 +211,7 @@ def _sizes(placed: Placement, written: list[Written]) -> dict[str, list[int]]:
 def _index(
     rows: pa.Table, own: NDArray[np.integer], placed: Placement, layout: Layout, written: list[Written]
 ) -> pa.Table:
-    """The index of the dataset, see ``dataset_index``."""
+    """The index of the dataset, see ``index``."""
     by_place = np.lexsort((placed.row, placed.shard))
     hashes = np.empty(len(rows), object)
     hashes[by_place] = [sha256 for shard in written for sha256 in shard.sha256]
@@ -243,7 +227,7 @@ def _index(
         "row": placed.row,
     }
     order = np.lexsort((placed.sample_id, placed.split))
-    return pa.table(columns, schema=dataset_index.SCHEMA).take(pa.array(order))
+    return pa.table(columns, schema=INDEX_SCHEMA).take(pa.array(order))
 
 
 def _unique_keys(rows: pa.Table, own: NDArray[np.integer]) -> NDArray[Any]:
@@ -270,12 +254,12 @@ def _moments(rows: pa.Table, layout: Layout) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
 
 
-@verb(PrepareConfig)
-def prepare(config: PrepareConfig) -> Artifact | None:
+@verb(PrepareConfig, gives=Dataset, plan=plan_prepare)
+def prepare(config: PrepareConfig) -> Artifact:
     """Import images into shards, or find that it was done before.
 
     Returns:
-        The dataset; None for a dry run.
+        The dataset.
 
     Raises:
         EasyCoreError: the source is missing or unclear, a sample is bad, a class or split is empty, ``out`` holds
@@ -283,21 +267,18 @@ def prepare(config: PrepareConfig) -> Artifact | None:
     """
     started = time.monotonic()
     out = paths.absolute(config.out)
-    if config.dry_run:
-        say(f"prepare: would import {plan(config)} → {out}")
-        return None
-    made = manifest.claim(out, KIND, _identity(config), overwrite=config.overwrite)
+    made = claim(out, "dataset", dataset_identity(config), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"prepare: {out} is finished already, with this configuration; nothing to do")
         return made
-    with manifest.giving_back(made):
+    with giving_back(made):
         source = list_source(
             config.source, layout=config.format, test_source=config.test_source, classes=config.classes
         )
         cluster.connect()
-        imported = run(source, config, out)
+        imported = import_source(source, config, out)
     seconds = time.monotonic() - started
-    artifact = manifest.finish(
+    artifact = finish(
         made,
         fingerprint=imported.fingerprint,
         config=to_dict(config),
@@ -306,15 +287,5 @@ def prepare(config: PrepareConfig) -> Artifact | None:
         wall_seconds=seconds,
         **imported.details,
     )
-    say(f"prepare: {summary(artifact.manifest)} in {duration(seconds)} → {out}")
+    say(f"prepare: {describe_dataset(artifact.manifest)} in {duration(seconds)} → {out}")
     return artifact
-
-
-def _identity(config: PrepareConfig) -> str:
-    """Sources have no fingerprint before they are read, so here, and only here, their names count."""
-    names = {"source": config.source, "test_source": config.test_source, "classes": config.classes}
-    places = {
-        role: paths.absolute(name) if name and (role == "classes" or is_path(name)) else name
-        for role, name in names.items()
-    }
-    return manifest.identity(KIND, {**identity_fields(config), **places}, {})

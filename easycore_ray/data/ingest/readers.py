@@ -46,7 +46,7 @@ DESCRIPTION = {
     "squares": pa.list_(pa.int64(), 3),
     "problem": pa.string(),
 }
-SCHEMA = pa.schema({**DESCRIPTION, "pixels": pa.large_binary(), "encoded": pa.large_binary()})
+CHECKED_SCHEMA = pa.schema({**DESCRIPTION, "pixels": pa.large_binary(), "encoded": pa.large_binary()})
 
 
 class Sample(NamedTuple):
@@ -248,7 +248,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def check(number: int, piece: Piece, classes: Sequence[str] | None, image_size: int | None) -> Iterator[pa.Table]:
-    """The samples of a piece as tables of ``SCHEMA``, in order, none much larger than ``BYTES_PER_TABLE``.
+    """The samples of a piece as tables of ``CHECKED_SCHEMA``, in order, none much larger than ``BYTES_PER_TABLE``.
 
     Good rows have no ``problem`` and hold the image in ``pixels`` or ``encoded``, or both (see
     ``images.measure``); bad rows say what is wrong and hold no image. Where the piece cannot be read on, the
@@ -283,7 +283,7 @@ def check_batch(batch: pa.Table, classes: Sequence[str] | None, image_size: int 
         yield from check(row["number"], pickle.loads(row["piece"]), classes, image_size)
 
 
-def describe(*blocks: pa.Table) -> list[pa.Table]:
+def drop_images(*blocks: pa.Table) -> list[pa.Table]:
     """What is known of the rows without their images, block by block."""
     return [block.select(list(DESCRIPTION)) for block in blocks]
 
@@ -299,4 +299,4 @@ def _checked(sample: Sample, classes: dict[str, int] | None, image_size: int | N
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=CHECKED_SCHEMA)

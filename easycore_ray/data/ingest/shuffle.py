@@ -11,28 +11,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
 from easycore_ray.data import shards
 from easycore_ray.data.index import shard_path
 from easycore_ray.data.ingest.splits import Placement
 from easycore_ray.data.shards import Layout, Written
-from easycore_ray.runtime.console import Progress
+from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import paths
-from easycore_ray.storage.errors import EasyCoreError
 
 # Ray keeps smaller results (up to 100 KB) in the process that asked for them.
 _PART_BYTES = 1024 * 1024
 _GROUP_BYTES = 32 * 1024 * 1024
 
 
-def write(
+def write_shards(
     blocks: list[Any], sizes: Sequence[int], rows: pa.Table, placed: Placement, *, layout: Layout, out: str
 ) -> list[Written]:
     """Write all shards below ``out``.
 
     Args:
-        blocks: references of tables of ``samples.SCHEMA``; the list is emptied, so that each block is freed
+        blocks: references of tables of ``readers.CHECKED_SCHEMA``; the list is emptied, so that each block is freed
             as soon as it has been dealt out.
         sizes: of the blocks, in bytes.
         rows: ``block``, ``offset`` (row in the block) and ``label`` of the rows to write.
@@ -53,11 +51,12 @@ def write(
         for shard, part in enumerate(dealt if num_shards > 1 else [dealt]):
             parts[shard].append(part)
     blocks.clear()
-    write = ray.remote(shards.write_shard)
-    targets = [paths.join(out, shard_path(*name)) for name in placed.names]
-    tasks = [write.remote(target, layout, *part) for target, part in zip(targets, parts, strict=True)]
-    parts.clear()
-    return watch(tasks, np.bincount(placed.shard, minlength=num_shards))
+    counts = np.bincount(placed.shard, minlength=num_shards)
+    # Parts are given up as they are handed on, so that each is freed once its shard is written.
+    items = ((paths.join(out, shard_path(*name)), layout, *parts.pop(0)) for name in placed.names)
+    return map_tasks(
+        shards.write_dealt_shard, items, label="write", resources=TaskResources(), rows=counts.tolist(), unit="images"
+    )
 
 
 def _places(rows: pa.Table, placed: Placement, num_blocks: int) -> list[pa.Table]:
@@ -88,26 +87,3 @@ def _groups(sizes: Sequence[int], least: int) -> Iterator[list[int]]:
             group, held = [], 0
     if group:
         yield group
-
-
-def watch(tasks: list[Any], rows: NDArray[np.integer]) -> list[Any]:
-    """Results of the Ray tasks, with a progress line in rows written; ``rows`` of each task."""
-    line = Progress("write", int(rows.sum()), "images")
-    number = {task: index for index, task in enumerate(tasks)}
-    waiting, done = list(tasks), 0
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        done += sum(int(rows[number[task]]) for task in ready)
-        line.update(done)
-    line.close()
-    return collect(tasks)
-
-
-def collect(tasks: list[Any]) -> list[Any]:
-    """Results of Ray tasks; an error of ours is raised as it was, without Ray's traceback around it."""
-    try:
-        return ray.get(tasks)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, EasyCoreError):
-            raise error.cause from None
-        raise

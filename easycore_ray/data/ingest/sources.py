@@ -79,9 +79,9 @@ def _with_test(source: Source, other: Source) -> Source:
 
 def _list(source: str, layout: str) -> Source:
     if source == "digits":
-        return builtin_sources.digits()
+        return builtin_sources.digits_source()
     if source.startswith(TORCHVISION):
-        return builtin_sources.torchvision_dataset(source.removeprefix(TORCHVISION))
+        return builtin_sources.torchvision_source(source.removeprefix(TORCHVISION))
     return _list_path(paths.absolute(source), layout)
 
 

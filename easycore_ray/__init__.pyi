@@ -1,0 +1,477 @@
+"""Signatures of the verbs, generated from the configurations by ``python -m tests.stubs``."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Literal, Protocol, overload
+
+from easycore_ray.analysis.analyze import Analysis as Analysis
+from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
+from easycore_ray.config.stages import (
+    CleanConfig, CoresetConfig, EvaluateConfig, InspectConfig, PrepareConfig, ReduceConfig, ReportConfig, ScoreConfig,
+    TrainConfig,
+)
+from easycore_ray.config.work_plan import WorkPlan as WorkPlan
+from easycore_ray.data.coreset import Coreset as Coreset
+from easycore_ray.data.dataset import Dataset as Dataset
+from easycore_ray.engine.checkpoint import Checkpoint as Checkpoint
+from easycore_ray.evaluation.evaluate import Evaluation as Evaluation
+from easycore_ray.experiments.pipeline import Pipeline as Pipeline
+from easycore_ray.experiments.study import Study as Study
+from easycore_ray.experiments.sweep import Sweep as Sweep
+from easycore_ray.inspection.clean import Leftover
+from easycore_ray.reporting.report import Report as Report
+from easycore_ray.scoring.hardness_table import HardnessTable as HardnessTable
+from easycore_ray.scoring.score import ScoringRun as ScoringRun
+from easycore_ray.storage.artifact import Artifact as Artifact
+
+StrPath = str | PathLike[str]
+
+__version__: str
+__all__: list[str]
+
+def open(path: StrPath) -> Any: ...
+
+class _Prepare(Protocol):
+    kind: type[PrepareConfig]
+    @overload
+    def __call__(self, config: PrepareConfig, /) -> Dataset: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, overwrite: bool = False, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
+        image_size: int | None = None, rows_per_shard: int = 10000, on_bad_sample: Literal["error", "skip"] = "error",
+        seed: int = 0,
+    ) -> Dataset: ...
+    @overload
+    def plan(self, config: PrepareConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, overwrite: bool = False, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
+        image_size: int | None = None, rows_per_shard: int = 10000, on_bad_sample: Literal["error", "skip"] = "error",
+        seed: int = 0, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Score(Protocol):
+    kind: type[ScoreConfig]
+    @overload
+    def __call__(self, config: ScoreConfig, /) -> ScoringRun: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
+        coreset: StrPath | None = None, epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "eval",
+        score_every: int = 1, stop_when_stable: float | None = None,
+    ) -> ScoringRun: ...
+    @overload
+    def plan(self, config: ScoreConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
+        coreset: StrPath | None = None, epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "eval",
+        score_every: int = 1, stop_when_stable: float | None = None, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Reduce(Protocol):
+    kind: type[ReduceConfig]
+    @overload
+    def __call__(self, config: ReduceConfig, /) -> HardnessTable: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, scores: StrPath, overwrite: bool = False, score_epochs: str | None = None,
+        only: str | Sequence[str] | None = None, bucket_rows: int = 4000000,
+    ) -> HardnessTable: ...
+    @overload
+    def plan(self, config: ReduceConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, scores: StrPath, overwrite: bool = False, score_epochs: str | None = None,
+        only: str | Sequence[str] | None = None, bucket_rows: int = 4000000, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Select(Protocol):
+    kind: type[CoresetConfig]
+    @overload
+    def __call__(self, config: CoresetConfig, /) -> Coreset: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, overwrite: bool = False, scores: StrPath | None = None, dataset: StrPath | None = None,
+        user_scores: StrPath | None = None, method: str = "easycore", score_epochs: str | None = None,
+        score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
+        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
+        materialize: bool = False,
+    ) -> Coreset: ...
+    @overload
+    def plan(self, config: CoresetConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, overwrite: bool = False, scores: StrPath | None = None, dataset: StrPath | None = None,
+        user_scores: StrPath | None = None, method: str = "easycore", score_epochs: str | None = None,
+        score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
+        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
+        materialize: bool = False, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Train(Protocol):
+    kind: type[TrainConfig]
+    @overload
+    def __call__(self, config: TrainConfig, /) -> Checkpoint: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0,
+        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
+        attack_step_size: float | str | None = None, val_attack_steps: int = 10, model: str = "resnet18",
+        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
+        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
+        coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
+    ) -> Checkpoint: ...
+    @overload
+    def plan(self, config: TrainConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0,
+        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
+        attack_step_size: float | str | None = None, val_attack_steps: int = 10, model: str = "resnet18",
+        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
+        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
+        coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Evaluate(Protocol):
+    kind: type[EvaluateConfig]
+    @overload
+    def __call__(self, config: EvaluateConfig, /) -> Evaluation: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False,
+        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
+        attack: str | Sequence[str] = ("pgd20",), eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        norm: Literal["linf", "l2"] = "linf", num_samples: int | None = None, seed: int = 0,
+    ) -> Evaluation: ...
+    @overload
+    def plan(self, config: EvaluateConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False,
+        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
+        attack: str | Sequence[str] = ("pgd20",), eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        norm: Literal["linf", "l2"] = "linf", num_samples: int | None = None, seed: int = 0, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Sweep(Protocol):
+    kind: type[SweepConfig]
+    @overload
+    def __call__(self, config: SweepConfig, /) -> Sweep: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False,
+        num_workers: int | str | tuple[int, int] = 1, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
+        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
+        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
+        method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
+        fraction: float | Sequence[float] = (0.3, 0.5),
+        training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
+        beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
+        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
+        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
+        max_concurrent_trials: int | None = None, keep_going: bool = False,
+    ) -> Sweep: ...
+    @overload
+    def plan(self, config: SweepConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False,
+        num_workers: int | str | tuple[int, int] = 1, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
+        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
+        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
+        method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
+        fraction: float | Sequence[float] = (0.3, 0.5),
+        training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
+        beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
+        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
+        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
+        max_concurrent_trials: int | None = None, keep_going: bool = False, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Report(Protocol):
+    kind: type[ReportConfig]
+    @overload
+    def __call__(self, config: ReportConfig, /) -> Report: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, sweep: StrPath, overwrite: bool = False, title: str = "EasyCore: coresets for robust models",
+        note: str = "",
+    ) -> Report: ...
+    @overload
+    def plan(self, config: ReportConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, sweep: StrPath, overwrite: bool = False, title: str = "EasyCore: coresets for robust models",
+        note: str = "", measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Study(Protocol):
+    kind: type[StudyConfig]
+    @overload
+    def __call__(self, config: StudyConfig, /) -> Study: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 1,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, results: StrPath | None = None,
+        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
+        seeds: int | Sequence[int] = (0, 1, 2), subset: int | None = None, score_epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_workers: int = 1,
+        train_epochs: int = 20, trades_epochs: int = 20, beta: float = 6.0, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
+        standard_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        trades_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        num_test_samples: int | None = None, num_autoattack_samples: int | None = None,
+        autoattack_eps: float | str = 0.00392156862745098, max_concurrent_trials: int | None = None,
+        keep_going: bool = False,
+    ) -> Study: ...
+    @overload
+    def plan(self, config: StudyConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 1,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, results: StrPath | None = None,
+        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
+        seeds: int | Sequence[int] = (0, 1, 2), subset: int | None = None, score_epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_workers: int = 1,
+        train_epochs: int = 20, trades_epochs: int = 20, beta: float = 6.0, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
+        standard_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        trades_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        num_test_samples: int | None = None, num_autoattack_samples: int | None = None,
+        autoattack_eps: float | str = 0.00392156862745098, max_concurrent_trials: int | None = None,
+        keep_going: bool = False, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Pipeline(Protocol):
+    kind: type[PipelineConfig]
+    @overload
+    def __call__(self, config: PipelineConfig, /) -> Pipeline: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
+        dataset: StrPath | None = None, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        image_size: int | None = None, subset: int | None = None, score_epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "eval", score_every: int = 1,
+        stop_when_stable: float | None = None,
+        method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
+        fraction: float | Sequence[float] = (0.3, 0.5),
+        training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
+        beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
+        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
+        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
+        trial_num_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False, note: str = "",
+    ) -> Pipeline: ...
+    @overload
+    def plan(self, config: PipelineConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
+        augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
+        dataset: StrPath | None = None, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        image_size: int | None = None, subset: int | None = None, score_epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "eval", score_every: int = 1,
+        stop_when_stable: float | None = None,
+        method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
+        fraction: float | Sequence[float] = (0.3, 0.5),
+        training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
+        beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
+        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
+        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
+        trial_num_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False, note: str = "",
+        measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Analyze(Protocol):
+    kind: type[AnalyzeConfig]
+    @overload
+    def __call__(self, config: AnalyzeConfig, /) -> Analysis: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False,
+        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None,
+        score: str = "aign",
+        eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        norm: Literal["linf", "l2"] = "linf", num_samples: int = 2000, seed: int = 0,
+    ) -> Analysis: ...
+    @overload
+    def plan(self, config: AnalyzeConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False,
+        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None,
+        score: str = "aign",
+        eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        norm: Literal["linf", "l2"] = "linf", num_samples: int = 2000, seed: int = 0, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Inspect(Protocol):
+    kind: type[InspectConfig]
+    @overload
+    def __call__(self, config: InspectConfig, /) -> dict[str, Any]: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        path: StrPath, verify: bool = False, score: str = "aign", count: int = 10, images: StrPath | None = None,
+        json: bool = False,
+    ) -> dict[str, Any]: ...
+
+class _Clean(Protocol):
+    kind: type[CleanConfig]
+    @overload
+    def __call__(self, config: CleanConfig, /) -> list[Leftover]: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        path: StrPath, yes: bool = False, older_than: float = 24.0,
+    ) -> list[Leftover]: ...
+
+prepare: _Prepare
+score: _Score
+reduce: _Reduce
+select: _Select
+train: _Train
+evaluate: _Evaluate
+sweep: _Sweep
+report: _Report
+study: _Study
+pipeline: _Pipeline
+analyze: _Analyze
+inspect: _Inspect
+clean: _Clean

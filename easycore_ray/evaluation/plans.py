@@ -1,0 +1,64 @@
+"""What evaluate() would do, without doing it."""
+
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.work_plan import WorkPlan, plan_for
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, identity, open_artifact
+
+_BYTES_PER_IMAGE = 16
+
+
+def evaluation_identity(config: EvaluateConfig, parents: dict[str, Artifact]) -> str:
+    """What decides the content of an evaluation."""
+    return identity("evaluation", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+
+
+def plan_evaluate(config: EvaluateConfig, measure: bool = False) -> WorkPlan:
+    """The plan of an evaluation."""
+    from easycore_ray.evaluation.evaluate import check_fits, check_split, check_threats, threats_of
+
+    checkpoint, dataset = open_artifact(config.checkpoint, "checkpoint"), open_dataset(config.dataset)
+    check_fits(checkpoint, dataset)
+    threats = threats_of(config)
+    check_threats(threats, dataset.image_shape)
+    images = attacked_images(config, check_split(dataset, config.split))
+    works = attack_works(config, images)
+    model = checkpoint.manifest["model"]
+    network = Network(model["name"], model["width"], dataset.image_shape, device_of(config.gpus_per_worker))
+    plan = plan_for(
+        "evaluate",
+        paths.absolute(config.out),
+        "evaluation",
+        evaluation_identity(config, {"checkpoint": checkpoint, "dataset": dataset}),
+        overwrite=config.overwrite,
+        work=f"attack {images:,} images {len(threats.columns())} times",
+        samples=images,
+        bytes_written=images * _BYTES_PER_IMAGE,
+        estimates=estimates_of(works, assumed_rates(network), config.max_workers),
+    )
+    if not measure:
+        return plan
+    from easycore_ray.engine.checkpoint import open_checkpoint
+    from easycore_ray.engine.measure import measure_plan
+
+    _, model = open_checkpoint(config.checkpoint, config.weights)
+    return measure_plan(plan, config, dataset, works, model)
+
+
+def attacked_images(config: EvaluateConfig, total: int) -> int:
+    """How many of the images of a split are attacked."""
+    return min(config.num_eval_samples or total, total)
+
+
+def attack_works(config: EvaluateConfig, images: int) -> list[Work]:
+    """What the images of an evaluation go through: once clean, then every attack at every eps."""
+    attacks = [name for name in config.attack if name != "none"]
+    return [Work("clean", images), *(Work(name, images * len(config.eval_eps)) for name in attacks)]
+
+
+def image_count(config: EvaluateConfig, dataset: Dataset) -> int:
+    """Images that an evaluation of a trial attacks."""
+    return attacked_images(config, dataset.num_rows(config.split))

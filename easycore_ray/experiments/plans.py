@@ -1,0 +1,164 @@
+"""What sweep(), study() and pipeline() would do, without doing it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepConfig
+from easycore_ray.config.fields import ADVERSARIAL
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.work_plan import WorkPlan, join_plans, plan_for
+from easycore_ray.core.selection import budget
+from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
+from easycore_ray.data.ingest.plans import plan_prepare
+from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of
+from easycore_ray.evaluation.plans import attack_works, image_count
+from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
+from easycore_ray.scoring.hardness_table import open_hardness
+from easycore_ray.scoring.plans import plan_score
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, identity, open_artifact
+from easycore_ray.training.plans import check_budget, network_of, training_steps, training_works
+
+
+def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str, Artifact]]:
+    """The dataset and hardness table of a sweep, and its parents by role.
+
+    Raises:
+        EasyCoreError: one is missing or foreign, or a perturbation is wider than the images.
+    """
+    from easycore_ray.evaluation.attack_shards import Threats
+    from easycore_ray.evaluation.evaluate import check_threats
+
+    dataset, hardness = open_dataset(config.dataset), open_hardness(config.scores)
+    check_same_dataset(hardness, dataset)
+    check_threats(Threats(attack=config.attack, eps=config.eval_eps, norm=config.norm, seed=0), dataset.image_shape)
+    if ADVERSARIAL & {*config.training}:
+        check_budget(config.eps, config.norm, dataset.image_shape)
+    return dataset, hardness, {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+
+
+def sweep_identity(config: SweepConfig, parents: dict[str, Artifact]) -> str:
+    """What decides the content of a sweep."""
+    return identity("sweep", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+
+
+def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
+    """The plan of a sweep."""
+    dataset, hardness, parents = open_sweep_inputs(config)
+    out, count = paths.absolute(config.out), hardness.manifest["counts"]["samples"]
+    trials = make_trials(config, out, coreset_folders(config, out))
+    done = [trial for trial in trials if trial.finished()]
+    names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
+    plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
+    return plan_for(
+        "sweep",
+        out,
+        "sweep",
+        sweep_identity(config, parents),
+        overwrite=config.overwrite,
+        work=f"run {len(trials) - len(done)} of {len(trials)} trials ({names}; {len(config.seeds)} seeds) on "
+        f"{count:,} samples of {dataset.path}",
+        **_details(plan),
+        finished=tuple(trial.train.out for trial in done),
+        makes=(paths.join(out, "coresets"), paths.join(out, "trials"), paths.join(out, "summary.json")),
+    )
+
+
+def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
+    """The plan of a study: the trials its results file does not have, and the scoring runs they need."""
+    from easycore_ray.experiments.study import key_of, open_study, scores_folder
+
+    config = config.replace(out=paths.absolute(config.out))
+    study = open_study(config)
+    missing = {key_of(trial): trial for trials in study.missing.values() for trial in trials}
+    count = config.subset or study.dataset.num_rows("train")
+    seeds = [seed for seed in dict.fromkeys(trial.seed for trial in missing.values())
+             if not is_finished(scores_folder(config, seed))]  # fmt: skip
+    scoring = [
+        plan_score(config.score_config(scores_folder(config, seed), seed), measure and not number, num_rows=count)
+        for number, seed in enumerate(seeds)
+    ]
+    sweep = config.sweep_config("scores", config.seeds[0], ("random",))
+    trials = _plan_trials(sweep, study.dataset, list(missing.values()), count, measure)
+    return join_plans(
+        "study",
+        f"run {len(missing)} of {study.total} trials ({', '.join(config.parts)}) after {len(seeds)} scoring runs "
+        f"→ {study.results}",
+        config.out,
+        [*scoring, trials],
+    ).replace(makes=(config.out, study.results))
+
+
+def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
+    """The plan of a pipeline, as far as it can be known before its stages have run."""
+    from easycore_ray.selection.select import check_subset
+
+    out = paths.absolute(config.out)
+    config = config.replace(out=out)
+    prepared = config.prepare_config().out
+    where = config.dataset or (prepared if is_finished(prepared) else None)
+    sweep = config.sweep_config(where or "dataset", "scores")
+    trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
+    work = f"score for {config.score_epochs} epochs, run {len(trials)} trials and report"
+    if where is None:
+        plan = join_plans("pipeline", work, out, [plan_prepare(config.prepare_config())])
+        return plan.replace(
+            work=f"{plan_prepare(config.prepare_config()).work}, then {work}",
+            trials=len(trials),
+            warnings=(*plan.warnings, "steps and time are known once the dataset is prepared"),
+        )
+    dataset = open_dataset(where)
+    if config.subset is not None:
+        check_subset(dataset, config.subset)
+        work = f"draw {config.subset:,} of {dataset.num_rows('train'):,} training samples, {work}"
+    count = config.subset or dataset.num_rows("train")
+    scoring = plan_score(config.score_config(where), measure, num_rows=count)
+    todo = [trial for trial in trials if not is_finished(trial.evaluate.out)]
+    plan = join_plans("pipeline", work, out, [scoring, _plan_trials(sweep, dataset, todo, count, measure)])
+    return plan.replace(
+        makes=(*plan.makes, paths.join(out, "sweep"), paths.join(out, "report"), paths.join(out, "summary.json")),
+        finished=(*plan.finished, *(trial.train.out for trial in trials if trial not in todo)),
+    )
+
+
+def _plan_trials(config: SweepConfig, dataset: Dataset, trials: Sequence[Trial], count: int, measure: bool) -> WorkPlan:
+    """Steps, bytes and time of trials on coresets of ``count`` samples."""
+    kept = {trial.name: budget(count, trial.fraction) for trial in trials}
+    works: list[Work] = []
+    for trial in trials:
+        works += training_works(trial.train, kept[trial.name], dataset.num_rows("val"))
+        works += attack_works(trial.evaluate, image_count(trial.evaluate, dataset))
+    size = checkpoint_bytes(config.model, config.width) if trials else 0
+    plan = WorkPlan(
+        verb="sweep",
+        work="",
+        out=config.out,
+        trials=len(trials),
+        steps=sum(training_steps(trial.train, kept[trial.name]) for trial in trials),
+        samples=count,
+        bytes_written=None if size is None else len(trials) * size,
+    )
+    if not trials:
+        return plan
+    network = network_of(trials[0].train, dataset.image_shape)
+    workers = config.trial_workers * (config.max_concurrent_trials or 1)
+    training = [work for work in works if work.in_training]
+    attacks = [work for work in works if not work.in_training]
+    # Evaluation is always in float32, and never compiled.
+    plain = replace(network, precision="fp32", compile=False)
+    plan = plan.replace(
+        estimates=(
+            *estimates_of(training, assumed_rates(network, config.batch_size), workers),
+            *estimates_of(attacks, assumed_rates(plain), workers),
+        )
+    )
+    if not measure:
+        return plan
+    from easycore_ray.engine.measure import measure_plan
+
+    return measure_plan(plan, trials[0].train, dataset, works)
+
+
+def _details(plan: WorkPlan) -> dict[str, object]:
+    names = ("trials", "steps", "samples", "bytes_written", "estimates", "warnings", "measured")
+    return {name: getattr(plan, name) for name in names}

@@ -1,0 +1,102 @@
+"""What score() and reduce() would do, without doing it."""
+
+from easycore_ray.config.base import to_dict
+from easycore_ray.config.fields import format_workers, parse_epoch_range
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import ReduceConfig, ScoreConfig
+from easycore_ray.config.work_plan import WorkPlan, plan_for
+from easycore_ray.data.coreset import open_coreset
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.engine.loader import batches_per_epoch
+from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
+from easycore_ray.scoring.score_table import scored_epochs
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, identity
+
+# An upper estimate of a score row: 4 float32 columns, a flag, and deltas of ids and labels.
+_BYTES_PER_SCORE = 19
+# A row of hardness, as written: 5 float64 means, 3 counts, ids and labels.
+_BYTES_PER_SAMPLE = 60
+
+
+def open_scored(config: ScoreConfig) -> tuple[Dataset, dict[str, Artifact]]:
+    """The dataset a scoring run reads, and its parents by role."""
+    dataset = open_dataset(config.dataset)
+    parents: dict[str, Artifact] = {"dataset": dataset}
+    if config.coreset is not None:
+        parents["coreset"] = open_coreset(config.coreset, dataset)
+    return dataset, parents
+
+
+def scoring_identity(config: ScoreConfig, parents: dict[str, Artifact]) -> str:
+    """What decides the content of a scoring run."""
+    return identity("scoring_run", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+
+
+def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | None = None) -> WorkPlan:
+    """The plan of a scoring run.
+
+    Args:
+        config: of the run.
+        measure: take real steps and ask the cluster.
+        num_rows: how many samples it scores, where the coreset that says so is not there yet.
+    """
+    dataset, parents = open_scored(config)
+    if num_rows is None:
+        source = parents.get("coreset")
+        num_rows = dataset.num_rows("train") if source is None else source.manifest["counts"]["samples"]
+    scored = scored_epochs(to_dict(config), config.epochs)
+    works = scoring_works(config, num_rows, len(scored))
+    network = Network(
+        config.model, config.width, dataset.image_shape, device_of(config.gpus_per_worker), config.precision,
+        config.compile,
+    )  # fmt: skip
+    out = paths.absolute(config.out)
+    plan = plan_for(
+        "score",
+        out,
+        "scoring_run",
+        scoring_identity(config, parents),
+        overwrite=config.overwrite,
+        work=f"train {config.model} for {config.epochs} epochs on {num_rows:,} samples with "
+        f"{format_workers(config.num_workers)} workers, and score {len(scored)} times",
+        steps=config.epochs * batches_per_epoch(num_rows, config.batch_size),
+        samples=num_rows,
+        bytes_written=num_rows * (len(scored) * _BYTES_PER_SCORE + _BYTES_PER_SAMPLE),
+        estimates=estimates_of(works, assumed_rates(network, config.batch_size), config.max_workers),
+        makes=(paths.join(out, "table"), paths.join(out, "hardness")),
+    )
+    if not measure:
+        return plan
+    from easycore_ray.engine.measure import measure_plan
+
+    return measure_plan(plan, config, dataset, works)
+
+
+def scoring_works(config: ScoreConfig, num_rows: int, num_scored: int) -> list[Work]:
+    """What the images of a scoring run go through: training, fused with scores or not, and exact passes."""
+    last = config.score_pass == "fused+eval"
+    exact = num_scored if config.score_pass == "eval" else last + config.initial_pass
+    step = "standard" if config.score_pass == "eval" else "fused"
+    return [Work(step, config.epochs * num_rows), Work("exact", exact * num_rows)]
+
+
+def plan_reduce(config: ReduceConfig, _measure: bool = False) -> WorkPlan:
+    """The plan of a reduction; there is nothing to measure."""
+    from easycore_ray.scoring.reduce import hardness_identity, used_epochs
+    from easycore_ray.scoring.score_reader import open_table
+
+    table = open_table(paths.join(paths.absolute(config.scores), "table"))
+    between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
+    epochs = used_epochs(config, table, between)
+    samples = table.artifact.manifest["counts"]["samples"]
+    return plan_for(
+        "reduce",
+        paths.absolute(config.out),
+        "hardness_table",
+        hardness_identity(config, table.artifact),
+        overwrite=config.overwrite,
+        work=f"reduce {samples:,} samples × {len(epochs)} epochs",
+        samples=samples,
+        bytes_written=samples * _BYTES_PER_SAMPLE,
+    )

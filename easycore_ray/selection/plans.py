@@ -1,0 +1,44 @@
+"""What select() would do, without doing it."""
+
+from easycore_ray.config.stages import CoresetConfig
+from easycore_ray.config.work_plan import WorkPlan, plan_for
+from easycore_ray.core.selection import METHODS, budget
+from easycore_ray.scoring.hardness_table import open_hardness
+from easycore_ray.storage import paths
+from easycore_ray.storage.errors import EasyCoreError
+
+# A row of a coreset, as written: id, score, label, source key, and the id once more for NumPy.
+_BYTES_PER_SAMPLE = 60
+
+
+def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
+    """The plan of a selection: how many samples it keeps; there is nothing to measure."""
+    from easycore_ray.selection.select import coreset_identity, epochs_folder, open_selection_inputs
+
+    out, first, make = paths.absolute(config.out), "", []
+    folder = epochs_folder(config)
+    reduces = folder is not None and not paths.exists(paths.join(folder, "manifest.json"))
+    # The samples are the same ones, so their number is known before they are reduced.
+    parents, dataset = open_selection_inputs(config, open_hardness if reduces else None)
+    if reduces:
+        first, make = f"reduce epochs {config.epoch_range} → {folder}, and ", [str(folder)]
+    table = parents.get("hardness_table")
+    total = dataset.num_rows("train") if table is None else table.manifest["counts"]["samples"]
+    try:
+        kept = budget(total, config.fraction)
+        METHODS[config.method].check_budget(kept, total)
+    except ValueError as error:
+        raise EasyCoreError(str(error)) from error
+    images = paths.join(out, "dataset")
+    copied = f", and copy their images → {images}" if config.materialize else ""
+    return plan_for(
+        "select",
+        out,
+        "coreset",
+        coreset_identity(config, parents),
+        overwrite=config.overwrite,
+        work=f"{first}keep {kept:,} of {total:,} samples by {config.method}{copied}",
+        samples=kept,
+        bytes_written=kept * _BYTES_PER_SAMPLE + (kept * dataset.layout.image_bytes if config.materialize else 0),
+        makes=(*make, out, *([images] if config.materialize else [])),
+    )

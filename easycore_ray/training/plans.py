@@ -1,0 +1,104 @@
+"""What train() would do, without doing it."""
+
+import math
+
+from easycore_ray.config.fields import ADVERSARIAL, format_workers
+from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.stages import TrainConfig
+from easycore_ray.config.work_plan import WorkPlan, plan_for
+from easycore_ray.core.eps import check_eps
+from easycore_ray.data.coreset import open_coreset
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.engine.loader import batches_per_epoch
+from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, identity
+from easycore_ray.storage.errors import EasyCoreError
+
+
+def open_training(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact]]:
+    """The dataset a run trains on, and its parents by role.
+
+    Raises:
+        EasyCoreError: one is missing or foreign, or the attack in training is wider than the images.
+    """
+    dataset = open_dataset(config.dataset)
+    check_training(config, dataset.image_shape)
+    parents: dict[str, Artifact] = {"dataset": dataset}
+    if config.coreset is not None:
+        parents["coreset"] = open_coreset(config.coreset, dataset)
+    return dataset, parents
+
+
+def checkpoint_identity(config: TrainConfig, parents: dict[str, Artifact]) -> str:
+    """What decides the content of a checkpoint."""
+    return identity("checkpoint", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
+
+
+def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
+    """The plan of a training run."""
+    dataset, parents = open_training(config)
+    source = parents.get("coreset")
+    num_rows = dataset.num_rows("train") if source is None else source.manifest["counts"]["samples"]
+    steps = training_steps(config, num_rows)
+    works = training_works(config, num_rows, dataset.num_rows("val"))
+    network = network_of(config, dataset.image_shape)
+    plan = plan_for(
+        "train",
+        paths.absolute(config.out),
+        "checkpoint",
+        checkpoint_identity(config, parents),
+        overwrite=config.overwrite,
+        work=f"train {config.model} ({config.training}) for {steps:,} steps on {num_rows:,} samples with "
+        f"{format_workers(config.num_workers)} workers",
+        steps=steps,
+        samples=num_rows,
+        estimates=estimates_of(works, assumed_rates(network, config.batch_size), config.max_workers),
+    )
+    if not measure:
+        return plan
+    from easycore_ray.engine.measure import measure_plan
+
+    return measure_plan(plan, config, dataset, works)
+
+
+def network_of(config: TrainConfig, image_shape: tuple[int, int, int]) -> Network:
+    """What decides the cost of an image in training."""
+    device = device_of(config.gpus_per_worker)
+    return Network(config.model, config.width, image_shape, device, config.precision, config.compile)
+
+
+def training_steps(config: TrainConfig, num_rows: int) -> int:
+    """Optimizer steps of a run on this many samples."""
+    return config.steps or config.epochs * batches_per_epoch(num_rows, config.batch_size)
+
+
+def training_works(config: TrainConfig, num_rows: int, num_val: int) -> list[Work]:
+    """What images go through in a run: training steps and, after each epoch, validation."""
+    steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
+    steps = training_steps(config, num_rows)
+    adversarial = config.training in ADVERSARIAL
+    # A validation attack of k steps costs as much as PGD-AT's attack without its update.
+    val_steps = config.val_attack_steps if adversarial else 0
+    return [
+        Work(config.training, round(steps / steps_per_epoch * num_rows), config.attack_steps if adversarial else 0),
+        Work("validation", -(-steps // steps_per_epoch) * num_val, val_steps),
+    ]
+
+
+def check_training(config: TrainConfig, image_shape: tuple[int, ...]) -> None:
+    """Refuse, before any work, an attack in training that is wider than the images."""
+    if config.training in ADVERSARIAL:
+        check_budget(config.eps, config.norm, image_shape)
+
+
+def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
+    """Refuse an eps by which no image of this shape can be changed: 8 for 8/255, above all.
+
+    Raises:
+        EasyCoreError: says what is allowed.
+    """
+    try:
+        check_eps(eps, norm, num_pixels=math.prod(image_shape))
+    except ValueError as error:
+        raise EasyCoreError(str(error)) from error

@@ -1,0 +1,91 @@
+"""How long a file or function may be, how many arguments it may ask for, and one place for each public name."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import easycore_ray
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for folder in ("easycore_ray", "jobs")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_REQUIRED_ARGUMENTS = 500, 60, 7
+# Known exceptions. These lists only shrink: an entry that is no longer needed fails its test.
+LONG_FILES = {"easycore_ray/selection/exact_cut.py"}
+LONG_FUNCTIONS = {
+    "easycore_ray/core/attacks.py:pgd",
+    "easycore_ray/core/loop.py:train_epoch",
+    "easycore_ray/engine/ray_train.py:fit_on_ray",
+    "easycore_ray/engine/run.py:_one_epoch",
+    "easycore_ray/experiments/sweep.py:sweep",
+}
+MANY_ARGUMENTS = {
+    "easycore_ray/analysis/analyze.py:_attack_task",
+    "easycore_ray/analysis/paper_claims.py:verdicts",
+    "easycore_ray/core/attacks.py:_climb_until_fooled",
+    "easycore_ray/engine/loader.py:open_loader",
+    "easycore_ray/engine/run.py:_one_epoch",
+    "easycore_ray/evaluation/attack_shards.py:_attack_task",
+    "easycore_ray/experiments/trials.py:_make_trial",
+}
+DUPLICATE_NAMES: set[str] = set()
+
+
+def functions():
+    """(file and name, node) of every function and method, nested ones too."""
+    for name, text in FILES.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name}:{node.name}", node
+
+
+def required_arguments(function):
+    """Number of arguments without a default, self and cls not counted."""
+    arguments = function.args
+    positional = [argument.arg for argument in arguments.posonlyargs + arguments.args]
+    required = positional[: len(positional) - len(arguments.defaults)]
+    keywords = [default for default in arguments.kw_defaults if default is None]
+    return len([name for name in required if name not in {"self", "cls"}]) + len(keywords)
+
+
+def public_names(text):
+    """Functions, classes and constants that a module defines at its top level, without an underscore before them."""
+    found = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_files_are_short():
+    assert {name for name, text in FILES.items() if text.count("\n") > MAX_FILE_LINES} == LONG_FILES
+
+
+def test_functions_are_short():
+    long = {name for name, node in functions() if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES}
+
+    assert long == LONG_FUNCTIONS
+
+
+def test_functions_ask_for_few_arguments():
+    """The verbs are not counted: their arguments are the fields of their configurations."""
+    verbs = set(easycore_ray.__all__)
+    many = {name for name, node in functions() if required_arguments(node) > MAX_REQUIRED_ARGUMENTS}
+
+    assert {name for name in many if name.split(":")[1] not in verbs} == MANY_ARGUMENTS
+
+
+def test_a_public_name_has_one_place():
+    """So that a name alone says what is meant; jobs are command lines and define no names for others."""
+    places = defaultdict(set)
+    for path, text in FILES.items():
+        for name in public_names(text) if path.startswith("easycore_ray/") else ():
+            places[name].add(path)
+
+    assert {name for name, paths in places.items() if len(paths) > 1} == DUPLICATE_NAMES
