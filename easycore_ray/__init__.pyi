@@ -7,8 +7,8 @@ from typing import Any, Literal, Protocol, overload
 from easycore_ray.analysis.analyze import Analysis as Analysis
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.stages import (
-    CleanConfig, CoresetConfig, EvaluateConfig, InspectConfig, PrepareConfig, ReduceConfig, ReportConfig, ScoreConfig,
-    TrainConfig,
+    CleanConfig, CoresetConfig, EvaluateConfig, ExportConfig, InspectConfig, PrepareConfig, ReduceConfig, ReportConfig,
+    ScoreConfig, TrainConfig,
 )
 from easycore_ray.config.work_plan import WorkPlan as WorkPlan
 from easycore_ray.data.coreset import Coreset as Coreset
@@ -439,6 +439,27 @@ class _Analyze(Protocol):
         norm: Literal["linf", "l2"] = "linf", num_samples: int = 2000, seed: int = 0, measure: bool = False,
     ) -> WorkPlan: ...
 
+class _Export(Protocol):
+    kind: type[ExportConfig]
+    @overload
+    def __call__(self, config: ExportConfig, /) -> str: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        checkpoint: StrPath, out: StrPath, format: Literal["weights", "pt2", "onnx"] = "weights",
+        weights: Literal["last", "best"] = "last", overwrite: bool = False,
+    ) -> str: ...
+    @overload
+    def plan(self, config: ExportConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        checkpoint: StrPath, out: StrPath, format: Literal["weights", "pt2", "onnx"] = "weights",
+        weights: Literal["last", "best"] = "last", overwrite: bool = False, measure: bool = False,
+    ) -> WorkPlan: ...
+
 class _Inspect(Protocol):
     kind: type[InspectConfig]
     @overload
@@ -473,5 +494,6 @@ report: _Report
 study: _Study
 pipeline: _Pipeline
 analyze: _Analyze
+export: _Export
 inspect: _Inspect
 clean: _Clean

@@ -254,6 +254,23 @@ class ReportConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig(Checked):
+    """Write a trained model into one file for use elsewhere; it takes pixels in [0, 1] and normalises them itself."""
+
+    checkpoint: str
+    """Folder of a trained model."""
+    out: str
+    """File that is written."""
+    format: Literal["weights", "pt2", "onnx"] = "weights"
+    """weights: safetensors, normalisation included. pt2: a torch.export program, which needs nothing of this package.
+    onnx: checked with onnxruntime to 1e-4; needs the extra export. Both take batches of any size."""
+    weights: Literal["last", "best"] = "last"
+    """Weights after the last epoch, or after the one that did best on the validation split."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectConfig(Checked):
     """Tell what an artifact is: how it was made, what is in it, and whether all of it is still there."""
 
