@@ -168,3 +168,15 @@ def test_a_program_can_be_read_from_memory(small, tmp_path):
 
     assert torch.export.load(io.BytesIO((tmp_path / "m.pt2").read_bytes())).module()(pixels(1)).shape == (1, 3)
     assert file == str(tmp_path / "m.pt2")
+
+
+def test_the_job_takes_paths_from_here(small, tmp_path, monkeypatch):
+    """As every command line does."""
+    from easycore_ray.cli import run
+    from easycore_ray.config.stages import ExportConfig
+
+    monkeypatch.chdir(tmp_path)
+    file = run(ExportConfig, export, ["--checkpoint", "small", "--out", "m.safetensors"])
+
+    assert file == str(tmp_path / "m.safetensors")
+    assert load_file(file)
