@@ -24,6 +24,7 @@ _VERBS = {
     "study": "experiments.study",
     "pipeline": "experiments.pipeline",
     "analyze": "analysis.analyze",
+    "export": "inspection.export",
     "inspect": "inspection.inspect",
     "clean": "inspection.clean",
 }

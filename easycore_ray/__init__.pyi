@@ -7,8 +7,8 @@ from typing import Any, Literal, Protocol, overload
 from easycore_ray.analysis.analyze import Analysis as Analysis
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.stages import (
-    CleanConfig, CoresetConfig, EvaluateConfig, InspectConfig, PrepareConfig, ReduceConfig, ReportConfig, ScoreConfig,
-    TrainConfig,
+    CleanConfig, CoresetConfig, EvaluateConfig, ExportConfig, InspectConfig, PrepareConfig, ReduceConfig, ReportConfig,
+    ScoreConfig, TrainConfig,
 )
 from easycore_ray.config.work_plan import WorkPlan as WorkPlan
 from easycore_ray.data.coreset import Coreset as Coreset
@@ -66,17 +66,18 @@ class _Score(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
-        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
-        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
+        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
+        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
-        coreset: StrPath | None = None, epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "eval",
-        score_every: int = 1, stop_when_stable: float | None = None,
+        coreset: StrPath | None = None, epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
+        initial_pass: bool = False, stop_when_stable: float | None = None,
     ) -> ScoringRun: ...
     @overload
     def plan(self, config: ScoreConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -84,17 +85,18 @@ class _Score(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
-        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
-        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
+        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
+        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
-        coreset: StrPath | None = None, epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "eval",
-        score_every: int = 1, stop_when_stable: float | None = None, measure: bool = False,
+        coreset: StrPath | None = None, epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
+        initial_pass: bool = False, stop_when_stable: float | None = None, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Reduce(Protocol):
@@ -105,7 +107,7 @@ class _Reduce(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, scores: StrPath, overwrite: bool = False, score_epochs: str | None = None,
+        out: StrPath, scores: StrPath, overwrite: bool = False, epoch_range: str | None = None,
         only: str | Sequence[str] | None = None, bucket_rows: int = 4000000,
     ) -> HardnessTable: ...
     @overload
@@ -114,7 +116,7 @@ class _Reduce(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, scores: StrPath, overwrite: bool = False, score_epochs: str | None = None,
+        out: StrPath, scores: StrPath, overwrite: bool = False, epoch_range: str | None = None,
         only: str | Sequence[str] | None = None, bucket_rows: int = 4000000, measure: bool = False,
     ) -> WorkPlan: ...
 
@@ -127,7 +129,7 @@ class _Select(Protocol):
         self,
         *,
         out: StrPath, overwrite: bool = False, scores: StrPath | None = None, dataset: StrPath | None = None,
-        user_scores: StrPath | None = None, method: str = "easycore", score_epochs: str | None = None,
+        user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
         cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
         materialize: bool = False,
@@ -139,7 +141,7 @@ class _Select(Protocol):
         self,
         *,
         out: StrPath, overwrite: bool = False, scores: StrPath | None = None, dataset: StrPath | None = None,
-        user_scores: StrPath | None = None, method: str = "easycore", score_epochs: str | None = None,
+        user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
         cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
         materialize: bool = False, measure: bool = False,
@@ -153,14 +155,15 @@ class _Train(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
-        training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0,
-        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
-        attack_step_size: float | str | None = None, val_attack_steps: int = 10, model: str = "resnet18",
-        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
-        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
+        experiment: str = "easycore", eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf",
+        attack_steps: int = 10, attack_step_size: float | str | None = None,
+        training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0, val_attack_steps: int = 10,
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
@@ -172,14 +175,15 @@ class _Train(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
-        training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0,
-        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
-        attack_step_size: float | str | None = None, val_attack_steps: int = 10, model: str = "resnet18",
-        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
-        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
+        experiment: str = "easycore", eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf",
+        attack_steps: int = 10, attack_step_size: float | str | None = None,
+        training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0, val_attack_steps: int = 10,
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
@@ -195,11 +199,12 @@ class _Evaluate(Protocol):
         self,
         *,
         out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False,
-        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
-        attack: str | Sequence[str] = ("pgd20",), eps: float | str | Sequence[float | str] = (0.03137254901960784,),
-        norm: Literal["linf", "l2"] = "linf", num_samples: int | None = None, seed: int = 0,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
+        attack: str | Sequence[str] = ("pgd20",),
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
+        num_eval_samples: int | None = None, seed: int = 0,
     ) -> Evaluation: ...
     @overload
     def plan(self, config: EvaluateConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -208,11 +213,12 @@ class _Evaluate(Protocol):
         self,
         *,
         out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False,
-        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
-        attack: str | Sequence[str] = ("pgd20",), eps: float | str | Sequence[float | str] = (0.03137254901960784,),
-        norm: Literal["linf", "l2"] = "linf", num_samples: int | None = None, seed: int = 0, measure: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
+        attack: str | Sequence[str] = ("pgd20",),
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
+        num_eval_samples: int | None = None, seed: int = 0, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Sweep(Protocol):
@@ -223,24 +229,23 @@ class _Sweep(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False,
-        num_workers: int | str | tuple[int, int] = 1, cpus_per_worker: float | None = None,
+        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
         gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
         cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
         width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
         weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
-        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
-        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
-        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
-        max_concurrent_trials: int | None = None, keep_going: bool = False,
+        adversarial_epochs: int | None = None, steps: int | None = None, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
+        keep_going: bool = False,
     ) -> Sweep: ...
     @overload
     def plan(self, config: SweepConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -248,24 +253,23 @@ class _Sweep(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False,
-        num_workers: int | str | tuple[int, int] = 1, cpus_per_worker: float | None = None,
+        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
         gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
         cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
         width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
         weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
-        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
-        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
-        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
-        max_concurrent_trials: int | None = None, keep_going: bool = False, measure: bool = False,
+        adversarial_epochs: int | None = None, steps: int | None = None, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
+        keep_going: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Report(Protocol):
@@ -297,25 +301,27 @@ class _Study(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 1,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int = 1, tracking_uri: str | None = None, experiment: str = "easycore",
         model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
         momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
-        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, results: StrPath | None = None,
-        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
-        seeds: int | Sequence[int] = (0, 1, 2), subset: int | None = None, score_epochs: int = 20,
-        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_workers: int = 1,
-        train_epochs: int = 20, trades_epochs: int = 20, beta: float = 6.0, eps: float | str = 0.03137254901960784,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, eps: float | str = 0.03137254901960784,
         norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        standard_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
-        trades_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
-        num_test_samples: int | None = None, num_autoattack_samples: int | None = None,
-        autoattack_eps: float | str = 0.00392156862745098, max_concurrent_trials: int | None = None,
-        keep_going: bool = False,
+        subset: int | None = None, score_epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
+        initial_pass: bool = False, stop_when_stable: float | None = None, results: StrPath | None = None,
+        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
+        seeds: int | Sequence[int] = (0, 1, 2), train_epochs: int = 20, adversarial_epochs: int | None = None,
+        beta: float = 6.0,
+        standard_eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        eval_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        num_eval_samples: int | None = None, num_autoattack_samples: int | None = None,
+        autoattack_eval_eps: float | str = 0.00392156862745098, trial_workers: int = 1,
+        max_concurrent_trials: int | None = None, keep_going: bool = False,
     ) -> Study: ...
     @overload
     def plan(self, config: StudyConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -323,25 +329,27 @@ class _Study(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 1,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int = 1, tracking_uri: str | None = None, experiment: str = "easycore",
         model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
         momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
-        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, results: StrPath | None = None,
-        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
-        seeds: int | Sequence[int] = (0, 1, 2), subset: int | None = None, score_epochs: int = 20,
-        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_workers: int = 1,
-        train_epochs: int = 20, trades_epochs: int = 20, beta: float = 6.0, eps: float | str = 0.03137254901960784,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, eps: float | str = 0.03137254901960784,
         norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        standard_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
-        trades_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
-        num_test_samples: int | None = None, num_autoattack_samples: int | None = None,
-        autoattack_eps: float | str = 0.00392156862745098, max_concurrent_trials: int | None = None,
-        keep_going: bool = False, measure: bool = False,
+        subset: int | None = None, score_epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
+        initial_pass: bool = False, stop_when_stable: float | None = None, results: StrPath | None = None,
+        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
+        seeds: int | Sequence[int] = (0, 1, 2), train_epochs: int = 20, adversarial_epochs: int | None = None,
+        beta: float = 6.0,
+        standard_eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        eval_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        num_eval_samples: int | None = None, num_autoattack_samples: int | None = None,
+        autoattack_eval_eps: float | str = 0.00392156862745098, trial_workers: int = 1,
+        max_concurrent_trials: int | None = None, keep_going: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Pipeline(Protocol):
@@ -352,29 +360,29 @@ class _Pipeline(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        out: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0,
+        threads_per_worker: int | None = None, max_failures: int = 3, cache_gib: float = 2.0,
+        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
         model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
         momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
-        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
-        dataset: StrPath | None = None, source: StrPath = "digits",
-        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
-        image_size: int | None = None, subset: int | None = None, score_epochs: int = 20,
-        score_pass: Literal["eval", "fused", "fused+eval"] = "eval", score_every: int = 1,
-        stop_when_stable: float | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0, subset: int | None = None,
+        score_epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
+        score_every: int = 1, initial_pass: bool = False, stop_when_stable: float | None = None,
+        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
+        attack_step_size: float | str | None = None,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
-        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
-        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
-        trial_num_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False, note: str = "",
+        adversarial_epochs: int | None = None, steps: int | None = None, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
+        keep_going: bool = False, dataset: StrPath | None = None, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        image_size: int | None = None, note: str = "",
     ) -> Pipeline: ...
     @overload
     def plan(self, config: PipelineConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -382,30 +390,29 @@ class _Pipeline(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, overwrite: bool = False, num_workers: int | str | tuple[int, int] = 2,
-        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
-        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        out: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0,
+        threads_per_worker: int | None = None, max_failures: int = 3, cache_gib: float = 2.0,
+        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
         model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
         momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
-        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
-        dataset: StrPath | None = None, source: StrPath = "digits",
-        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
-        image_size: int | None = None, subset: int | None = None, score_epochs: int = 20,
-        score_pass: Literal["eval", "fused", "fused+eval"] = "eval", score_every: int = 1,
-        stop_when_stable: float | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0, subset: int | None = None,
+        score_epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
+        score_every: int = 1, initial_pass: bool = False, stop_when_stable: float | None = None,
+        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
+        attack_step_size: float | str | None = None,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), train_epochs: int = 20,
-        trades_epochs: int | None = None, steps: int | None = None, eps: float | str = 0.03137254901960784,
-        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), num_test_samples: int | None = None,
-        trial_num_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False, note: str = "",
-        measure: bool = False,
+        adversarial_epochs: int | None = None, steps: int | None = None, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
+        keep_going: bool = False, dataset: StrPath | None = None, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        image_size: int | None = None, note: str = "", measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Analyze(Protocol):
@@ -417,12 +424,11 @@ class _Analyze(Protocol):
         self,
         *,
         out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False,
-        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None,
-        score: str = "aign",
-        eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
-        norm: Literal["linf", "l2"] = "linf", num_samples: int = 2000, seed: int = 0,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None, score: str = "aign",
+        eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        norm: Literal["linf", "l2"] = "linf", num_train_samples: int = 2000, seed: int = 0,
     ) -> Analysis: ...
     @overload
     def plan(self, config: AnalyzeConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -431,12 +437,32 @@ class _Analyze(Protocol):
         self,
         *,
         out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False,
-        num_workers: int | str | tuple[int, int] = 2, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None,
-        score: str = "aign",
-        eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
-        norm: Literal["linf", "l2"] = "linf", num_samples: int = 2000, seed: int = 0, measure: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None, score: str = "aign",
+        eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
+        norm: Literal["linf", "l2"] = "linf", num_train_samples: int = 2000, seed: int = 0, measure: bool = False,
+    ) -> WorkPlan: ...
+
+class _Export(Protocol):
+    kind: type[ExportConfig]
+    @overload
+    def __call__(self, config: ExportConfig, /) -> str: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        checkpoint: StrPath, out: StrPath, format: Literal["weights", "pt2", "onnx"] = "weights",
+        weights: Literal["last", "best"] = "last", overwrite: bool = False,
+    ) -> str: ...
+    @overload
+    def plan(self, config: ExportConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        checkpoint: StrPath, out: StrPath, format: Literal["weights", "pt2", "onnx"] = "weights",
+        weights: Literal["last", "best"] = "last", overwrite: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Inspect(Protocol):
@@ -473,5 +499,6 @@ report: _Report
 study: _Study
 pipeline: _Pipeline
 analyze: _Analyze
+export: _Export
 inspect: _Inspect
 clean: _Clean

@@ -2,17 +2,14 @@
 
 from easycore_ray.cli import run
 from easycore_ray.config.stages import ReportConfig
-from easycore_ray.reporting.report import report
-from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
+from easycore_ray.reporting.report import Report, report
 
 
-def main(config: ReportConfig) -> Artifact | None:
+def main(config: ReportConfig) -> Report:
     """Report, and say where the page is."""
-    page = report(config)
-    if page is not None:
-        print(f"report: {paths.join(page.path, 'report.html')}")
-    return page
+    drawn = report(config)
+    print(f"report: {drawn.page}")
+    return drawn
 
 
 if __name__ == "__main__":

@@ -2,16 +2,14 @@
 
 from easycore_ray.cli import run
 from easycore_ray.config.experiments import StudyConfig
-from easycore_ray.experiments.study import study
+from easycore_ray.experiments.study import Study, study
 from easycore_ray.reporting.report import print_summary
-from easycore_ray.storage.artifact import Artifact
 
 
-def main(config: StudyConfig) -> Artifact | None:
+def main(config: StudyConfig) -> Study:
     """Run what is missing, then show the table."""
     done = study(config)
-    if done is not None:
-        print(print_summary(done.path))
+    print(print_summary(done.path))
     return done
 
 

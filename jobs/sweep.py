@@ -2,20 +2,18 @@
 
 from easycore_ray.cli import run
 from easycore_ray.config.experiments import SweepConfig
-from easycore_ray.experiments.sweep import sweep
+from easycore_ray.experiments.sweep import Sweep, sweep
 from easycore_ray.reporting.report import print_summary
-from easycore_ray.storage.artifact import Artifact
 from easycore_ray.tracking.mlflow import default_uri, ui_command
 
 
-def main(config: SweepConfig) -> Artifact | None:
+def main(config: SweepConfig) -> Sweep:
     """Sweep, then show the table and where to look further."""
     swept = sweep(config)
-    if swept is not None:
-        print(print_summary(swept.path))
-        uri = swept.manifest["config"]["tracking_uri"] or default_uri(swept.path)
-        if uri != "none":
-            print(f"runs: {ui_command(uri)}")
+    print(print_summary(swept.path))
+    uri = swept.manifest["config"]["tracking_uri"] or default_uri(swept.path)
+    if uri != "none":
+        print(f"runs: {ui_command(uri)}")
     return swept
 
 

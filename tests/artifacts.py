@@ -207,7 +207,6 @@ def make_scoring_run(run: Path | str, dataset: Artifact, labels: Sequence[int], 
     edit_manifest(f"{run}/table", config=config, epochs=[{"epoch": 1, "train_loss": 2.0}])
     table = artifact.open_artifact(f"{run}/table")
     hardness = reduce(out=f"{run}/hardness", scores=str(run))
-    assert hardness is not None
     return artifact.finish(
         made,
         fingerprint=hardness.fingerprint,

@@ -126,7 +126,9 @@ def _accepted(hint: Any, name: str) -> str:
 
 
 def _text(hint: Any) -> str:
-    """A type as it is written."""
+    """A type as it is written, without what it is annotated with."""
+    if get_origin(hint) is typing.Annotated:
+        return _text(get_args(hint)[0])
     if hint is types.NoneType:
         return "None"
     if get_origin(hint) is typing.Literal:

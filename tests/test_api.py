@@ -67,9 +67,14 @@ class TestSignatures:
 
     def test_what_the_stubs_accept_is_accepted(self, tmp_path):
         """Path objects, one value for several, eps and ranges of workers as text."""
-        plain = ScoreConfig(dataset=str(tmp_path), out=str(tmp_path / "o"), num_workers=(2, 4), milestones=(0.5,))
+        plain = ScoreConfig(
+            dataset=str(tmp_path), out=str(tmp_path / "o"), num_workers=(2, 4), batch_size=120, milestones=(0.5,)
+        )
 
-        assert ScoreConfig(dataset=tmp_path, out=tmp_path / "o", num_workers="2:4", milestones=0.5) == plain
+        assert (
+            ScoreConfig(dataset=tmp_path, out=tmp_path / "o", num_workers="2:4", batch_size=120, milestones=0.5)
+            == plain
+        )
 
 
 class TestHandles:

@@ -38,9 +38,11 @@ from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-# Those that make an artifact; inspect and clean have tests of their own.
+# Those that make an artifact; inspect, clean and export have tests of their own.
 JOBS = sorted(
-    path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem not in ("__init__", "command", "inspect", "clean")
+    path.stem
+    for path in (ROOT / "jobs").glob("*.py")
+    if path.stem not in ("__init__", "command", "inspect", "clean", "export")
 )
 CONFIGS = {**vars(stages), **vars(experiments)}
 KINDS = {job: CONFIGS[f"{job.capitalize()}Config"] for job in JOBS}

@@ -54,3 +54,17 @@ class Rounded(nn.Module):
     def forward(self, inputs):
         """The rounded inputs."""
         return (inputs / 2).round() * 2 + 0 * inputs
+
+
+def branching(*, num_classes, image_shape):
+    """A linear model that looks at the values of its inputs to choose its way."""
+    channels, height, width = image_shape
+    return nn.Sequential(Choosing(), nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+
+
+class Choosing(nn.Module):
+    """Bright batches are halved."""
+
+    def forward(self, inputs):
+        """The inputs, or half of them."""
+        return inputs / 2 if float(inputs.sum()) > 1e6 else inputs

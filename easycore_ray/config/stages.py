@@ -265,6 +265,23 @@ class ReportConfig(JobConfig):
 
 
 @configuration
+class ExportConfig(Checked):
+    """Write a trained model into one file for use elsewhere; it takes pixels in [0, 1] and normalises them itself."""
+
+    checkpoint: Text = setting(identity=False, group="model")
+    """Folder of a trained model."""
+    out: Text = setting(identity=False, group="output")
+    """File that is written."""
+    format: Literal["weights", "pt2", "onnx"] = setting(default="weights", identity=False, group="output")
+    """weights: safetensors, normalisation included. pt2: a torch.export program, which needs nothing of this package.
+    onnx: checked with onnxruntime to 1e-4; needs the extra export. Both take batches of any size."""
+    weights: Literal["last", "best"] = setting(default="last", identity=False, group="model")
+    """Weights after the last epoch, or after the one that did best on the validation split."""
+    overwrite: Flag = setting(default=False, identity=False, group="output")
+    """Replace a file that is there."""
+
+
+@configuration
 class InspectConfig(Checked):
     """Tell what an artifact is: how it was made, what is in it, and whether all of it is still there."""
 

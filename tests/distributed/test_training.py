@@ -264,7 +264,7 @@ def test_a_sweep_can_be_finished_without_the_trials_that_diverged(digits, two_wo
         "sweep": "FINISHED", "full_f1_trades_b1_s0": "FINISHED", "full_f1_trades_b1e+39_s0": "FAILED",
     }  # fmt: skip
     assert "seed 0: training diverged" in print_table(summary["rows"], summary["diverged"])
-    assert report(sweep=done.path, out=str(tmp_path / "report")) is not None
+    assert Path(report(sweep=done.path, out=tmp_path / "report").page).is_file()
     assert "Diverged, without results" in (tmp_path / "report" / "report.html").read_text()
     with pytest.raises(EasyCoreError, match="all 1 trials diverged, the first with: training diverged: the loss"):
         sweep(**fields | {"out": str(tmp_path / "lost"), "beta": (1e39,)}, keep_going=True)

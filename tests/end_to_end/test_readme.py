@@ -12,6 +12,7 @@ import pytest
 
 from easycore_ray.cli import parse
 from easycore_ray.config import experiments, stages
+from tests.artifacts import make_checkpoint, make_image_dataset
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +29,7 @@ KINDS = {
     "pipeline": experiments.PipelineConfig,
     "study": experiments.StudyConfig,
     "analyze": experiments.AnalyzeConfig,
+    "export": stages.ExportConfig,
     "inspect": stages.InspectConfig,
     "clean": stages.CleanConfig,
 }
@@ -72,6 +74,19 @@ def test_files_the_readme_names_exist():
         assert (ROOT / path).exists(), path
     for module in re.findall(r"`((?:\w+/)?\w+\.py)`", README):
         assert (ROOT / "easycore_ray" / module).exists(), module
+
+
+def test_a_trained_model_is_used_in_three_lines_of_plain_pytorch(tmp_path, monkeypatch):
+    """As they stand, but for the size of the images."""
+    (lines,) = [block for block in blocks("python") if "load_model" in block]
+    labels = [number % 3 for number in range(30)]
+    make_checkpoint(tmp_path / "runs" / "mine" / "model", make_image_dataset(tmp_path / "dataset", labels).path)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(lines.replace("1, 8, 8", "1, 4, 4"), names)
+
+    assert names["classes"].shape == (16,)
+    assert len([line for line in lines.splitlines() if line and not line.startswith("import")]) == 3
 
 
 @pytest.mark.ray

@@ -18,10 +18,35 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(("method", "score", "balance"), list(combinations()))
-def test_the_contract(method, score, balance, check):
-    """See the checks."""
-    check(method, score, balance)
+def test_the_contract(check):
+    """Every method, by every score, with and without class balance; the case that fails is named."""
+    cases = list(combinations())
+    assert {method for method, _, _ in cases} == set(METHODS)
+    assert failures(check, cases) == {}
+
+
+def failures(check, cases):
+    """What a check says of each case that does not pass it."""
+    found = {}
+    for case in cases:
+        try:
+            check(*case)
+        except (Exception, pytest.fail.Exception) as error:
+            found[case] = repr(error)
+    return found
+
+
+def test_a_method_that_breaks_the_contract_is_found_by_name():
+    """A check that fails for one case reports this case, and goes on to the others."""
+    cases = [("random", None, "none"), ("full", None, "none"), ("random", None, "class")]
+    seen = []
+
+    def check(*case):
+        seen.append(case)
+        assert case != cases[1], "broken"
+
+    assert list(failures(check, cases)) == [cases[1]]
+    assert seen == cases
 
 
 @pytest.fixture
