@@ -165,6 +165,7 @@ class TestPlans:
 
         assert (plan.steps, plan.samples) == (12, 30)
         assert [(each.work, each.images) for each in plan.estimates] == [("trades training", 120), ("validation", 24)]
+        assert 2 * 20_000 * 4 < plan.bytes_written < 2 * 30_000 * 4  # a cnn of width 16 has 24,346 parameters
         assert plan.seconds is None
         assert "there is no figure for cnn" in str(plan)
 

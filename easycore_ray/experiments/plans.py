@@ -105,6 +105,7 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
         return plan.replace(
             work=f"{plan_prepare(config.prepare_config()).work}, then {work}",
             trials=len(trials),
+            makes=(*plan.makes, *(paths.join(out, name) for name in ("scores", "sweep", "report", "summary.json"))),
             warnings=(*plan.warnings, "steps and time are known once the dataset is prepared"),
         )
     dataset = open_dataset(where)
