@@ -129,7 +129,7 @@ def project(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor, norm: str) 
     return (inputs + offsets * per_row(scale, offsets)).clamp(0.0, 1.0)
 
 
-def random_start(inputs: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
+def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
     """A point drawn uniformly from the eps-ball around each input, then moved into [0, 1].
 
     Drawn in float32 on the generator's device: a CPU generator gives the same start on every device.

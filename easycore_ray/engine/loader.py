@@ -9,6 +9,7 @@ is streamed from Ray Data twice an epoch.
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,6 +69,26 @@ def check_share(num_rows: int, world_size: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of the rows."""
+
+    num_rows: int
+    """Of all workers, without padding."""
+    world_size: int
+    rank: int
+
+    @property
+    def size(self) -> int:
+        """Rows of this worker, padding included."""
+        return math.ceil(self.num_rows / self.world_size)
+
+    @property
+    def padding(self) -> int:
+        """Padding rows of all workers, any of which may be this worker's."""
+        return _padding(self.num_rows, self.world_size)
+
+
 class MemoryLoader:
     """Rows kept in memory; each epoch is a fresh permutation cut into nearly equal batches."""
 
@@ -94,19 +115,11 @@ class StreamLoader:
     """Rows streamed from this worker's share of a Ray dataset, padding included."""
 
     def __init__(
-        self,
-        shard: ray.data.DataIterator,
-        dataset: Dataset,
-        *,
-        share: int,
-        padding: int,
-        num_batches: int,
-        seed: int,
-        rank: int,
+        self, shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, num_batches: int, seed: int
     ) -> None:
-        self._shard, self._dataset, self._share, self._padding = shard, dataset, share, padding
-        self.num_batches, self._seed, self._rank = num_batches, seed, rank
-        self._batch_rows = math.ceil(share / num_batches)
+        self._shard, self._dataset, self._share = shard, dataset, share
+        self.num_batches, self._seed = num_batches, seed
+        self._batch_rows = math.ceil(share.size / num_batches)
 
     def shuffled(self, epoch: int) -> Iterator[Samples]:
         """See ``Loader``; shuffles within a buffer, as rows were placed in shards at random."""
@@ -115,9 +128,10 @@ class StreamLoader:
             batch_size=self._batch_rows,
             # Smaller buffers give short batches mid-stream.
             local_shuffle_buffer_size=max(4096, 2 * self._batch_rows),
-            local_shuffle_seed=derive_seed("order", self._seed, epoch, self._rank) % 2**31,
+            local_shuffle_seed=derive_seed("order", self._seed, epoch, self._share.rank) % 2**31,
         )
-        batches = rebatch(tables, share=self._share, padding=self._padding, num_batches=self.num_batches)
+        share = self._share
+        batches = rebatch(tables, share=share.size, padding=share.padding, num_batches=self.num_batches)
         for table in batches:
             yield table_to_samples(table, self._dataset)
 
@@ -198,30 +212,13 @@ def padding_rows(schema: pa.Schema, count: int) -> pa.Table:
 
 
 def open_loader(
-    shard: ray.data.DataIterator,
-    dataset: Dataset,
-    *,
-    num_rows: int,
-    world_size: int,
-    rank: int,
-    batch_size: int,
-    seed: int,
-    cache_gib: float,
+    shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, batch_size: int, seed: int, cache_gib: float
 ) -> Loader:
-    """This worker's feed: kept in memory if its share is at most ``cache_gib``, streamed otherwise."""
-    share = math.ceil(num_rows / world_size)
-    num_batches = batches_per_epoch(num_rows, world_size, batch_size)
-    if share * image_bytes_per_row(dataset) > cache_gib * 2**30:
-        return StreamLoader(
-            shard,
-            dataset,
-            share=share,
-            padding=_padding(num_rows, world_size),
-            num_batches=num_batches,
-            seed=seed,
-            rank=rank,
-        )
+    """This worker's loader: in memory if its share takes at most ``cache_gib`` GiB of uint8 pixels, else streamed."""
+    num_batches = batches_per_epoch(share.num_rows, share.world_size, batch_size)
+    if share.size * image_bytes_per_row(dataset) > cache_gib * 2**30:
+        return StreamLoader(shard, dataset, share, num_batches=num_batches, seed=seed)
     tables = shard.iter_batches(batch_format="pyarrow", batch_size=4096)
     pieces = [table_to_samples(real, dataset) for table in tables if (real := drop_padding(table)).num_rows]
     rows = Samples(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
-    return MemoryLoader(rows, num_batches=num_batches, seed=seed, rank=rank)
+    return MemoryLoader(rows, num_batches=num_batches, seed=seed, rank=share.rank)
