@@ -1,9 +1,9 @@
 """analyze(): the paper's claims, tested on the user's own data and models.
 
-Takes scoring runs and checkpoints of one dataset; attacks a draw of the training samples, equally many of every
-tenth by AIGN, and compares the runs with each other; gives a verdict per claim, tables, pictures and a page. The
-one decision: a sample is attacked for its distance to the decision boundary, and everything about attacks follows
-from that one number, so that curves at all eps and the distance cannot contradict each other.
+Takes scoring runs and checkpoints of one dataset; attacks a draw of the training samples, equally many of every tenth
+by AIGN, and compares the runs with each other; gives a verdict per claim, tables, pictures and a page. A sample is
+attacked for its distance to the decision boundary, and everything about attacks follows from that one number, so that
+curves at all eps and the distance cannot contradict each other.
 """
 
 import io

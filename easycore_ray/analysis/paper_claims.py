@@ -1,8 +1,8 @@
 """What the paper claims of easy samples, tested: for each claim an outcome, and a sentence with the numbers behind it.
 
-Takes what became of attacked samples and how scoring runs agree, as plain data; gives plain data. The one decision:
-an attack can only succeed, and a distance only be measured, where the model is right, so these are taken over the
-samples it classifies right. Otherwise hard samples would count as vulnerable because they are misclassified.
+Takes what became of attacked samples and how scoring runs agree, as plain data; gives plain data. An attack can only
+succeed, and a distance only be measured, where the model is right, so these are taken over the samples it classifies
+right. Otherwise hard samples would count as vulnerable because they are misclassified.
 """
 
 import math

@@ -1,10 +1,10 @@
 """Adversarial inputs: FGSM and PGD for evaluation, the attacks of TRADES and PGD-AT for training.
 
-Takes a model, inputs in [0, 1] and a threat model, and gives inputs of the same shape inside it. The one
-decision: an attack leaves no trace. It runs in eval mode, differentiates with respect to the input only,
-and gives back every weight, gradient, buffer and mode as it was, also when it fails. Pass the bare module,
-not its DDP wrapper. The attacks of training may fold batch norm into the convolutions (``fold``) and skip
-the check of their inputs (``check``), which makes a GPU wait.
+Takes a model, inputs in [0, 1] and a threat model, and gives inputs of the same shape inside it. An attack leaves no
+trace. It runs in eval mode, differentiates with respect to the input only, and gives back every weight, gradient,
+buffer and mode as it was, also when it fails. Pass the bare module, not its DDP wrapper. The attacks of training may
+fold batch norm into the convolutions (``fold``) and skip the check of their inputs (``check``), which makes a GPU
+wait.
 
 The caller may wrap an attack in ``torch.autocast``; losses are float32 all the same. Prefer bfloat16 to
 float16, in which the gradient of a confident sample becomes 0 and the attack stands still.

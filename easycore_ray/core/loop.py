@@ -1,6 +1,6 @@
 """The one training loop: an epoch of steps, the score pass after it, validation.
 
-It is fed batches of ``(sample_ids, images, labels)`` and knows nothing of where they come from or how
+It takes batches of ``(sample_ids, images, labels)`` and knows nothing of where they come from or how
 many workers share them: with more than one, ``combine`` adds up gradients and counts. Losses are summed,
 not averaged, and gradients divided by the number of rows in the global batch, so that uneven batches
 and workers weigh every sample the same and the input gradient of a step is already per sample.
@@ -27,6 +27,7 @@ from easycore_ray.core.seeding import generator, seeded
 from easycore_ray.core.threat import NORMS
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+"""Of ``sample_ids`` int64 (B,), images uint8 (B, C, H, W) and labels int64 (B,)."""
 Combine = Callable[[list[Tensor], int], int]
 """Adds the gradients and the loss (a list of tensors, in place) and the row counts of all workers; returns the global
 count."""
@@ -120,14 +121,14 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device, on the way while this process goes on."""
+    """The values on the device, copied asynchronously from pinned memory for a GPU."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()  # a GPU fetches by itself from such memory only
     return values.to(device, non_blocking=True)
 
 
 def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
-    """Pixels as models take them: float32 in [0, 1] on the device, channels last."""
+    """uint8 pixels (B, C, H, W) as models take them: float32 in [0, 1] on the device, channels last."""
     inputs = to_float(to_device(images, device))
     # Convolutions are faster in this layout on CPUs and GPUs alike (1.5 × here); single channels have no layout.
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.shape[1] > 1 else inputs
@@ -305,11 +306,15 @@ def score_epoch(
 
     Args:
         model: left as it was.
-        batches: rows to score; how they are grouped changes a score by float rounding only.
+        batches: rows to score, images uint8 (B, C, H, W); how they are grouped changes a score by rounding only.
         on_batch: called with the number of rows after each batch.
 
     Returns:
-        ``sample_id``, ``label`` and the fields of ``core.scores``, in the order of the batches.
+        ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
+        (N,); in the order of the batches.
+
+    Raises:
+        ValueError: there are no batches.
     """
     device = next(model.parameters()).device
     found = []

@@ -1,9 +1,8 @@
 """The threat model: which perturbed inputs an attacker may use.
 
-Takes clean inputs, an eps and a norm, and gives points of the allowed set: the eps-ball around each input,
-within the pixel range [0, 1]. The one decision: eps is always in [0, 1] pixel units, and normalisation
-lives inside the model; attacks in normalised space with an eps in pixels are the most frequent mistake in
-the field's issue lists.
+Takes clean inputs, an eps and a norm, and gives points of the allowed set: the eps-ball around each input, within the
+pixel range [0, 1]. Eps is always in [0, 1] pixel units, and normalisation lives inside the model; attacks in
+normalised space with an eps in pixels are the most frequent mistake in the field's issue lists.
 """
 
 import math

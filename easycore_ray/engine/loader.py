@@ -1,4 +1,4 @@
-"""What a training worker is fed: its share of the rows, shuffled for training and in order for scoring.
+"""The data loader of a training worker: its share of the rows, shuffled for training and in order for scoring.
 
 Every row reaches exactly one worker in every epoch, and every worker has the same number of batches,
 none of them empty. Ray Train splits a dataset into equal shares and drops the rest (up to
@@ -28,7 +28,7 @@ PAD_ID = -1
 
 
 class Loader(Protocol):
-    """One worker's rows."""
+    """One worker's rows, in batches: ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,)."""
 
     num_batches: int
 
@@ -52,12 +52,12 @@ def batches_per_epoch(num_rows: int, world_size: int, batch_size: int) -> int:
 
 
 def _padding(num_rows: int, world_size: int) -> int:
-    """Rows that complete the population to equal shares."""
+    """Rows that complete the dataset to equal shares."""
     return -num_rows % world_size
 
 
 def check_share(num_rows: int, world_size: int) -> None:
-    """Refuse populations so small that a worker could be left without rows.
+    """Refuse datasets so small that a worker could be left without rows.
 
     Raises:
         EasyCoreError: says how many workers the rows allow.
@@ -144,7 +144,7 @@ class StreamLoader:
 
 
 def drop_padding(table: pa.Table) -> pa.Table:
-    """The rows that are samples."""
+    """The rows that are samples: those with a ``sample_id`` other than −1."""
     real = table["sample_id"].to_numpy() != PAD_ID
     return table if real.all() else table.filter(pa.array(real))
 

@@ -49,7 +49,7 @@ class Fit:
         return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
 
     def schedule(self, world_size: int, state: State) -> tuple[TrainingPlan, int]:
-        """The plan for this many workers, and the step in it from which the state goes on.
+        """The plan for this many workers, and the step at which the state resumes.
 
         Progress carries over in epochs: another number of workers takes another number of steps for the same.
         """

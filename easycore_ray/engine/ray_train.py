@@ -118,7 +118,7 @@ def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label:
     """
     import ray.train
 
-    # Inside a trial of a sweep other trials reserve the same; there the sweep's next command goes on.
+    # Inside a trial of a sweep other trials reserve the same; there the sweep's next command resumes.
     alone = ray.get_runtime_context().get_actor_id() is None
     before = cluster.reservations()
     for lost in range(max_failures + 1 if alone else 1):
@@ -137,7 +137,7 @@ def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label:
 
 
 def resolve_resources(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
-    """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads settled.
+    """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads resolved.
 
     Raises:
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.

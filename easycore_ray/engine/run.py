@@ -151,7 +151,7 @@ def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: s
 def _together(context: Context, work: Callable[[], Any], state: State | None) -> Any:
     """Do this worker's part; if any worker refuses its input or result, all stop with that error.
 
-    ``state`` is where the run could go on from. Other exceptions (a bug, a dead device) pass through and make Ray
+    ``state`` is where the run could resume. Other exceptions (a bug, a dead device) pass through and make Ray
     restart the worker group.
     """
     value, problem = None, None
