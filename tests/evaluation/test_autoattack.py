@@ -75,6 +75,7 @@ class TestAutoAttack:
         assert not wrong(model, weak, labels[:2]).any()
         assert wrong(model, strong, labels).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     @pytest.mark.parametrize("num_classes", [2, 3])
     def test_few_classes_are_fooled_at_the_exact_distance(self, num_classes, norm):
@@ -108,6 +109,7 @@ class TestAutoAttack:
         assert all(torch.equal(old, new) for old, new in zip(weights, model.state_dict().values(), strict=True))
         assert all(weight.requires_grad for weight in model.parameters())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6)])
     def test_is_never_weaker_than_pgd_and_stays_within_eps(self, digits_cnn, norm, eps):
         """On a trained cnn, also one that computes channels last."""
