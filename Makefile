@@ -3,23 +3,31 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/digits
+RESULTS ?= soak.jsonl
+CASES ?= 0:27
 
-.PHONY: demo test check install clean
+.PHONY: demo test check soak install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m jobs.pipeline --preset digits --out $(OUT)
 
 # Everything, real Ray included: what needs no Ray on two cores at once, then the rest on one Ray.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not ray" -q -n 2
-	$(BIN)/python -m pytest -m ray --durations=15
+	@started=$$(date +%s); \
+	$(BIN)/python -m pytest -m "not ray and not soak" -q -n 2 --durations=10 && \
+	$(BIN)/python -m pytest -m "ray and not soak" -q --durations=10; status=$$?; \
+	echo "make test took $$(( $$(date +%s) - started )) s"; exit $$status
 
 # What to run before every commit: no Ray, under a minute.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not ray and not slow" -q -n 2
+	$(BIN)/python -m pytest -m "not ray and not slow and not soak" -q -n 2
+
+# Lost processes, nodes, disks and stores; hours. Goes on where it was interrupted: every case adds a line to RESULTS.
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak --results $(RESULTS) --cases $(CASES)
 
 install: $(VENV)/.installed-dev
 

@@ -170,6 +170,7 @@ class TestPlans:
 
         assert (plan.steps, plan.samples) == (12, 30)
         assert [(each.work, each.images) for each in plan.estimates] == [("trades training", 120), ("validation", 24)]
+        assert 2 * 20_000 * 4 < plan.bytes_written < 2 * 30_000 * 4  # a cnn of width 16 has 24,346 parameters
         assert plan.seconds is None
         assert "there is no figure for cnn" in str(plan)
 
@@ -288,17 +289,22 @@ class TestMeasured:
     @pytest.mark.ray
     def test_a_measured_plan_asks_the_cluster(self, ray_session, world, tmp_path, monkeypatch):
         """Idle GPUs and missing ones are warned of; figures say that they were measured."""
+        import ray
+
         from easycore_ray.engine import measure
 
         monkeypatch.setattr(measure, "_SECONDS", 0.5)
         fields = {"dataset": world / "dataset", "model": "cnn", "width": 4, "num_workers": 1, "out": tmp_path / "m"}
         plan = train.plan(**fields, measure=True)
         missing = train.plan(**fields, gpus_per_worker=1, measure=True)
+        swept = sweep.plan(**fields, scores=world / "scores", training="standard", measure=True)
         monkeypatch.setattr(measure.cluster, "capacity", lambda: ({"CPU": 2.0, "GPU": 4.0}, False))
         idle = train.plan(**fields, measure=True)
 
         assert plan.measured
         assert plan.seconds > 0
+        # As many one-worker trials at a time as there are CPUs.
+        assert {each.workers for each in swept.estimates} == {int(ray.cluster_resources()["CPU"])}
         assert not plan.warnings
         assert any("GPUs are wanted, the cluster has 0" in text for text in missing.warnings)
         assert idle.warnings == ("the cluster has 4 GPUs that would stay idle; pass --gpus-per-worker 1 to use them",)

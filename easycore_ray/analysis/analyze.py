@@ -1,9 +1,9 @@
 """analyze(): the paper's claims, tested on the user's own data and models.
 
-Takes scoring runs and checkpoints of one dataset; attacks a draw of the training samples, equally many of every
-tenth by AIGN, and compares the runs with each other; gives a verdict per claim, tables, pictures and a page. The
-one decision: a sample is attacked for its distance to the decision boundary, and everything about attacks follows
-from that one number, so that curves at all eps and the distance cannot contradict each other.
+Takes scoring runs and checkpoints of one dataset; attacks a draw of the training samples, equally many of every tenth
+by AIGN, and compares the runs with each other; gives a verdict per claim, tables, pictures and a page. A sample is
+attacked for its distance to the decision boundary, and everything about attacks follows from that one number, so that
+curves at all eps and the distance cannot contradict each other.
 """
 
 import io
@@ -34,7 +34,7 @@ from easycore_ray.core.trend_test import DECILES, deciles, draw_from_deciles
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
-from easycore_ray.evaluation.attack_shards import SHARD_ROWS
+from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice
 from easycore_ray.evaluation.evaluate import check_fits
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
@@ -255,15 +255,12 @@ def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Tabl
         return _samples(inputs, [], config)
     import ray
 
-    device = "cuda" if config.gpus_per_worker else "cpu"
-    threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
+    device = TaskDevice.from_config(config)
     items, rows, names = [], [], []
     for number, model in enumerate(inputs.models):
         network = ray.put(model.network)
         for chunk in _chunks(inputs.drawn):
-            items.append(
-                (network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device, threads)
-            )
+            items.append((network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device))
             rows.append(len(chunk))
             names.append(f"{number:03d}-{chunk[0]:012d}")
     tables = map_tasks(
@@ -297,13 +294,12 @@ def _attack_task(
     eps: tuple[float, ...],
     norm: str,
     seed: int,
-    device: str,
-    threads: int,
+    device: TaskDevice,
 ) -> pa.Table:
     """What each Ray task runs: read a shard's images, attack them."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(device.threads)
     rows = read_split(open_dataset(path), "train", sample_ids)
-    return measure_shard(network.to(device), rows, eps, norm=norm, seed=seed, device=device)
+    return measure_shard(network.to(device.name), rows, eps, norm=norm, seed=seed, device=device.name)
 
 
 def measure_shard(
@@ -417,10 +413,7 @@ def summarise_claims(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -
         "num_samples": len(inputs.drawn) if inputs.models else 0,
         "scoring_runs": [_run_entry(each) for each in inputs.runs],
         "models": [_model_entry(each, inputs.drawn) for each in inputs.models],
-        "claims": verdicts(
-            groups, eps, inputs.runs, pairs, inputs.deciles, inputs.dataset.classes,
-            score=config.score, norm=config.norm, seed=config.seed,
-        ),
+        "claims": verdicts(config, groups, inputs.runs, pairs, inputs.deciles, inputs.dataset.classes),
         "groups": [describe_group(group, eps) for group in groups],
         "population_deciles": [_population_decile(inputs, number) for number in range(1, DECILES + 1)],
         "class_mix": class_mix(run, inputs.dataset.num_classes),

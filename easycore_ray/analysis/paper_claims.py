@@ -1,8 +1,8 @@
 """What the paper claims of easy samples, tested: for each claim an outcome, and a sentence with the numbers behind it.
 
-Takes what became of attacked samples and how scoring runs agree, as plain data; gives plain data. The one decision:
-an attack can only succeed, and a distance only be measured, where the model is right, so these are taken over the
-samples it classifies right. Otherwise hard samples would count as vulnerable because they are misclassified.
+Takes what became of attacked samples and how scoring runs agree, as plain data; gives plain data. An attack can only
+succeed, and a distance only be measured, where the model is right, so these are taken over the samples it classifies
+right. Otherwise hard samples would count as vulnerable because they are misclassified.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easycore_ray.analysis.score_agreement import ARCHITECTURE, EASIEST, SEED, Pair, Run
+from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.metrics import wilson_interval
 from easycore_ray.core.score_stability import in_sample
@@ -277,30 +278,24 @@ def joined(findings: Sequence[tuple[str, Finding]]) -> Finding:
 
 
 def verdicts(
+    config: AnalyzeConfig,
     groups: Sequence[SampleGroup],
-    eps: Sequence[float],
     runs: Sequence[Run],
     pairs: Sequence[Pair],
     deciles: NDArray[np.int64],
     classes: Sequence[str],
-    *,
-    score: str,
-    norm: str,
-    seed: int,
 ) -> list[dict[str, Any]]:
     """Every claim with its outcome: ``key, claim, outcome, sentence, numbers, parts`` (group, outcome, sentence each).
 
     Args:
+        config: its score, eps, norm and seed.
         groups: attacked samples; may be empty.
-        eps: ascending.
         runs: scoring runs; the first orders the samples.
         pairs: the runs compared.
-        deciles: (N,) of the first run's samples.
+        deciles: int64 (N,), 1 .. 10, of the first run's samples.
         classes: names in label order.
-        score: name of the score.
-        norm: of the distances.
-        seed: of the intervals.
     """
+    eps, norm, seed = sorted(config.eval_eps), config.norm, config.seed
     told: dict[str, list[tuple[str, Finding]]] = {
         "attack": [(group.name, attack_finding(group, eps, seed)) for group in groups],
         "distance": [(group.name, distance_finding(group, norm, seed)) for group in groups],
@@ -309,7 +304,7 @@ def verdicts(
         "agnostic": [("", agnostic_finding(runs, pairs))],
         "mix": [(runs[0].name, mix_finding(class_mix(runs[0], len(classes)), classes))],
     }
-    name = "AIGN" if score == "aign" else score
+    name = "AIGN" if config.score == "aign" else config.score
     found = []
     for key, findings in told.items():
         whole = joined(findings)

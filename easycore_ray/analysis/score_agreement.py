@@ -1,8 +1,8 @@
 """Scoring runs side by side: do they rank the same samples, and is the easiest half the same?
 
-Takes folders of scoring runs, gives them opened and compared pair by pair. The one decision: two runs that differ by
-the seed alone are the yardstick for runs of two networks, since no property of the data can be shared by two
-networks more than by one network trained twice.
+Takes folders of scoring runs, gives them opened and compared pair by pair. Two runs that differ by the seed alone are
+the yardstick for runs of two networks, since no property of the data can be shared by two networks more than by one
+network trained twice.
 """
 
 import itertools

@@ -50,7 +50,8 @@ class WorkPlan:
     samples: int = 0
     """Samples the work is about: training samples, attacked images, rows."""
     bytes_written: int | None = None
-    """Estimate of what would be written; None where nothing is known before the work."""
+    """Estimate of the result's size; None where nothing is known before the work. Training states, kept to resume from,
+    are not in it."""
     estimates: tuple[Estimate, ...] = ()
     """Time by kind of work; the start of Ray and its workers (about 20 s on a laptop) is not in it."""
     makes: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
 """Adversarial inputs: FGSM and PGD for evaluation, the attacks of TRADES and PGD-AT for training.
 
-Takes a model, inputs in [0, 1] and a threat model, and gives inputs of the same shape inside it. The one
-decision: an attack leaves no trace. It runs in eval mode, differentiates with respect to the input only,
-and gives back every weight, gradient, buffer and mode as it was, also when it fails. Pass the bare module,
-not its DDP wrapper. The attacks of training may fold batch norm into the convolutions (``fold``) and skip
-the check of their inputs (``check``), which makes a GPU wait.
+Takes a model, inputs in [0, 1] and a threat model, and gives inputs of the same shape inside it. An attack leaves no
+trace. It runs in eval mode, differentiates with respect to the input only, and gives back every weight, gradient,
+buffer and mode as it was, also when it fails. Pass the bare module, not its DDP wrapper. The attacks of training may
+fold batch norm into the convolutions (``fold``) and skip the check of their inputs (``check``), which makes a GPU
+wait.
 
 The caller may wrap an attack in ``torch.autocast``; losses are float32 all the same. Prefer bfloat16 to
 float16, in which the gradient of a confident sample becomes 0 and the attack stands still.
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from easycore_ray.core.batchnorm_folding import folded
 from easycore_ray.core.eps import check_eps
 from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
-from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project
-from easycore_ray.core.threat import random_start as draw_start
+from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project, random_point
 
 TRADES_START_SCALE = 1e-3  # standard deviation of the start noise in the official code
 
@@ -91,7 +90,7 @@ def fgsm(
         return inputs
     with frozen_eval(model):
         gradient, _ = _cross_entropy_gradient(model, inputs, labels)
-    return project(_ascend(inputs, gradient, eps, norm), inputs, eps, norm)
+    return _Ascent(eps, norm, 1, eps).move(inputs, gradient, inputs)
 
 
 def pgd(
@@ -143,21 +142,15 @@ def pgd(
         raise ValueError(f"{restarts} restarts from the same point are one; set random_start or restarts=1")
     if eps == 0:
         return inputs
-    step_size = 2.5 * eps / steps if step_size is None else step_size
+    ascent = _Ascent(eps, norm, steps, 2.5 * eps / steps if step_size is None else step_size)
     worst: _Iterates | None = None
     with frozen_eval(model):
         for _ in range(restarts):
-            # Drawn for all rows, also those that are left out below: a row's start is its own.
-            start = draw_start(inputs, eps, norm, generator) if random_start else inputs
-            if until_fooled:
-                worst = _worse(worst, _climb_until_fooled(model, inputs, start, labels, eps, norm, steps, step_size))
-                continue
-            adv_inputs = start
-            for _ in range(steps):
-                gradient, iterates = _cross_entropy_gradient(model, adv_inputs, labels)
+            # Drawn for all rows, whichever of them stop early: a row's start does not depend on other rows.
+            start = random_point(inputs, eps, norm, generator) if random_start else inputs
+            climb = _climb_until_fooled if until_fooled else _climb
+            for iterates in climb(model, inputs, start, labels, ascent):
                 worst = _worse(worst, iterates)
-                adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
-            worst = _worse(worst, _last_iterates(model, adv_inputs, labels))
     assert worst is not None
     return worst.adv_inputs
 
@@ -219,13 +212,14 @@ def trades_attack(
     if noise is None:
         device = inputs.device if generator is None else generator.device
         noise = torch.randn(inputs.shape, generator=generator, device=device)
+    ascent = _Ascent(eps, norm, steps, step_size)
     adv_inputs = inputs + TRADES_START_SCALE * noise.to(inputs)
     with _attacked(model, fold=fold):
         with torch.no_grad():
             clean = at_least_float32(model(inputs)).softmax(dim=1)
         for _ in range(steps):
             gradient, _ = _input_gradient(model, adv_inputs, lambda logits: _kl_from(clean, logits))
-            adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
+            adv_inputs = ascent.move(adv_inputs, gradient, inputs)
     return adv_inputs.clamp(0.0, 1.0)  # the start is not clamped, and without steps it is what is left
 
 
@@ -272,16 +266,38 @@ def pgd_training_attack(
     _check(inputs, eps, norm, values=check)
     if eps == 0:
         return inputs
-    adv_inputs = draw_start(inputs, eps, norm, generator) if start is None else start
+    ascent = _Ascent(eps, norm, steps, step_size)
+    adv_inputs = random_point(inputs, eps, norm, generator) if start is None else start
     with _attacked(model, fold=fold):
         for _ in range(steps):
             gradient, _ = _cross_entropy_gradient(model, adv_inputs, labels)
-            adv_inputs = project(_ascend(adv_inputs, gradient, step_size, norm), inputs, eps, norm)
+            adv_inputs = ascent.move(adv_inputs, gradient, inputs)
     return adv_inputs.detach()
 
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd20": pgd20}
 """Attacks by name, all called as ``attack(model, inputs, labels, *, eps, norm, generator)``."""
+
+
+class _Ascent(NamedTuple):
+    """Projected gradient ascent: radius and norm of the ball, number and length of the steps."""
+
+    eps: float
+    norm: str
+    steps: int
+    step_size: float
+
+    def move(self, points: Tensor, gradient: Tensor, inputs: Tensor) -> Tensor:
+        """The points one step up the gradient, projected onto the ball around ``inputs`` and [0, 1].
+
+        A step goes along the sign of the gradient for linf, along its direction for l2.
+        """
+        if self.norm == "linf":
+            points = points.add(gradient.sign(), alpha=self.step_size)
+        else:
+            norms = l2_norms(gradient).to(gradient.dtype)
+            points = points + self.step_size * gradient / per_row(torch.where(norms > 0, norms, 1.0), gradient)
+        return project(points, inputs, self.eps, self.norm)
 
 
 class _Iterates(NamedTuple):
@@ -335,21 +351,24 @@ def _last_iterates(model: nn.Module, points: Tensor, labels: Tensor) -> "_Iterat
     return _Iterates(points, cross_entropy_rows(logits, labels), logits.argmax(dim=1) != labels)
 
 
+def _climb(model: nn.Module, inputs: Tensor, start: Tensor, labels: Tensor, ascent: "_Ascent") -> Iterator["_Iterates"]:
+    """All iterates of one run, the start first."""
+    points = start
+    for _ in range(ascent.steps):
+        gradient, iterates = _cross_entropy_gradient(model, points, labels)
+        yield iterates
+        points = ascent.move(points, gradient, inputs)
+    yield _last_iterates(model, points, labels)
+
+
 def _climb_until_fooled(
-    model: nn.Module,
-    inputs: Tensor,
-    start: Tensor,
-    labels: Tensor,
-    eps: float,
-    norm: str,
-    steps: int,
-    step_size: float,
-) -> "_Iterates":
+    model: nn.Module, inputs: Tensor, start: Tensor, labels: Tensor, ascent: "_Ascent"
+) -> Iterator["_Iterates"]:
     """The worst iterates of one run in which rows stop where they are first misclassified."""
     found: _Iterates | None = None
     active, points = torch.arange(len(labels), device=inputs.device), start
-    for step in range(steps + 1):
-        if step < steps:
+    for step in range(ascent.steps + 1):
+        if step < ascent.steps:
             gradient, iterates = _cross_entropy_gradient(model, points, labels[active])
         else:
             iterates = _last_iterates(model, points, labels[active])
@@ -361,11 +380,11 @@ def _climb_until_fooled(
                 column[active] = value
         left = ~iterates.wrong
         active, points = active[left], points[left]
-        if step == steps or len(active) == 0:
+        if step == ascent.steps or len(active) == 0:
             break
-        points = project(_ascend(points, gradient[left], step_size, norm), inputs[active], eps, norm)
+        points = ascent.move(points, gradient[left], inputs[active])
     assert found is not None
-    return found
+    yield found
 
 
 def _worse(worst: "_Iterates | None", new: "_Iterates") -> "_Iterates":
@@ -378,11 +397,3 @@ def _worse(worst: "_Iterates | None", new: "_Iterates") -> "_Iterates":
         torch.where(take, new.loss, worst.loss),
         worst.wrong | new.wrong,
     )
-
-
-def _ascend(points: Tensor, gradient: Tensor, step_size: float, norm: str) -> Tensor:
-    """The points one step of this length further up the gradient: its sign for linf, its direction for l2."""
-    if norm == "linf":
-        return points.add(gradient.sign(), alpha=step_size)
-    norms = l2_norms(gradient).to(gradient.dtype)
-    return points + step_size * gradient / per_row(torch.where(norms > 0, norms, 1.0), gradient)

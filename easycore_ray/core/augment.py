@@ -1,8 +1,8 @@
 """Training-time augmentation of whole batches of small images, on the device that holds them.
 
-Takes uint8 or float batches (B, C, H, W) and gives views of the same type. The one decision: crop and flip
-are one gather with a computed index (measured faster than windows by ``unfold``, groups by offset, or a
-loop over images), and the random draws come from a CPU generator, so that every device sees the same views.
+Takes uint8 or float batches (B, C, H, W) and gives views of the same type. Crop and flip are one gather with a
+computed index (measured faster than windows by ``unfold``, groups by offset, or a loop over images), and the random
+draws come from a CPU generator, so that every device sees the same views.
 """
 
 import torch

@@ -1,10 +1,9 @@
 """Batch norm folded into the convolution before it, for as long as the weights do not change.
 
-Takes a model in eval mode and, inside a block, runs it without the batch norms that it can do without: in eval
-mode such a layer is a fixed scale and shift per channel, which a convolution can do at no cost. The one
-decision: only pairs that stand side by side in an ``nn.Sequential`` are folded, because there the order of the
-data is certain without tracing the model; a network without such pairs runs as it is. All built-in networks
-for small images have them.
+Takes a model in eval mode and, inside a block, runs it without the batch norms that it can do without: in eval mode
+such a layer is a fixed scale and shift per channel, which a convolution can do at no cost. Only pairs that stand side
+by side in an ``nn.Sequential`` are folded, because there the order of the data is certain without tracing the model;
+a network without such pairs runs as it is. All built-in networks for small images have them.
 
 Exact up to rounding. The attack of a training step runs the same weights eleven times and gains most.
 """

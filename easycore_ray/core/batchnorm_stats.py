@@ -1,9 +1,9 @@
 """Running statistics of batch norm, as if a batch had been forwarded once more.
 
-Takes a model in training mode, and shows its batch norm layers a batch again without forwarding it. The one
-decision: what such a layer adds to its running mean and variance depends on the batch and the weights alone, so
-the difference that the first forward pass made says what a second one would add. Official TRADES forwards its
-clean batch twice in every step; the second pass changes nothing but these statistics.
+Takes a model in training mode, and shows its batch norm layers a batch again without forwarding it. What such a layer
+adds to its running mean and variance depends on the batch and the weights alone, so the difference that the first
+forward pass made says what a second one would add. Official TRADES forwards its clean batch twice in every step; the
+second pass changes nothing but these statistics.
 """
 
 from typing import NamedTuple

@@ -1,13 +1,13 @@
 """How far inputs are from the decision boundary: the smallest perturbation found that fools the model.
 
-Takes a model, inputs in [0, 1] and a norm, and gives for each row a distance and the point at it. The method is
-the fast minimum-norm attack (FMN, Pintor et al. 2021): descend the margin on a ball whose radius grows where the
-point is still classified right and shrinks where it is not. Departures: a step is a share of the current radius
-instead of a fixed length, so that nothing has to be tuned to the size of the images or the norm; there are two
-descents, whose first steps go to the class with the next highest logit and to the one whose boundary seems nearest
-(as in DeepFool, Moosavi-Dezfooli et al. 2016); and the best point is at last pulled straight towards its input as
-far as it stays wrong. The one decision: a distance is reported only with a point that proves it, so it is never
-below the true one; how much above, an attack cannot tell.
+Takes a model, inputs in [0, 1] and a norm, and gives for each row a distance and the point at it. The method is the
+fast minimum-norm attack (FMN, Pintor et al. 2021): descend the margin on a ball whose radius grows where the point is
+still classified right and shrinks where it is not. Departures: a step is a share of the current radius instead of a
+fixed length, so that nothing has to be tuned to the size of the images or the norm; there are two descents, whose
+first steps go to the class with the next highest logit and to the one whose boundary seems nearest (as in DeepFool,
+Moosavi-Dezfooli et al. 2016); and the best point is at last pulled straight towards its input as far as it stays
+wrong. A distance is reported only with a point that proves it, so it is never below the true one; how much above, an
+attack cannot tell.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The one training loop: an epoch of steps, the score pass after it, validation.
 
-It is fed batches of ``(sample_ids, images, labels)`` and knows nothing of where they come from or how
+It takes batches of ``(sample_ids, images, labels)`` and knows nothing of where they come from or how
 many workers share them: with more than one, ``combine`` adds up gradients and counts. Losses are summed,
 not averaged, and gradients divided by the number of rows in the global batch, so that uneven batches
 and workers weigh every sample the same and the input gradient of a step is already per sample.
@@ -27,6 +27,7 @@ from easycore_ray.core.scores import fused_scores, score_batch
 from easycore_ray.core.seeding import generator, seeded
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+"""Of ``sample_ids`` int64 (B,), images uint8 (B, C, H, W) and labels int64 (B,)."""
 Combine = Callable[[list[Tensor], int], int]
 """Adds the gradients and the loss (a list of tensors, in place) and the row counts of all workers; returns the global
 count."""
@@ -120,14 +121,14 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device, on the way while this process goes on."""
+    """The values on the device, copied asynchronously from pinned memory for a GPU."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()  # a GPU fetches by itself from such memory only
     return values.to(device, non_blocking=True)
 
 
 def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
-    """Pixels as models take them: float32 in [0, 1] on the device, channels last."""
+    """uint8 pixels (B, C, H, W) as models take them: float32 in [0, 1] on the device, channels last."""
     inputs = to_float(to_device(images, device))
     # Convolutions are faster in this layout on CPUs and GPUs alike (1.5 × here); single channels have no layout.
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.shape[1] > 1 else inputs
@@ -165,56 +166,65 @@ def train_epoch(
         Sums over this worker's rows.
 
     Raises:
-        NotFiniteError: if the loss of all workers' rows is not finite, or the weights are not at the end of the epoch:
-            the run has diverged. Names the first such step, the same on every worker, and leaves no worker waiting.
+        NotFiniteError: the run has diverged: the loss over all workers' rows or the weights after the epoch are not
+            finite. Names the first such step, the same on every worker; no worker is left waiting.
     """
     device = next(model.parameters()).device
-    augment_draws = generator("augment", plan.seed, epoch, rank)
-    attack_draws = generator("attack", plan.seed, epoch, rank)
+    augment_draws, attack_draws = (generator(name, plan.seed, epoch, rank) for name in ("augment", "attack"))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    correct_sum = torch.zeros((), dtype=torch.int64, device=device)
-    num_rows, first_step = 0, step
-    watch = _Watch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
-    rows_of_scores: list[dict[str, Tensor]] = []
-    feed = _Timed(batches)
+    watch = _DivergenceWatch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
+    sums, timed, first_step = _EpochSums(device, record_scores), _TimedBatches(batches), step
     model.train()
     # Layers such as dropout draw from torch's global generator; a resumed epoch must see the same draws.
     with seeded("layers", plan.seed, epoch, rank):
-        for sample_ids, images, labels in feed:
+        for sample_ids, images, labels in timed:
             if step >= plan.total_steps:
                 break
             # Bytes travel, a quarter of the floats; what is drawn for them is the same on every device.
             images, labels = to_device(images, device), to_device(labels, device)
             views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
-            inputs = prepare_inputs(views, device)
-            inputs.requires_grad_(record_scores)
+            inputs = prepare_inputs(views, device).requires_grad_(record_scores)
             with autocast(device, plan.precision):
-                rows, logits = _objective(model, inputs, labels, plan, attack_draws)
-            optimizer.zero_grad(set_to_none=True)
-            loss = rows.sum()
-            loss.backward()
-            _update(optimizer, parameters, loss.detach(), len(labels), combine, _rate(plan, step))
-            watch.see(step, loss.detach())
-            if record_scores:
-                assert inputs.grad is not None
-                scores = fused_scores(inputs.grad, logits.detach().float(), labels, grad_scale=1.0)
-                # Fetched after the epoch: a GPU that is asked for numbers has to be waited for.
-                rows_of_scores.append({"sample_id": sample_ids, "label": labels, **scores})
-            loss_sum += rows.detach().sum(dtype=torch.float64)
-            correct_sum += (logits.detach().argmax(dim=1) == labels).sum()
-            num_rows, step = num_rows + len(labels), step + 1
+                losses, logits = _objective(model, inputs, labels, plan, attack_draws)
+            loss = _update(optimizer, parameters, losses, combine, _rate(plan, step))
+            watch.see(step, loss)
+            sums.add(sample_ids, labels, losses.detach(), logits.detach(), inputs.grad)
+            step += 1
             if on_batch is not None:
                 on_batch(len(labels))
-    watch.look()
-    watch.refuse_weights(parameters, step)
-    stall_share = feed.waiting_share()
-    recorded = _concatenate([_to_numpy(scores) for scores in rows_of_scores]) if record_scores else None
-    return EpochResult(float(loss_sum), int(correct_sum), num_rows, step - first_step, recorded, stall_share)
+    watch.finish(parameters, step)
+    return sums.to_result(step - first_step, timed.waiting_share())
 
 
-class _Timed:
-    """Hands on batches, and knows how long it had to wait for them."""
+class _EpochSums:
+    """Sums over an epoch's rows, kept on the device: fetching them in each step would make a GPU wait."""
+
+    def __init__(self, device: torch.device, record_scores: bool) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._num_rows = 0
+        self._scores: list[dict[str, Tensor]] | None = [] if record_scores else None
+
+    def add(
+        self, sample_ids: Tensor, labels: Tensor, losses: Tensor, logits: Tensor, input_grad: Tensor | None
+    ) -> None:
+        """Add a batch: ids, labels and losses (B,), logits (B, num_classes), gradient at the inputs (B, C, H, W)."""
+        if self._scores is not None:
+            assert input_grad is not None
+            scores = fused_scores(input_grad, logits.float(), labels, grad_scale=1.0)
+            self._scores.append({"sample_id": sample_ids, "label": labels, **scores})
+        self._loss += losses.sum(dtype=torch.float64)
+        self._correct += (logits.argmax(dim=1) == labels).sum()
+        self._num_rows += len(labels)
+
+    def to_result(self, steps: int, stall_share: float) -> EpochResult:
+        """The sums as numbers."""
+        scores = None if self._scores is None else _concatenate([_to_numpy(batch) for batch in self._scores])
+        return EpochResult(float(self._loss), int(self._correct), self._num_rows, steps, scores, stall_share)
+
+
+class _TimedBatches:
+    """Iterates over batches and measures the time spent waiting for them."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches, self._started, self._waited = batches, time.perf_counter(), 0.0
@@ -271,18 +281,22 @@ def _objective(
 def _update(
     optimizer: torch.optim.SGD,
     parameters: list[nn.Parameter],
-    loss: Tensor,
-    count: int,
+    losses: Tensor,
     combine: Combine | None,
     rate: float,
-) -> None:
-    """One optimizer step on the mean gradient of the global batch; ``loss`` becomes that of the global batch."""
+) -> Tensor:
+    """Take an optimizer step on the mean gradient of the global batch; returns the batch's summed loss, float32 ()."""
+    optimizer.zero_grad(set_to_none=True)
+    summed = losses.sum()
+    summed.backward()
+    loss, count = summed.detach(), len(losses)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if combine is not None:
         count = combine([*gradients, loss], count)
     torch._foreach_div_(gradients, float(count))
     optimizer.param_groups[0]["lr"] = rate
     optimizer.step()
+    return loss
 
 
 def score_epoch(
@@ -292,11 +306,15 @@ def score_epoch(
 
     Args:
         model: left as it was.
-        batches: rows to score; how they are grouped changes a score by float rounding only.
+        batches: rows to score, images uint8 (B, C, H, W); how they are grouped changes a score by rounding only.
         on_batch: called with the number of rows after each batch.
 
     Returns:
-        ``sample_id``, ``label`` and the fields of ``core.scores``, in the order of the batches.
+        ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
+        (N,); in the order of the batches.
+
+    Raises:
+        ValueError: there are no batches.
     """
     device = next(model.parameters()).device
     found = []
@@ -366,10 +384,10 @@ def _rate(plan: TrainingPlan, step: int) -> float:
                          warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
 
 
-class _Watch:
-    """Looks out for a loss that is not finite, without making a GPU wait in every step.
+class _DivergenceWatch:
+    """Checks that losses are finite, without making a GPU wait in every step.
 
-    All workers see the same summed losses and look after the same steps, so they stop together.
+    All workers see the same summed losses and check them after the same steps, so they stop together.
     """
 
     def __init__(self, plan: TrainingPlan, epoch: int, steps_per_look: int) -> None:
@@ -394,6 +412,11 @@ class _Watch:
         for (step, _), loss in zip(waiting, torch.stack([loss for _, loss in waiting]).tolist(), strict=True):
             if not math.isfinite(loss):
                 raise NotFiniteError(self._diverged(f"the loss is {loss} in", step))
+
+    def finish(self, parameters: list[nn.Parameter], step: int) -> None:
+        """Check the remaining losses, then the weights after ``step`` steps."""
+        self.look()
+        self.refuse_weights(parameters, step)
 
     def refuse_weights(self, parameters: list[nn.Parameter], step: int) -> None:
         """Refuse weights that the last of ``step`` steps has broken, which no loss has shown yet.

@@ -1,8 +1,8 @@
 """Losses, one value per row: cross-entropy and TRADES.
 
-Takes logits of any float type and gives float32 rows (float64 for float64 logits). The one decision:
-nothing is averaged here, so that a caller says whether it wants the mean (training) or the sum (scores and
-attacks, where a mean would shrink every sample's gradient with the batch size).
+Takes logits of any float type and gives float32 rows (float64 for float64 logits). Nothing is averaged here, so that
+a caller says whether it wants the mean (training) or the sum (scores and attacks, where a mean would shrink every
+sample's gradient with the batch size).
 """
 
 import torch

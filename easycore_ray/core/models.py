@@ -1,9 +1,9 @@
 """Image classifiers by name, with the normalisation inside.
 
-Takes a name and sizes, gives a module that maps pixels in [0, 1] to logits. The one decision: ``Normalise``
-is the first layer of every model, so that attacks, scores and checkpoints all speak of pixels. To add a
-model, put a function ``(*, num_classes, in_channels, width=DEFAULT) -> nn.Module`` into MODELS, or name one of
-your own as ``package.module:function``, called as ``function(num_classes=…, image_shape=…)``.
+Takes a name and sizes, gives a module that maps pixels in [0, 1] to logits. ``Normalise`` is the first layer of every
+model, so that attacks, scores and checkpoints all speak of pixels. To add a model, put a function ``(*, num_classes,
+in_channels, width=DEFAULT) -> nn.Module`` into MODELS, or name one of your own as ``package.module:function``, called
+as ``function(num_classes=…, image_shape=…)``.
 """
 
 import importlib

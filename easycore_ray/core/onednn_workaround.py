@@ -1,8 +1,8 @@
 """Strided 1x1 convolutions of few channels, computed without the fault that oneDNN has in them.
 
-Takes a network and lets such layers read every s-th pixel first and convolve those with stride 1, which is the
-same function. The one decision: the layer's class is exchanged, not the layer, so that names, weights and
-checkpoints stay what they are, in users' networks too.
+Takes a network and lets such layers read every s-th pixel first and convolve those with stride 1, which is the same
+function. The layer's class is exchanged, not the layer, so that names, weights and checkpoints stay what they are, in
+users' networks too.
 
 On x86 CPUs, with channels last, oneDNN's gradient of the weights of a strided 1x1 convolution writes outside its
 workspace if the layer has fewer input channels than a register holds (8 with AVX2, 16 with AVX-512): wrong

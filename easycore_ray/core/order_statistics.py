@@ -1,7 +1,7 @@
 """Order statistics: the k lowest of many numbers, in one process or without ever bringing them together.
 
-Takes float64 keys with sample ids, gives ids or the value at which to cut. The one decision: an order is total, by
-(key, sample_id), with −0.0 equal to 0.0 and NaN refused, so that every way to compute a choice gives the same one.
+Takes float64 keys with sample ids, gives ids or the value at which to cut. An order is total, by (key, sample_id),
+with −0.0 equal to 0.0 and NaN refused, so that every way to compute a choice gives the same one.
 """
 
 from collections.abc import Callable, Iterable

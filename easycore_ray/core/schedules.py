@@ -1,7 +1,7 @@
 """Learning rates as a function of the optimizer step.
 
-Takes a step and gives its learning rate. The one decision: schedules count steps, never epochs, so that a
-small coreset and the full set can be compared at equal steps under the same curve.
+Takes a step and gives its learning rate. Schedules count steps, never epochs, so that a small coreset and the full
+set can be compared at equal steps under the same curve.
 """
 
 import math

@@ -3,12 +3,11 @@
 Takes a model and a batch, gives one number per row and score. Averaged over epochs, ``grad_norm`` is AIGN,
 the score of EasyCore (arXiv 2510.11018).
 
-The one decision: the exact pass scores *the sample*, not the batch it came in. Eval mode, because in train
-mode batch norm lets batch-mates into every gradient (88 % agreement on the easiest 30 % in a small test).
-Sum-reduced loss, because a mean divides every gradient by the batch size and so inflates the last, smaller
-batch. Float32 without autocast, because gradients of confident samples (1e-8) vanish in half precision. And
-every field is kept beside the norm, because a norm near 0 alone does not tell "fitted" from "saturated on
-the wrong class".
+The exact pass scores *the sample*, not the batch it came in. Eval mode, because in train mode batch norm lets
+batch-mates into every gradient (88 % agreement on the easiest 30 % in a small test). Sum-reduced loss, because a mean
+divides every gradient by the batch size and so inflates the last, smaller batch. Float32 without autocast, because
+gradients of confident samples (1e-8) vanish in half precision. And every field is kept beside the norm, because a
+norm near 0 alone does not tell "fitted" from "saturated on the wrong class".
 """
 
 import torch

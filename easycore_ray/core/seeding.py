@@ -1,8 +1,8 @@
 """Random streams named by what they are for, so that a draw never depends on what was drawn before it.
 
-Takes the parts of a name, as in ``generator("augment", seed, epoch, rank)``, and gives a seed, a generator
-or a seeded block. The one decision: every stream is derived by hashing its full name, so that two purposes
-never share a stream, and a restart at epoch 7 draws what an uninterrupted run would have drawn there.
+Takes the parts of a name, as in ``generator("augment", seed, epoch, rank)``, and gives a seed, a generator or a
+seeded block. Every stream is derived by hashing its full name, so that two purposes never share a stream, and a
+restart at epoch 7 draws what an uninterrupted run would have drawn there.
 """
 
 import hashlib

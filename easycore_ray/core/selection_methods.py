@@ -1,7 +1,7 @@
 """The selection methods: which samples are kept, given how hard each is.
 
-Takes hardness (higher = harder), gives ids or what to order by. The one decision: a method is one decorated
-function and nothing else; command lines, sweeps, help and the contract tests read the registry.
+Takes hardness (higher = harder), gives ids or what to order by. A method is one decorated function and nothing else;
+command lines, sweeps, help and the contract tests read the registry.
 
 Most methods need one number per sample and keep the samples where it is lowest: decorate
 ``f(scores, uniform) -> keys`` with ``ranking_method``. It is called with any stretch of the samples, so such a

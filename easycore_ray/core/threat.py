@@ -1,9 +1,8 @@
 """The threat model: which perturbed inputs an attacker may use.
 
-Takes clean inputs, an eps and a norm, and gives points of the allowed set: the eps-ball around each input,
-within the pixel range [0, 1]. The one decision: eps is always in [0, 1] pixel units, and normalisation
-lives inside the model; attacks in normalised space with an eps in pixels are the most frequent mistake in
-the field's issue lists.
+Takes clean inputs, an eps and a norm, and gives points of the allowed set: the eps-ball around each input, within the
+pixel range [0, 1]. Eps is always in [0, 1] pixel units, and normalisation lives inside the model; attacks in
+normalised space with an eps in pixels are the most frequent mistake in the field's issue lists.
 """
 
 import torch
@@ -70,7 +69,7 @@ def project(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor, norm: str) 
     return (inputs + offsets * per_row(scale, offsets)).clamp(0.0, 1.0)
 
 
-def random_start(inputs: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
+def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
     """A point drawn uniformly from the eps-ball around each input, then moved into [0, 1].
 
     Drawn in float32 on the generator's device: a CPU generator gives the same start on every device.

@@ -1,8 +1,8 @@
 """Does a quantity rise with hardness? Tenths of a population, a rank correlation with its interval, and a rule.
 
-Takes numpy arrays and gives plain numbers. The one decision: a trend *holds* only if the whole interval of the
-rank correlation points that way, is not negligible, and no harder tenth contradicts an easier one beyond noise;
-where the data are too few to say so or to deny it, the answer is that it cannot be told.
+Takes numpy arrays and gives plain numbers. A trend *holds* only if the whole interval of the rank correlation points
+that way, is not negligible, and no harder tenth contradicts an easier one beyond noise; where the data are too few to
+say so or to deny it, the answer is that it cannot be told.
 """
 
 import math

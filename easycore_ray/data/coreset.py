@@ -35,5 +35,5 @@ def open_coreset(path: str, dataset: Dataset) -> Coreset:
 
 
 def read_sample_ids(coreset: Artifact) -> np.ndarray:
-    """The kept ids: int64, ascending."""
+    """The kept ids: int64 (k,), ascending."""
     return np.load(io.BytesIO(paths.read_bytes(paths.join(coreset.path, "sample_ids.npy"))), allow_pickle=False)

@@ -1,9 +1,9 @@
 """Datasets: images in shards, with an id for every sample.
 
 ``prepare`` imports a source once; from then on everything reads the dataset, in one process (``read_split``) or
-streamed by Ray Data (``ray_dataset``), and names samples by ``sample_id``. The one decision: ids are dense over
-each split in source order while rows lie in shards in a seeded random order, so that ids mean something and
-any stretch of a shard is a fair mixture.
+streamed by Ray Data (``ray_dataset``), and names samples by ``sample_id``. Ids are dense over each split in source
+order while rows lie in shards in a seeded random order, so that ids mean something and any block of a shard is a
+fair mixture.
 """
 
 from typing import Any, NamedTuple
@@ -117,7 +117,11 @@ def image_bytes_per_row(dataset: Dataset) -> int:
 
 
 def table_to_samples(table: pa.Table, dataset: Dataset) -> Samples:
-    """Rows of a shard (sample_id, label, image) as tensors of their own memory, in the same order."""
+    """Rows of a shard (sample_id, label, image) as tensors of their own memory, in the same order.
+
+    Returns:
+        ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,).
+    """
     # Copied, because Arrow's memory is read-only and others may look at it.
     columns = (table["sample_id"].to_numpy(), shards.pixels(table["image"], dataset.layout), table["label"].to_numpy())
     ids, images, labels = (torch.from_numpy(np.array(column)) for column in columns)
@@ -130,7 +134,10 @@ def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | N
     Args:
         dataset: where to read.
         split: train, val or test.
-        sample_ids: any order; all of the split if None.
+        sample_ids: integers (N,) in any order; all of the split if None.
+
+    Returns:
+        ids int64 (N,) ascending, images uint8 (N, C, H, W), labels int64 (N,).
 
     Raises:
         EasyCoreError: the split has no sample of some id, or an id is asked for twice.
@@ -173,7 +180,7 @@ def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer]
 def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> ray.data.Dataset:
     """A split, or the samples of these ids, as a Ray dataset of sample_id, label, image in stored order.
 
-    Read anew, block by block, whenever it is iterated; each block is a stretch of one shard, of some 16 MiB at
+    Read anew, block by block, whenever it is iterated; each block holds rows of one shard, some 16 MiB at
     most. Iterate with ``preserve_order`` (set here, and needed again in a ``ray.train.DataConfig``).
 
     Raises:
@@ -205,7 +212,10 @@ def _read_tasks(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | 
 
 
 def draw_ids(dataset: Dataset, split: str, num_samples: int, seed: int) -> NDArray[np.int64]:
-    """Sorted ids of a seeded, class-balanced draw (every class by its share); all ids if there are no more."""
+    """Ids of a seeded, class-balanced draw (every class by its share): int64 (num_samples,), ascending.
+
+    All ids if the split has no more than ``num_samples``.
+    """
     index = dataset.index(split)
     ids, labels = index["sample_id"].to_numpy(), index["label"].to_numpy()
     if num_samples >= len(ids):

@@ -1,8 +1,8 @@
 """From an encoded image to the pixels a model sees.
 
-Takes bytes (or a Pillow image), gives uint8 pixels (channels, height, width) and the sums that means and
-norms are made of. The one decision: a single function, ``view``, turns images into pixels, at import and when
-encoded shards are read, so that what is trained on is what was checked.
+Takes bytes (or a Pillow image), gives uint8 pixels (channels, height, width) and the sums that means and norms are
+made of. A single function, ``view``, turns images into pixels, at import and when encoded shards are read, so that
+what is trained on is what was checked.
 """
 
 import io

@@ -1,7 +1,7 @@
 """The index of a dataset: every sample's id, origin, content hash and place, without its image.
 
-Takes and gives Arrow tables of ``INDEX_SCHEMA``, in the order train, val, test and by ``sample_id`` within each. The
-one decision: whatever can be known of a dataset without its images is read from this one file.
+Takes and gives Arrow tables of ``INDEX_SCHEMA``, in the order train, val, test and by ``sample_id`` within each.
+Whatever can be known of a dataset without its images is read from this one file.
 """
 
 import hashlib
@@ -142,7 +142,16 @@ def shard_path(split: str, number: int) -> str:
 
 
 def read_index_rows(folder: str, split: str, sample_ids: np.ndarray) -> pa.Table:
-    """The rows of these samples, sorted by ``sample_id``; ids that are not there are left out."""
+    """The rows of these samples, sorted by ``sample_id``; ids that are not there are left out.
+
+    Args:
+        folder: of the dataset.
+        split: train, val or test.
+        sample_ids: integers (n,), in any order.
+
+    Returns:
+        At most n rows of ``INDEX_SCHEMA``.
+    """
     filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
     wanted = (pc.field("split") == split) & pc.field("sample_id").isin(pa.array(np.sort(sample_ids)))
     # A batch at a time, so that a large index is never in memory whole.

@@ -1,7 +1,7 @@
 """A dataset made of a part of another: a coreset with its images, for when it is read many times.
 
-Takes a dataset and training ids, gives a dataset like any other. The one decision: samples keep the ids they had,
-so that scores, coresets and errors name the same images in both.
+Takes a dataset and training ids, gives a dataset like any other. Samples keep the ids they had, so that scores,
+coresets and errors name the same images in both.
 """
 
 import time
@@ -81,7 +81,7 @@ def materialize(
 def _write_train(dataset: Dataset, train: pa.Table, out: str) -> tuple[pa.Table, list[int]]:
     """Write the training shards; returns their index, sorted by id, and their sizes.
 
-    Rows stay in the parent's order, which is random already, so each shard reads a stretch of the parent.
+    Rows stay in the parent's order, which is random already, so each shard reads consecutive rows of the parent.
     """
     shard, row = train["shard"].to_numpy(), train["row"].to_numpy()
     most = max(entry["rows"] for entry in dataset.manifest["shards"]["train"])

@@ -1,8 +1,8 @@
 """Shards: Parquet files of samples in placement order, written and read on any worker.
 
-Takes rows that know their place, gives files, and the other way round. The one decision: small images lie in
-the file as they lie in memory (``fixed_size_binary``, uint8, channels first), which reads some 15 times faster
-than lists or tensors in Parquet; larger ones stay encoded.
+Takes rows that know their place, gives files, and the other way round. Small images lie in the file as they lie in
+memory (``fixed_size_binary``, uint8, channels first), which reads some 15 times faster than lists or tensors in
+Parquet; larger ones stay encoded.
 
 Imported by Ray workers, so no torch in here.
 """

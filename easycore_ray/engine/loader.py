@@ -1,4 +1,4 @@
-"""What a training worker is fed: its share of the rows, shuffled for training and in order for scoring.
+"""The data loader of a training worker: its share of the rows, shuffled for training and in order for scoring.
 
 Every row reaches exactly one worker in every epoch, and every worker has the same number of batches,
 none of them empty. Ray Train splits a dataset into equal shares and drops the rest (up to
@@ -9,6 +9,7 @@ is streamed from Ray Data twice an epoch.
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ PAD_ID = -1
 
 
 class Loader(Protocol):
-    """One worker's rows."""
+    """One worker's rows, in batches: ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,)."""
 
     num_batches: int
 
@@ -79,6 +80,26 @@ def _fills_batches(num_rows: int, batch_size: int, world_size: int) -> bool:
     return least >= batches_per_epoch(num_rows, batch_size)
 
 
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of the rows."""
+
+    num_rows: int
+    """Of all workers, without padding."""
+    world_size: int
+    rank: int
+
+    @property
+    def size(self) -> int:
+        """Rows of this worker, padding included."""
+        return math.ceil(self.num_rows / self.world_size)
+
+    @property
+    def padding(self) -> int:
+        """Padding rows of all workers, any of which may be this worker's."""
+        return _padding(self.num_rows, self.world_size)
+
+
 class MemoryLoader:
     """Rows kept in memory; each epoch is a fresh permutation cut into nearly equal batches."""
 
@@ -105,19 +126,11 @@ class StreamLoader:
     """Rows streamed from this worker's share of a Ray dataset, padding included."""
 
     def __init__(
-        self,
-        shard: ray.data.DataIterator,
-        dataset: Dataset,
-        *,
-        share: int,
-        padding: int,
-        num_batches: int,
-        seed: int,
-        rank: int,
+        self, shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, num_batches: int, seed: int
     ) -> None:
-        self._shard, self._dataset, self._share, self._padding = shard, dataset, share, padding
-        self.num_batches, self._seed, self._rank = num_batches, seed, rank
-        self._batch_rows = math.ceil(share / num_batches)
+        self._shard, self._dataset, self._share = shard, dataset, share
+        self.num_batches, self._seed = num_batches, seed
+        self._batch_rows = math.ceil(share.size / num_batches)
 
     def shuffled(self, epoch: int) -> Iterator[Samples]:
         """See ``Loader``; shuffles within a buffer, as rows were placed in shards at random."""
@@ -126,9 +139,10 @@ class StreamLoader:
             batch_size=self._batch_rows,
             # Smaller buffers give short batches mid-stream.
             local_shuffle_buffer_size=max(4096, 2 * self._batch_rows),
-            local_shuffle_seed=derive_seed("order", self._seed, epoch, self._rank) % 2**31,
+            local_shuffle_seed=derive_seed("order", self._seed, epoch, self._share.rank) % 2**31,
         )
-        batches = rebatch(tables, share=self._share, padding=self._padding, num_batches=self.num_batches)
+        share = self._share
+        batches = rebatch(tables, share=share.size, padding=share.padding, num_batches=self.num_batches)
         for table in batches:
             yield table_to_samples(table, self._dataset)
 
@@ -141,7 +155,7 @@ class StreamLoader:
 
 
 def drop_padding(table: pa.Table) -> pa.Table:
-    """The rows that are samples."""
+    """The rows that are samples: those with a ``sample_id`` other than −1."""
     real = table["sample_id"].to_numpy() != PAD_ID
     return table if real.all() else table.filter(pa.array(real))
 
@@ -209,30 +223,13 @@ def padding_rows(schema: pa.Schema, count: int) -> pa.Table:
 
 
 def open_loader(
-    shard: ray.data.DataIterator,
-    dataset: Dataset,
-    *,
-    num_rows: int,
-    world_size: int,
-    rank: int,
-    batch_size: int,
-    seed: int,
-    cache_gib: float,
+    shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, batch_size: int, seed: int, cache_gib: float
 ) -> Loader:
-    """This worker's feed: kept in memory if its share is at most ``cache_gib``, streamed otherwise."""
-    share = math.ceil(num_rows / world_size)
-    num_batches = batches_per_epoch(num_rows, batch_size)
-    if share * image_bytes_per_row(dataset) > cache_gib * 2**30:
-        return StreamLoader(
-            shard,
-            dataset,
-            share=share,
-            padding=_padding(num_rows, world_size),
-            num_batches=num_batches,
-            seed=seed,
-            rank=rank,
-        )
+    """This worker's loader: in memory if its share takes at most ``cache_gib`` GiB of uint8 pixels, else streamed."""
+    num_batches = batches_per_epoch(share.num_rows, batch_size)
+    if share.size * image_bytes_per_row(dataset) > cache_gib * 2**30:
+        return StreamLoader(shard, dataset, share, num_batches=num_batches, seed=seed)
     tables = shard.iter_batches(batch_format="pyarrow", batch_size=4096)
     pieces = [table_to_samples(real, dataset) for table in tables if (real := drop_padding(table)).num_rows]
     rows = Samples(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
-    return MemoryLoader(rows, num_batches=num_batches, seed=seed, rank=rank)
+    return MemoryLoader(rows, num_batches=num_batches, seed=seed, rank=share.rank)

@@ -8,7 +8,7 @@ from typing import Any
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.data.dataset import open_dataset, ray_dataset
-from easycore_ray.engine.loader import ExactDataConfig, check_share, open_loader
+from easycore_ray.engine.loader import ExactDataConfig, Share, check_share, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import AfterEpoch, run_epochs
 from easycore_ray.engine.state import HaltedError, State, load_state
@@ -51,51 +51,56 @@ def fit_on_ray(
         HaltedError: if the workers refused (bad values, divergence).
         EasyCoreError: if they were lost too often.
     """
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    demand = demand_of(config, config.num_workers)
-    dataset = open_dataset(fit.dataset)
-    rows = ray_dataset(dataset, "train", fit.sample_ids)
-    filesystem, root = paths.locate(storage)
     paths.make_dir(storage)
-    resources = {"CPU": demand.cpus_per_worker}
-    if config.gpus_per_worker:
-        resources["GPU"] = config.gpus_per_worker
     with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as board, _quiet():
-
-        def trainer() -> TorchTrainer:
-            return TorchTrainer(
-                _worker,
-                train_loop_config={"fit": fit, "after_epoch": after_epoch, "board": board},
-                torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=config.num_workers,  # (MIN, MAX) makes Ray Train go on with what there is
-                    use_gpu=config.gpus_per_worker > 0,
-                    resources_per_worker=resources,
-                ),
-                datasets={"train": rows},
-                dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
-                run_config=ray.train.RunConfig(
-                    name=name,
-                    storage_path=root,
-                    storage_filesystem=filesystem,
-                    # A drained node (spot instances) is no failure of the run.
-                    failure_config=ray.train.FailureConfig(
-                        max_failures=config.max_failures, max_preemption_failures=-1
-                    ),
-                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                    logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-                ),
-            )
-
-        result = _fit_to_the_end(trainer, config.max_failures, label)
+        work = {"fit": fit, "after_epoch": after_epoch, "board": board}
+        make_trainer = _trainer_factory(work, config, storage, name)
+        result = _fit_with_retries(make_trainer, config.max_failures, label)
     answer = result.return_value or {}
     if answer.get("problem"):
         raise HaltedError(answer["problem"], _last_state(result), diverged=answer["diverged"])
     state = _last_state(result)
     assert state is not None
     return state
+
+
+def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, name: str) -> Callable[[], Any]:
+    """Makes the ``TorchTrainer`` of a run: anew for each attempt, on one Ray dataset."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    fit: Fit = work["fit"]
+    dataset = open_dataset(fit.dataset)
+    rows = ray_dataset(dataset, "train", fit.sample_ids)
+    filesystem, root = paths.locate(storage)
+    resources = {"CPU": demand_of(config, config.num_workers).cpus_per_worker}
+    if config.gpus_per_worker:
+        resources["GPU"] = config.gpus_per_worker
+
+    def make_trainer() -> TorchTrainer:
+        return TorchTrainer(
+            _worker,
+            train_loop_config=work,
+            torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.num_workers,  # (MIN, MAX) makes Ray Train continue with the workers there are
+                use_gpu=config.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            datasets={"train": rows},
+            dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=root,
+                storage_filesystem=filesystem,
+                # A drained node (spot instances) is no failure of the run.
+                failure_config=ray.train.FailureConfig(max_failures=config.max_failures, max_preemption_failures=-1),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+
+    return make_trainer
 
 
 def _last_state(result: Any) -> State | None:
@@ -106,19 +111,19 @@ def _last_state(result: Any) -> State | None:
         return load_state(folder)
 
 
-def _fit_to_the_end(trainer: Callable[[], Any], max_failures: int, label: str) -> Any:
+def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label: str) -> Any:
     """The result of a run; begins anew, from its last commit, where Ray Train's controller itself was lost.
 
     Ray Train replaces lost workers, but nobody replaces its controller, nor gives back what it had reserved.
     """
     import ray.train
 
-    # Inside a trial of a sweep other trials reserve the same; there the sweep's next command goes on.
+    # Inside a trial of a sweep other trials reserve the same; there the sweep's next command resumes.
     alone = ray.get_runtime_context().get_actor_id() is None
     before = cluster.reservations()
     for lost in range(max_failures + 1 if alone else 1):
         try:
-            return trainer().fit()
+            return make_trainer().fit()
         except ray.train.TrainingFailedError as error:
             problem = f"workers failed {max_failures + 1} times, the last time with {_cause(error)}"
             cause: Exception = error
@@ -132,7 +137,7 @@ def _fit_to_the_end(trainer: Callable[[], Any], max_failures: int, label: str) -
 
 
 def resolve_resources(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
-    """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads settled.
+    """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads resolved.
 
     Raises:
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
@@ -162,18 +167,16 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
 
     fit: Fit = work["fit"]
     context = RayContext(work["board"])
-    feed = open_loader(
+    loader = open_loader(
         ray.train.get_dataset_shard("train"),
         open_dataset(fit.dataset),
-        num_rows=fit.num_rows,
-        world_size=context.world_size,
-        rank=context.rank,
+        Share(fit.num_rows, context.world_size, context.rank),
         batch_size=fit.batch_size,
         seed=fit.plan.seed,
         cache_gib=fit.cache_gib,
     )
     try:
-        run_epochs(fit, context, feed, work["after_epoch"])
+        run_epochs(fit, context, loader, work["after_epoch"])
     except EasyCoreError as error:
         # Returned, not raised: Ray would start the workers again to fail in the same way.
         return {"problem": str(error), "diverged": isinstance(error, HaltedError) and error.diverged}

@@ -8,7 +8,7 @@ together, so that they cannot diverge. A lost worker, node or driver costs at mo
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,27 @@ _VALIDATION_BLOCK = 128
 
 
 AfterEpoch = Callable[[Context, Loader, nn.Module, int, EpochResult | None, dict[str, Any]], dict[str, float]]
-"""Called with (context, feed, model, epoch, training result, carried) after each epoch, and before the
+"""Called with (context, loader, model, epoch, training result, carried) after each epoch, and before the
 first one with epoch 0 and no result; changes ``carried`` in place and returns metrics to log."""
 
 
-def run_epochs(fit: Fit, context: Context, feed: Loader, after_epoch: AfterEpoch | None = None) -> State:
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same over the epochs of a run, on one worker."""
+
+    fit: Fit
+    context: Context
+    loader: Loader
+    model: nn.Module
+    trained: nn.Module
+    """``model``, or its compiled form."""
+    optimizer: torch.optim.SGD
+    after_epoch: AfterEpoch | None
+    validation: list[Samples]
+    """This worker's blocks of the validation split."""
+
+
+def run_epochs(fit: Fit, context: Context, loader: Loader, after_epoch: AfterEpoch | None = None) -> State:
     """Train from the last committed state to the end; the same on every kind of context.
 
     Raises:
@@ -46,61 +62,25 @@ def run_epochs(fit: Fit, context: Context, feed: Loader, after_epoch: AfterEpoch
     if state is None:
         carried: dict[str, Any] = {}
         if after_epoch is not None:
-            _together(context, lambda: after_epoch(context, feed, model, 0, None, carried), None)
+            _together(context, lambda: after_epoch(context, loader, model, 0, None, carried), None)
         state = State(0, 0, {}, {}, [], carried)
     else:
         model.load_state_dict(state.model)
         load_optimizer(optimizer, model, state.optimizer)
-    validation = _validation_blocks(fit, context)
-    rows_per_epoch = math.ceil(fit.num_rows / context.world_size)
+    run = _Run(fit, context, loader, model, trained, optimizer, after_epoch, _validation_blocks(fit, context))
     for epoch in range(state.epoch + 1, fit.epochs + 1):
         if state.carried.get("stopped"):
             break
-        state = _one_epoch(
-            fit, context, feed, model, trained, optimizer, state, epoch, after_epoch, validation, rows_per_epoch
-        )
+        state = _run_epoch(run, state, epoch)
         context.commit(state)
     return state
 
 
-def _one_epoch(
-    fit: Fit,
-    context: Context,
-    feed: Loader,
-    model: nn.Module,
-    trained: nn.Module,
-    optimizer: torch.optim.SGD,
-    state: State,
-    epoch: int,
-    after_epoch: AfterEpoch | None,
-    validation: list[Samples],
-    rows_per_epoch: int,
-) -> State:
-    """Train, score, validate; the state to commit. ``trained`` is ``model``, or its compiled form."""
+def _run_epoch(run: _Run, state: State, epoch: int) -> State:
+    """Train, score, validate; the state to commit."""
+    fit, context, model, after_epoch = run.fit, run.context, run.model, run.after_epoch
     started = time.monotonic()
-    done = (epoch - 1) * rows_per_epoch
-
-    def on_batch(rows: int) -> None:
-        nonlocal done
-        done += rows
-        context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
-
-    result = _together(
-        context,
-        lambda: train_epoch(
-            trained,
-            optimizer,
-            feed.shuffled(epoch),
-            fit.plan,
-            epoch=epoch,
-            step=state.step,
-            rank=context.rank,
-            combine=context.combine if context.world_size > 1 else None,
-            record_scores=fit.record_scores,
-            on_batch=on_batch,
-        ),
-        state,
-    )
+    result = _train(run, state, epoch)
     ended = time.monotonic()
     # Weights are equal already; running statistics of batch norm are each worker's own until here.
     context.same_weights(model)
@@ -110,9 +90,11 @@ def _one_epoch(
         "train_seconds": ended - started,
     }
     if after_epoch is not None:
-        metrics |= _together(context, lambda: after_epoch(context, feed, model, epoch, result, state.carried), state)
+        metrics |= _together(
+            context, lambda: after_epoch(context, run.loader, model, epoch, result, state.carried), state
+        )
         metrics["score_seconds"] = time.monotonic() - ended
-    metrics |= _measured(fit, context, result, model, validation)
+    metrics |= _measured(fit, context, result, model, run.validation)
     # Copied: on a CPU the model's own tensors are those that the next epoch changes.
     weights = {name: _copied(tensor) for name, tensor in model.state_dict().items()}
     better = fit.keep_best and _is_best(metrics, state.history, fit.selected_by)
@@ -120,11 +102,39 @@ def _one_epoch(
         epoch,
         state.step + result.steps,
         weights,
-        optimizer_tensors(optimizer, model),
+        optimizer_tensors(run.optimizer, model),
         [*state.history, metrics],
         state.carried,
         epoch if better else state.best_epoch,
         weights if better else state.best,
+    )
+
+
+def _train(run: _Run, state: State, epoch: int) -> EpochResult:
+    """Train on every batch of this worker once, reporting progress in rows of all workers."""
+    fit, context = run.fit, run.context
+    done = (epoch - 1) * math.ceil(fit.num_rows / context.world_size)
+
+    def on_batch(rows: int) -> None:
+        nonlocal done
+        done += rows
+        context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
+
+    return _together(
+        context,
+        lambda: train_epoch(
+            run.trained,
+            run.optimizer,
+            run.loader.shuffled(epoch),
+            fit.plan,
+            epoch=epoch,
+            step=state.step,
+            rank=context.rank,
+            combine=context.combine if context.world_size > 1 else None,
+            record_scores=fit.record_scores,
+            on_batch=on_batch,
+        ),
+        state,
     )
 
 
@@ -140,7 +150,7 @@ def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: s
 def _together(context: Context, work: Callable[[], Any], state: State | None) -> Any:
     """Do this worker's part; if any worker refuses its input or result, all stop with that error.
 
-    ``state`` is where the run could go on from. Other exceptions (a bug, a dead device) pass through and make Ray
+    ``state`` is where the run could resume. Other exceptions (a bug, a dead device) pass through and make Ray
     restart the worker group.
     """
     value, problem = None, None
@@ -189,5 +199,5 @@ def _measured(
 
 def fit_here(fit: Fit, rows: Samples, context: Context, after_epoch: AfterEpoch | None = None) -> State:
     """Run in this process, on rows that are in memory."""
-    feed = MemoryLoader(rows, num_batches=batches_per_epoch(fit.num_rows, fit.batch_size), seed=fit.plan.seed)
-    return run_epochs(fit, context, feed, after_epoch)
+    loader = MemoryLoader(rows, num_batches=batches_per_epoch(fit.num_rows, fit.batch_size), seed=fit.plan.seed)
+    return run_epochs(fit, context, loader, after_epoch)

@@ -17,7 +17,7 @@ LAST, BEST = "model.safetensors", "best.safetensors"
 
 @dataclass
 class State:
-    """What a commit holds: everything needed to go on from an epoch boundary."""
+    """What a commit holds: everything needed to resume at an epoch boundary."""
 
     epoch: int
     step: int
@@ -45,7 +45,7 @@ class HaltedError(EasyCoreError):
 
 
 def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:
-    """Momentum by parameter name."""
+    """Momentum buffers by parameter name, each of its parameter's shape and dtype, on the CPU."""
     found = {}
     for name, parameter in model.named_parameters():
         momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -55,7 +55,7 @@ def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str,
 
 
 def load_optimizer(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put momentum back."""
+    """Restore the momentum buffers that ``optimizer_tensors`` returned."""
     for name, parameter in model.named_parameters():
         if name in tensors:
             momentum = torch.empty_like(parameter).copy_(tensors[name])

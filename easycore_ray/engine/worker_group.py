@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from easycore_ray.engine.state import State, load_state, save_state
 
-# Workers tell how far they are at most this often.
+# Workers report their progress at most this often.
 _POST_SECONDS = 0.2
 
 
@@ -30,7 +30,7 @@ class Context(Protocol):
         ...
 
     def commit(self, state: State) -> None:
-        """Make a state the one to go on from; called by all workers, at epoch boundaries."""
+        """Make a state the one to resume from; called by all workers, at epoch boundaries."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -38,7 +38,7 @@ class Context(Protocol):
         ...
 
     def combine(self, gradients: list[Tensor], count: int) -> int:
-        """Add up gradients in place and counts over all workers; returns the global count."""
+        """Add up gradients in place, of any shapes, and row counts over all workers; returns the global count."""
         ...
 
     def same_weights(self, model: nn.Module) -> None:
@@ -46,7 +46,7 @@ class Context(Protocol):
         ...
 
     def post(self, done: float, note: str) -> None:
-        """Tell whoever watches how many rows are done."""
+        """Report how many rows are done."""
         ...
 
 

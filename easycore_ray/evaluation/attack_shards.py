@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from easycore_ray.config.base import ComputeConfig
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.eps import format_eps
@@ -39,6 +40,22 @@ class Threats:
     def columns(self) -> list[str]:
         """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
         return [outcome_column(name, eps) for name in self.attack for eps in self.eps]
+
+
+@dataclass(frozen=True)
+class TaskDevice:
+    """Where a Ray task computes."""
+
+    name: str
+    """``cpu`` or ``cuda``."""
+    threads: int
+    """CPU threads of the task."""
+
+    @classmethod
+    def from_config(cls, config: ComputeConfig) -> "TaskDevice":
+        """A GPU if tasks are given any; as many threads as asked for, else as CPUs."""
+        threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
+        return cls("cuda" if config.gpus_per_worker else "cpu", threads)
 
 
 def outcome_column(attack: str, eps: float) -> str:
@@ -164,13 +181,12 @@ def _attack_on_ray(
     """One Ray task per shard that is not there yet, at most ``num_workers`` at a time; outcomes in id order."""
     import ray
 
-    device = "cuda" if config.gpus_per_worker else "cpu"
-    threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
+    device = TaskDevice.from_config(config)
     shared = ray.put(model)
     starts = range(0, len(sample_ids), SHARD_ROWS)
     chunks = [sample_ids[start : start + SHARD_ROWS] for start in starts]
     items = [
-        (shared, dataset.path, config.split, chunk, threats, device, threads, start == 0)
+        (shared, dataset.path, config.split, chunk, threats, device, start == 0)
         for start, chunk in zip(starts, chunks, strict=True)
     ]
     return merge_shards(map_tasks(
@@ -185,11 +201,10 @@ def _attack_task(
     split: str,
     sample_ids: np.ndarray,
     threats: Threats,
-    device: str,
-    threads: int,
+    device: TaskDevice,
     first: bool,
 ) -> pa.Table:
     """What each Ray task runs: read a shard's images, attack them."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(device.threads)
     rows = read_split(open_dataset(path), split, sample_ids)
-    return attack_shard(model, rows, threats, device=device, first=first)
+    return attack_shard(model, rows, threats, device=device.name, first=first)

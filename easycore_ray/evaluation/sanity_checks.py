@@ -1,8 +1,8 @@
 """Signs that an evaluation flatters the model, found in its own figures.
 
-Takes the accuracies of an evaluation and gives one sentence for each sign. The one decision: what was found is kept
-and said loudly, since a sign is a reason to look, not a proof. ``evaluate`` warns, its job ends with exit code 1, and
-tables mark the rows. The checks follow Carlini et al. 2019, "On evaluating adversarial robustness".
+Takes the accuracies of an evaluation and gives one sentence for each sign. What was found is kept and said loudly,
+since a sign is a reason to look, not a proof. ``evaluate`` warns, its job ends with exit code 1, and tables mark the
+rows. The checks follow Carlini et al. 2019, "On evaluating adversarial robustness".
 """
 
 import math

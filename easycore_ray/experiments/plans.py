@@ -17,6 +17,7 @@ from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, identity, open_artifact
+from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.training.plans import check_budget, network_of, training_steps, training_works
 
 
@@ -105,6 +106,7 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
         return plan.replace(
             work=f"{plan_prepare(config.prepare_config()).work}, then {work}",
             trials=len(trials),
+            makes=(*plan.makes, *(paths.join(out, name) for name in ("scores", "sweep", "report", "summary.json"))),
             warnings=(*plan.warnings, "steps and time are known once the dataset is prepared"),
         )
     dataset = open_dataset(where)
@@ -155,8 +157,14 @@ def _plan_trials(config: SweepConfig, dataset: Dataset, trials: Sequence[Trial],
     if not measure:
         return plan
     from easycore_ray.engine.measure import measure_plan
+    from easycore_ray.experiments.trial_runner import concurrency_of
 
-    return measure_plan(plan, trials[0].train, dataset, works)
+    plan = measure_plan(plan, trials[0].train, dataset, works)
+    try:
+        workers = config.trial_workers * concurrency_of(config)
+    except EasyCoreError:
+        return plan  # more than the cluster can give, which is among its warnings
+    return plan.replace(estimates=tuple(replace(estimate, workers=workers) for estimate in plan.estimates))
 
 
 def _details(plan: WorkPlan) -> dict[str, object]:

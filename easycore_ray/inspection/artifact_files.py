@@ -48,10 +48,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Commits:
-    """The training states an unfinished run can go on from."""
+    """The training states an unfinished run can resume from."""
 
     registered: tuple[str, ...]
-    """Folders within the artifact, oldest first; the last one is where the run goes on."""
+    """Folders within the artifact, oldest first; the last one is where the run resumes."""
     epoch: int
     """Completed epochs in the newest; −1 if nothing is committed."""
     parts: frozenset[str]

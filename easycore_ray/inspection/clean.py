@@ -2,8 +2,8 @@
 
 A file goes only if its name is one of ours, its reason is known, and no manifest lists it: temporary files of
 interrupted writes, score parts that no table counts, files of a reduction or selection that was cut anew, training
-states of finished runs. The one decision: in an unfinished artifact a writer may be at work, so there a file must be
-old as well; and where it cannot be told what a run would go on from, nothing of it is touched.
+states of finished runs. In an unfinished artifact a writer may be at work, so there a file must be old as well; and
+where it cannot be told what a run would resume from, nothing of it is touched.
 """
 
 import re
@@ -102,7 +102,7 @@ def _outermost_unfinished(path: str) -> str:
 
 
 def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
-    """Leftovers of a finished artifact: no one writes there any more, unless what it is part of goes on."""
+    """Leftovers of a finished artifact: no one writes there any more, unless the run it is part of is unfinished."""
     if not quiet:
         return
     listed = _listed(folder.manifest)
@@ -126,7 +126,7 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
 def _unfinished(folder: Folder, before: float, quiet: bool) -> Iterator[tuple[Entry, str]]:
     """Leftovers of an unfinished artifact, so old that no one can be writing them.
 
-    What the newest commit has overtaken is never used again, even while the run goes on. What is newer than the
+    What the newest commit has overtaken is never used again, even while the run continues. What is newer than the
     newest commit may be about to be committed, so it counts as left over only where nothing at all was written lately.
     """
     commits = read_commits(folder)

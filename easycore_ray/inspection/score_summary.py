@@ -1,9 +1,8 @@
 """A hardness table in a few numbers: quantiles of every score, and the easiest and hardest samples.
 
-One pass, file by file, so that memory is that of one file and not of the table. The one decision: above
-``EXACT_ROWS`` samples, quantiles are those of a fixed part of the samples, chosen by the hash of their ids:
-the same part for every score, every run and every division into files. Minimum, maximum and the extremes
-are always exact. No Ray.
+One pass, file by file, so that memory is that of one file and not of the table. Above ``EXACT_ROWS`` samples,
+quantiles are those of a fixed part of the samples, chosen by the hash of their ids: the same part for every score,
+every run and every division into files. Minimum, maximum and the extremes are always exact. No Ray.
 """
 
 from dataclasses import dataclass

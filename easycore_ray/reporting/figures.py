@@ -1,9 +1,8 @@
 """How plots look, and their rendering to SVG and PNG.
 
-A plot is a list of panels, each small enough to be read on a phone, one below the other; it is also
-rendered whole, as a file for a README. The one decision behind this module: an arm has one colour and one
-marker everywhere, from a palette that colour-blind readers can tell apart (Okabe & Ito 2008), and the
-marker alone is enough.
+A plot is a list of panels, each small enough to be read on a phone, one below the other; it is also rendered whole,
+as a file for a README. An arm has one colour and one marker everywhere, from a palette that colour-blind readers can
+tell apart (Okabe & Ito 2008), and the marker alone is enough.
 """
 
 import io

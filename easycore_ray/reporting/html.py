@@ -1,8 +1,7 @@
 """The report as one HTML page that needs nothing else: style, script, plots and images are inside.
 
-Takes the findings of a sweep as plain data, and its plots; gives the page's text. The one decision behind
-this module: nothing is asked of the network or of a library in the browser, so that the file can be mailed,
-archived and opened in ten years.
+Takes the findings of a sweep as plain data, and its plots; gives the page's text. Nothing is asked of the network or
+of a library in the browser, so that the file can be mailed, archived and opened in ten years.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """A sweep as tables, plots and pictures: one HTML page, and the plots as files for a README.
 
-Takes a finished sweep and the scoring run and dataset it was made from; gives a folder with
-``report.html``, ``plots/*.png`` and a manifest. The one decision behind this module: ``write_report``
-takes plain data, so that a page can be made, and tested, without any run behind it.
+Takes a finished sweep and the scoring run and dataset it was made from; gives a folder with ``report.html``,
+``plots/*.png`` and a manifest. ``write_report`` takes plain data, so that a page can be made, and tested, without any
+run behind it.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Tables and plots of a study, beside its results file: for a README, where people look before they read.
 
-Takes result rows and the records of single trials; gives ``results.md`` and PNG files. The one decision: arms are
-compared with a random choice of the same size *within* a seed, because what the seeds share (images, weights at the
-start) would otherwise drown the difference.
+Takes result rows and the records of single trials; gives ``results.md`` and PNG files. Arms are compared with a
+random choice of the same size *within* a seed, because what the seeds share (images, weights at the start) would
+otherwise drown the difference.
 """
 
 import statistics

@@ -1,9 +1,9 @@
 """Object stores: how ``s3://`` and ``gs://`` are opened, how patient we are, and what their errors mean.
 
-Everything is told by the standard environment (``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, ``AWS_REGION``
-or ``AWS_DEFAULT_REGION``, ``AWS_ACCESS_KEY_ID`` …, else the node's role), never by our configurations. The one
-decision: the first contact is impatient and all later ones are patient, so that a mistake ends in seconds while
-a store that restarts or is overloaded in the middle of a run costs nothing but the wait.
+Everything is told by the standard environment (``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, ``AWS_REGION`` or
+``AWS_DEFAULT_REGION``, ``AWS_ACCESS_KEY_ID`` …, else the node's role), never by our configurations. The first contact
+is impatient and all later ones are patient, so that a mistake ends in seconds while a store that restarts or is
+overloaded in the middle of a run costs nothing but the wait.
 """
 
 import functools

@@ -1,9 +1,8 @@
 """Every path of the system, local or remote, goes through here.
 
-A path is a string that ``pyarrow.fs`` can open: a local path, ``s3://…`` or ``gs://…``.
-The one decision behind this module: a file appears whole or not at all. Content is serialised
-first and then put in place by one rename (local) or one upload (remote), because an output
-stream on an object store completes its upload even when the code that feeds it raises.
+A path is a string that ``pyarrow.fs`` can open: a local path, ``s3://…`` or ``gs://…``. A file appears whole or not
+at all. Content is serialised first and then put in place by one rename (local) or one upload (remote), because an
+output stream on an object store completes its upload even when the code that feeds it raises.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ from easycore_ray.core.eps import check_eps
 from easycore_ray.data.coreset import open_coreset
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.loader import batches_per_epoch
-from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
+from easycore_ray.engine.throughput import Network, Work, assumed_rates, checkpoint_bytes, device_of, estimates_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, identity
 from easycore_ray.storage.errors import EasyCoreError
@@ -53,6 +53,7 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
         f"{format_workers(config.num_workers)} workers",
         steps=steps,
         samples=num_rows,
+        bytes_written=checkpoint_bytes(config.model, config.width),
         estimates=estimates_of(works, assumed_rates(network, config.batch_size), config.max_workers),
     )
     if not measure:

@@ -20,6 +20,7 @@ from easycore_ray.analysis.paper_claims import (
     verdicts,
 )
 from easycore_ray.analysis.score_agreement import Pair, Run
+from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.core.trend_test import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, deciles
 from easycore_ray.storage.artifact import Artifact
 
@@ -206,10 +207,10 @@ def test_every_claim_has_a_verdict_with_and_without_a_model():
     """JSON content without infinities or NaN, also where a whole tenth was never fooled."""
     distance = np.where(deciles(hardness(), IDS) == 1, np.inf, near_where_hard())
     tenth = deciles(hardness(), IDS)
-    options = dict(score="aign", norm="linf", seed=0)
+    config = AnalyzeConfig(scores=("run",), out="out", eval_eps=tuple(EPS))
     groups = [group(distance), group(near_where_hard(), which="seen", model="other")]
     for some in (groups, []):
-        found = verdicts(some, EPS, [run()], [], tenth, list("abcde"), **options)
+        found = verdicts(config, some, [run()], [], tenth, list("abcde"))
         assert [entry["key"] for entry in found] == list(CLAIMS)
         json.dumps(found, allow_nan=False)
         json.dumps([describe_group(each, EPS) for each in some], allow_nan=False)

@@ -12,7 +12,12 @@ from torch import nn
 from easycore_ray.core.attacks import ATTACKS, fgsm, frozen_eval, pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.eps import NORMS, check_eps, format_eps, parse_eps
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
-from easycore_ray.core.threat import check_inputs, l2_norms, project, random_start
+from easycore_ray.core.threat import (
+    check_inputs,
+    l2_norms,
+    project,
+    random_point,
+)
 
 EPS = {"linf": 8 / 255, "l2": 0.5}
 
@@ -288,7 +293,7 @@ def test_trades_computes_the_clean_prediction_once(model, inputs):
 
 def test_trades_attack_raises_the_divergence(model, inputs, labels):
     """After the attack the predictions are further from the clean ones than random noise brings them."""
-    noisy = random_start(inputs, EPS["linf"], "linf", draws())
+    noisy = random_point(inputs, EPS["linf"], "linf", draws())
     attacked = trades(model, inputs, labels, eps=EPS["linf"], norm="linf", generator=draws())
     clean_logits = model.eval()(inputs)
     assert (
@@ -334,7 +339,7 @@ def test_projection_lands_inside_and_keeps_what_is_inside(norm, eps, seed, sprea
 def test_random_start_fills_the_ball(norm):
     """Starts are spread over the whole radius, as a uniform draw from the ball is."""
     inputs = torch.full((4000, 1, 1, 2), 0.5)
-    start = random_start(inputs, 0.2, norm, draws())
+    start = random_point(inputs, 0.2, norm, draws())
     radii = distances(start, inputs, norm) / 0.2
     # In two dimensions the share of the ball within radius r is r squared.
     for radius in (0.25, 0.5, 0.75, 1.0):
@@ -477,7 +482,7 @@ def plain_pgd_training_attack(model, inputs, labels, start, *, eps, norm, steps,
 @pytest.mark.parametrize(("norm", "eps", "step_size"), [("linf", 8 / 255, 2 / 255), ("l2", 0.5, 0.125)])
 def test_the_pgd_training_attack_is_its_formula(model, inputs, labels, norm, eps, step_size):
     """Ten steps from the same start equal a plain loop over rows, the last iterate kept, to 1e-6."""
-    start = random_start(inputs, eps, norm, draws())
+    start = random_point(inputs, eps, norm, draws())
     options = {"eps": eps, "norm": norm, "steps": 10, "step_size": step_size}
     plain = plain_pgd_training_attack(copy.deepcopy(model), inputs, labels, start, **options)
     ours = pgd_training_attack(model, inputs, labels, start=start, **options)
@@ -486,10 +491,10 @@ def test_the_pgd_training_attack_is_its_formula(model, inputs, labels, norm, eps
 
 
 def test_the_pgd_training_attack_starts_at_a_uniform_point_of_the_ball(model, inputs, labels):
-    """Without a start it is the draw of ``random_start``, not the input and not TRADES' Gaussian."""
+    """Without a start it is the draw of ``random_point``, not the input and not TRADES' Gaussian."""
     options = {"eps": 0.1, "steps": 3, "step_size": 0.02}
     drawn = pgd_training_attack(model, inputs, labels, generator=draws(), **options)
-    given = pgd_training_attack(model, inputs, labels, start=random_start(inputs, 0.1, "linf", draws()), **options)
+    given = pgd_training_attack(model, inputs, labels, start=random_point(inputs, 0.1, "linf", draws()), **options)
     assert torch.equal(drawn, given)
 
 

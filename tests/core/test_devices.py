@@ -87,8 +87,8 @@ def test_the_mode_refuses_what_a_gpu_refuses():
 def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm, fold):
     """Bytes go to the device and nothing comes back before the epoch ends: then a look at the losses and two sums."""
     looks = []
-    monkeypatch.setattr(loop._Watch, "look", lambda watch: looks.append((watch._waiting.clear(), len(asked))))
-    monkeypatch.setattr(loop._Watch, "refuse_weights", lambda *_: None)
+    monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: looks.append((watch._waiting.clear(), len(asked))))
+    monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
     model, plan = model_on(DEVICE), plan_of(training=training, norm=norm, fold=fold)
     with OneDevice():
         result = train_epoch(model, make_optimizer(model, plan), batches(), plan, epoch=1, step=0)
@@ -101,8 +101,8 @@ def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm,
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_trains_on_one_device(asked, monkeypatch, name):
     """With scores taken on the way, which come back after the epoch."""
-    monkeypatch.setattr(loop._Watch, "look", lambda watch: watch._waiting.clear())
-    monkeypatch.setattr(loop._Watch, "refuse_weights", lambda *_: None)
+    monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: watch._waiting.clear())
+    monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
     monkeypatch.setattr(loop, "_to_numpy", lambda columns: {name: len(values) for name, values in columns.items()})
     monkeypatch.setattr(loop, "_concatenate", lambda pieces: pieces)
     model, plan = model_on(DEVICE, name), plan_of(training="standard")

@@ -19,7 +19,7 @@ from easycore_ray.evaluation.evaluate import evaluation_ids, threats_of
 from tests import faults
 from tests.artifacts import make_checkpoint, make_image_dataset
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 # Many budgets make a shard of a model without gradients, which no attack fools early, last a second.

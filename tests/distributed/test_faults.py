@@ -17,7 +17,7 @@ from easycore_ray.scoring.score_reader import open_table
 from easycore_ray.storage.errors import EasyCoreError
 from tests import faults
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(600)]
 
 
 def run_driver(fields, kills=(), address=None):

@@ -38,7 +38,7 @@ PIPELINE = [
     *("--preset", "tiny", "--source", f"{HOME}/images", "--out", f"{HOME}/run", "--score-epochs", str(EPOCHS)),
     *("--training", "standard", "--num-workers", "1", "--threads-per-worker", "1"),
 ]
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(600)]
 
 # The pipeline as its job runs it, then the jobs it has no need of, on the same Ray.
 _JOBS = """

@@ -1,7 +1,5 @@
 """AutoAttack through pyautoattack: any number of classes, no trace, never weaker than PGD; our PGD and foolbox's."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -67,7 +65,7 @@ class TestAutoAttack:
     def installed(self):
         pytest.importorskip("pyautoattack")
 
-    @pytest.mark.parametrize("num_classes", range(2, 11))
+    @pytest.mark.parametrize("num_classes", [2, 3, 4, 9, 10])
     def test_any_number_of_classes_runs(self, num_classes):
         """A budget far beyond the margin fools every image, one far below it none (there all four attacks run)."""
         model, inputs, labels = linear(num_classes)
@@ -77,6 +75,7 @@ class TestAutoAttack:
         assert not wrong(model, weak, labels[:2]).any()
         assert wrong(model, strong, labels).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     @pytest.mark.parametrize("num_classes", [2, 3])
     def test_few_classes_are_fooled_at_the_exact_distance(self, num_classes, norm):
@@ -110,17 +109,16 @@ class TestAutoAttack:
         assert all(torch.equal(old, new) for old, new in zip(weights, model.state_dict().values(), strict=True))
         assert all(weight.requires_grad for weight in model.parameters())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6)])
     def test_is_never_weaker_than_pgd_and_stays_within_eps(self, digits_cnn, norm, eps):
         """On a trained cnn, also one that computes channels last."""
         model, inputs, labels = digits_cnn
-        inputs, labels = inputs[:30], labels[:30]
+        inputs, labels = inputs[:12], labels[:12]
         model = model.to(memory_format=torch.channels_last)
         draws = torch.Generator().manual_seed(0)
         ours = wrong(model, pgd(model, inputs, labels, eps=eps, norm=norm, generator=draws), labels)
-        started = time.monotonic()
         adv_inputs, _ = autoattack(model, inputs, labels, eps=eps, norm=norm, seed=0)
-        print(f"{norm}: {(time.monotonic() - started) / 0.3:.1f} s per 100 images")
         theirs = wrong(model, adv_inputs, labels)
         moved = (adv_inputs - inputs).flatten(1)
 

@@ -50,6 +50,7 @@ def settings(**changes):
     return EvaluateConfig(**dict(checkpoint="c", dataset="d", out="o") | changes)
 
 
+@pytest.mark.slow
 def test_shards_in_any_order_merge_to_the_whole():
     """AutoAttack and PGD of each shard alone give what one process gives for all, notes included."""
     pytest.importorskip("pyautoattack")

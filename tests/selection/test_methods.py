@@ -73,9 +73,8 @@ def newcomers():
 
 def test_a_new_method_is_one_decorated_function(newcomers):
     """The suite, the arm parser, the configuration and the table of methods know it at once."""
-    for method, score, balance in combinations(newcomers):
-        for check in CHECKS:
-            check(method, score, balance)
+    cases = [case for case in combinations(newcomers) if case[1] in (None, "el2n", "aum")]
+    assert {check.__name__: failures(check, cases) for check in CHECKS} == {check.__name__: {} for check in CHECKS}
     assert parse_arm("near:loss/class") == Arm("near", "loss", "class")
     assert parse_arm("coin") == Arm("coin", None, "none")
     argv = ["--out", "/o", "--scores", "/s", "--method", "near", "--option", "target=0.25"]

@@ -287,7 +287,7 @@ def test_a_writer_that_stops_keeps_the_object_that_was_there(far_root, proxy, mo
     assert paths.read_bytes(target) == b"before"
 
 
-@pytest.mark.parametrize(("fault", "size"), [pytest.param("hang up", LARGE, marks=pytest.mark.slow), ("busy", 1000)])
+@pytest.mark.parametrize(("fault", "size"), [pytest.param("hang up", LARGE, marks=pytest.mark.soak), ("busy", 1000)])
 def test_an_outage_during_a_write_is_waited_out(far_root, proxy, fault, size):
     """Connections that break (in the middle of a large upload), or 503, for a while: written whole."""
     content = np.random.default_rng(0).bytes(size)
@@ -374,6 +374,7 @@ def test_an_address_where_nobody_listens_is_named(root, monkeypatch, capsys):
     assert seconds < QUICK_SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_store_that_never_answers_is_given_up(far_root, proxy, capsys):
     """It accepts connections and says nothing: seconds, not minutes."""

@@ -1,8 +1,8 @@
 """Sources that have names instead of paths: ``digits``, and what torchvision can download.
 
-Takes a name, gives a ``Source`` whose pieces hold their images. The one decision: they are read in the
-process that asks for them, so that a cluster's workers need neither the download nor a shared folder. What is
-too large for one process's memory is imported from a path instead.
+Takes a name, gives a ``Source`` whose pieces hold their images. They are read in the process that asks for them, so
+that a cluster's workers need neither the download nor a shared folder. What is too large for one process's memory is
+imported from a path instead.
 """
 
 import inspect

@@ -1,9 +1,9 @@
 """Importing a source: check every image, decide where each row goes, write the shards.
 
-Takes a listed ``Source``, gives shards, an index and what the manifest says of them. The one decision: nothing
-is written before every row has passed. Ray Data reads, decodes and checks the source into blocks that stay in
-the object store (spilled to disk beyond its size); this process sees their descriptions only, decides, and lets
-plain Ray tasks deal the blocks out to shards and write them.
+Takes a listed ``Source``, gives shards, an index and what the manifest says of them. Nothing is written before every
+row has passed. Ray Data reads, decodes and checks the source into blocks that stay in the object store (spilled to
+disk beyond its size); this process sees their descriptions only, decides, and lets plain Ray tasks deal the blocks
+out to shards and write them.
 """
 
 import pickle

@@ -1,8 +1,8 @@
 """One piece of a source, read and checked: the part of an import that runs on every worker.
 
-Takes a piece (some files, some row groups, a tar shard, some arrays) and gives Arrow tables with one row per
-sample: the stored image, its label and sums, or the problem it has. The one decision: a bad sample becomes a
-row that names itself, so that one import reports everything that is wrong, and nothing is written before.
+Takes a piece (some files, some row groups, a tar shard, some arrays) and gives Arrow tables with one row per sample:
+the stored image, its label and sums, or the problem it has. A bad sample becomes a row that names itself, so that one
+import reports everything that is wrong, and nothing is written before.
 
 Imported by Ray workers, so no torch in here.
 """

@@ -1,8 +1,8 @@
 """The shuffle: checked rows from where they were read to the shards they belong to.
 
-Takes blocks in Ray's object store and the place of every row, writes the shards. The one decision: two rounds of
-plain Ray tasks, deal and write, with parts so large that their number, and what this process keeps of them, stay
-small; no image passes through this process.
+Takes blocks in Ray's object store and the place of every row, writes the shards. Two rounds of plain Ray tasks, deal
+and write, with parts so large that their number, and what this process keeps of them, stay small; no image passes
+through this process.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,9 +1,8 @@
 """What there is to import: pieces of a source, their splits, and the class names if the source has them.
 
-Takes the words of ``PrepareConfig`` (``digits``, ``torchvision:NAME`` or a path), gives a ``Source``. Of a
-path only names, sizes and footers are read here; its images are read piece by piece on the workers. The one
-decision: pieces are listed in sorted order and cut the same way everywhere, so that sample ids depend on the
-source alone.
+Takes the words of ``PrepareConfig`` (``digits``, ``torchvision:NAME`` or a path), gives a ``Source``. Of a path only
+names, sizes and footers are read here; its images are read piece by piece on the workers. Pieces are listed in sorted
+order and cut the same way everywhere, so that sample ids depend on the source alone.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Where each row of a dataset goes: its split, its id, its shard.
 
-Takes labels in source order, gives arrays of the same length. The one decision: everything follows from the
-order of the source and the seed, never from how the work was divided, so that one source has one set of ids.
+Takes labels in source order, gives arrays of the same length. Everything follows from the order of the source and the
+seed, never from how the work was divided, so that one source has one set of ids.
 """
 
 import math

@@ -1,14 +1,11 @@
-"""A soak: scoring runs that lose processes at random moments, each compared with an uninterrupted run bit for bit.
-
-    python tests/benchmarks/soak_kills.py [--kills 50] [--seed 0] [--out soak.json]
+"""Scoring runs that lose processes at random moments, each compared with an uninterrupted run bit for bit.
 
 One Ray cluster of a head and two nodes on this machine. Short scoring runs of two workers on the embedded digits;
 while one runs, at a random moment, a random victim gets SIGKILL: one training worker, all of them, Ray Train's
 controller, the raylet of a node (another node joins afterwards), or the driver (the same command is then given again).
-Training, reduce and select all lie in the window. Prints what was killed and whether anything was lost.
+Training, reduce and select all lie in the window.
 """
 
-import argparse
 import json
 import os
 import random
@@ -29,11 +26,9 @@ from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.score_reader import open_table
 from easycore_ray.storage.artifact import open_artifact
+from tests import faults
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests import faults  # noqa: E402  (the tests are not installed)
 
 VICTIMS = ("worker", "all workers", "controller", "node", "driver")
 _DRIVER = """
@@ -155,54 +150,33 @@ def results(fields: dict) -> dict:
     }
 
 
-def main() -> None:
-    """Run until enough was killed, then say what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="processes or nodes to kill in all")
-    parser.add_argument("--per-run", type=int, default=4, help="most kills in one run")
-    parser.add_argument("--seed", type=int, default=0, help="seed of victims and moments")
-    parser.add_argument("--out", help="file for the figures (JSON)")
-    options = parser.parse_args()
-    rng = random.Random(options.seed)
+def run_case(seed: int, kills: int = 4) -> dict:
+    """An uninterrupted run, then one with up to ``kills`` kills; both must give the same bits.
+
+    Returns:
+        How often each victim was killed, commands given, orphaned parts, epochs redone.
+
+    Raises:
+        AssertionError: if a row is lost or doubled, or anything differs.
+    """
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="soak") as name:
-        folder = Path(name)
-        subprocess.run([sys.executable, "-m", "jobs.prepare", "--source", "digits", "--out", f"{folder}/digits"],
+        folder, dataset = Path(name), f"{name}/digits"
+        subprocess.run([sys.executable, "-m", "jobs.prepare", "--source", "digits", "--out", dataset],
                        cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         machines = Machines()
-        began = time.monotonic()
-        calm = fields_of(folder, f"{folder}/digits", "calm")
-        assert start(calm, machines.cluster.address).wait() == 0
-        window = time.monotonic() - began
-        print(f"an uninterrupted run takes {window:.0f} s", flush=True)
-        expected, total, runs = results(calm), Counter(), 0
-        identical = 0
-        while sum(total[victim] for victim in VICTIMS) < options.kills:
-            fields = fields_of(folder, f"{folder}/digits", f"run{runs}")
-            killed = one_run(machines, fields, options.per_run, window, rng)
-            found = results(fields)
-            same = all(
-                found[key] == expected[key] if key != "hardness" else found[key].equals(expected[key])
-                for key in ("table", "hardness", "coreset")
-            )
-            identical += same
-            runs += 1
-            for key in ("rows lost", "rows doubled", "orphans", "epochs redone"):
-                total[key] += found[key]
-            total += killed
-            print(f"run {runs}: {dict(killed)}, {found['orphans']} orphaned parts, "
-                  f"{'identical' if same else 'DIFFERENT'}", flush=True)  # fmt: skip
-        machines.cluster.shutdown()
-    figures = {"runs": runs, "identical": identical, "kills": sum(total[victim] for victim in VICTIMS)}
-    figures |= {
-        key: total[key] for key in (*VICTIMS, "commands", "rows lost", "rows doubled", "orphans", "epochs redone")
-    }
-    figures["seconds"] = round(time.monotonic() - began)
-    print(json.dumps(figures, indent=2))
-    if options.out:
-        Path(options.out).write_text(json.dumps(figures, indent=2) + "\n")
-    if identical != runs or total["rows lost"] or total["rows doubled"]:
-        raise SystemExit("NOT exact")
-
-
-if __name__ == "__main__":
-    main()
+        try:
+            calm = fields_of(folder, dataset, "calm")
+            began = time.monotonic()
+            assert start(calm, machines.cluster.address).wait() == 0
+            window = time.monotonic() - began
+            fields = fields_of(folder, dataset, "killed")
+            counts = one_run(machines, fields, kills, window, rng)
+            expected, found = results(calm), results(fields)
+        finally:
+            machines.cluster.shutdown()
+    assert found["rows lost"] == found["rows doubled"] == 0, found
+    for key in ("table", "coreset"):
+        assert found[key] == expected[key], f"another {key}"
+    assert found["hardness"].equals(expected["hardness"]), "another hardness table"
+    return {**counts, "orphans": found["orphans"], "epochs redone": found["epochs redone"]}

@@ -1,0 +1,33 @@
+"""Cases that are tests: those marked ``soak``, which lose workers, controllers, drivers, nodes, disks and stores."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = {
+    "scoring workers": "tests/distributed/test_faults.py::test_lost_workers_cost_an_epoch_and_no_row",
+    "scoring driver": "tests/distributed/test_faults.py::test_a_lost_driver_and_controller_cost_no_row",
+    "nodes": "tests/distributed/test_faults.py::test_a_lost_or_drained_node_costs_no_row",
+    "full disk": "tests/distributed/test_faults.py::test_a_full_disk_is_an_error_and_no_loss",
+    "evaluation": "tests/distributed/test_evaluation_faults.py",
+    "object storage": "tests/distributed/test_object_storage.py",
+    "store outages": "tests/storage/test_object_store.py",
+}
+
+
+def case_of(name: str) -> Callable[[int], dict]:
+    """A case that runs one of the tests, with the seed as that of its random order and draws."""
+
+    def run_case(seed: int) -> dict:
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "soak", "-p", "no:cacheprovider",
+                   f"--randomly-seed={seed}", "--timeout=1500", TESTS[name]]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+        assert done.returncode == 0, done.stdout[-3500:]
+        passed = re.search(r"(\d+) passed", done.stdout)
+        assert passed, f"nothing ran: {done.stdout[-500:]}"
+        return {"tests": int(passed.group(1))}
+
+    return run_case
