@@ -30,7 +30,7 @@ CORESET_SCHEMA = pa.schema(
 """Rows of a coreset. Score is null for methods that use none."""
 
 
-def write_rows(batches: Iterable[Batch], path: str, index: str | None) -> dict[str, Any] | None:
+def write_coreset_rows(batches: Iterable[Batch], path: str, index: str | None) -> dict[str, Any] | None:
     """Write kept rows as one file, and say what is in it; None, and no file, if there are none.
 
     Ids and labels are stored as deltas and scores plain, uncompressed: they are written and read at memory speed.

@@ -31,7 +31,7 @@ from easycore_ray.core.order_statistics import (
 )
 from easycore_ray.core.selection import budget, choose, quotas_of_sizes, ranking_keys, turned
 from easycore_ray.core.selection_methods import Method
-from easycore_ray.selection.coreset_files import write_rows
+from easycore_ray.selection.coreset_files import write_coreset_rows
 from easycore_ray.selection.partitions import Batch, Partition
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
@@ -193,7 +193,7 @@ def write_kept(
     partition: Partition, selection: Selection, rule: Rule, path: str, index: str | None
 ) -> dict[str, Any] | None:
     """Write the rows that a rule keeps as one file; None if there are none. Idempotent, so it may run twice."""
-    return write_rows(kept_rows(partition, selection, rule), path, index)
+    return write_coreset_rows(kept_rows(partition, selection, rule), path, index)
 
 
 def kept_rows(partition: Partition, selection: Selection, rule: Rule) -> Iterator[Batch]:
