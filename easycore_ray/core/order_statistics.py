@@ -1,10 +1,11 @@
-"""Order statistics: the k lowest of many numbers, in one process or without ever bringing them together.
+"""Order statistics: the k lowest of many numbers, in one process or in partitions that never come together.
 
-Takes float64 keys with sample ids, gives ids or the value at which to cut. An order is total, by (key, sample_id),
-with −0.0 equal to 0.0 and NaN refused, so that every way to compute a choice gives the same one.
+An order is total, by (key, sample_id), with −0.0 equal to 0.0 and NaN refused, so that every way to compute a choice
+gives the same one. Keys are float64; groups are the classes of a class-balanced choice, or one group of all.
 """
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,15 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids: TypeAlias = NDArray[np.int64]
-Keys: TypeAlias = NDArray[np.uint64]
 Values: TypeAlias = NDArray[np.float64]
 
-LIMIT = 1 << 22
-"""Most keys that are brought together to find a cut."""
-SAMPLE = 1 << 20
-"""About how many keys are looked at to guess a cut."""
+LIMIT = 1 << 20
+"""About how many keys are brought together at a time to find a cut."""
 
-_MOST_BITS, _MOST_CELLS_BITS = 18, 22
 # Of a guess: a cut lies farther off once in two million times if the sample is a random one.
 _STANDARD_ERRORS = 5
 
@@ -53,6 +50,10 @@ def lowest(keys: NDArray, sample_ids: NDArray[np.integer], k: int) -> Ids:
 def refuse_nan(scores: NDArray, sample_ids: Ids) -> None:
     """Refuse NaN scores: they have no rank.
 
+    Args:
+        scores: (N,) numbers.
+        sample_ids: (N,).
+
     Raises:
         ValueError: how many there are, and the first ids.
     """
@@ -62,209 +63,203 @@ def refuse_nan(scores: NDArray, sample_ids: Ids) -> None:
 
 
 def nan_problem(count: int, total: int, first_ids: list[int]) -> str:
-    """What is said of NaN scores."""
+    """The message about NaN scores."""
     return f"{count} of {total} scores are NaN (first ids: {first_ids}); score those samples again or leave them out"
-
-
-def sort_keys(values: NDArray[np.float64]) -> Keys:
-    """Unsigned integers in the order of the values; equal exactly where the values are (−0.0 is 0.0)."""
-    bits = (values + 0.0).view(np.uint64)
-    # Negative numbers: all bits flipped, so that larger magnitudes come first. Others: above all negative ones.
-    flip = bits.view(np.int64) >> 63
-    flip |= np.int64(-(2**63))
-    bits ^= flip.view(np.uint64)
-    return bits
-
-
-def key_values(keys: Keys) -> Values:
-    """The values of sort keys."""
-    flip = (~keys).view(np.int64) >> 63
-    flip |= np.int64(-(2**63))
-    return (keys ^ flip.view(np.uint64)).view(np.float64)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The keys of each group among which its cut lies: those whose first ``64 - shift`` bits are ``prefix``.
+    """Where the cut of each group is looked for: the keys ``low <= key <= high``.
 
     Attributes:
-        prefix: uint64 (groups,).
-        shift: bits that are still open; 64 is all keys.
-        bits: how many of them the next count tells apart.
-        open: bool (groups,): False where nothing is kept, so that nothing need be looked at.
+        low: float64 (groups,).
+        high: float64 (groups,). Equal to ``low`` where the value of the cut is known and its ties are counted.
+        share: of the keys inside, the part to bring back, drawn at random; 1.0 for all of them.
+        seed: of that draw.
     """
 
-    prefix: Keys
-    shift: int
-    bits: int
-    open: NDArray[np.bool_]
+    low: Values
+    high: Values
+    share: float
+    seed: int
 
-    def members(self, keys: Keys, groups: NDArray | None) -> NDArray[np.bool_] | None:
-        """Which keys lie in the interval of their group (None: all of them); no groups is one group."""
-        if groups is None:
-            return None if self.shift == 64 else (keys >> np.uint64(self.shift)) == self.prefix[0]
-        inside = self.open[groups]
-        return inside if self.shift == 64 else inside & ((keys >> np.uint64(self.shift)) == self.prefix[groups])
 
-    @property
-    def num_cells(self) -> int:
-        """Cells of all groups together."""
-        return len(self.prefix) << self.bits
+@dataclass(frozen=True)
+class Census:
+    """What one partition, or one batch of it, has in an interval.
 
-    def cells(self, keys: Keys, groups: NDArray | None) -> Ids:
-        """The cell, 0 .. num_cells − 1, of each key that lies in the interval."""
-        inside = self.members(keys, groups)
-        if inside is not None:
-            keys, groups = keys[inside], None if groups is None else groups[inside]
-        bits = keys >> np.uint64(self.shift - self.bits)
-        if self.shift < 64:
-            bits &= np.uint64((1 << self.bits) - 1)
-        cells: Ids = bits.view(np.int64)
-        if groups is not None:
-            cells += groups.astype(np.int64) << self.bits
-        return cells
+    Attributes:
+        below: int64 (groups,), how many keys lie below ``low``.
+        inside: int64 (groups,), how many lie between ``low`` and ``high``.
+        keys: float64 (m,), the share of those inside; none of groups with ``low == high``.
+        groups: (m,), their groups.
+    """
+
+    below: Ids
+    inside: Ids
+    keys: Values
+    groups: NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where each group is cut: what is below ``value`` is kept, and the first ``ties`` of what is equal to it.
+    """Where each group is cut: keys below ``value`` are kept, and of those equal to it the first by id.
 
     Attributes:
         value: float64 (groups,).
-        ties: int64 (stretches, groups): how many equal values each stretch of samples, in id order, keeps.
+        ties: int64 (partitions, groups): how many equal keys each partition, in id order, keeps.
     """
 
     value: Values
     ties: Ids
 
 
-@dataclass(frozen=True)
-class Passes:
-    """What is asked of the values, wherever they are.
-
-    Attributes:
-        sample: of every so many values one: groups and values.
-        between: for every stretch of samples, its number, the groups and values that are at least the first and at
-            most the second of two bounds (each of its group), and (groups,) how many lie below the first.
-        count: how many lie in each cell of an interval, (num_cells,).
-        collect: for every stretch of samples, its number and the groups and values inside an interval.
-        ties: (stretches, groups) how many equal the given value of their group.
-    """
-
-    sample: Callable[[int], tuple[NDArray, Values]]
-    between: Callable[[Values, Values], Iterable[tuple[int, NDArray, Values, Ids]]]
-    count: Callable[[Interval], Ids]
-    collect: Callable[[Interval], Iterable[tuple[int, NDArray, Values]]]
-    ties: Callable[[Values], Ids]
-
-
-def find_cut(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, *, limit: int = LIMIT) -> Cut:
-    """The cut that keeps the ``quotas[g]`` lowest values of each group.
-
-    A sample tells about where it lies; one pass counts what is below and brings those around it together. Where
-    they would be too many, or the cut is not among them, it is found by radix selection.
+def take_census(keys: Values, groups: NDArray | None, interval: Interval, rng: np.random.Generator) -> Census:
+    """Count the keys of a batch in an interval, and draw a share of those inside.
 
     Args:
-        sizes: (groups,) values in each group.
-        quotas: (groups,), each 0 .. its size.
-        num_stretches: how many stretches they lie in.
-        passes: how to ask for them.
-        limit: most candidates to bring together.
+        keys: float64 (n,), no NaN.
+        groups: (n,) integers in 0 .. groups − 1; None if there is one group.
+        interval: what is asked.
+        rng: for the draw.
     """
-    quotas, sizes = np.asarray(quotas, np.int64), np.asarray(sizes, np.int64)
-    found = _by_sample(sizes, quotas, num_stretches, passes, limit) if sizes[quotas > 0].sum() > limit else None
-    value, ties, below = _by_radix(sizes, quotas, num_stretches, passes, limit) if found is None else found
-    value = np.where(quotas > 0, value, -np.inf)
-    # Ties go to the lower ids, and stretches are in id order: each keeps what those before it have left over.
+    low, high = (bound[0 if groups is None else groups] for bound in (interval.low, interval.high))
+    below, inside = keys < low, (keys >= low) & (keys <= high)
+    wanted = inside & (low < high)
+    if interval.share < 1:
+        # Rows are drawn before looking at them: those of them that are wanted are a share of those that are.
+        drawn = rng.integers(len(keys), size=rng.binomial(len(keys), interval.share))
+        chosen = drawn[wanted[drawn]]
+    else:
+        chosen = np.flatnonzero(wanted)
+    found = np.zeros(len(chosen), np.int32) if groups is None else groups[chosen]
+    size = len(interval.low)
+    return Census(_count(below, groups, size), _count(inside, groups, size), keys[chosen], found)
+
+
+def add_up(parts: Sequence[Census], num_groups: int) -> Census:
+    """The census of several batches together."""
+    if not parts:
+        nothing = np.zeros(num_groups, np.int64)
+        return Census(nothing, nothing, np.zeros(0), np.zeros(0, np.int32))
+    keys, groups = np.concatenate([part.keys for part in parts]), np.concatenate([part.groups for part in parts])
+    return Census(_total(parts, "below"), _total(parts, "inside"), keys, groups)
+
+
+def _count(chosen: NDArray[np.bool_], groups: NDArray | None, num_groups: int) -> Ids:
+    if groups is None:
+        return np.array([np.count_nonzero(chosen)])
+    return np.bincount(groups[chosen], minlength=num_groups)
+
+
+def find_cut(
+    census: Callable[[Interval], Sequence[Census]],
+    quotas_of: Callable[[Ids], Ids],
+    *,
+    num_groups: int,
+    share: float,
+    limit: int = LIMIT,
+) -> Cut:
+    """The cut that keeps the lowest keys of each group, exactly as many as its quota.
+
+    The first census looks at all keys: it counts the groups, and its sample says about where each cut lies. The next
+    one counts around the guess. A guess that holds its cut is narrowed again, one that does not leaves the cut on a
+    known side; where equal keys rule, the guess is one value. Once few keys are left inside, all are brought together.
+    Each round halves what is open or takes a value out of it, so it ends for any keys, mostly with the second.
+
+    Args:
+        census: what each partition has in an interval, partitions in id order.
+        quotas_of: quotas (groups,), each 0 .. its size, of the sizes (groups,).
+        num_groups: number of groups.
+        share: of all keys, what the first census brings back; 1.0 where they are few enough.
+        limit: most keys to bring together at a time, about.
+    """
+    low, high = np.full(num_groups, -np.inf), np.full(num_groups, np.inf)
+    found = census(Interval(low, high, share, 0))
+    # Each cut lies in start .. stop; so many keys are below start, and so many are at most stop.
+    start, stop, before, until = low, high, _total(found, "below"), _total(found, "inside")
+    quotas = quotas_of(until)
+    for seed in itertools.count(1):
+        below = _total(found, "below")
+        upto = below + _total(found, "inside")
+        early, late = below >= quotas, upto < quotas
+        hit = ~early & ~late
+        if share == 1 and (hit | (quotas == 0)).all():
+            break
+        with np.errstate(over="ignore"):  # the value after the largest finite one is infinity
+            next_low, next_high = np.nextafter(high, np.inf), np.nextafter(low, -np.inf)
+        start, before = np.select([hit, late], [low, next_low], start), np.select([hit, late], [below, upto], before)
+        stop, until = np.select([hit, early], [high, next_high], stop), np.select([hit, early], [upto, below], until)
+        low, high = np.where(quotas > 0, start, np.inf), np.where(quotas > 0, stop, -np.inf)
+        remaining = np.where(low < high, until - before, 0.0)
+        for group, sample in enumerate(_by_group(found, num_groups)):
+            if hit[group] and low[group] < high[group] and len(sample):
+                place = (quotas[group] - before[group]) / remaining[group]
+                low[group], high[group], inside = _narrow(sample, place, low[group], high[group])
+                remaining[group] *= inside
+        share = 1.0 if remaining.sum() <= limit / 2 else limit / 2 / remaining.sum()
+        found = census(Interval(low, high, share, seed))
+    return _cut_at(found, quotas, low, high, below)
+
+
+def _total(found: Sequence[Census], name: str) -> Ids:
+    return np.sum([getattr(part, name) for part in found], axis=0)
+
+
+def _narrow(sample: Values, place: float, low: float, high: float) -> tuple[float, float, float]:
+    """Bounds that hold a quantile in all likelihood, and the share of the keys that lies between them.
+
+    Args:
+        sample: float64 (m,), sorted, of the keys in low .. high; m >= 1.
+        place: of the quantile, in (0, 1].
+        low: lowest possible value.
+        high: highest possible value.
+    """
+    count = len(sample)
+    spread = _STANDARD_ERRORS * np.sqrt(count * place * (1 - place)) + 1
+    first, last = int(np.floor(place * count - spread)), int(np.ceil(place * count + spread))
+    lower = sample[first] if first >= 0 else low
+    upper = sample[last] if last < count else high
+    between = np.searchsorted(sample, upper, "right") - np.searchsorted(sample, lower)
+    inside = (between + 1) / (count + 1)
+    if inside <= 0.5 and lower < upper:
+        return lower, upper, inside
+    # Equal keys, or too few to tell: one value, whose keys are counted and not brought back.
+    value = sample[min(int(place * count), count - 1)]
+    return value, value, 0.0
+
+
+def _by_group(found: Sequence[Census], num_groups: int) -> list[Values]:
+    """The keys brought back, sorted within each group."""
+    keys, groups = np.concatenate([part.keys for part in found]), np.concatenate([part.groups for part in found])
+    ends = np.cumsum(np.bincount(groups, minlength=num_groups))
+    return [np.sort(part) for part in np.split(keys[np.argsort(groups, kind="stable")], ends[:-1])]
+
+
+def _cut_at(found: Sequence[Census], quotas: Ids, low: Values, high: Values, below: Ids) -> Cut:
+    """The cut, once every key inside an interval of more than one value is here."""
+    known = low == high
+    value, less = np.where(quotas > 0, low, -np.inf), below.copy()
+    for group, keys in enumerate(_by_group(found, len(quotas))):
+        if quotas[group] > 0 and not known[group]:
+            value[group] = keys[quotas[group] - below[group] - 1]
+            less[group] += np.searchsorted(keys, value[group])
+    ties = np.stack([
+        np.where(known, part.inside, _count(part.keys == value[part.groups], part.groups, len(quotas)))
+        for part in found
+    ])  # fmt: skip
+    # Ties go to the lower ids, and partitions are in id order: each keeps what those before it have left over.
     before = np.cumsum(ties, axis=0) - ties
-    return Cut(value, np.clip(np.where(quotas > 0, quotas - below, 0) - before, 0, ties))
+    return Cut(value, np.clip(np.where(quotas > 0, quotas - less, 0) - before, 0, ties))
 
 
-def _by_sample(
-    sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int
-) -> tuple[Values, Ids, Ids] | None:
-    """As ``_among_candidates``, of those around the cuts of a sample; None if they are too many or miss a cut."""
-    step = -(-int(sizes.sum()) // SAMPLE)
-    groups, values = passes.sample(step)
-    # A group that keeps nothing asks for nothing: nothing lies between its bounds.
-    low, high, expected = np.full(len(sizes), np.inf), np.full(len(sizes), -np.inf), 0.0
-    for group in np.flatnonzero(quotas > 0):
-        mine = np.sort(values if len(sizes) == 1 else values[groups == group])
-        share = quotas[group] / sizes[group]
-        place, off = share * len(mine), _STANDARD_ERRORS * np.sqrt(len(mine) * share * (1 - share)) + 1
-        first, last = int(place - off), int(np.ceil(place + off))
-        low[group] = mine[first] if first >= 0 else -np.inf
-        high[group] = mine[last] if last < len(mine) else np.inf
-        count = np.searchsorted(mine, high[group], "right") - np.searchsorted(mine, low[group])
-        expected += (count + 1) / (len(mine) + 1) * sizes[group]
-    # Equal values cannot be told apart by bounds: they would all come along.
-    if expected > limit / 2:
-        return None
-    collected, below = [], np.zeros(len(sizes), np.int64)
-    for number, groups, values, lower in passes.between(low, high):
-        collected.append((number, groups, values))
-        below += lower
-    inside = sum((np.bincount(groups, minlength=len(sizes)) for _, groups, _ in collected), np.zeros_like(below))
-    missed = (quotas > 0) & ((below >= quotas) | (below + inside < quotas))
-    return None if missed.any() else _among_candidates(collected, num_stretches, quotas, below)
-
-
-def _by_radix(sizes: Ids, quotas: Ids, num_stretches: int, passes: Passes, limit: int) -> tuple[Values, Ids, Ids]:
-    """As ``_among_candidates``, whatever the keys are.
-
-    Each pass counts the keys by their next bits and goes on in the one cell that holds the cut, until the
-    candidates are few enough to look at or all bits are known.
-    """
-    groups = len(quotas)
-    below, inside = np.zeros(groups, np.int64), sizes
-    # No more cells than keys, and as many as fit in memory at most.
-    most = min(_MOST_BITS, _MOST_CELLS_BITS - (groups - 1).bit_length(), int(inside.max(initial=0)).bit_length())
-    most = max(most, 4)
-    interval = Interval(np.zeros(groups, np.uint64), 64, most, quotas > 0)
-    while interval.shift and inside[interval.open].sum() > limit:
-        counts = passes.count(interval).reshape(groups, -1)
-        ends = below[:, None] + np.cumsum(counts, axis=1)
-        cell = np.minimum((ends < quotas[:, None]).sum(axis=1), counts.shape[1] - 1)
-        inside = np.take_along_axis(counts, cell[:, None], axis=1)[:, 0]
-        below = np.take_along_axis(ends, cell[:, None], axis=1)[:, 0] - inside
-        shift = interval.shift - interval.bits
-        prefix = (interval.prefix << np.uint64(interval.bits)) | cell.astype(np.uint64)
-        interval = Interval(prefix, shift, min(most, shift), interval.open)
-    if not interval.shift:
-        value = key_values(interval.prefix)
-        return value, passes.ties(value), below
-    return _among_candidates(passes.collect(interval), num_stretches, quotas, below)
-
-
-def _among_candidates(
-    collected: Iterable[tuple[int, NDArray, Values]], num_stretches: int, quotas: Ids, below: Ids
-) -> tuple[Values, Ids, Ids]:
-    """The value of each group's cut, how often it occurs in each stretch, and how many lie below it."""
-    parts = list(collected)
-    stretch = np.concatenate([np.full(len(values), number) for number, _, values in parts])
-    groups = np.concatenate([group.astype(np.int64) for _, group, _ in parts])
-    values = np.concatenate([values for _, _, values in parts])
-    by_group = values[np.argsort(groups, kind="stable")]
-    ends = np.cumsum(np.bincount(groups, minlength=len(quotas)))
-    starts = np.concatenate([[0], ends[:-1]])
-    value, below = np.zeros(len(quotas)), below.copy()
-    for group in np.flatnonzero(quotas > 0):
-        mine = np.sort(by_group[starts[group] : ends[group]])
-        value[group] = mine[quotas[group] - below[group] - 1]
-        below[group] += np.searchsorted(mine, value[group])
-    tied = values == value[groups]
-    ties = np.zeros((num_stretches, len(quotas)), np.int64)
-    np.add.at(ties, (stretch[tied], groups[tied]), 1)
-    return value, ties, below
-
-
-def keep(cut_value: Values, ties_left: Ids, values: Values, groups: NDArray | None) -> NDArray[np.bool_]:
-    """Which of the next values (in id order) are kept; takes what it keeps of ``ties_left`` (groups,), in place."""
-    value = cut_value[0] if groups is None else cut_value[groups]
-    kept = values < value
+def keep(value: Values, ties_left: Ids, keys: Values, groups: NDArray | None) -> NDArray[np.bool_]:
+    """Which of the next keys (in id order) a cut keeps; takes what it keeps of ``ties_left`` (groups,), in place."""
+    bound = value[0 if groups is None else groups]
+    kept = keys < bound
     if not ties_left.any():
         return kept
-    tied = np.flatnonzero(values == value)
+    tied = np.flatnonzero(keys == bound)
     of = np.zeros(len(tied), np.int64) if groups is None else groups[tied].astype(np.int64)
     order = np.argsort(of, kind="stable")
     counts = np.bincount(of, minlength=len(ties_left))

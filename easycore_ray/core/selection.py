@@ -3,9 +3,9 @@
 Takes sample ids, labels, a fraction and (for most methods) one score per sample; gives the chosen ids,
 sorted. ``choose`` does it for rows in memory. It sorts them by id and turns every score so that higher is harder; a
 method sees nothing else. So the one decision, that a coreset depends on ids and seeds and never on row
-order, is made once; ``easycore_ray.choosing`` makes the same choice file by file.
+order, is made once; ``easycore_ray.selection.exact_cut`` makes the same choice file by file.
 
-The methods themselves are in ``methods``: a new one is one function there.
+The methods themselves are in ``selection_methods``: a new one is one function there.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from easycore_ray.core.hashing import uniform_draws
 from easycore_ray.core.order_statistics import Ids, lowest, refuse_nan
-from easycore_ray.core.seeding import numpy_rng
+from easycore_ray.core.seeding import derive_seed
 from easycore_ray.core.selection_methods import METHODS, Method, ranking_method, selection_method
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "look_up",
     "lowest",
     "quotas_of_sizes",
+    "ranking_keys",
     "ranking_method",
     "selection_method",
     "turned",
@@ -84,12 +86,11 @@ def choose(
     k = budget(len(ids), fraction)
     chosen.check_budget(k, len(ids))
     if balance == "none":
-        return _kept(chosen, hardness, ids, classes, k, rng_of=(method, seed), options=options)
+        return _kept(chosen, (hardness, ids, classes), k, seed=seed, options=options)
     parts = []
-    for label, (rows, quota) in _shares(classes, k).items():
+    for rows, quota in _shares(classes, k):
         part = None if hardness is None else hardness[rows]
-        rng_of = (method, seed, label)
-        parts.append(_kept(chosen, part, ids[rows], classes[rows], quota, rng_of=rng_of, options=options))
+        parts.append(_kept(chosen, (part, ids[rows], classes[rows]), quota, seed=seed, options=options))
     return np.sort(np.concatenate(parts))
 
 
@@ -158,35 +159,46 @@ def turned(method: Method, score: str | None) -> bool:
     return not HIGHER_IS_HARDER.get(score or method.default_score or "", True)
 
 
-def draws_of(rng_of: tuple[int | str, ...], count: int, offset: int = 0) -> NDArray[np.float64]:
-    """Random numbers ``offset .. offset + count`` of a selection's stream, in [0, 1).
+def draws_of(method: Method, seed: int, sample_ids: Ids) -> NDArray[np.float64] | None:
+    """The random numbers of a method, in [0, 1), by (method, seed, sample_id) alone; None if it draws none.
 
     Args:
-        rng_of: method and seed, and the class where each has its own stream.
-        count: how many numbers.
-        offset: how many came before.
+        method: as registered.
+        seed: of the selection.
+        sample_ids: (n,), any of the samples.
     """
-    rng = numpy_rng("select", *rng_of)
-    rng.bit_generator.advance(offset)  # type: ignore[attr-defined]  # one number takes one step
-    return rng.random(count)
+    return uniform_draws(derive_seed("select", method.name, seed), sample_ids) if method.draws else None
+
+
+def ranking_keys(
+    method: Method, hardness: NDArray | None, sample_ids: Ids, *, seed: int, options: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """What a method that ranks orders by: float64 (n,), the lowest are kept.
+
+    Args:
+        method: as registered.
+        hardness: (n,) scores, higher = harder, of any of the samples; None if the method needs none.
+        sample_ids: (n,).
+        seed: of its draws.
+        options: the method's own.
+
+    Raises:
+        ValueError: a key is NaN.
+    """
+    keys = np.asarray(method.function(hardness, draws_of(method, seed, sample_ids), **options), np.float64)
+    if keys is not hardness and np.isnan(keys.min(initial=np.inf)):
+        raise ValueError(f"method {method.name!r} gave a key that is NaN; it can rank no such sample")
+    return keys if keys.shape == sample_ids.shape else np.broadcast_to(keys, sample_ids.shape)
 
 
 def _kept(
-    method: Method,
-    hardness: NDArray | None,
-    ids: Ids,
-    labels: NDArray,
-    k: int,
-    *,
-    rng_of: tuple[int | str, ...],
-    options: Mapping[str, Any],
+    method: Method, rows: tuple[NDArray | None, Ids, NDArray], k: int, *, seed: int, options: Mapping[str, Any]
 ) -> Ids:
-    """What the method keeps of one group of samples."""
+    """What the method keeps of one group of samples, given as hardness, ids and labels."""
+    hardness, ids, labels = rows
     if not method.ranks:
-        return method.function(hardness, ids, labels, k, rng=numpy_rng("select", *rng_of), **options)
-    uniform = draws_of(rng_of, len(ids)) if method.draws else None
-    keys = np.asarray(method.function(hardness, uniform, **options), np.float64)
-    return lowest(np.broadcast_to(keys, len(ids)), ids, k)
+        return method.function(hardness, ids, labels, k, uniform=draws_of(method, seed, ids), **options)
+    return lowest(ranking_keys(method, hardness, ids, seed=seed, options=options), ids, k)
 
 
 def _sorted_rows(
@@ -214,10 +226,10 @@ def _sorted_rows(
     return ids, classes, values
 
 
-def _shares(classes: NDArray, k: int) -> dict[int, tuple[NDArray, int]]:
+def _shares(classes: NDArray, k: int) -> list[tuple[NDArray, int]]:
     """Rows and quota of each class that gets any of the k samples; one sort instead of a pass per class."""
     quotas = class_quotas(classes, k)
     order = np.argsort(classes, kind="stable")
     ends = np.searchsorted(classes[order], list(quotas), side="right")
     groups = np.split(order, ends[:-1])
-    return {label: (rows, quota) for (label, quota), rows in zip(quotas.items(), groups, strict=True) if quota > 0}
+    return [(rows, quota) for quota, rows in zip(quotas.values(), groups, strict=True) if quota > 0]

@@ -4,9 +4,9 @@ Takes hardness (higher = harder), gives ids or what to order by. A method is one
 command lines, sweeps, help and the contract tests read the registry.
 
 Most methods need one number per sample and keep the samples where it is lowest: decorate
-``f(scores, uniform) -> keys`` with ``ranking_method``. It is called with any stretch of the samples, so such a
-method works on any number of samples. A method that must see all samples at once is
-``f(scores, sample_ids, labels, k, *, rng) -> ids``, decorated with ``selection_method``; it runs in one process.
+``f(scores, uniform) -> keys`` with ``ranking_method``. It is called with some of the samples at a
+time, so such a method works on any number of them. A method that must see all samples at once is
+``f(scores, sample_ids, labels, k, *, uniform) -> ids``, decorated with ``selection_method``; it runs in one process.
 Further keyword-only parameters, with annotation and default, are the method's own options.
 """
 
@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
 
 from easycore_ray.core.order_statistics import Ids, lowest
@@ -111,10 +110,10 @@ def ranking_method(
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, uniform) -> keys``: the samples with the lowest keys are kept.
 
-    ``scores`` (n,) float64, higher = harder, are those of any stretch of the samples (of a class, with class
-    balance), None without ``default_score``. ``uniform`` (n,) are one random number in [0, 1) each if the method
-    ``draws``, else None. A key, float64 and not NaN, may depend on the sample's own two numbers only. Ties go to the
-    lower id. A smaller coreset is part of a larger one.
+    ``scores`` (n,) float64, higher = harder, are those of any of the samples, None without ``default_score``.
+    ``uniform`` (n,) are one random number in [0, 1) each, by seed and sample_id, if the method ``draws``, else None. A
+    key, float64 and not NaN, may depend on the sample's own two numbers only. Ties go to the lower id. A smaller
+    coreset is part of a larger one.
 
     Raises:
         ValueError: the name is taken.
@@ -125,9 +124,10 @@ def ranking_method(
 def selection_method(
     name: str, *, default_score: str | None = None, draws: bool = False
 ) -> Callable[[SelectionFunction], SelectionFunction]:
-    """A decorator that registers ``f(scores, sample_ids, labels, k, *, rng) -> k of the ids, sorted``.
+    """A decorator that registers ``f(scores, sample_ids, labels, k, *, uniform) -> k of the ids, sorted``.
 
     All rows (of a class, with class balance) arrive at once, sorted by id: about 100 bytes of memory a sample.
+    ``uniform`` is as for ``ranking_method``.
 
     Raises:
         ValueError: the name is taken.
@@ -175,7 +175,7 @@ def _register(
             default_score=default_score,
             draws=draws,
             keeps_all=keeps_all,
-            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name != "rng"},
+            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name != "uniform"},
             doc=(function.__doc__ or "").strip().split("\n")[0],
         )
         return function
@@ -203,7 +203,7 @@ def hardest(scores: Scores, uniform: None) -> Scores:
 
 
 @selection_method("middle", default_score="aign")
-def middle(scores: Scores, sample_ids: Ids, labels: NDArray, k: int, *, rng: Generator) -> Ids:
+def middle(scores: Scores, sample_ids: Ids, labels: NDArray, k: int, *, uniform: None) -> Ids:
     """The samples whose hardness is closest to the median (moderate coresets)."""
     _require_finite(scores, sample_ids, "middle")
     return lowest(np.abs(scores - np.median(scores)), sample_ids, k)
@@ -216,7 +216,7 @@ def in_band(
     labels: NDArray,
     k: int,
     *,
-    rng: Generator,
+    uniform: Scores,
     band: tuple[float, float] = (0.25, 0.75),
 ) -> Ids:
     """A uniform draw from the samples between two quantiles of hardness.
@@ -226,7 +226,7 @@ def in_band(
         sample_ids: sorted.
         labels: not read.
         k: budget.
-        rng: for the draw.
+        uniform: (N,) random numbers for the draw.
         band: (low, high) quantiles, 0 <= low < high <= 1; (0, 0.5) is the easier half. Its ends are rounded
             outwards, so that a band as wide as the fraction always holds enough.
     """
@@ -241,8 +241,7 @@ def in_band(
         )
     easier = lowest(scores, sample_ids, first)
     members = np.setdiff1d(lowest(scores, sample_ids, last), easier, assume_unique=True)
-    keys = rng.random(len(sample_ids))
-    return lowest(keys[np.isin(sample_ids, members, assume_unique=True)], members, k)
+    return lowest(uniform[np.isin(sample_ids, members, assume_unique=True)], members, k)
 
 
 @selection_method("stratified", default_score="aum", draws=True)
@@ -252,7 +251,7 @@ def stratified(
     labels: NDArray,
     k: int,
     *,
-    rng: Generator,
+    uniform: Scores,
     cutoff: float = 0.0,
     strata: int = 50,
 ) -> Ids:
@@ -268,7 +267,7 @@ def stratified(
         sample_ids: sorted.
         labels: not read.
         k: budget.
-        rng: for the draw inside a stratum.
+        uniform: (N,) random numbers for the draw inside a stratum.
         cutoff: share in [0, 1); the authors use 0.2 to 0.3 when they prune 80 to 90 %.
         strata: number of strata.
     """
@@ -281,7 +280,6 @@ def stratified(
             f"cutoff {cutoff} leaves {num_left} of {len(sample_ids)} samples, fewer than the budget of {k}; "
             "lower the cutoff or the fraction"
         )
-    keys = rng.random(len(sample_ids))  # drawn for all rows: a draw does not move when the cut-off does
     left = np.isin(sample_ids, lowest(scores, sample_ids, num_left), assume_unique=True)
     stratum = np.full(len(sample_ids), -1)
     stratum[left] = _equal_width_bins(scores[left], strata)
@@ -289,7 +287,7 @@ def stratified(
     sizes = np.bincount(stratum[left], minlength=strata)
     for index, quota in enumerate(fill_evenly(sizes, k)):
         rows = stratum == index
-        parts.append(lowest(keys[rows], sample_ids[rows], quota))
+        parts.append(lowest(uniform[rows], sample_ids[rows], quota))
     return np.sort(np.concatenate(parts))
 
 

@@ -135,8 +135,8 @@ def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
     import ray
 
     shared = ray.put(plan)
-    samples = plan.table.artifact.manifest["counts"]["samples"]
-    # Ids lie nearly evenly in the ranges.
-    rows = [len(plan.epochs) * samples // len(plan.ranges)] * len(plan.ranges)
+    total, count = len(plan.epochs) * plan.table.artifact.manifest["counts"]["samples"], len(plan.ranges)
+    # For the progress line: ids lie nearly evenly in the ranges.
+    rows = [total * (number + 1) // count - total * number // count for number in range(count)]
     items = [(shared, number) for number in range(len(plan.ranges))]
     return map_tasks(reduce_range, items, label="reduce", resources=TaskResources(), rows=rows)

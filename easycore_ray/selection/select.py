@@ -18,9 +18,9 @@ from easycore_ray.data.coreset import Coreset, read_sample_ids
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness
-from easycore_ray.selection import exact_cut, population
+from easycore_ray.selection import partitions
 from easycore_ray.selection.coreset_files import write_exports
-from easycore_ray.selection.exact_cut import Selection
+from easycore_ray.selection.exact_cut import Choice, Selection, decide, write_choice
 from easycore_ray.selection.plans import plan_select
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, identity
@@ -62,7 +62,7 @@ def select(config: CoresetConfig) -> Artifact:
         choice = _decide(config, parents, dataset)
     # What an attempt that was killed has left here may have been cut into other files.
     paths.delete_tree(paths.join(out, ROWS))
-    files = exact_cut.write(choice, paths.join(out, ROWS), dataset.path)
+    files = write_choice(choice, paths.join(out, ROWS), dataset.path)
     fingerprint = write_exports(out, files)
     histogram = np.zeros(dataset.num_classes, np.int64)
     for entry in files:
@@ -199,28 +199,27 @@ def _score_name(config: CoresetConfig) -> str | None:
     return "user" if config.user_scores is not None else config.score or METHODS[config.method].default_score or "aign"
 
 
-def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset) -> exact_cut.Choice:
-    """What is kept, by the one-line rules of ``choosing``."""
+def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset) -> Choice:
+    """What is kept of the samples of the table, or of the dataset where no scores are needed."""
     score = _score_name(config)
     column = None if score == "user" else score
     if "hardness_table" in parents:
-        stretches = population.of_hardness(parents["hardness_table"], column)
+        samples = partitions.hardness_partitions(parents["hardness_table"], column)
     else:
-        stretches = population.of_dataset(dataset.path)
+        samples = partitions.dataset_partitions(dataset.path)
     if score == "user":
         assert config.user_scores is not None
-        stretches = population.with_user_scores(stretches, paths.absolute(config.user_scores))
+        samples = partitions.with_user_scores(samples, paths.absolute(config.user_scores))
     try:
-        method = look_up(config.method, balance=config.balance, score=column)
         selection = Selection(
-            method=method,
+            method=look_up(config.method, balance=config.balance, score=column),
             fraction=config.fraction,
             score=score,
-            balance=config.balance,
+            num_classes=dataset.num_classes if config.balance == "class" else None,
             seed=config.seed,
             options=method_options(config),
         )
-        return exact_cut.decide(selection, stretches)
+        return decide(selection, samples)
     except ValueError as error:
         if isinstance(error, EasyCoreError):
             raise

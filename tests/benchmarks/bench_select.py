@@ -126,23 +126,27 @@ def _ours(options: argparse.Namespace, out: Path) -> dict[str, float]:
     import ray
 
     from easycore_ray.core.selection_methods import METHODS
-    from easycore_ray.selection import exact_cut, population
+    from easycore_ray.selection import exact_cut, partitions
     from easycore_ray.storage.artifact import Artifact
 
     started = time.perf_counter()
     ray.init(address="local", num_cpus=options.cpus, include_dashboard=False, log_to_driver=False)
     _warm(options.cpus)
     ray_seconds = time.perf_counter() - started
-    stretches = population.of_hardness(Artifact(str(_folder(options)), {"files": _files(options)}), "aign")
+    samples = partitions.hardness_partitions(Artifact(str(_folder(options)), {"files": _files(options)}), "aign")
     selection = exact_cut.Selection(
-        method=METHODS["easycore"], fraction=0.5, score="aign", balance=options.balance, options={}
+        method=METHODS["easycore"],
+        fraction=0.5,
+        score="aign",
+        options={},
+        num_classes=10 if options.balance == "class" else None,
     )
     with _Memory() as memory:
         cpu = _cpu_seconds()
         started = time.perf_counter()
-        choice = exact_cut.decide(selection, stretches)
+        choice = exact_cut.decide(selection, samples)
         decided = time.perf_counter() - started
-        files = exact_cut.write(choice, str(out / "coreset.parquet"), None)
+        files = exact_cut.write_choice(choice, str(out / "coreset.parquet"), None)
         seconds = time.perf_counter() - started
     assert sum(entry["rows"] for entry in files) == options.rows // 2
     return {

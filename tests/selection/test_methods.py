@@ -60,11 +60,9 @@ def newcomers():
         return np.abs(scores - target)
 
     @selection_method("coin", draws=True)
-    def coin(scores, sample_ids, labels, k, *, rng, times: int = 3):
+    def coin(scores, sample_ids, labels, k, *, uniform, times: int = 3):
         """Drawn anew a number of times."""
-        for _ in range(times):
-            drawn = rng.permutation(sample_ids)[:k]
-        return np.sort(drawn)
+        return np.sort(sample_ids[np.argsort(uniform * times % 1)[:k]])
 
     yield {name: METHODS[name] for name in ("near", "coin")}
     for name in set(METHODS) - set(before):

@@ -1,0 +1,184 @@
+"""The samples a coreset is chosen from, as partitions in id order that are read a batch at a time.
+
+A partition is a file of a hardness table or a span of a dataset's index, with a score of the table, a user's own or
+none. Memory is set by the batch, not by the table. pyarrow and numpy only, because tasks read them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from easycore_ray.data import index as dataset_index
+from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, NOT_RECORDED, hardness_column
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.errors import EasyCoreError
+
+_USER_SCHEMA = pa.schema([pa.field("sample_id", pa.int64(), nullable=False), pa.field("score", pa.float64())])
+_SPAN_ROWS = 4_000_000
+# Rows that are worked on at a time: few enough to stay in a processor's cache from one step to the next.
+_BATCH_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive samples.
+
+    Attributes:
+        sample_ids: int64 (n,), ascending.
+        labels: (n,) integers, or None if not asked for.
+        scores: float64 (n,) as stored, or None if not asked for.
+    """
+
+    sample_ids: NDArray[np.int64]
+    labels: NDArray[np.integer] | None
+    scores: NDArray[np.float64] | None
+
+    def take(self, at: slice | NDArray[np.integer]) -> "Batch":
+        """The rows at some places."""
+        labels = None if self.labels is None else self.labels[at]
+        return Batch(self.sample_ids[at], labels, None if self.scores is None else self.scores[at])
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Consecutive samples, sorted by id.
+
+    Attributes:
+        number: place among the partitions.
+        rows: how many samples.
+        first_id: lowest id.
+        last_id: highest id.
+        source: path of the file, or the dataset's folder.
+        from_index: whether ``source`` is a dataset.
+        score: column that is the score, or None.
+        user_scores: float64 (rows,), scores of a user instead; NaN where there is none.
+    """
+
+    number: int
+    rows: int
+    first_id: int
+    last_id: int
+    source: str
+    from_index: bool
+    score: str | None = None
+    user_scores: NDArray[np.float64] | None = None
+
+    def batches(self, *, labels: bool, scores: bool) -> Iterator[Batch]:
+        """The rows in id order, 65,536 at a time, with what is asked for.
+
+        Raises:
+            EasyCoreError: a file is missing, damaged, or does not hold the score.
+        """
+        done = 0
+        for stored in self._index_rows(labels) if self.from_index else self._file_rows(labels, scores):
+            count = len(stored.sample_ids)
+            if scores and self.user_scores is not None:
+                stored = replace(stored, scores=self.user_scores[done : done + count])
+            for start in range(0, count, _BATCH_ROWS):
+                yield stored.take(slice(start, start + _BATCH_ROWS))
+            done += count
+        if done != self.rows:
+            raise EasyCoreError(f"{self.source} has {done:,} rows, {self.rows:,} are listed; it is damaged")
+
+    def _index_rows(self, labels: bool) -> Iterator[Batch]:
+        columns = ["sample_id"] + ["label"] * labels
+        rows = dataset_index.read_index_range(self.source, "train", self.first_id, self.last_id, columns)
+        yield Batch(rows["sample_id"].to_numpy(), rows["label"].to_numpy() if labels else None, None)
+
+    def _file_rows(self, labels: bool, scores: bool) -> Iterator[Batch]:
+        """A batch for each row group."""
+        of_score = list(COLUMNS_OF_SCORE[self.score]) if scores and self.score is not None else []
+        try:
+            filesystem, inner = paths.locate(self.source)
+            stream = filesystem.open_input_file(inner) if paths.is_remote(self.source) else pa.memory_map(inner)
+            with stream, pq.ParquetFile(stream) as file:
+                if not set(of_score) <= set(file.schema_arrow.names):
+                    raise EasyCoreError(NOT_RECORDED.format(score=self.score))
+                for group in range(file.num_row_groups):
+                    ids = _unbroken_ids(file, group)
+                    columns = ["sample_id"] * (ids is None) + ["label"] * labels + of_score
+                    rows = file.read_row_group(group, columns=columns, use_threads=False)
+                    yield Batch(
+                        rows["sample_id"].to_numpy() if ids is None else ids,
+                        rows["label"].to_numpy() if labels else None,
+                        hardness_column(rows, self.score).to_numpy() if of_score and self.score else None,
+                    )
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            if isinstance(error, EasyCoreError):
+                raise
+            raise EasyCoreError(f"{self.source} is listed in the manifest but cannot be read: {error}") from error
+
+
+def _unbroken_ids(file: pq.ParquetFile, group: int) -> NDArray[np.int64] | None:
+    """The ids of a row group, undecoded, if its statistics say that none is left out between first and last."""
+    metadata = file.metadata.row_group(group)
+    span = metadata.column(file.schema_arrow.get_field_index("sample_id")).statistics
+    if span is None or not span.has_min_max or span.max - span.min + 1 != metadata.num_rows:
+        return None
+    return np.arange(span.min, span.max + 1)
+
+
+def hardness_partitions(hardness: Artifact, score: str | None) -> list[Partition]:
+    """The samples of a hardness table, file by file."""
+    entries = [entry for entry in hardness.manifest["files"] if entry["rows"]]
+    return [
+        Partition(number, entry["rows"], entry["first_id"], entry["last_id"],
+                  paths.join(hardness.path, entry["path"]), from_index=False, score=score)
+        for number, entry in enumerate(entries)
+    ]  # fmt: skip
+
+
+def dataset_partitions(folder: str) -> list[Partition]:
+    """The training samples of a dataset, from its index; they have no score."""
+    spans = dataset_index.index_spans(folder, "train", _SPAN_ROWS)
+    return [
+        Partition(number, span.rows, span.first_id, span.last_id, folder, from_index=True)
+        for number, span in enumerate(spans)
+    ]
+
+
+def with_user_scores(partitions: Sequence[Partition], path: str) -> list[Partition]:
+    """The same samples with a user's scores; the file is read whole, 16 bytes of memory a row and more while sorting.
+
+    Raises:
+        EasyCoreError: the file is no Parquet of sample_id and score, names an id twice, or lacks one.
+    """
+    ids, scores = _read_user_scores(path)
+    found: list[Partition] = []
+    missing: list[NDArray[np.int64]] = []
+    for partition in partitions:
+        wanted = np.concatenate([batch.sample_ids for batch in partition.batches(labels=False, scores=False)])
+        at = np.minimum(np.searchsorted(ids, wanted), max(len(ids) - 1, 0))
+        known = ids[at] == wanted if len(ids) else np.zeros(len(wanted), bool)
+        missing.append(wanted[~known])
+        found.append(replace(partition, score=None, user_scores=scores[at] if len(ids) else None))
+    lacking = np.concatenate(missing)
+    if len(lacking):
+        raise EasyCoreError(f"{path} lacks scores of {len(lacking):,} samples (first sample_id: {lacking[0]})")
+    return found
+
+
+def _read_user_scores(path: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids, ascending, and their scores; NaN where the score is null."""
+    try:
+        table = pq.read_table(pa.BufferReader(paths.read_bytes(path)))
+    except pa.ArrowInvalid as error:
+        raise EasyCoreError(f"{path} is not a Parquet file ({error}); it needs columns sample_id and score") from error
+    if not {"sample_id", "score"} <= set(table.column_names):
+        raise EasyCoreError(f"{path} has columns {table.column_names}; it needs sample_id and score")
+    try:
+        table = table.select(["sample_id", "score"]).cast(_USER_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise EasyCoreError(f"{path} needs whole numbers in sample_id and numbers in score: {error}") from error
+    ids, scores = table["sample_id"].to_numpy(), table["score"].to_numpy()
+    if not (ids[1:] > ids[:-1]).all():
+        order = np.argsort(ids, kind="stable")
+        ids, scores = ids[order], scores[order]
+    if (ids[1:] == ids[:-1]).any():
+        raise EasyCoreError(f"{path} has more than one score for some sample_id; it needs exactly one each")
+    return ids, scores
