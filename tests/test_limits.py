@@ -14,7 +14,7 @@ FILES = {
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_REQUIRED_ARGUMENTS = 500, 60, 7
 # Known exceptions. These lists only shrink: an entry that is no longer needed fails its test.
-LONG_FILES = {}
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "easycore_ray/experiments/sweep.py:sweep",
 }

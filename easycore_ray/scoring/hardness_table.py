@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from easycore_ray.scoring.plain_pages import LARGE_PAGES
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -77,7 +76,9 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
         column_encoding={name: _ENCODINGS[name] for name in rows.column_names},
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
-        **LARGE_PAGES,
+        # One page for each column of a row group: few headers to parse.
+        data_page_size=1 << 30,
+        max_rows_per_page=1 << 30,
     )
     path = f"hardness-{number:05d}-of-{count:05d}.parquet"
     content = buffer.slice(0, sink.tell())

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from easycore_ray.scoring.hardness_table import schema_of, write_hardness
 from easycore_ray.scoring.score_reader import (
-    Repeats,
     Rows,
     ScoreTable,
     population,
@@ -125,7 +124,6 @@ class Range:
         history = ["correct"] if plan.history else []
         self._columns = list(dict.fromkeys(["sample_id", *self._floats.values(), *control, *history]))
         self._check_pages = plan.only is not None
-        self._repeats = Repeats()
         self._table = plan.table
         self._low, self._high = plan.ranges[number]
         self._num_scores = len([epoch for epoch in plan.epochs if epoch > 0])
@@ -161,15 +159,13 @@ class Range:
 
     def _batches(self, epoch: int) -> Iterator[Rows]:
         """The epoch's rows in this range, part by part, each part's in id order."""
-        self._repeats.start()
         for part in self._table.of_epoch(epoch):
             verify = part in self._unverified and part.rows > 0
             for rows in read_range(
                 self._table.path, part, self._low, self._high, self._columns,
-                verify=verify, check_pages=self._check_pages, repeats=self._repeats,
+                verify=verify, check_pages=self._check_pages,
             ):  # fmt: skip
-                if not rows.repeated:
-                    _check_increasing(rows.columns["sample_id"], part.path)
+                _check_increasing(rows.columns["sample_id"], part.path)
                 yield rows
             if verify:
                 self._unverified.remove(part)
@@ -182,7 +178,7 @@ class Range:
         for rows in self._batches(epoch):
             ids = rows.columns["sample_id"]
             at: slice | np.ndarray = slice(filled, filled + len(ids))
-            if seen is None and not rows.repeated and (first or not np.array_equal(ids, self._ids[at])):
+            if seen is None and (first or not np.array_equal(ids, self._ids[at])):
                 seen = np.zeros(len(self._ids), bool)
                 seen[:filled] = True
                 order = [self._ids[:filled]]

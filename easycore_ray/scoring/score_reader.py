@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from easycore_ray.scoring.plain_pages import DamagedPageError, MappedColumns
 from easycore_ray.scoring.score_table import (
     _HASH_BYTES,
     _REMOTE_HASH_BYTES,
@@ -105,9 +104,6 @@ class Rows:
     """Some rows of a part, in id order: arrays by column, to be read only."""
 
     columns: dict[str, NDArray]
-    repeated: bool = False
-    """These and all rows before them are known to have the ids that came in their places the last time, without looking
-    at each (see ``Repeats``)."""
 
     def __len__(self) -> int:
         return len(self.columns["sample_id"])
@@ -119,40 +115,6 @@ class Rows:
         return pa.record_batch([pa.array(np.require(own, None, "A")) for own in self.columns.values()], schema=schema)
 
 
-@dataclass
-class Repeats:
-    """Ids of the row groups read for the last epoch, in the order they were read in.
-
-    A worker keeps its samples from epoch to epoch, so the same ids are stored again and again. Where their bytes are
-    those of the last epoch they are not decoded another time. Call ``start`` before each epoch.
-    """
-
-    unbroken: bool = False
-    """Whether every row group of this epoch so far is the last epoch's. One that is not may have had rows of a range
-    and have none now, or the other way round: those after it then have other places, though they are the same."""
-    _known: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = field(default_factory=list)
-    _next: int = 0
-
-    def start(self) -> None:
-        """A new epoch: its first row group is compared with the first of the last one."""
-        del self._known[self._next :]
-        self._next = 0
-        self.unbroken = True
-
-    def look_up(self, raw: NDArray[np.uint8] | None) -> NDArray[np.int64] | None:
-        """The ids these bytes hold, if they did so the last time; None are bytes that cannot be had."""
-        if raw is not None and self._next < len(self._known) and np.array_equal(self._known[self._next][0], raw):
-            self._next += 1
-            return self._known[self._next - 1][1]
-        self.unbroken = False
-        return None
-
-    def learn(self, raw: NDArray[np.uint8], ids: NDArray[np.int64]) -> None:
-        """What these bytes hold."""
-        self._known[self._next : self._next + 1] = [(raw, ids)]
-        self._next += 1
-
-
 def read_range(
     table: str,
     part: ScorePart,
@@ -162,7 +124,6 @@ def read_range(
     *,
     verify: bool = False,
     check_pages: bool = False,
-    repeats: Repeats | None = None,
 ) -> Iterator[Rows]:
     """Rows of a part with ``low <= sample_id < high``, in id order, some at a time.
 
@@ -176,7 +137,6 @@ def read_range(
         columns: columns to read; ``sample_id`` must be among them.
         verify: also compare the whole file with the checksum in the manifest.
         check_pages: also compare the pages that are read with their own checksums, which costs less and sees less.
-        repeats: ids of the epoch before; those of this one are noted there.
 
     Raises:
         EasyCoreError: if the part is missing, torn, or not the one that was committed.
@@ -195,16 +155,11 @@ def read_range(
         source = _open_source(where)
     with _parquet(source, where, check_pages=check_pages) as file:
         _check_part(file, where, part)
-        mapped = MappedColumns(source, file, check=check_pages) if isinstance(source, pa.MemoryMappedFile) else None
         groups = _wanted_groups(file, low, high)
         try:
-            if mapped is None:
-                for batch in _read_groups(file, groups, low, high, columns):
-                    yield Rows({name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns})
-            else:
-                for group in groups:
-                    yield from _read_mapped(file, mapped, group, low, high, columns, repeats or Repeats())
-        except (OSError, pa.ArrowInvalid, DamagedPageError) as error:
+            for batch in _read_groups(file, groups, low, high, columns):
+                yield Rows({name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns})
+        except (OSError, pa.ArrowInvalid) as error:
             raise EasyCoreError(f"{where} cannot be read ({error}); it is damaged") from error
 
 
@@ -284,32 +239,6 @@ def _read_groups(
         start, stop = np.searchsorted(batch.column("sample_id").to_numpy(), [low, high])
         if stop > start:
             yield batch.slice(start, stop - start)
-
-
-def _read_mapped(
-    file: pq.ParquetFile,
-    mapped: MappedColumns,
-    group: int,
-    low: int,
-    high: int,
-    columns: list[str],
-    repeats: Repeats,
-) -> Iterator[Rows]:
-    """Rows with ``low <= sample_id < high`` of a row group: what can be read where it lies is not decoded."""
-    views = {name: mapped.values(group, name) for name in columns if name != "sample_id"}
-    found = {name: values for name, values in views.items() if values is not None}
-    raw = mapped.raw(group, "sample_id")
-    ids = repeats.look_up(raw)
-    if ids is not None:
-        found["sample_id"] = ids
-    if missing := [name for name in columns if name not in found]:
-        rows = file.read_row_group(group, columns=missing, use_threads=False)
-        found |= {name: rows[name].to_numpy() for name in missing}
-    if raw is not None and ids is None:
-        repeats.learn(raw, found["sample_id"])
-    start, stop = np.searchsorted(found["sample_id"], [low, high])
-    if stop > start:
-        yield Rows({name: found[name][start:stop] for name in columns}, repeats.unbroken)
 
 
 def _check_part(file: pq.ParquetFile, where: str, part: ScorePart) -> None:

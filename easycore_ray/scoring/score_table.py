@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.core.hashing import mix64
-from easycore_ray.scoring.plain_pages import LARGE_PAGES
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import content_hash
 from easycore_ray.storage.errors import EasyCoreError
@@ -174,7 +173,9 @@ def _encode(rows: pa.Table, encodings: dict[str, str] = _ENCODINGS) -> pa.Buffer
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
         write_page_checksum=True,
-        **LARGE_PAGES,
+        # One page for each column of a row group: few headers to parse.
+        data_page_size=1 << 30,
+        max_rows_per_page=1 << 30,
     )
     return sink.getvalue()
 

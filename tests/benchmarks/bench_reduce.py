@@ -290,7 +290,7 @@ def _show_phases(table: ScoreTable) -> None:
     within = {key[2]: entry[3] for key, entry in stats.stats.items()}  # type: ignore[attr-defined]
     phases = {
         "checksums of parts": within["verify_part"],
-        "read": within["_read_mapped"] + within["_read_groups"],
+        "read": within["_read_groups"],
         "add": within["_add_rows"],
         "new order": sum(within.get(name, 0.0) for name in ("_find", "_mark", "_reorder", "_ranks")),
         "sort and divide": within["_rows"],
