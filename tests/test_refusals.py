@@ -1,5 +1,6 @@
 """What does not belong together is refused by name, before Ray starts and before anything is written."""
 
+import json
 import re
 
 import numpy as np
@@ -97,6 +98,40 @@ def test_a_table_of_a_newer_release_is_refused_wherever_it_is_read(root):
     refuse(newer, select, out=f"{root}/new", scores=f"{root}/scores")
     refuse(newer, sweep, out=f"{root}/new", dataset=f"{root}/dataset", scores=f"{root}/scores")
     assert not (root / "new").exists()
+
+
+def test_artifacts_of_0_1_are_refused_in_one_line_and_left_as_they_are(root):
+    """As inputs, as results to be reused, resumed or, also with --overwrite, replaced; by the plan as well."""
+    old = {"easycore-ray": "0.1.0"}
+    for folder in ("dataset", "scores", "scores/table", "scores/hardness", "coreset"):
+        edit_manifest(root / folder, format_version=1, versions=old)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    new, dataset, scores = f"{root}/new", f"{root}/dataset", f"{root}/scores"
+    words = r"was made by 0\.1\.0 \(format 1\); run again into another --out$"
+
+    refuse(words, score, out=new, dataset=dataset)
+    refuse(words, train, out=new, dataset=dataset, coreset=f"{root}/coreset")
+    refuse(words, reduce, out=new, scores=scores)
+    refuse(words, select, out=new, scores=scores)
+    refuse(words, sweep, out=new, dataset=dataset, scores=scores)
+    for overwrite in (False, True):
+        fields = {"out": f"{root}/coreset", "dataset": f"{root}/other", "method": "random", "overwrite": overwrite}
+        refuse(words, select, **fields)
+        refuse(words, select.plan, **fields)
+    assert not (root / "new").exists()
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_an_unfinished_run_of_0_1_is_not_resumed(root):
+    """Its claim had no number of the format."""
+    claim = {"kind": "coreset", "identity": "i" * 64, "nonce": "n" * 8, "created": "2026-11-01T00:00:00+00:00"}
+    (root / "young").mkdir()
+    (root / "young" / "run.json").write_text(json.dumps(claim))
+
+    for overwrite in (False, True):
+        refuse(r"young was made by 0\.1\.0 \(format 1\)", select, out=f"{root}/young", dataset=f"{root}/other",
+               method="random", overwrite=overwrite)  # fmt: skip
+    assert json.loads((root / "young" / "run.json").read_text()) == claim
 
 
 def test_a_run_that_goes_on_is_still_being_written(root):

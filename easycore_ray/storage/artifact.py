@@ -188,10 +188,15 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
 
 
 def peek(path: str, kind: str, identity: str) -> str:
-    """What ``claim`` would find at a path, without claiming it: nothing, finished, unfinished or other."""
+    """What ``claim`` would find at a path, without claiming it: nothing, finished, unfinished or other.
+
+    Raises:
+        EasyCoreError: another release wrote it, which no job replaces.
+    """
     found = _found(path)
     if found is None:
         return "nothing"
+    refuse_other_format(path, found)
     if (found.get("kind"), found.get("identity")) != (kind, identity):
         return "other"
     return "finished" if "fingerprint" in found else "unfinished"

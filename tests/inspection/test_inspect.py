@@ -297,6 +297,16 @@ def test_what_is_no_artifact_is_refused_with_those_below_it(made, where, message
         inspect(path=f"{made}/{where}")
 
 
+def test_artifacts_of_0_1_are_shown(own):
+    """Every kind, with the names of fields that it had then."""
+    for path in sorted(own.rglob("manifest.json")):
+        config = json.loads(path.read_text())["config"] | {"dry_run": False, "trades_epochs": 3}
+        edit_manifest(path.parent, format_version=1, config=config)
+        facts = inspect(path=str(path.parent))
+        assert (facts["format_version"], facts["kind"]) == (1, json.loads(path.read_text())["kind"])
+        assert "trades_epochs" in to_text(facts) or "trades-epochs" in to_text(facts)
+
+
 def test_an_artifact_that_cannot_be_read_is_refused(own):
     """Of a newer release, damaged, not ours."""
     edit_manifest(own / "coreset", format_version=9)
