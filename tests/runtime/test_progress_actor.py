@@ -92,4 +92,4 @@ def test_nodes_that_are_lost_take_no_progress_along():
                           capture_output=True, text=True, timeout=250, check=False)  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
 
-    assert done.stdout.endswith("kept\n"), done.stderr
+    assert "kept" in done.stdout.splitlines(), done.stderr
