@@ -52,8 +52,8 @@ def fit_on_ray(
         EasyCoreError: if they were lost too often.
     """
     paths.make_dir(storage)
-    with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as board, _quiet():
-        work = {"fit": fit, "after_epoch": after_epoch, "board": board}
+    with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as actor, _quiet():
+        work = {"fit": fit, "after_epoch": after_epoch, "progress_actor": actor}
         make_trainer = _trainer_factory(work, config, storage, name)
         result = _fit_with_retries(make_trainer, config.max_failures, label)
     answer = result.return_value or {}
@@ -166,7 +166,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     import ray.train
 
     fit: Fit = work["fit"]
-    context = RayContext(work["board"])
+    context = RayContext(work["progress_actor"])
     loader = open_loader(
         ray.train.get_dataset_shard("train"),
         open_dataset(fit.dataset),

@@ -88,7 +88,7 @@ class LocalContext:
 class RayContext:
     """One of the workers Ray Train started."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, progress_actor: Any) -> None:
         import ray.train
         import ray.train.collective
         import ray.train.torch
@@ -98,7 +98,7 @@ class RayContext:
         self.device = ray.train.torch.get_device()
         attempt = uuid.uuid4().hex[:12] if self.rank == 0 else None
         self.attempt = ray.train.collective.broadcast_from_rank_zero(attempt)
-        self._board = board
+        self._progress_actor = progress_actor
         self._news: tuple[float, str] | None = None
         self._posted = -math.inf
 
@@ -128,7 +128,7 @@ class RayContext:
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
         if self.rank == 0:
             self._send()
-            self._board.post_metrics.remote(state.epoch, state.history[-1])
+            self._progress_actor.post_metrics.remote(state.epoch, state.history[-1])
 
     def gather(self, value: Any) -> list[Any]:
         """See ``Context``."""
@@ -169,5 +169,5 @@ class RayContext:
 
     def _send(self) -> None:
         if self._news is not None:
-            self._board.post.remote(*self._news)
+            self._progress_actor.post.remote(*self._news)
             self._news, self._posted = None, time.monotonic()

@@ -16,14 +16,15 @@ from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.evaluation.autoattack import AUTOATTACK, require_autoattack
 from easycore_ray.experiments.plans import plan_pipeline
 from easycore_ray.experiments.results import read_result_rows
-from easycore_ray.experiments.sweep import sweep
+from easycore_ray.experiments.sweep import describe_sweep, sweep
+from easycore_ray.experiments.trials import is_finished
 from easycore_ray.reporting.report import report
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.scoring.score import score
+from easycore_ray.scoring.score import describe_scoring, score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
-from easycore_ray.tracking.mlflow import default_uri
+from easycore_ray.tracking.mlflow import TrackedRun, default_uri, reconcile
 
 
 class Pipeline(Artifact):
@@ -62,6 +63,7 @@ def pipeline(config: PipelineConfig) -> Artifact:
     made = claim(out, "pipeline", key, overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"pipeline: {out} is finished, reused")
+        reconcile(config, out, lambda status: _describe_stages(config, made, status))
         return made
     config = config.replace(overwrite=False)
     dataset = parents.get("dataset") or prepare(config.prepare_config())
@@ -83,3 +85,11 @@ def pipeline(config: PipelineConfig) -> Artifact:
     )
     say(f"pipeline: finished in {duration(time.monotonic() - started)}")
     return artifact
+
+
+def _describe_stages(config: PipelineConfig, done: Artifact, status: str) -> list[TrackedRun]:
+    """The MLflow runs of the stages of a finished pipeline."""
+    dataset = open_dataset(config.dataset or config.prepare_config().out)
+    scoring, sweeping = config.score_config(dataset.path), config.sweep_config(dataset.path, done.path)
+    runs = [describe_scoring(scoring, dataset, scoring.out, status)] if is_finished(scoring.out) else []
+    return runs + (describe_sweep(sweeping, status) if is_finished(sweeping.out) else [])

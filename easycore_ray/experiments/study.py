@@ -28,7 +28,8 @@ from easycore_ray.experiments.results import (
     robust_columns,
     said,
 )
-from easycore_ray.experiments.trial_runner import concurrency_of, run_trials
+from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
+from easycore_ray.experiments.trial_runner import run_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
 from easycore_ray.reporting.study_plots import draw_study
 from easycore_ray.runtime import cluster
@@ -51,6 +52,7 @@ from easycore_ray.storage.artifact import (
     versions,
 )
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.mlflow import TrackedRun, Tracker, track
 from easycore_ray.training.plans import check_training
 from easycore_ray.training.train import device_seconds
 
@@ -184,19 +186,31 @@ def study(config: StudyConfig) -> Artifact:
     started = time.monotonic()
     config = config.replace(out=paths.absolute(config.out))
     opened = open_study(config)
-    dataset, setting, book, results = opened.dataset, opened.setting, opened.book, opened.results
-    missing, total = opened.missing, opened.total
+    book, results, missing, total = opened.book, opened.results, opened.missing, opened.total
     count = len({key_of(trial) for trial in itertools.chain(*missing.values())})
-    made = _claim(config, setting, dataset)
+    made = _claim(config, opened.setting, opened.dataset)
     if count < total:
         say(f"study: {total - count} of {total} trials are in {results} already")
-    if not count:
-        draw_book(book)
-    for part, trials in missing.items():
-        if trials:
-            _run(config, made, dataset, book, part, trials)
+    with track(config, config.out, lambda status: describe_study(config, status)) as tracker:
+        if not count:
             draw_book(book)
-            say(f"study: part {part} is done → {results}")
+        for part, trials in missing.items():
+            if trials:
+                _run(config, made, opened, part, tracker)
+                draw_book(book)
+                say(f"study: part {part} is done → {results}")
+        return _finish(config, made, opened, started)
+
+
+def describe_study(config: StudyConfig, status: str) -> list[TrackedRun]:
+    """The MLflow runs of a study and of its trials whose folders are there; the status of what is not finished."""
+    trials = {key_of(trial): trial for part in config.parts for trial in _trials(config, part)}
+    return describe_trials(config, config.out, "study", list(trials.values()), status)
+
+
+def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, started: float) -> Artifact:
+    """Write the summary and the manifest."""
+    book, dataset, results = opened.book, opened.dataset, opened.results
     rows, diverged = rows_of(book), list(book.diverged.values())
     paths.write_json(
         paths.join(config.out, "summary.json"),
@@ -348,8 +362,9 @@ def _under_autoattack(config: StudyConfig, trial: Trial) -> Trial:
     return replace(trial, evaluate=evaluation)
 
 
-def _run(config: StudyConfig, made: Claim, dataset: Dataset, book: Book, part: str, trials: list[Trial]) -> None:
+def _run(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tracker: Tracker) -> None:
     """Score and select what the trials need, run them, keep what they find."""
+    dataset, book, trials = opened.dataset, opened.book, opened.missing[part]
     cluster.connect()
     for seed in dict.fromkeys(trial.seed for trial in trials):
         _score(config, dataset, book, seed)
@@ -367,7 +382,8 @@ def _run(config: StudyConfig, made: Claim, dataset: Dataset, book: Book, part: s
         sweep,
         made,
         waiting,
-        concurrency_of(sweep),
+        tracker=tracker,
+        parent=describe_parent(config, config.out, "study", "RUNNING"),
         on_finished=lambda trial: book.add("trials", key_of(trial), _record(trial)),
     )
     for trial in waiting:

@@ -7,6 +7,7 @@ process, several workers through Ray Train.
 """
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
@@ -20,13 +21,15 @@ from easycore_ray.experiments.results import (
     result_rows,
     training_curves,
 )
+from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
 from easycore_ray.experiments.trial_runner import concurrency_of, run_trials
-from easycore_ray.experiments.trials import make_trials, select_coresets
+from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, open_artifact
+from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.mlflow import TrackedRun, reconcile, track
 
 
 class Sweep(Artifact):
@@ -58,15 +61,38 @@ def sweep(config: SweepConfig) -> Artifact:
     made = claim(out, "sweep", sweep_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"sweep: {out} is finished, reused")
+        reconcile(config, out, lambda status: describe_sweep(config, status))
         return made
     with giving_back(made):
         cluster.connect()
-        concurrency = concurrency_of(config)
+        concurrency_of(config)
     trials = make_trials(config, out, select_coresets(config, dataset, out))
     todo = [trial for trial in trials if not trial.finished()]
     if len(todo) < len(trials):
         say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
-    diverged = run_trials(config, made, todo, concurrency)
+    with track(config, out, lambda status: describe_sweep(config, status)) as tracker:
+        parent = describe_parent(config, out, "sweep", "RUNNING")
+        diverged = run_trials(config, made, todo, tracker=tracker, parent=parent)
+        artifact = _finish(config, made, parents, trials, diverged, started)
+        _report(artifact, trials, diverged, started)
+    return artifact
+
+
+def describe_sweep(config: SweepConfig, status: str) -> list[TrackedRun]:
+    """The MLflow runs of a sweep and of its trials that were begun; the status of what is not finished."""
+    out = paths.absolute(config.out)
+    return describe_trials(config, out, "sweep", make_trials(config, out, coreset_folders(config, out)), status)
+
+
+def _finish(
+    config: SweepConfig,
+    made: Claim,
+    parents: dict[str, Artifact],
+    trials: list[Trial],
+    diverged: dict[str, dict[str, Any]],
+    started: float,
+) -> Artifact:
+    """Write the summary and the manifest."""
     lost = [trial for trial in trials if trial.name in diverged]
     trials = [trial for trial in trials if trial.name not in diverged]
     if not trials:
@@ -78,9 +104,9 @@ def sweep(config: SweepConfig) -> Artifact:
         "diverged": [lost_row(trial, diverged[trial.name]["problem"]) for trial in lost],
         "lineage": lineage(config, parents),
     }
-    paths.write_json(paths.join(out, "summary.json"), summary)
+    paths.write_json(paths.join(made.path, "summary.json"), summary)
     spent = [open_artifact(trial.train.out).manifest["device_seconds"] for trial in trials]
-    artifact = finish(
+    return finish(
         made,
         fingerprint=content_hash(
             *(open_artifact(done.out).fingerprint for trial in trials for done in trial.evaluations()),
@@ -92,10 +118,15 @@ def sweep(config: SweepConfig) -> Artifact:
         wall_seconds=time.monotonic() - started,
         device_seconds=sum(spent) + sum(note["device_seconds"] for note in diverged.values()),
     )
-    say(f"sweep: {len(trials)} trials in {duration(time.monotonic() - started)} → {out}")
-    if lost:
-        say(f"sweep: DIVERGED, without results: {', '.join(trial.name for trial in lost)}")
-    doubtful = [trial.name for trial in trials if evaluation_summary(trial)["suspicious"]]
+
+
+def _report(artifact: Artifact, trials: list[Trial], diverged: Collection[str], started: float) -> None:
+    """Report the end of a sweep, and what is to be doubted in it."""
+    count = artifact.manifest["counts"]["trials"]
+    say(f"sweep: {count} trials in {duration(time.monotonic() - started)} → {artifact.path}")
+    if diverged:
+        say(f"sweep: DIVERGED, without results: {', '.join(trial.name for trial in trials if trial.name in diverged)}")
+    finished = [trial for trial in trials if trial.name not in diverged]
+    doubtful = [trial.name for trial in finished if evaluation_summary(trial)["suspicious"]]
     if doubtful:
         say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")
-    return artifact

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from ray import tune
 
-from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.core.eps import format_eps
 from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import demand_of
@@ -26,6 +24,7 @@ from easycore_ray.evaluation.evaluate import (
     finish_evaluation,
     threats_of,
 )
+from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import Progress
@@ -33,10 +32,9 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
     Claim,
-    open_artifact,
 )
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.mlflow import TrackedRun, Tracker
 from easycore_ray.training.train import (
     DivergedError,
     claim_checkpoint,
@@ -79,16 +77,19 @@ def run_trials(
     config: SweepConfig,
     made: Claim,
     trials: list[Trial],
-    concurrency: int,
+    *,
+    tracker: Tracker,
+    parent: TrackedRun,
     on_finished: Callable[[Trial], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Run the trials with Ray Tune and track them.
+    """Run the trials with Ray Tune and send what they report to MLflow.
 
     Args:
-        config: resources and tracking; the trials say themselves what they do.
-        made: the claim of the artifact they belong to, whose kind names them in messages and MLflow.
+        config: resources; the trials say themselves what they do.
+        made: the claim of the artifact they belong to, whose kind names them in messages.
         trials: what to run.
-        concurrency: how many at the same time.
+        tracker: where their epochs go.
+        parent: the run in MLflow that theirs are children of.
         on_finished: called in this process with each trial whose artifacts are there.
 
     Returns:
@@ -97,24 +98,17 @@ def run_trials(
     Raises:
         EasyCoreError: if any other failed.
     """
-    if not trials:
-        return {}
     diverged: dict[str, dict[str, Any]] = {}
     if config.keep_going:
         diverged = {trial.name: note for trial in trials if (note := read_divergence(trial.train)) is not None}
     trials = [trial for trial in trials if trial.name not in diverged]
-    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
-    parent = f"{made.kind}-{made.identity[:16]}-{made.nonce}"
-    tracker.run(parent, name=made.kind, params=to_dict(config), tags={"kind": made.kind})
-    callback = _Follow(trials, tracker, parent, made.kind, on_finished)
-    try:
-        crashed = _tune(config, made, trials, concurrency, callback)
-        problems = callback.problems + crashed
-        if not config.keep_going:
-            problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
-        tracker.finish(parent, status="FAILED" if problems else "FINISHED")
-    finally:
-        tracker.close()
+    if not trials:
+        return diverged
+    tracker.send(replace(parent, status="RUNNING", files={}))
+    callback = _Follow(trials, tracker, parent.key, made.kind, on_finished)
+    problems = callback.problems + _tune(config, made, trials, callback)
+    if not config.keep_going:
+        problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
     if not problems and callback.finished + len(callback.diverged) < len(trials):
         # Tune takes Ctrl-C for a wish to end early, and returns what there is.
         raise KeyboardInterrupt
@@ -132,12 +126,8 @@ def run_trials(
     return diverged
 
 
-def _tune(
-    config: SweepConfig, made: Claim, trials: list[Trial], concurrency: int, callback: tune.Callback
-) -> list[str]:
-    """Run the trials with Ray Tune, if there are any; what ended those that crashed, a line each."""
-    if not trials:
-        return []
+def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.Callback) -> list[str]:
+    """Run the trials with Ray Tune; what ended those that crashed, a line each."""
     run = _trial_here if config.trial_workers == 1 else _trial_on_ray
     resources = {"cpu": 0.1}
     if config.trial_workers == 1:
@@ -148,7 +138,7 @@ def _tune(
     tuner = tune.Tuner(
         tune.with_resources(run, resources),
         param_space={"trial": tune.grid_search(trials)},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency, reuse_actors=True),
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency_of(config), reuse_actors=True),
         run_config=tune.RunConfig(
             name=f"{made.nonce}-{int(time.time())}",
             storage_path=root,
@@ -176,6 +166,7 @@ class _Follow(tune.Callback):
         on_finished: Callable[[Trial], None] | None,
     ) -> None:
         self._tracker, self._parent, self._on_finished = tracker, parent, on_finished
+        self._runs: dict[str, TrackedRun] = {}
         self._progress = Progress(label, len(trials), "trials")
         self.finished = 0
         self.problems: list[str] = []
@@ -188,12 +179,8 @@ class _Follow(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the trial's MLflow run."""
         spec: Trial = trial.config["trial"]
-        params = {"method": spec.arm.method, "score": spec.arm.score, "balance": spec.arm.balance,
-                  "fraction": spec.fraction, "training": spec.training, "beta": spec.beta, "seed": spec.seed,
-                  **to_dict(spec.train)}  # fmt: skip
-        self._tracker.run(
-            self._key(spec), name=spec.name, parent_key=self._parent, params=params, tags={"kind": "trial"}
-        )
+        self._runs[spec.name] = run = new_trial_run(spec, self._parent)
+        self._tracker.send(run)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -201,17 +188,16 @@ class _Follow(tune.Callback):
         """Log epochs; at the end, accuracies."""
         spec: Trial = trial.config["trial"]
         for entry in result.get("epochs", []):
-            self._tracker.log(self._key(spec), entry, step=int(entry["epoch"]))
+            self._send(spec, {int(entry["epoch"]): entry})
         if "problem" in result:
-            self._tracker.finish(self._key(spec), status="FAILED")
+            self._send(spec, {}, status="FAILED")
             if result["diverged"]:
                 self.diverged.append((spec, result["problem"]))
                 self._progress.update(self.finished + len(self.diverged), f"{spec.name}: DIVERGED")
             else:
                 self.problems.append(f"{spec.name}: {result['problem']}")
         if "summary" in result:
-            self._tracker.log(self._key(spec), result["summary"]["metrics"], step=spec.train.epochs)
-            self._tracker.finish(self._key(spec))
+            self._send(spec, {spec.train.epochs: result["summary"]["metrics"]}, status="FINISHED")
             self.finished += 1
             if self._on_finished is not None:
                 self._on_finished(spec)
@@ -219,42 +205,15 @@ class _Follow(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close the trial's MLflow run as failed."""
-        self._tracker.finish(self._key(trial.config["trial"]), status="FAILED")
+        self._send(trial.config["trial"], {}, status="FAILED")
+
+    def _send(self, spec: Trial, points: dict[int, dict[str, float]], status: str = "RUNNING") -> None:
+        if (run := self._runs.get(spec.name)) is not None:
+            self._tracker.send(replace(run, points=points, status=status))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """End the progress line."""
         self._progress.close()
-
-    def _key(self, spec: Trial) -> str:
-        return f"{self._parent}-{spec.name}"
-
-
-def trial_summary(trial: Trial) -> dict[str, Any]:
-    """What a finished trial found: ``metrics``, those of another best epoch ending in ``_best``, and ``words``."""
-    last, *best = (open_artifact(config.out, "evaluation").manifest["summary"] for config in trial.evaluations())
-    metrics = flat_metrics(last)
-    metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
-    epoch = open_artifact(trial.train.out, "checkpoint").manifest.get("best_epoch")
-    if epoch is not None:
-        metrics["best_epoch"] = epoch
-    words = "; best epoch: ".join(map(short_result, (last, *best)))
-    return {"metrics": metrics, "words": words}
-
-
-def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """An evaluation's summary as metrics; the one without a suffix belongs to the last eps."""
-    found = {"clean_accuracy": summary["clean_accuracy"]}
-    for row in summary["robust"]:
-        found[f"robust_accuracy_{row['attack']}_eps_{format_eps(row['eps']).replace('/', '_')}"] = row["accuracy"]
-        found[f"robust_accuracy_{row['attack']}"] = row["accuracy"]
-    return found
-
-
-def short_result(summary: dict[str, Any]) -> str:
-    """``clean 91.0 %, robust 55.2 %`` (at the last eps, under all attacks)."""
-    doubt = ", SUSPICIOUS" if summary["suspicious"] else ""
-    robust = summary["robust"][-1]["accuracy"]
-    return f"clean {100 * summary['clean_accuracy']:.1f} %, robust {100 * robust:.1f} %{doubt}"
 
 
 def _trial_here(params: dict[str, Any]) -> None:

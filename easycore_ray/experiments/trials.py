@@ -117,10 +117,10 @@ def make_trials(config: SweepConfig, out: str, coresets: dict[str, str]) -> list
     """Every training run of the sweep."""
     trials = []
     for arm, fraction in sweep_arms(config):
-        for training, beta in sweep_objectives(config):
+        for objective in sweep_objectives(config):
             for seed in config.seeds:
                 coreset = coresets[_coreset_name(arm, fraction, seed)]
-                trials.append(_make_trial(config, out, coreset, arm, fraction, training, beta, seed))
+                trials.append(_make_trial(config, out, coreset, (arm, fraction), objective, seed))
     return trials
 
 
@@ -128,12 +128,11 @@ def _make_trial(
     config: SweepConfig,
     out: str,
     coreset: str,
-    arm: Arm,
-    fraction: float,
-    training: str,
-    beta: float | None,
+    selected: tuple[Arm, float],
+    objective: tuple[str, float | None],
     seed: int,
 ) -> Trial:
+    (arm, fraction), (training, beta) = selected, objective
     epochs = config.train_epochs
     if training != "standard" and config.adversarial_epochs is not None:
         epochs = config.adversarial_epochs

@@ -1,7 +1,7 @@
 """One line that says how far long work is: done, rate, time left.
 
 On a terminal the line is rewritten in place; elsewhere (logs of submitted jobs) a new line appears
-every few seconds. Work in other processes reports through a small Ray actor, the ``Board``.
+every few seconds. Work in other processes reports through the progress actor.
 """
 
 import sys

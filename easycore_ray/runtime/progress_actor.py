@@ -6,16 +6,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from easycore_ray.runtime.console import Progress
 
+# How often the driver asks, and how long it waits for an answer (s).
+_POLL_SECONDS, _ANSWER_SECONDS = 0.5, 5.0
 
-class _Board:
-    """Holds the last report of remote work (a Ray actor, so any worker can reach it)."""
+
+class _ProgressActor:
+    """Keeps the last report of remote work and the metrics of its epochs."""
 
     def __init__(self) -> None:
         self._last: tuple[float, str] = (0.0, "")
-
         self._metrics: dict[int, dict[str, float]] = {}
 
     def post(self, done: float, note: str) -> None:
@@ -24,10 +27,15 @@ class _Board:
     def post_metrics(self, epoch: int, metrics: dict[str, float]) -> None:
         self._metrics[epoch] = metrics
 
-    def read(self) -> tuple[tuple[float, str], dict[int, dict[str, float]]]:
-        """The last report, and the metrics posted since the last reading."""
-        metrics, self._metrics = self._metrics, {}
-        return self._last, metrics
+    def read(self, since: int) -> tuple[tuple[float, str], dict[int, dict[str, float]]]:
+        """The last report, and the metrics of epochs after ``since``; reading changes nothing."""
+        return self._last, {epoch: metrics for epoch, metrics in self._metrics.items() if epoch > since}
+
+
+def start_progress_actor() -> Any:
+    """A progress actor on this driver's node; Ray makes it anew, under the same handle, if its process dies."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_ProgressActor).remote()
 
 
 @contextmanager
@@ -44,35 +52,38 @@ def watching(
 
     Yields:
         A handle for the workers: ``handle.post.remote(done, note)`` and
-        ``handle.post_metrics.remote(epoch, metrics)``.
+        ``handle.post_metrics.remote(epoch, metrics)``; epochs are posted in ascending order.
     """
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    actor = start_progress_actor()
     stop = threading.Event()
     line = Progress(label, total, unit)
+    since = -1
 
     def poll_once() -> None:
+        nonlocal since
         try:
-            (done, note), metrics = ray.get(board.read.remote(), timeout=5)
+            (done, note), metrics = ray.get(actor.read.remote(since), timeout=_ANSWER_SECONDS)
         except Exception:
-            # Watching must never fail the work; the next round tries again.
+            # Watching must never fail the work; the next round asks again.
             return
         if done > 0:
             line.update(done, note)
         for epoch in sorted(metrics):
             if on_metrics is not None:
                 on_metrics(epoch, metrics[epoch])
+            since = epoch
 
     def poll() -> None:
-        while not stop.wait(0.5):
+        while not stop.wait(_POLL_SECONDS):
             poll_once()
         poll_once()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
-        yield board
+        yield actor
     finally:
         stop.set()
         thread.join()
         line.close()
-        ray.kill(board)
+        ray.kill(actor)

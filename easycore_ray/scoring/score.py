@@ -7,7 +7,7 @@ diverge: after any failure the table is the one of an uninterrupted run.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.loader import Loader, batches_per_epoch
 from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
 from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
+from easycore_ray.engine.run_history import describe_training_run
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
@@ -40,7 +41,7 @@ from easycore_ray.scoring.score_table import (
 )
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, claim, finish
-from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.mlflow import TrackedRun, Tracker, reconcile, track
 
 _FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
 
@@ -154,23 +155,26 @@ def score(config: ScoreConfig) -> Artifact:
     made = claim(out, "scoring_run", scoring_identity(config, parents), overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
+        reconcile(config, out, lambda status: [describe_scoring(config, dataset, out, status)])
         return made
-    state = _run(config, fit, dataset, made)
-    table = _freeze(config, made, parents, state, fit, time.monotonic() - started)
-    hardness = reduce(ReduceConfig(out=paths.join(out, "hardness"), scores=out))
-    artifact = finish(
-        made,
-        fingerprint=hardness.fingerprint,
-        config=to_dict(config),
-        parents=parents | {"score_table": table, "hardness_table": hardness},
-        counts=table.manifest["counts"],
-        wall_seconds=time.monotonic() - started,
-        device_seconds=table.manifest["device_seconds"],
-        epochs=state.history,
-    )
-    taken = duration(time.monotonic() - started)
-    early = f" (stable: ended {config.epochs - state.epoch} early)" if state.epoch < config.epochs else ""
-    say(f"score: {fit.num_rows:,} samples × {state.epoch} epochs{early} in {taken} → {out}")
+    fit = resolve_resources(fit, config, made)
+    with track(config, out, lambda status: [describe_scoring(config, dataset, out, status)]) as tracker:
+        state = _run(config, fit, dataset, made, tracker)
+        table = _freeze(config, made, parents, state, fit, time.monotonic() - started)
+        hardness = reduce(ReduceConfig(out=paths.join(out, "hardness"), scores=out))
+        artifact = finish(
+            made,
+            fingerprint=hardness.fingerprint,
+            config=to_dict(config),
+            parents=parents | {"score_table": table, "hardness_table": hardness},
+            counts=table.manifest["counts"],
+            wall_seconds=time.monotonic() - started,
+            device_seconds=table.manifest["device_seconds"],
+            epochs=state.history,
+        )
+        taken = duration(time.monotonic() - started)
+        early = f" (stable: ended {config.epochs - state.epoch} early)" if state.epoch < config.epochs else ""
+        say(f"score: {fit.num_rows:,} samples × {state.epoch} epochs{early} in {taken} → {out}")
     return artifact
 
 
@@ -193,9 +197,14 @@ def make_scoring_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarr
     )
 
 
-def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
-    """Train and score on Ray Train; tracked as one MLflow run."""
-    fit = resolve_resources(fit, config, made)
+def describe_scoring(config: ScoreConfig, dataset: Dataset, path: str, status: str) -> TrackedRun:
+    """The MLflow run of the scoring run in a folder, and its status if it is not finished."""
+    tags = {"kind": "scoring_run", "dataset": dataset.fingerprint}
+    return describe_training_run(path, "score", TrackedRun("", "score", to_dict(config), tags), status)
+
+
+def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: Tracker) -> State:
+    """Train and score on Ray Train."""
     table = paths.join(made.path, "table")
     samples = scored_samples(dataset, fit.sample_ids)
     write_samples(table, samples)
@@ -209,31 +218,17 @@ def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim) -> State:
         checksum=id_checksum(samples["sample_id"].to_numpy()),
         stop_when_stable=config.stop_when_stable,
     )
-    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
-    key = f"score-{made.identity[:16]}-{made.nonce}"
-    tracker.run(
-        key,
-        name="score",
-        params=to_dict(config),
-        tags={"kind": "scoring_run", "dataset": dataset.fingerprint},
+    run = describe_scoring(config, dataset, made.path, "RUNNING")
+    tracker.send(run)
+    return fit_on_ray(
+        fit,
+        config,
+        storage=paths.join(made.path, "commits"),
+        name=f"score-{made.identity[:12]}-{made.nonce}",
+        label="score",
+        after_epoch=after_epoch,
+        on_metrics=lambda epoch, metrics: tracker.send(replace(run, points={epoch: metrics})),
     )
-    try:
-        state = fit_on_ray(
-            fit,
-            config,
-            storage=paths.join(made.path, "commits"),
-            name=f"score-{made.identity[:12]}-{made.nonce}",
-            label="score",
-            after_epoch=after_epoch,
-            on_metrics=lambda epoch, metrics: tracker.log(key, metrics, step=epoch),
-        )
-        tracker.finish(key)
-    except BaseException:
-        tracker.finish(key, status="FAILED")
-        raise
-    finally:
-        tracker.close()
-    return state
 
 
 def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:

@@ -1,51 +1,60 @@
-"""MLflow, and nothing else imports it: one run per trial, children of their sweep's run.
+"""MLflow runs that follow the artifacts: one run per trial, children of their sweep's run.
 
-Takes what a job knows of a trial (parameters, metrics per epoch, texts) and gives MLflow runs. The one
-decision behind this module: tracking may not stop or slow a run. Calls return at once; importing MLflow,
-setting up its database and every request happen in a thread behind a journal in ``<out>/tracking``
-(``easycore_ray.journal``), and what an absent server missed is sent by the next job with the same ``out``.
-
-Sending an event twice does no harm: runs are found by the tag ``easycore.trial_key``, and a point that a
-run already holds is left out. With the journal's at-least-once that makes exactly once.
+The manifests and training states are the record. While a job works, its metrics are sent as best one can: a
+thread takes them from a bounded queue, and what does not fit or cannot be sent is dropped. At the end of a job, and
+whenever a command with the same ``--out`` runs, each run is compared with its description and what is missing is
+added. Nothing else imports MLflow.
 """
 
 import contextlib
+import fcntl
 import functools
 import getpass
 import hashlib
+import json
 import math
 import os
+import queue
+import re
 import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
+from easycore_ray.config.base import TrackingConfig
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import git_commit
-from easycore_ray.tracking.journal import Courier, Event, Refused, lock
 
-__all__ = ["TRIAL_KEY", "Tracker", "default_uri", "ui_command"]
+__all__ = ["TRIAL_KEY", "TrackedRun", "Tracker", "default_uri", "reconcile", "track", "ui_command"]
 
 TRIAL_KEY = "easycore.trial_key"
 NON_FINITE = "easycore.non_finite_metrics"
 CHANGED = "easycore.changed_params"
+DIGEST = "easycore.description"
 
 # MLflow allows more in most stores; these are the smallest limits of any (Databricks).
-_MAX_PARAM_CHARS, _MAX_TAG_CHARS, _PARAMS_PER_BATCH = 500, 5000, 100
-# Errors of the event itself. All others mean that the store is away.
+_MAX_PARAM_CHARS, _MAX_TAG_CHARS, _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 500, 5000, 100, 900
+_METRIC_NAME = re.compile(r"[\w\-. :/]{1,250}")
+# Errors of the request itself. All others mean that the store is away.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
-# Set before MLflow is imported, unless the user has: no calls home, no minutes of retries inside one call
-# (the courier has its own), no chatter between a job's own lines.
+_QUEUE_SIZE = 1000
+# After a failure live metrics are dropped for this long (s).
+_PAUSE = 30.0
+# How long the end of a job waits for a run to be brought in line (s). Setting up a fresh database takes 10.
+_SERVER_SECONDS, _DATABASE_SECONDS = 10.0, 90.0
+# Set before MLflow is imported, unless the user has: no calls home, no minutes of retries, no chatter.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -72,266 +81,347 @@ def default_uri(out: str) -> str:
     return "none"
 
 
-class Tracker:
-    """Sends a job's runs to MLflow; no method raises, and none but ``close`` waits.
+@dataclass(frozen=True)
+class TrackedRun:
+    """What an MLflow run is to hold, or, while the job works, a part of it."""
 
-    Made by ``Tracker.open``, one per job, in the driver or controller process. Leaving a ``with`` block
-    closes it. ``uri`` is the store, None if nothing is tracked.
+    key: str
+    """Identifies the run in its experiment: made from the artifact's identity and nonce."""
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Nested mappings become ``outer.inner``; values are cut at 500 characters. Written once: what differs when a
+    run resumes is named in the tag ``easycore.changed_params``."""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    """Key of the run this one is a child of."""
+    points: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
+    """Metrics by step. None was not measured; a value that is not finite is left out and counted in a tag."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Paths of files to attach, by name within the run's artifacts; attached once."""
+    status: str = "RUNNING"
+    """RUNNING, FINISHED, FAILED or KILLED."""
+
+
+class Tracker:
+    """Sends descriptions of runs to MLflow from a thread of this process.
+
+    Args:
+        uri: MLflow server or store; ``none`` to track nothing.
+        experiment: MLflow experiment, made if missing.
     """
 
-    def __init__(self, uri: str | None, courier: Courier | None) -> None:
-        self.uri = uri
-        self._courier = courier
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = None if uri == "none" else uri
+        self._store = _Store(uri, experiment)
+        self._shown = _without_credentials(uri)
+        self._queue: queue.Queue[tuple[int, TrackedRun] | None] = queue.Queue(_QUEUE_SIZE)
+        self._closing = threading.Event()
+        self._final: Sequence[TrackedRun] = ()
+        self._missing: set[str] = set()
+        self._problem, self._retry_at, self._moved = "", 0.0, 0.0
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
-    @classmethod
-    def open(cls, uri: str | None, *, out: str, experiment: str) -> Self:
-        """A tracker for the job that writes to ``out``; what an earlier job could not send goes first.
+    def send(self, run: TrackedRun) -> None:
+        """Send a part of a run as best one can: returns at once, never raises; dropped if the queue is full."""
+        if self.uri is None or self._closing.is_set():
+            return
+        self._start()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait((_milliseconds(), run))
 
-        Open it after ``manifest.claim``, which wants ``out`` empty: the journal is kept there.
+    def close(self, runs: Sequence[TrackedRun] = ()) -> None:
+        """Bring runs in line with their descriptions and end.
 
-        Args:
-            uri: MLflow server or store; None for ``mlflow.db`` in ``out`` (local folders only: an object
-                store cannot hold a database, so nothing is tracked then); ``none`` to track nothing.
-            out: absolute folder of the job's result.
-            experiment: MLflow experiment, made if missing.
+        Returns once this is done, the store does not answer, or nothing has moved for 10 s (90 s for a database);
+        one line says what is missing then.
         """
-        artifacts = Path(out, "mlflow_artifacts").as_uri() if uri is None and not paths.is_remote(out) else None
-        uri = uri or default_uri(out)
-        if uri == "none":
-            return cls(None, None)
-        folder = _journal_folder(out)
-        store = _Store(uri, experiment=experiment, artifacts=artifacts, lock=folder / "lock")
-        shown = _without_credentials(uri)
-        return cls(uri, Courier(folder, store.deliver, destination=shown, complete=_with_source))
+        if self.uri is None or self._closing.is_set():
+            return
+        self._final, self._missing = runs, {run.key for run in runs}
+        self._moved = time.monotonic()
+        self._closing.set()
+        if runs:
+            self._start()
+        with contextlib.suppress(queue.Full):  # the thread looks at _closing after each item
+            self._queue.put_nowait(None)
+        patience = _SERVER_SECONDS if self.uri.startswith(("http://", "https://")) else _DATABASE_SECONDS
+        while self._thread.is_alive() and time.monotonic() - self._moved < patience:
+            self._thread.join(0.1)
+        if self._missing:
+            reason = self._problem or "no answer"
+            say(
+                f"tracking: {len(self._missing)} of {len(runs)} runs are not up to date at {self._shown} ({reason}); "
+                "the next command with this --out brings them"
+            )
 
-    def run(
-        self,
-        trial_key: str,
-        *,
-        name: str,
-        parent_key: str | None = None,
-        params: Mapping[str, Any],
-        tags: Mapping[str, Any],
-    ) -> None:
-        """Start the run of this key, or go on with it if the experiment has one.
+    def _start(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
 
-        Args:
-            trial_key: identifies the run in its experiment for ever: make it from identity and nonce.
-            name: shown in the UI.
-            parent_key: key of the run this one is a child of, started before.
-            params: nested mappings become ``outer.inner``; values are cut at 500 characters. Written once:
-                what differs when a run goes on is named in the tag ``easycore.changed_params``.
-            tags: further tags, e.g. fingerprints. Source, commit and user are added.
-        """
-        with self._quietly("run", trial_key):
-            cut = {key: str(value)[:_MAX_TAG_CHARS] for key, value in tags.items()}
-            self._put("run", trial_key, name=name, parent=parent_key, params=dict(_flat(params)), tags=cut)
+    def _work(self) -> None:
+        """Send what is queued, then the descriptions ``close`` was given (thread)."""
+        while (item := self._next()) is not None:
+            when, run = item
+            if time.monotonic() >= self._retry_at:
+                self._reconcile(run, when)
+        for run in self._final:
+            if self._reconcile(run, _milliseconds()):
+                self._missing.discard(run.key)
+            elif self._retry_at:
+                return
 
-    def log(self, trial_key: str, metrics: Mapping[str, float | None], step: int) -> None:
-        """Add a point to each metric, in one request.
-
-        A metric that is None was not measured; one that is not finite is left out and counted in a tag.
-        """
-        with self._quietly("log", trial_key):
-            values = {name: float(value) for name, value in metrics.items() if value is not None}
-            finite = {name: value for name, value in values.items() if math.isfinite(value)}
-            self._put("log", trial_key, step=int(step), metrics=finite, dropped=len(values) - len(finite))
-
-    def artifact(self, trial_key: str, name: str, *, text: str = "", path: str | None = None) -> None:
-        """Attach a text, or a file (read when it is sent), under a name such as ``report/report.html``."""
-        with self._quietly("artifact", trial_key):
-            self._put("artifact", trial_key, name=name, text=text, path=path)
-
-    def finish(self, trial_key: str, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        with self._quietly("finish", trial_key):
-            self._put("finish", trial_key, status=status)
-
-    def close(self, timeout: float = 30.0) -> None:
-        """Send what is left, for at most ``timeout`` seconds; what then remains stays in the journal."""
-        if self._courier is not None:
-            self._courier.close(timeout)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles its callbacks, and all they hold, into a file that nobody reads; a copy tracks nothing.
-        return type(self), (self.uri, None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _put(self, event: str, trial_key: str, **content: Any) -> None:
-        if self._courier is not None:
-            now = int(time.time() * 1000)
-            self._courier.put({"event": event, "trial": trial_key, "time": now, **content})
-
-    @contextlib.contextmanager
-    def _quietly(self, event: str, trial_key: str) -> Iterator[None]:
-        """Turn a mistake in what is to be tracked into a line."""
+    def _next(self) -> tuple[int, TrackedRun] | None:
         try:
-            yield
+            return self._queue.get(block=not self._closing.is_set())
+        except queue.Empty:
+            return None
+
+    def _reconcile(self, run: TrackedRun, when: int) -> bool:
+        """True if the run is in line; failures are noted, and said once."""
+        try:
+            self._store.reconcile(run, when)
         except Exception as error:
-            say(f"tracking: a {event} of {trial_key} is left out: {error}")
+            self._problem = _brief(error)
+            if _is_refusal(error):
+                say(f"tracking: {run.name} is left out, {self._shown} refuses it: {self._problem}")
+                return False
+            if not self._retry_at and not self._closing.is_set():
+                say(f"tracking: {self._shown} is away ({self._problem}); the run goes on")
+            self._retry_at = time.monotonic() + _PAUSE
+            return False
+        self._retry_at, self._moved = 0.0, time.monotonic()
+        return True
+
+
+@contextlib.contextmanager
+def track(config: TrackingConfig, out: str, describe: Callable[[str], Sequence[TrackedRun]]) -> Iterator[Tracker]:
+    """Track a job: live while the body works, and in line with the artifacts when it ends.
+
+    Args:
+        config: the store and the experiment.
+        out: absolute folder of the job's result, which exists.
+        describe: gives the runs as the artifacts have them; called at the end with the status of what is not
+            finished: FINISHED, FAILED, or KILLED after Ctrl-C.
+    """
+    tracker = Tracker(config.tracking_uri or default_uri(out), config.experiment)
+    status = "FINISHED"
+    try:
+        yield tracker
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        raise
+    finally:
+        runs: Sequence[TrackedRun] = ()
+        try:
+            runs = describe(status) if tracker.uri is not None else ()
+        except Exception as error:
+            say(f"tracking: runs of {out} cannot be described: {_brief(error)}")
+        tracker.close(runs)
+
+
+def reconcile(config: TrackingConfig, out: str, describe: Callable[[str], Sequence[TrackedRun]]) -> None:
+    """Bring the runs of a finished artifact in line with it; see ``track``."""
+    with track(config, out, describe):
+        pass
+
+
+@dataclass
+class _Held:
+    """What an MLflow run is known to hold."""
+
+    run_id: str
+    status: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    points: dict[str, set[tuple[int, float]]] = field(default_factory=dict)
+    found: bool = True
+    """Made by another process, so that points are asked for before any is added."""
 
 
 class _Store:
-    """An MLflow experiment, opened with the first event and again after every failure."""
+    """The runs of one MLflow experiment. Raises what MLflow raises; the next call begins anew."""
 
-    def __init__(self, uri: str, *, experiment: str, artifacts: str | None, lock: Path) -> None:
-        self._uri, self._experiment, self._artifacts, self._lock = uri, experiment, artifacts, lock
-        self._runs: _Runs | None = None
+    def __init__(self, uri: str, experiment: str) -> None:
+        self._uri, self._experiment = uri, experiment
+        self._client: Any = None
+        self._experiment_id = ""
+        self._held: dict[str, _Held] = {}
 
-    def deliver(self, event: Event) -> None:
-        """Bring one event to MLflow; doing so again changes nothing.
+    def reconcile(self, run: TrackedRun, when: int) -> None:
+        """Add to the run of this key what it does not hold; doing so again changes nothing.
 
-        Raises:
-            Refused: the event is at fault.
-            ConnectionError: the store is away.
+        Args:
+            run: the description.
+            when: time of new points, in milliseconds since 1970.
         """
+        if self._client is None:
+            self._open()
+        known = run.key in self._held
         try:
-            if self._runs is None:
-                self._runs = self._open()
+            self._apply(run, when)
         except Exception as error:
-            raise ConnectionError(_brief(error)) from error
-        try:
-            self._runs.apply(event)
-        except Exception as error:
-            if _is_refusal(error, event):
-                raise Refused(_brief(error)) from error
-            self._runs = None
-            raise ConnectionError(_brief(error)) from error
+            self._held.clear()
+            if not (known and _is_refusal(error)):
+                raise
+            self._apply(run, when)  # someone has deleted the run meanwhile
 
-    def _open(self) -> "_Runs":
+    def _open(self) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
         # Two processes that set up the same fresh database, or make the same experiment, break each other.
-        with _one_process(self._lock):
+        with _one_process(self._uri):
             client = MlflowClient(tracking_uri=self._uri)
-            found = client.get_experiment_by_name(self._experiment)
-            if found is None:
-                return _Runs(client, client.create_experiment(self._experiment, self._artifacts), self._lock)
-        if found.lifecycle_stage != "active":
-            raise ConnectionError(f"experiment {self._experiment} is deleted; restore it or name another")
-        return _Runs(client, found.experiment_id, self._lock)
+            experiment = client.get_experiment_by_name(self._experiment)
+            if experiment is not None and experiment.lifecycle_stage != "active":
+                raise ConnectionError(f"experiment {self._experiment} is deleted; restore it or name another")
+            if experiment is None:
+                self._experiment_id = client.create_experiment(self._experiment, _artifact_root(self._uri))
+            else:
+                self._experiment_id = experiment.experiment_id
+        self._client = client
 
-
-class _Runs:
-    """The runs of one experiment. Raises what MLflow raises."""
-
-    def __init__(self, client: Any, experiment_id: str, lock: Path) -> None:
-        self._client, self._experiment_id, self._lock = client, experiment_id, lock
-        self._ids: dict[str, str] = {}
-        # Points of runs that were begun earlier, by run and metric: they are not to be added again.
-        self._held: dict[str, dict[str, set[tuple[int, float]]]] = {}
-
-    def apply(self, event: Event) -> None:
-        """Do what one event says."""
-        actions = {"run": self._run, "log": self._log, "artifact": self._artifact, "finish": self._finish}
-        actions[event["event"]](event)
-
-    def _run(self, event: Event) -> None:
-        key, params = event["trial"], event["params"]
-        tags = {**event["tags"], TRIAL_KEY: key, "mlflow.runName": event["name"]}
-        if event["parent"]:
-            tags["mlflow.parentRunId"] = self._id(event["parent"])
-        with _one_process(self._lock):
-            found = self._find(key)
-            self._ids[key] = found or self._create(tags, event["time"])
-        if found:
-            self._client.update_run(found, status="RUNNING")
-            params, changes = _new_params(params, self._client.get_run(found).data.params)
-            self._batch(found, tags={**tags, **changes})
+    def _apply(self, run: TrackedRun, when: int) -> None:
+        held = self._held.get(run.key) or self._find_or_create(run, when)
+        digest = hashlib.sha256(json.dumps(asdict(run), default=str).encode()).hexdigest()[:16]
+        if run.status != "RUNNING" and (held.tags.get(DIGEST), held.status) == (digest, run.status):
+            return
+        params, tags = _new_params(dict(_flat(run.params)), held.params)
+        points, dropped = _finite_points(run)
+        # One request for a live epoch with its parameters, if there are any.
         entries = list(params.items())
         for first in range(0, len(entries), _PARAMS_PER_BATCH):
-            self._batch(self._ids[key], params=dict(entries[first : first + _PARAMS_PER_BATCH]))
+            self._batch(held, when, params=dict(entries[first : first + _PARAMS_PER_BATCH]))
+        new = [point for point in points if point[1:] not in self._points(held, point[0])]
+        for first in range(0, len(new), _METRICS_PER_BATCH):
+            self._batch(held, when, points=new[first : first + _METRICS_PER_BATCH])
+        for name, path in run.files.items():
+            self._attach(held, name, path)
+        if run.status == "RUNNING":
+            tags |= _cut_tags(run.tags)
+        else:
+            tags |= _cut_tags(run.tags) | {DIGEST: digest} | ({NON_FINITE: str(dropped)} if dropped else {})
+        self._set_status(held, run.status, when)
+        self._batch(held, when, tags={name: value for name, value in tags.items() if held.tags.get(name) != value})
 
-    def _log(self, event: Event) -> None:
-        run_id, step = self._id(event["trial"]), event["step"]
-        points = event["metrics"].items()
-        new = {name: value for name, value in points if (step, value) not in self._points(run_id, name)}
-        tags = {}
-        if event["dropped"]:
-            before = int(self._client.get_run(run_id).data.tags.get(NON_FINITE, "0"))
-            tags[NON_FINITE] = str(before + event["dropped"])
-        self._batch(run_id, metrics=new, step=step, when=event["time"], tags=tags)
+    def _find_or_create(self, run: TrackedRun, when: int) -> _Held:
+        with _one_process(self._uri):
+            held = self._find(run.key)
+            if held is None:
+                tags = _source_tags() | _cut_tags(run.tags) | {TRIAL_KEY: run.key, "mlflow.runName": run.name}
+                if run.parent:
+                    tags["mlflow.parentRunId"] = self._parent_id(run.parent, when)
+                made = self._client.create_run(self._experiment_id, when, tags, run.name)
+                held = _Held(made.info.run_id, "RUNNING", {}, tags, found=False)
+        self._held[run.key] = held
+        return held
 
-    def _artifact(self, event: Event) -> None:
-        run_id = self._id(event["trial"])
-        content = paths.read_bytes(event["path"]) if event["path"] else event["text"].encode()
-        folder, _, name = event["name"].rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary:
-            local = Path(temporary, name)
-            local.write_bytes(content)
-            self._client.log_artifact(run_id, str(local), folder or None)
-
-    def _finish(self, event: Event) -> None:
-        self._client.set_terminated(self._id(event["trial"]), event["status"], event["time"])
-
-    def _id(self, trial_key: str) -> str:
-        """Id of the run of a key; a bare run is made where its own was deleted."""
-        if trial_key not in self._ids:
-            self._ids[trial_key] = self._find(trial_key) or self._create({TRIAL_KEY: trial_key}, None)
-        return self._ids[trial_key]
-
-    def _find(self, trial_key: str) -> str | None:
-        quote = '"' if "'" in trial_key else "'"
-        wanted = f"tags.`{TRIAL_KEY}` = {quote}{trial_key}{quote}"
+    def _find(self, key: str) -> _Held | None:
+        quote = '"' if "'" in key else "'"
+        wanted = f"tags.`{TRIAL_KEY}` = {quote}{key}{quote}"
         oldest = ["attributes.start_time ASC"]
         found = self._client.search_runs([self._experiment_id], wanted, order_by=oldest, max_results=1)
         if not found:
             return None
-        self._held.setdefault(found[0].info.run_id, {})
-        return found[0].info.run_id
+        info, data = found[0].info, found[0].data
+        return _Held(info.run_id, info.status, dict(data.params), dict(data.tags))
 
-    def _create(self, tags: Mapping[str, str], when: int | None) -> str:
-        run = self._client.create_run(
-            self._experiment_id, start_time=when, tags=dict(tags), run_name=tags.get("mlflow.runName")
-        )
-        return run.info.run_id
-
-    def _points(self, run_id: str, metric: str) -> set[tuple[int, float]]:
-        """(step, value) of a metric as the run held them when it was found; none for a run made here."""
-        held = self._held.get(run_id)
+    def _parent_id(self, key: str, when: int) -> str:
+        """Id of the run of a key; a bare run is made where there is none."""
+        held = self._held.get(key) or self._find(key)
         if held is None:
-            return set()
-        if metric not in held:
-            history = self._client.get_metric_history(run_id, metric)
-            held[metric] = {(point.step, point.value) for point in history}
-        return held[metric]
+            made = self._client.create_run(self._experiment_id, when, {TRIAL_KEY: key}, key)
+            return made.info.run_id
+        return held.run_id
+
+    def _points(self, held: _Held, metric: str) -> set[tuple[int, float]]:
+        """(step, value) of a metric as the run holds them."""
+        if metric not in held.points:
+            history = self._client.get_metric_history(held.run_id, metric) if held.found else []
+            held.points[metric] = {(point.step, point.value) for point in history}
+        return held.points[metric]
+
+    def _attach(self, held: _Held, name: str, path: str) -> None:
+        """Attach a file that is not there yet; one that cannot be read or stored is named and left out."""
+        folder, _, base = name.rpartition("/")
+        try:
+            if name in {entry.path for entry in self._client.list_artifacts(held.run_id, folder or None)}:
+                return
+            with tempfile.TemporaryDirectory() as temporary:
+                Path(temporary, base).write_bytes(paths.read_bytes(path))
+                self._client.log_artifact(held.run_id, str(Path(temporary, base)), folder or None)
+        except Exception as error:
+            say(f"tracking: {name} is left out: {_brief(error)}")
+
+    def _set_status(self, held: _Held, status: str, when: int) -> None:
+        if status == held.status:
+            return
+        if status == "RUNNING":
+            self._client.update_run(held.run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(held.run_id, status, when)
+        held.status = status
 
     def _batch(
         self,
-        run_id: str,
+        held: _Held,
+        when: int,
         *,
-        metrics: Mapping[str, float] | None = None,
-        step: int = 0,
-        when: int = 0,
+        points: Sequence[tuple[str, int, float]] = (),
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """One request with everything in it; none if there is nothing."""
         from mlflow.entities import Metric, Param, RunTag
 
-        if metrics or params or tags:
-            self._client.log_batch(
-                run_id,
-                metrics=[Metric(name, value, when, step) for name, value in (metrics or {}).items()],
-                params=[Param(name, value) for name, value in (params or {}).items()],
-                tags=[RunTag(name, value) for name, value in (tags or {}).items()],
-            )
+        if not (points or params or tags):
+            return
+        self._client.log_batch(
+            held.run_id,
+            metrics=[Metric(name, value, when, step) for name, step, value in points],
+            params=[Param(name, value) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+        for name, step, value in points:
+            held.points.setdefault(name, set()).add((step, value))
+        held.params |= params or {}
+        held.tags |= tags or {}
 
 
 @contextlib.contextmanager
-def _one_process(path: Path) -> Iterator[None]:
-    """Hold the lock of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        lock(handle)
+def _one_process(uri: str) -> Iterator[None]:
+    """Hold this machine's lock of a database; servers have their own."""
+    if not uri.startswith("sqlite:"):
         yield
+        return
+    name = hashlib.sha256(f"{os.getuid()} {uri}".encode()).hexdigest()[:16]
+    with Path(tempfile.gettempdir(), f"easycore-mlflow-{name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _artifact_root(uri: str) -> str | None:
+    """Beside a database; None for a server, which knows its own."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).resolve().with_name("mlflow_artifacts").as_uri()
+
+
+def _finite_points(run: TrackedRun) -> tuple[list[tuple[str, int, float]], int]:
+    """(metric, step, value) of what MLflow can store, and the number of values that are not finite."""
+    found, dropped = [], 0
+    for step, metrics in sorted(run.points.items()):
+        for name, value in metrics.items():
+            if value is None:
+                continue
+            if not isinstance(value, int | float) or not _METRIC_NAME.fullmatch(name):
+                say(f"tracking: metric {name} of {run.name} is left out: {value!r} cannot be stored under this name")
+            elif math.isfinite(value):
+                found.append((name, int(step), float(value)))
+            else:
+                dropped += 1
+    return found, dropped
 
 
 def _new_params(params: Mapping[str, str], held: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -351,13 +441,13 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", text[:_MAX_PARAM_CHARS]
 
 
-def _with_source(event: Event) -> Event:
-    """The event, with the tags that MLflow's own fluent interface would add to a run."""
-    return {**event, "tags": {**_source_tags(), **event["tags"]}} if event["event"] == "run" else event
+def _cut_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value)[:_MAX_TAG_CHARS] for key, value in tags.items()}
 
 
 @functools.cache
 def _source_tags() -> dict[str, str]:
+    """The tags that MLflow's own fluent interface would add to a run."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # containers run under ids without a name
@@ -367,21 +457,15 @@ def _source_tags() -> dict[str, str]:
     return {**tags, "mlflow.source.git.commit": commit} if commit else tags
 
 
-def _journal_folder(out: str) -> Path:
-    """``<out>/tracking``; for a remote ``out`` a folder of this machine: object stores cannot append."""
-    if not paths.is_remote(out):
-        return Path(out, "tracking")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "easycore_ray" / "tracking" / hashlib.sha256(out.encode()).hexdigest()[:16]
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
 
 
-def _is_refusal(error: Exception, event: Event) -> bool:
-    """True if the event is at fault, False if the way to the store is."""
+def _is_refusal(error: Exception) -> bool:
+    """True if the request is at fault, False if the way to the store is."""
     code = getattr(error, "error_code", None)
     if code is not None:
         return code in _REFUSALS
-    if event.get("event") == "artifact":
-        return True  # its file or the artifact storage is at fault: no reason to hold up the metrics behind
     return isinstance(error, KeyError | TypeError | ValueError) and not isinstance(error, OSError)
 
 

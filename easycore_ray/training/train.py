@@ -6,6 +6,7 @@ the test set, picks the best epoch; its weights are in ``best.safetensors``, unl
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from easycore_ray.engine.loader import batches_per_epoch
 from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
 from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
 from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
 from easycore_ray.engine.state import BEST, LAST, HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -34,11 +36,8 @@ from easycore_ray.storage.artifact import (
     finish,
 )
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.mlflow import TrackedRun, Tracker, reconcile, track
 from easycore_ray.training.plans import checkpoint_identity, open_training, plan_train
-
-LAST_GOOD = "last_good"
-"""Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
 
 
 class DivergedError(EasyCoreError):
@@ -63,16 +62,19 @@ def train(config: TrainConfig) -> Artifact:
     made = claim_checkpoint(config, parents)
     if isinstance(made, Artifact):
         say(f"train: {out} is finished, reused")
+        reconcile(config, out, lambda status: [describe_training(config, out, status)])
         return made
-    try:
-        state = _run(config, fit, made)
-    except HaltedError as halted:
-        raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
-    artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
-    say(f"train: best epoch: {best_epoch_text(artifact.manifest)}")
-    waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
-    taken = duration(time.monotonic() - started)
-    say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
+    fit = resolve_resources(fit, config, made)
+    with track(config, out, lambda status: [describe_training(config, out, status)]) as tracker:
+        try:
+            state = _run(config, fit, made, tracker)
+        except HaltedError as halted:
+            raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
+        artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
+        say(f"train: best epoch: {best_epoch_text(artifact.manifest)}")
+        waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
+        taken = duration(time.monotonic() - started)
+        say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
     return artifact
 
 
@@ -208,27 +210,21 @@ def keep_last_good(
     return DivergedError(problem)
 
 
-def _run(config: TrainConfig, fit: Fit, made: Claim) -> State:
-    """Train on Ray Train; tracked as one MLflow run."""
-    fit = resolve_resources(fit, config, made)
-    tracker = Tracker.open(config.tracking_uri, out=made.path, experiment=config.experiment)
-    key = f"train-{made.identity[:16]}-{made.nonce}"
-    tracker.run(key, name=f"train {config.training}", params=to_dict(config), tags={"kind": "checkpoint"})
-    try:
-        state = fit_on_ray(
-            fit,
-            config,
-            storage=paths.join(made.path, "commits"),
-            name=f"train-{made.identity[:12]}-{made.nonce}",
-            label="train",
-            on_metrics=lambda epoch, metrics: tracker.log(key, metrics, step=epoch),
-        )
-        if state.best_epoch:
-            tracker.log(key, {"best_epoch": state.best_epoch}, step=state.epoch)
-        tracker.finish(key)
-    except BaseException:
-        tracker.finish(key, status="FAILED")
-        raise
-    finally:
-        tracker.close()
-    return state
+def describe_training(config: TrainConfig, path: str, status: str) -> TrackedRun:
+    """The MLflow run of the checkpoint in a folder, and its status if it is not finished."""
+    new = TrackedRun("", f"train {config.training}", to_dict(config), {"kind": "checkpoint"})
+    return describe_training_run(path, "train", new, status)
+
+
+def _run(config: TrainConfig, fit: Fit, made: Claim, tracker: Tracker) -> State:
+    """Train on Ray Train."""
+    run = describe_training(config, made.path, "RUNNING")
+    tracker.send(run)
+    return fit_on_ray(
+        fit,
+        config,
+        storage=paths.join(made.path, "commits"),
+        name=f"train-{made.identity[:12]}-{made.nonce}",
+        label="train",
+        on_metrics=lambda epoch, metrics: tracker.send(replace(run, points={epoch: metrics})),
+    )

@@ -1,8 +1,8 @@
 """Tracking against a real SQLite store and a real MLflow server on loopback."""
 
+import contextlib
 import math
 import os
-import pickle
 import shlex
 import shutil
 import socket
@@ -14,8 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from easycore_ray.tracking import journal
-from easycore_ray.tracking.mlflow import CHANGED, NON_FINITE, TRIAL_KEY, Tracker, ui_command
+from easycore_ray.config.base import TrackingConfig
+from easycore_ray.tracking import mlflow as tracking
+from easycore_ray.tracking.mlflow import (
+    CHANGED,
+    NON_FINITE,
+    TRIAL_KEY,
+    TrackedRun,
+    Tracker,
+    default_uri,
+    reconcile,
+    track,
+    ui_command,
+)
 
 EXPERIMENT = "easycore"
 
@@ -24,8 +35,7 @@ EXPERIMENT = "easycore"
 def empty_store(tmp_path_factory):
     """A fresh database, made once: setting it up takes seconds."""
     out = tmp_path_factory.mktemp("store")
-    with Tracker.open(None, out=str(out), experiment="elsewhere") as tracker:
-        tracker.run("k", name="n", params={}, tags={})
+    Tracker(store_of(out), "elsewhere").close([TrackedRun("k", "n")])
     return out / "mlflow.db"
 
 
@@ -36,8 +46,8 @@ def out(tmp_path, empty_store):
     return tmp_path
 
 
-def open_tracker(out, uri=None):
-    return Tracker.open(uri, out=str(out), experiment=EXPERIMENT)
+def bring(uri, *runs):
+    Tracker(uri, EXPERIMENT).close(runs)
 
 
 def client_of(uri):
@@ -64,46 +74,88 @@ def store_of(out):
     return f"sqlite:///{out}/mlflow.db"
 
 
+def finished_run(epochs=3, **changes):
+    points = {epoch: {"loss": 1 / epoch} for epoch in range(1, epochs + 1)}
+    fields = dict(params={"lr": 0.1}, tags={"dataset": "abc"}, points=points, status="FINISHED")
+    return TrackedRun("t", "t", **fields | changes)
+
+
+def check_the_run(uri, epochs=3):
+    run = runs_of(uri)["t"]
+    assert history(uri, run, "loss") == [(epoch, 1 / epoch) for epoch in range(1, epochs + 1)]
+    assert run.data.params == {"lr": "0.1"}
+    assert run.data.tags["dataset"] == "abc"
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time <= run.info.end_time
+
+
 def test_a_sweep_is_a_parent_with_children(out):
     """Trials are children of the sweep's run, with their own parameters, tags and status."""
-    with open_tracker(out) as tracker:
-        tracker.run("sweep", name="sweep digits", params={"fraction": (0.3, 0.5)}, tags={"dataset": "abc"})
-        tracker.run("trial-0", name="easycore 0.3", parent_key="sweep", params={"fraction": 0.3}, tags={})
-        tracker.run("trial-1", name="random 0.3", parent_key="sweep", params={"fraction": 0.3}, tags={})
-        tracker.finish("trial-0")
-        tracker.finish("trial-1", status="FAILED")
-        tracker.finish("sweep")
+    bring(
+        store_of(out),
+        TrackedRun("sweep", "sweep digits", {"fraction": (0.3, 0.5)}, {"dataset": "abc"}, status="FINISHED"),
+        TrackedRun("trial-0", "easycore 0.3", {"fraction": 0.3}, parent="sweep", status="FAILED"),
+        TrackedRun("trial-1", "random 0.3", {"fraction": 0.3}, parent="sweep", status="KILLED"),
+    )
     runs = runs_of(store_of(out))
 
-    assert {"sweep", "trial-0", "trial-1"} == set(runs)
+    assert set(runs) == {"sweep", "trial-0", "trial-1"}
     assert runs["sweep"].info.run_id == runs["trial-0"].data.tags["mlflow.parentRunId"]
     assert runs["sweep"].info.run_id == runs["trial-1"].data.tags["mlflow.parentRunId"]
     assert "mlflow.parentRunId" not in runs["sweep"].data.tags
-    assert [runs[k].info.status for k in ("sweep", "trial-0", "trial-1")] == ["FINISHED", "FINISHED", "FAILED"]
+    assert [runs[k].info.status for k in ("sweep", "trial-0", "trial-1")] == ["FINISHED", "FAILED", "KILLED"]
     assert runs["sweep"].data.params == {"fraction": "0.3, 0.5"}
     assert runs["sweep"].data.tags["dataset"] == "abc"
     assert runs["trial-0"].info.run_name == "easycore 0.3"
+    assert runs["trial-0"].data.tags["mlflow.user"]
 
 
 def test_metrics_are_stored_as_they_were_logged(out):
-    """Every point of every metric arrives with its step and its exact value."""
-    losses = [math.exp(-epoch / 7) for epoch in range(1, 21)]
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={})
-        for epoch, loss in enumerate(losses, start=1):
-            tracker.log("t", {"loss": loss, "accuracy": 1 - loss}, step=epoch)
+    """Every point of every metric arrives once with its step and its exact value, logged live and reconciled."""
+    losses = {epoch: math.exp(-epoch / 7) for epoch in range(1, 21)}
+    whole = finished_run(points={epoch: {"loss": loss, "accuracy": 1 - loss} for epoch, loss in losses.items()})
+    tracker = Tracker(store_of(out), EXPERIMENT)
+    for epoch in losses:
+        tracker.send(finished_run(points={epoch: whole.points[epoch]}, status="RUNNING"))
+    tracker.close([whole])
     run = runs_of(store_of(out))["t"]
 
-    assert list(enumerate(losses, start=1)) == history(store_of(out), run, "loss")
-    assert [(e, 1 - v) for e, v in enumerate(losses, start=1)] == history(store_of(out), run, "accuracy")
+    assert list(losses.items()) == history(store_of(out), run, "loss")
+    assert [(epoch, 1 - loss) for epoch, loss in losses.items()] == history(store_of(out), run, "accuracy")
+
+
+def test_what_was_dropped_is_added_at_the_end(out):
+    """Whatever subset was logged live, by this process or an earlier one: in the end each point is there once."""
+    for sent in ([1], [1, 3]):
+        tracker = Tracker(store_of(out), EXPERIMENT)
+        for epoch in sent:
+            tracker.send(finished_run(points={epoch: {"loss": 1 / epoch}}, status="RUNNING"))
+        tracker.close()
+    bring(store_of(out), finished_run())
+    bring(store_of(out), finished_run())
+
+    run = runs_of(store_of(out))["t"]
+    assert sorted(history(store_of(out), run, "loss")) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+
+
+def test_a_run_in_line_takes_one_request(out, monkeypatch, capfd):
+    """A command that finds everything finished and sent asks for the run and changes nothing."""
+    bring(store_of(out), finished_run())
+    before = runs_of(store_of(out))["t"]
+    monkeypatch.setattr(tracking._Store, "_batch", None)  # called by whatever is written
+    monkeypatch.setattr(tracking._Store, "_points", None)  # and by whatever asks for points
+    bring(store_of(out), finished_run())
+
+    assert capfd.readouterr().err == ""
+    assert runs_of(store_of(out))["t"].info.end_time == before.info.end_time
 
 
 def test_values_that_are_not_finite_are_left_out_and_counted(out):
-    """NaN and infinity are counted in a tag; the finite values beside them are kept."""
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={})
-        tracker.log("t", {"loss": float("nan"), "norm": float("inf"), "accuracy": 0.5}, step=1)
-        tracker.log("t", {"loss": float("-inf"), "accuracy": 0.6}, step=2)
+    """NaN and infinity are counted in a tag, once however often; None was not measured."""
+    points = {1: {"loss": float("nan"), "norm": float("inf"), "accuracy": 0.5, "val_accuracy": None},
+              2: {"loss": float("-inf"), "accuracy": 0.6}}  # fmt: skip
+    for _ in range(2):
+        bring(store_of(out), finished_run(points=points))
     run = runs_of(store_of(out))["t"]
 
     assert run.data.tags[NON_FINITE] == "3"
@@ -114,8 +166,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted(out):
 def test_parameters_are_flattened_and_cut(out):
     """Nested parameters get dotted names, long values end at 500 characters, any number of them fits."""
     params = {"model": {"name": "cnn", "width": 8}, "note": "x" * 2000, "beta": None}
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={**params, **{f"p{i}": i for i in range(150)}}, tags={})
+    bring(store_of(out), finished_run(params={**params, **{f"p{i}": i for i in range(150)}}))
     stored = runs_of(store_of(out))["t"].data.params
 
     assert stored["model.name"] == "cnn"
@@ -125,154 +176,116 @@ def test_parameters_are_flattened_and_cut(out):
     assert {f"p{i}": str(i) for i in range(150)}.items() <= stored.items()
 
 
-def test_a_run_says_where_it_comes_from(out):
-    """Source and user are set, as MLflow's own interface would."""
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={"mlflow.source.name": "jobs/score.py"})
-    tags = runs_of(store_of(out))["t"].data.tags
-
-    assert tags["mlflow.source.name"] == "jobs/score.py"
-    assert tags["mlflow.user"]
-
-
 def test_a_restart_continues_the_same_run(out):
-    """The second process adds to the first one's run; an epoch done twice with the same result counts once."""
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={"lr": 0.1, "num_workers": 2}, tags={})
-        tracker.log("t", {"loss": 3.0}, step=1)
-        tracker.log("t", {"loss": 2.0}, step=2)
-        tracker.finish("t", status="FAILED")
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={"lr": 0.1, "num_workers": 4, "new": 1}, tags={})
-        tracker.log("t", {"loss": 2.0}, step=2)
-        tracker.log("t", {"loss": 1.0}, step=3)
+    """The second process resumes the first one's run; parameters are written once, and changes are named."""
+    bring(store_of(out), finished_run(2, params={"lr": 0.1, "num_workers": 2}, status="FAILED"))
+    tracker = Tracker(store_of(out), EXPERIMENT)
+    tracker.send(finished_run(params={"lr": 0.1, "num_workers": 4, "new": 1}, status="RUNNING"))
+    tracker.close()
     run = runs_of(store_of(out))["t"]
 
-    assert history(store_of(out), run, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert history(store_of(out), run, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert run.info.status == "RUNNING"
     assert run.data.params == {"lr": "0.1", "num_workers": "2", "new": "1"}
     assert run.data.tags[CHANGED] == "num_workers: 2 → 4"
 
 
-def test_an_absent_server_costs_no_time_and_no_event(out, capfd):
-    """With nobody there a job is told once and goes on at once; later events arrive exactly once."""
-    dead = f"http://user:secret@127.0.0.1:{free_port()}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "_PAUSES", (0.01, 0.01))
-        started = time.monotonic()
-        tracker = open_tracker(out, dead)
-        log_a_run(tracker)
-        assert time.monotonic() - started < 0.5
-        tracker.close(timeout=20)
-    said = capfd.readouterr().err
-    spool = out / "tracking"
-    (journal_file,) = spool.glob("*.jsonl")
-    spare = journal_file.read_bytes()
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (None, "FINISHED")]
+)
+def test_a_run_ends_as_its_job_ends(out, error, status):
+    """The description is asked for with the status the job ended with."""
+    config = TrackingConfig(tracking_uri=store_of(out), experiment=EXPERIMENT)
+    followed = track(config, str(out), lambda ended: [finished_run(status=ended)])
+    with contextlib.suppress(ValueError, KeyboardInterrupt), followed:
+        if error is not None:
+            raise error
 
-    assert said.count("is away (connection refused)") == 1
+    assert runs_of(store_of(out))["t"].info.status == status
+
+
+def test_a_server_that_is_away_costs_no_time_and_the_next_command_brings_all(out, capfd):
+    """Nobody there for the whole run: one line without credentials, and a command that finds it finished brings it."""
+    away = f"http://user:secret@127.0.0.1:{free_port()}"
+    tracker = Tracker(away, EXPERIMENT)
+    started = time.monotonic()
+    for epoch in range(1, 4):
+        tracker.send(finished_run(points={epoch: {"loss": 1 / epoch}}, status="RUNNING"))
+    assert time.monotonic() - started < 0.5
+    tracker.close([finished_run()])
+    assert time.monotonic() - started < 20
+    said = capfd.readouterr().err
+
+    assert said.count("is away (connection refused)") <= 1
+    assert said.count("not up to date") == 1
+    assert "1 of 1 runs are not up to date" in said
+    assert "the next command with this --out brings them" in said
     assert "secret" not in said
     assert "Retry" not in said
+    assert [path.name for path in out.iterdir()] == ["mlflow.db"]
 
-    open_tracker(out).close()
-    check_the_run(store_of(out))
-    assert list(spool.glob("*.jsonl")) == []
-
-    journal_file.write_bytes(spare)  # as if the process had died before it could note the delivery
-    open_tracker(out).close()
+    reconcile(TrackingConfig(tracking_uri=store_of(out), experiment=EXPERIMENT), str(out), lambda _: [finished_run()])
     check_the_run(store_of(out))
 
 
-def log_a_run(tracker):
-    tracker.run("t", name="t", params={"lr": 0.1}, tags={"dataset": "abc"})
-    for epoch in range(1, 4):
-        tracker.log("t", {"loss": 1 / epoch}, step=epoch)
-    tracker.artifact("t", "notes/summary.txt", text="three epochs")
-    tracker.finish("t")
+def test_a_server_that_never_answers_holds_no_job_up(monkeypatch, capfd):
+    """Connections are taken and nothing comes: calls return at once, and the end waits for at most 10 s."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", EXPERIMENT)
+        started = time.monotonic()
+        for epoch in range(2 * tracking._QUEUE_SIZE):
+            tracker.send(finished_run(points={epoch: {"loss": 1.0}}, status="RUNNING"))
+        assert time.monotonic() - started < 1
+        ending = time.monotonic()
+        tracker.close([finished_run()])
+        assert time.monotonic() - ending < 12
+
+    assert "1 of 1 runs are not up to date" in capfd.readouterr().err
 
 
-def check_the_run(uri):
-    run = runs_of(uri)["t"]
-    points = [(point.step, point.value) for point in client_of(uri).get_metric_history(run.info.run_id, "loss")]
-    assert points == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
-    assert run.data.params == {"lr": "0.1"}
-    assert run.data.tags["dataset"] == "abc"
-    assert run.info.status == "FINISHED"
-    assert run.info.start_time <= run.info.end_time
-
-
-def test_artifacts_are_stored_inside_out(out):
-    """Texts and files are attached under the name they are given."""
+def test_files_are_attached_once_beside_the_database(out, capfd):
+    """Files are found under the name they are given; one that cannot be read does not hold up the metrics."""
     (out / "report.html").write_text("<p>hello")
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={})
-        tracker.artifact("t", "report/report.html", path=str(out / "report.html"))
-        tracker.artifact("t", "summary.txt", text="42 %")
+    files = {"a.html": str(out / "nowhere.html"), "report/report.html": str(out / "report.html")}
+    for status in ("FAILED", "FINISHED"):
+        bring(store_of(out), finished_run(files=files, status=status))
     found = {path.name: path.read_text() for path in (out / "mlflow_artifacts").rglob("*") if path.is_file()}
 
-    assert found == {"report.html": "<p>hello", "summary.txt": "42 %"}
-
-
-def test_a_missing_file_does_not_hold_up_the_metrics(out, capfd):
-    """An artifact that cannot be read is named and left out."""
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={})
-        tracker.artifact("t", "a.html", path=str(out / "nowhere.html"))
-        tracker.log("t", {"loss": 1.0}, step=1)
-
-    assert runs_of(store_of(out))["t"].data.metrics == {"loss": 1.0}
-    assert "nowhere.html cannot be read" in capfd.readouterr().err
+    assert found == {"report.html": "<p>hello"}
+    assert "a.html is left out" in capfd.readouterr().err
+    check_the_run(store_of(out))
 
 
 @pytest.mark.parametrize("metrics", [{"a?%": 1.0}, {"loss": "high"}])
-def test_metrics_that_cannot_be_stored_do_not_stop_the_caller(out, metrics, capfd):
-    """A bad name or value costs that call only, and is said."""
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={})
-        tracker.log("t", metrics, step=1)
-        tracker.log("t", {"loss": 2.0}, step=2)
+def test_metrics_that_cannot_be_stored_cost_only_themselves(out, metrics, capfd):
+    """A bad name or value is named and left out."""
+    bring(store_of(out), finished_run(points={1: {**metrics, "accuracy": 0.5}, 2: {"loss": 2.0}}))
 
-    assert runs_of(store_of(out))["t"].data.metrics == {"loss": 2.0}
+    assert runs_of(store_of(out))["t"].data.metrics == {"loss": 2.0, "accuracy": 0.5}
     assert "left out" in capfd.readouterr().err
 
 
-def test_what_was_not_measured_is_no_point(out, capfd):
-    """A metric that is None (no validation split, say) is left out without a word."""
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={})
-        tracker.log("t", {"loss": 1.0, "val_accuracy": None}, step=1)
-    run = runs_of(store_of(out))["t"]
-
-    assert run.data.metrics == {"loss": 1.0}
-    assert NON_FINITE not in run.data.tags
-    assert capfd.readouterr().err == ""
-
-
-def test_a_copy_in_another_process_tracks_nothing(out):
-    """Tune pickles callbacks with all they hold: that works, and the copy neither sends nor waits."""
-    with open_tracker(out) as tracker:
-        copy = pickle.loads(pickle.dumps(tracker))
-        log_a_run(copy)
-        copy.close()
-        tracker.run("other", name="o", params={}, tags={})
-
-    assert set(runs_of(store_of(out))) == {"other"}
-
-
 def test_a_deleted_run_is_made_anew(out):
-    """Metrics of a run that someone deleted meanwhile go to a new run with the same key."""
-    with open_tracker(out) as tracker:
-        tracker.run("t", name="t", params={}, tags={})
-    client_of(store_of(out)).delete_run(runs_of(store_of(out))["t"].info.run_id)
-    with open_tracker(out) as tracker:
-        tracker.log("t", {"loss": 2.0}, step=2)
+    """A run that someone deletes while the job works is made again by its end, whole."""
+    tracker = Tracker(store_of(out), EXPERIMENT)
+    tracker.send(finished_run(1, status="RUNNING"))
+    while True:
+        with contextlib.suppress(Exception):
+            run = runs_of(store_of(out))["t"]
+            if history(store_of(out), run, "loss"):
+                break
+        time.sleep(0.05)
+    client_of(store_of(out)).delete_run(run.info.run_id)
+    tracker.close([finished_run()])
 
-    assert runs_of(store_of(out))["t"].data.metrics == {"loss": 2.0}
+    check_the_run(store_of(out))
 
 
 def test_none_tracks_nothing(tmp_path):
-    """With 'none' every call is accepted and no file is written."""
-    with Tracker.open("none", out=str(tmp_path), experiment=EXPERIMENT) as tracker:
-        log_a_run(tracker)
+    """With 'none' every call is accepted, nothing is described and no file is written."""
+    config = TrackingConfig(tracking_uri="none")
+    with track(config, str(tmp_path), lambda _: pytest.fail("described")) as tracker:
+        tracker.send(finished_run())
 
     assert tracker.uri is None
     assert list(tmp_path.iterdir()) == []
@@ -280,51 +293,49 @@ def test_none_tracks_nothing(tmp_path):
 
 def test_a_remote_out_has_no_default_store(capfd):
     """An object store cannot hold a database: tracking is off, and the user is told what to pass."""
-    with Tracker.open(None, out="s3://bucket/runs", experiment=EXPERIMENT) as tracker:
-        log_a_run(tracker)
-
-    assert tracker.uri is None
+    assert default_uri("s3://bucket/runs") == "none"
     assert "--tracking-uri" in capfd.readouterr().err
 
 
-def test_a_remote_out_spools_on_this_machine(tmp_path, monkeypatch):
-    """What a server misses of a job with a remote --out waits in the user's cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tracker = Tracker.open(f"http://127.0.0.1:{free_port()}", out="s3://bucket/runs", experiment=EXPERIMENT)
-    log_a_run(tracker)
-    tracker.close(timeout=20)
+def test_a_description_that_cannot_be_made_fails_no_job(out, capfd):
+    """Broken manifests are the business of the job, not of tracking."""
+    reconcile(TrackingConfig(tracking_uri=store_of(out)), str(out), lambda _: [][0])
 
-    assert len(list(tmp_path.rglob("*.jsonl"))) == 1
+    assert "cannot be described" in capfd.readouterr().err
 
 
 FRESH = """
-import sys, time
-from easycore_ray.tracking.mlflow import Tracker
+import os, sys, time
+from easycore_ray.tracking.mlflow import Tracker, TrackedRun
 assert "mlflow" not in sys.modules
+tracker = Tracker(f"sqlite:///{sys.argv[1]}/mlflow.db", "easycore")
 started = time.monotonic()
-tracker = Tracker.open(None, out=sys.argv[1], experiment="easycore")
-tracker.run("t", name="t", params={"lr": 0.1}, tags={})
-tracker.log("t", {"loss": 1.0}, step=1)
+tracker.send(TrackedRun("t", "t", points={1: {"loss": 1.0}}))
 print(time.monotonic() - started)
-tracker.close(timeout=200)
-import os
+tracker.close([TrackedRun(sys.argv[2], sys.argv[2], points={1: {"loss": 1.0}}, status="FINISHED")])
 print(os.environ["MLFLOW_DISABLE_TELEMETRY"])
 """
 
 
 @pytest.mark.slow
-def test_the_first_use_of_a_fresh_store_does_not_slow_the_caller(tmp_path):
-    """Importing MLflow and setting up its database happen elsewhere, in silence, without a call home."""
+def test_two_processes_make_the_same_fresh_store(tmp_path):
+    """Importing MLflow and setting up its database slow no caller, make no noise, and two processes may do it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, check=True, env=environment
-    )
-    seconds, telemetry_off = done.stdout.split()
+    started = [
+        subprocess.Popen([sys.executable, "-c", FRESH, str(tmp_path), key], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True, env=environment)
+        for key in ("a", "b")
+    ]  # fmt: skip
+    for process in started:
+        printed, said = process.communicate(timeout=300)
+        seconds, telemetry_off = printed.split()
+        assert said == ""
+        assert float(seconds) < 0.5  # importing MLflow alone takes 2 s
+        assert telemetry_off == "true"
+    runs = runs_of(store_of(tmp_path))
 
-    assert float(seconds) < 0.5  # importing MLflow alone takes 2 s
-    assert telemetry_off == "true"
-    assert done.stderr == ""
-    assert runs_of(store_of(tmp_path))["t"].data.metrics == {"loss": 1.0}
+    assert {"t", "a", "b"} == set(runs)
+    assert runs["a"].data.metrics == {"loss": 1.0}
 
 
 def free_port():
@@ -372,30 +383,20 @@ def healthy(port):
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_up_later_gets_every_event_once(tmp_path, start_server, monkeypatch):
-    """What two jobs could not send is sent by the third, in order and once, artifacts included."""
-    monkeypatch.setattr(journal, "_PAUSES", (0.01, 0.01))
+def test_a_server_that_comes_up_later_gets_everything_once(tmp_path, start_server):
+    """Away for the first job and the second one: the third, which finds the finished artifact, brings it."""
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
-    out = tmp_path / "out"
-    first = open_tracker(out, uri)
-    first.run("t", name="t", params={"lr": 0.1}, tags={"dataset": "abc"})
-    first.log("t", {"loss": 1.0}, step=1)
-    first.close(timeout=20)
-    second = open_tracker(out, uri)
-    second.log("t", {"loss": 1 / 2}, step=2)
-    second.close(timeout=20)
-    assert len(list((out / "tracking").glob("*.jsonl"))) == 2
-
+    (tmp_path / "summary.txt").write_text("three epochs")
+    run = finished_run(files={"notes/summary.txt": str(tmp_path / "summary.txt")})
+    bring(uri, finished_run(1, status="FAILED"))
+    bring(uri, run)
     start_server(port)
-    with open_tracker(out, uri) as third:
-        third.log("t", {"loss": 1 / 3}, step=3)
-        third.artifact("t", "notes/summary.txt", text="three epochs")
-        third.finish("t")
+    for _ in range(2):
+        bring(uri, run)
 
     check_the_run(uri)
     assert [path.read_text() for path in (tmp_path / "served").rglob("summary.txt")] == ["three epochs"]
-    assert list((out / "tracking").glob("*.jsonl")) == []
 
 
 def test_the_ui_command_can_be_pasted():

@@ -1,0 +1,95 @@
+"""The progress actor on a real cluster: where it lives, and what a slow answer or a dead process costs."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+import ray
+
+from easycore_ray.runtime import progress_actor
+from easycore_ray.runtime.progress_actor import watching
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+def pid_of(actor):
+    return ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_an_answer_that_comes_too_late_loses_no_epoch(ray_session, monkeypatch):
+    """The driver does not wait for the first answer; the epoch in it is in the next one."""
+    monkeypatch.setattr(progress_actor, "_ANSWER_SECONDS", 0.0)
+    seen = []
+    with watching("test", 1, "images", lambda epoch, metrics: seen.append((epoch, metrics["loss"]))) as actor:
+        ray.get(actor.post_metrics.remote(1, {"loss": 1.0}))
+        time.sleep(2)
+        assert seen == []
+        monkeypatch.setattr(progress_actor, "_ANSWER_SECONDS", 5.0)
+        wait_for(lambda: seen)
+        ray.get(actor.post_metrics.remote(2, {"loss": 0.5}))
+        wait_for(lambda: len(seen) == 2)
+
+    assert seen == [(1, 1.0), (2, 0.5)]
+
+
+def test_an_actor_that_dies_is_made_anew(ray_session):
+    """Workers keep their handle, and what they report afterwards arrives."""
+    seen = []
+    with watching("test", 1, "images", lambda epoch, _: seen.append(epoch)) as actor:
+        ray.get(actor.post_metrics.remote(1, {}))
+        wait_for(lambda: seen == [1])
+        pid = pid_of(actor)
+        os.kill(pid, signal.SIGKILL)
+
+        def posted():
+            try:
+                ray.get(actor.post_metrics.remote(2, {}), timeout=5)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                return False
+            return True
+
+        wait_for(posted)
+        assert pid_of(actor) != pid
+        wait_for(lambda: seen == [1, 2])
+
+
+LOST_NODES = """
+import os, ray
+from ray.cluster_utils import Cluster
+from easycore_ray.runtime.progress_actor import start_progress_actor
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
+others = [cluster.add_node(num_cpus=4, object_store_memory=80_000_000) for _ in range(2)]
+ray.init(address=cluster.address, log_to_driver=False)
+actors = [start_progress_actor() for _ in range(6)]
+for actor in actors:
+    ray.get(actor.post_metrics.remote(1, {"loss": 1.0}))
+for node in others:
+    cluster.remove_node(node, allow_graceful=False)
+for actor in actors:
+    assert ray.get(actor.read.remote(0), timeout=60) == ((0.0, ""), {1: {"loss": 1.0}})
+print("kept")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_nodes_that_are_lost_take_no_progress_along():
+    """The actor lives on the driver's node: every other node may go."""
+    folder = tempfile.mkdtemp(prefix="ec", dir="/tmp")
+    done = subprocess.run([sys.executable, "-c", LOST_NODES], env=os.environ | {"RAY_TMPDIR": folder},
+                          capture_output=True, text=True, timeout=250, check=False)  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+
+    assert "kept" in done.stdout.splitlines(), done.stderr
