@@ -1,8 +1,6 @@
-"""Select a coreset: ``python -m jobs.coreset --help``."""
+"""Select a coreset: ``python -m jobs.coreset --help``, or ``easycore coreset``."""
 
-from easycore_ray.cli import run
-from easycore_ray.config.stages import CoresetConfig
-from easycore_ray.selection.select import select
+from easycore_ray.cli import run_job
 
 if __name__ == "__main__":
-    run(CoresetConfig, select)
+    run_job("coreset")

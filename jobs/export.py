@@ -1,8 +1,6 @@
-"""Write a trained model into one file: ``python -m jobs.export --help``."""
+"""Write a trained model into one file: ``python -m jobs.export --help``, or ``easycore export``."""
 
-from easycore_ray.cli import run
-from easycore_ray.config.stages import ExportConfig
-from easycore_ray.inspection.export import export
+from easycore_ray.cli import run_job
 
 if __name__ == "__main__":
-    run(ExportConfig, export)
+    run_job("export")

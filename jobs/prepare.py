@@ -1,8 +1,6 @@
-"""Import images into a dataset: ``python -m jobs.prepare --help``."""
+"""Import images into a dataset: ``python -m jobs.prepare --help``, or ``easycore prepare``."""
 
-from easycore_ray.cli import run
-from easycore_ray.config.stages import PrepareConfig
-from easycore_ray.data.ingest.pipeline import prepare
+from easycore_ray.cli import run_job
 
 if __name__ == "__main__":
-    run(PrepareConfig, prepare)
+    run_job("prepare")

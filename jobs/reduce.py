@@ -1,8 +1,6 @@
-"""Reduce a score table to hardness: ``python -m jobs.reduce --help``."""
+"""Reduce a score table to hardness: ``python -m jobs.reduce --help``, or ``easycore reduce``."""
 
-from easycore_ray.cli import run
-from easycore_ray.config.stages import ReduceConfig
-from easycore_ray.scoring.reduce import reduce
+from easycore_ray.cli import run_job
 
 if __name__ == "__main__":
-    run(ReduceConfig, reduce)
+    run_job("reduce")

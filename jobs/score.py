@@ -1,8 +1,6 @@
-"""Score every sample in a training run, then reduce: ``python -m jobs.score --help``."""
+"""Score every sample in a training run, then reduce: ``python -m jobs.score --help``, or ``easycore score``."""
 
-from easycore_ray.cli import run
-from easycore_ray.config.stages import ScoreConfig
-from easycore_ray.scoring.score import score
+from easycore_ray.cli import run_job
 
 if __name__ == "__main__":
-    run(ScoreConfig, score)
+    run_job("score")

@@ -1,8 +1,6 @@
-"""Train one model on a coreset: ``python -m jobs.train --help``."""
+"""Train one model on a coreset: ``python -m jobs.train --help``, or ``easycore train``."""
 
-from easycore_ray.cli import run
-from easycore_ray.config.stages import TrainConfig
-from easycore_ray.training.train import train
+from easycore_ray.cli import run_job
 
 if __name__ == "__main__":
-    run(TrainConfig, train)
+    run_job("train")

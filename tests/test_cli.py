@@ -13,7 +13,9 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from easycore_ray.cli import parse, preset_fields, run
+from easycore_ray.cli.command import run
+from easycore_ray.cli.options import parse
+from easycore_ray.cli.start_values import preset_fields
 from easycore_ray.config import experiments, stages
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
@@ -114,7 +116,8 @@ def test_help_names_every_field_with_its_default_and_what_is_allowed(job_help):
     """Exit code 0; required fields say so; presets and saved configurations are explained."""
     kind, code, text = job_help
     assert code == 0
-    assert "--preset {" + ",".join(STUDIES if kind is StudyConfig else PRESETS) + "}" in plain(text)
+    presets = "--preset{" + ",".join(STUDIES if kind is StudyConfig else PRESETS) + "}"
+    assert presets in plain(text).replace(" ", "")  # a long list is wrapped
     assert "--config PATH/manifest.json" in plain(text)
     for field in dataclasses.fields(kind):
         entry = entry_of(field, text)
@@ -430,7 +433,7 @@ def test_an_interrupt_says_how_to_go_on(capsys):
     with pytest.raises(SystemExit) as caught:
         run(CoresetConfig, verb, ["--out", "/o", "--scores", "/s"])
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
 
 
 def test_a_mistake_in_a_submitted_job_ends_the_process_with_2(tmp_path):

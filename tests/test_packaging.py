@@ -74,6 +74,7 @@ def test_its_metadata_says_what_it_is(wheel):
     assert "Requires-Python: >=3.11\n" in metadata
     assert "Requires-Dist: ray[data,default,train,tune]" in metadata
     assert len(metadata.split("\n\n", 1)[1]) > 100
+    assert "easycore = easycore_ray.cli:main" in archive.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert any(entry.endswith("licenses/LICENSE") for entry in archive.namelist())
 
 

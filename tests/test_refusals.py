@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from easycore_ray import evaluate, inspect, pipeline, reduce, score, select, sweep, train
-from easycore_ray.cli import run
+from easycore_ray.cli.command import run
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import EvaluateConfig, ScoreConfig
 from easycore_ray.data.dataset import open_dataset

@@ -2,7 +2,7 @@
 
 import pytest
 
-from easycore_ray.cli import preset_fields
+from easycore_ray.cli.start_values import preset_fields
 from easycore_ray.config.experiments import PipelineConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig

@@ -45,12 +45,12 @@ _JOBS = """
 import sys
 from easycore_ray import evaluate, reduce, report, select, train
 from easycore_ray.config.experiments import PipelineConfig
-from easycore_ray.cli import run
-from jobs.pipeline import main
+from easycore_ray.cli.command import run
+from easycore_ray.cli.results import run_pipeline
 
 if __name__ == "__main__":
     home, *arguments = sys.argv[1:]
-    run(PipelineConfig, main, arguments)
+    run(PipelineConfig, run_pipeline, arguments)
     inputs = dict(dataset=f"{home}/run/dataset")
     core = select(scores=f"{home}/run/scores", method="hardest", fraction=0.3, out=f"{home}/more/coreset", **inputs)
     model = train(coreset=core.path, out=f"{home}/more/model", model="cnn", width=4, steps=3, num_workers=1, **inputs)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from easycore_ray.cli import parse
+from easycore_ray.cli.options import parse
 from easycore_ray.config import experiments, stages
 from tests.artifacts import make_checkpoint, make_image_dataset
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from easycore_ray.cli import run
+from easycore_ray.cli.command import run
+from easycore_ray.cli.results import run_evaluate
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.data.dataset import Samples, open_dataset
 from easycore_ray.evaluation import attack_shards
@@ -20,7 +21,6 @@ from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation
 from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
-from jobs.evaluate import main
 from tests.artifacts import make_checkpoint, make_image_dataset
 
 
@@ -170,7 +170,7 @@ def test_a_suspicious_evaluation_is_loud_whenever_it_is_asked_for(evaluated, cap
     out = arguments[-1]
     for _ in range(2):
         with pytest.raises(SystemExit) as caught:
-            run(EvaluateConfig, main, arguments)
+            run(EvaluateConfig, run_evaluate, arguments)
         last = capsys.readouterr().err.splitlines()[-1]
 
         assert caught.value.code == 1
@@ -186,7 +186,7 @@ def test_a_sound_evaluation_is_quiet(evaluated, capsys):
     arguments = evaluated(steps=100)  # after one it gives one answer to everything, which no attack changes
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert run(EvaluateConfig, main, arguments).manifest["summary"]["suspicious"] == []
+        assert run(EvaluateConfig, run_evaluate, arguments).manifest["summary"]["suspicious"] == []
     assert "error" not in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from easycore_ray.cli import preset_fields
+from easycore_ray.cli.start_values import preset_fields
 from easycore_ray.config.experiments import StudyConfig
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.presets import STUDIES

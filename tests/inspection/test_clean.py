@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easycore_ray import clean, inspect, select
-from easycore_ray.cli import run
+from easycore_ray.cli.command import run
+from easycore_ray.cli.results import run_clean
 from easycore_ray.config.stages import CleanConfig
 from easycore_ray.inspection.artifact_files import read_commits, survey
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.errors import EasyCoreError
-from jobs.clean import main
 from tests.artifacts import commits_of, edit_manifest, make_image_dataset, make_scoring_run
 
 LABELS = [number % 2 for number in range(20)]
@@ -146,7 +146,7 @@ def test_nothing_is_removed_without_yes(root, capsys):
     """What would be is said, file by file with its size and reason, and the total."""
     put(root, "scores/hardness/hardness-00009.parquet")
     before = names(root)
-    run(CleanConfig, main, [f"{root}/scores"])
+    run(CleanConfig, run_clean, [f"{root}/scores"])
     said = capsys.readouterr().out
 
     assert names(root) == before
@@ -155,9 +155,9 @@ def test_nothing_is_removed_without_yes(root, capsys):
     total = said.splitlines()[-1]
     assert total.startswith(f"would remove {NUM_COMMIT_FILES + 1} files, ")
     assert total.endswith(f"from {root}/scores; pass --yes to do it")
-    run(CleanConfig, main, [f"{root}/scores", "--yes"])
+    run(CleanConfig, run_clean, [f"{root}/scores", "--yes"])
     assert f"removed {NUM_COMMIT_FILES + 1} files" in capsys.readouterr().out
-    run(CleanConfig, main, [f"{root}/scores", "--yes"])
+    run(CleanConfig, run_clean, [f"{root}/scores", "--yes"])
     assert capsys.readouterr().out == f"nothing to remove in {root}/scores\n"
 
 
@@ -298,7 +298,7 @@ def test_what_is_no_artifact_is_refused(root, capsys, where):
     put(root, "dataset/shards/.x.abcdefgh.tmp", ".y.abcdefgh.tmp")
     before = names(root)
     with pytest.raises(SystemExit) as caught:
-        run(CleanConfig, main, [f"{root}/{where}", "--yes"])
+        run(CleanConfig, run_clean, [f"{root}/{where}", "--yes"])
 
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1

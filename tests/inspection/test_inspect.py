@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from easycore_ray import inspect, select
-from easycore_ray.cli import parse, run
+from easycore_ray.cli.command import run
+from easycore_ray.cli.options import parse
+from easycore_ray.cli.results import run_inspect
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.stages import EvaluateConfig, InspectConfig, TrainConfig
 from easycore_ray.core.models import build_model
@@ -28,7 +30,6 @@ from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, open_hardness, 
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.artifact import Artifact, Claim
 from easycore_ray.storage.errors import EasyCoreError
-from jobs.inspect import main
 from tests.artifacts import edit_manifest, make_image_dataset, make_scoring_run, write_commits
 
 LABELS = [number % 3 for number in range(60)]
@@ -600,7 +601,7 @@ def test_verification_finds(own, damage):
     assert re.search(message, found), found
     assert inspect(path=f"{own}/checkpoint", count=0)["kind"] == "checkpoint"
     with pytest.raises(SystemExit) as caught:
-        run(InspectConfig, main, [f"{own}/{where}", "--verify", "--count", "0"])
+        run(InspectConfig, run_inspect, [f"{own}/{where}", "--verify", "--count", "0"])
     assert caught.value.code == 1
 
 
@@ -611,10 +612,10 @@ def test_the_command_prints_json_or_text(made, capsys, monkeypatch):
     """The path is the only word it needs; a relative one starts in the working directory."""
     monkeypatch.chdir(made)
     monkeypatch.delenv("EASYCORE_ROOT", raising=False)
-    facts = run(InspectConfig, main, ["scores", "--json", "--count", "3"])
+    facts = run(InspectConfig, run_inspect, ["scores", "--json", "--count", "3"])
     assert json.loads(capsys.readouterr().out) == facts
     assert facts["path"] == f"{made}/scores"
-    run(InspectConfig, main, ["scores"])
+    run(InspectConfig, run_inspect, ["scores"])
     assert capsys.readouterr().out.startswith(f"{made}/scores\nscoring run, finished ")
 
 
@@ -628,7 +629,7 @@ def test_the_command_prints_json_or_text(made, capsys, monkeypatch):
 def test_mistakes_are_one_line(capsys, arguments, message):
     """Exit code 2, nothing on standard output."""
     with pytest.raises(SystemExit) as caught:
-        run(InspectConfig, main, arguments)
+        run(InspectConfig, run_inspect, arguments)
     captured = capsys.readouterr()
 
     assert caught.value.code == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from easycore_ray.cli import parse
+from easycore_ray.cli.options import parse
 from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection_methods import METHODS, markdown_table, ranking_method, selection_method
@@ -97,7 +97,8 @@ def near(scores, uniform, *, target: float = 1.0):
 from easycore_ray.config.stages import CoresetConfig
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.selection.select import select
-from easycore_ray.cli import parse, run
+from easycore_ray.cli.command import run
+from easycore_ray.cli.options import parse
 from tests.contract import columns, table
 from tests.artifacts import make_dataset
 import json, numpy as np

@@ -18,7 +18,7 @@ from PIL import Image
 
 pytest.importorskip("moto")
 
-from easycore_ray.cli import run
+from easycore_ray.cli.command import run
 from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.ingest import readers, sources
