@@ -1,6 +1,6 @@
 """analyze(): the paper's claims, tested on the user's own data and models.
 
-Takes scoring runs and checkpoints of one dataset; attacks a draw of the training samples, equally many of every tenth
+Takes scoring runs and checkpoints of one dataset; attacks a draw of the training samples, equally many of every decile
 by AIGN, and compares the runs with each other; gives a verdict per claim, tables, pictures and a page. A sample is
 attacked for its distance to the decision boundary, and everything about attacks follows from that one number, so that
 curves at all eps and the distance cannot contradict each other.
@@ -197,10 +197,10 @@ def open_analysis(config: AnalyzeConfig) -> Inputs:
         raise EasyCoreError(f"all {count:,} scored samples are of one class; an attack needs another to lead to")
     if count < LEAST_PER_DECILE * DECILES:
         raise EasyCoreError(
-            f"{count:,} samples are scored, {LEAST_PER_DECILE * DECILES} are needed: {LEAST_PER_DECILE} for each tenth"
+            f"{count:,} samples are scored, {LEAST_PER_DECILE * DECILES} are needed: {LEAST_PER_DECILE} for each decile"
         )
     warnings: list[str] = []
-    models = _named([_open_model(path, dataset, warnings) for path in config.checkpoint])
+    models = _assign_names([_open_model(path, dataset, warnings) for path in config.checkpoint])
     by_hardness = deciles(runs[0].hard, runs[0].sample_ids)
     drawn = draw_from_deciles(by_hardness, runs[0].sample_ids, config.num_train_samples, config.seed)
     return Inputs(dataset, runs, models, by_hardness, drawn, warnings)
@@ -228,12 +228,12 @@ def _open_model(path: str, dataset: Dataset, warnings: list[str]) -> Model:
         problem = "" if seen is not None else f"was trained on the coreset {parents['coreset']['path']}, which is gone"
     if problem:
         warnings.append(
-            f"{artifact.path} {problem}: which samples it has seen is not known, so they are not told apart"
+            f"{artifact.path} {problem}: which samples it has seen is not known, so they are not reported apart"
         )
     return Model(name, artifact, network, seen)
 
 
-def _named(models: Sequence[Model]) -> list[Model]:
+def _assign_names(models: Sequence[Model]) -> list[Model]:
     """The models with names that differ: by seed where that helps, else by number."""
     names = [model.name for model in models]
     if len(set(names)) < len(names):

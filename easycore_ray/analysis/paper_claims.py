@@ -20,7 +20,7 @@ from easycore_ray.core.eps import format_eps
 from easycore_ray.core.metrics import wilson_interval
 from easycore_ray.core.score_stability import in_sample
 from easycore_ray.core.selection import budget, lowest
-from easycore_ray.core.trend_test import CANNOT_BE_TOLD, CONFIDENCE, DECILES, DOES_NOT_HOLD, HOLDS, Trend, trend
+from easycore_ray.core.trend_test import CONFIDENCE, DECILES, DOES_NOT_HOLD, HOLDS, INCONCLUSIVE, Trend, trend
 
 MIX_TOLERANCE = 0.10
 """A class share in the easiest half within ± 10 % of that in the data counts as kept."""
@@ -81,7 +81,7 @@ class Finding:
 
 
 def describe_group(group: SampleGroup, eps: Sequence[float]) -> dict[str, Any]:
-    """Every tenth of a group in numbers: ``model, which, num_samples, deciles`` (of those that have samples)."""
+    """Every decile of a group in numbers: ``model, which, num_samples, deciles`` (of those that have samples)."""
     return {
         "model": group.model,
         "which": group.which,
@@ -111,14 +111,14 @@ def attack_finding(group: SampleGroup, eps: Sequence[float], seed: int) -> Findi
     right = group.right()
     success = {each: right.distance <= each for each in eps}
     trends = {each: trend(right.hard, success[each], right.deciles, seed=seed) for each in eps}
-    telling = min(eps, key=lambda each: abs(float(np.mean(success[each])) - 0.5)) if len(right.hard) else eps[0]
-    easy, harder = _ends(success[telling], right.deciles)
+    middle_eps = min(eps, key=lambda each: abs(float(np.mean(success[each])) - 0.5)) if len(right.hard) else eps[0]
+    easy, harder = _ends(success[middle_eps], right.deciles)
     sentence = (
-        f"attack success at {format_eps(telling)} goes from {_percent(easy)} ({_end(right.deciles, first=True)}) to "
-        f"{_percent(harder)} ({_end(right.deciles, first=False)}); {_correlation(trends[telling])}"
+        f"attack success at {format_eps(middle_eps)} goes from {_percent(easy)} ({_end(right.deciles, first=True)}) to "
+        f"{_percent(harder)} ({_end(right.deciles, first=False)}); {_correlation(trends[middle_eps])}"
     )
-    numbers = {"eps": telling, "by_eps": [{"eps": each, **_numbers(found)} for each, found in trends.items()]}
-    return _finding(trends[telling], sentence, numbers)
+    numbers = {"eps": middle_eps, "by_eps": [{"eps": each, **_numbers(found)} for each, found in trends.items()]}
+    return _finding(trends[middle_eps], sentence, numbers)
 
 
 def distance_finding(group: SampleGroup, norm: str, seed: int) -> Finding:
@@ -148,13 +148,13 @@ def learned_finding(run: Run, deciles: NDArray[np.int64], seed: int) -> Finding:
     """Whether the first epoch that has a sample right rises with hardness, over the whole population."""
     if run.first_learned is None:
         sentence = "the scoring run did not record when samples were learned, or it was reduced without (--only)"
-        return Finding(CANNOT_BE_TOLD, sentence, {})
+        return Finding(INCONCLUSIVE, sentence, {})
     chosen = in_sample(run.sample_ids, len(run.sample_ids), _BOOTSTRAP_ROWS)
     found = trend(run.hard[chosen], run.first_learned[chosen], deciles[chosen], seed=seed)
     easy, harder = _ends(run.first_learned, deciles, np.median)
     never = np.isinf(run.first_learned)
     sentence = (
-        f"median first epoch goes from {_epoch(easy)} (easiest tenth) to {_epoch(harder)} (hardest), never learned "
+        f"median first epoch goes from {_epoch(easy)} (easiest decile) to {_epoch(harder)} (hardest), never learned "
         f"{_percent(float(never[deciles == 1].mean()))} and {_percent(float(never[deciles == DECILES].mean()))}; "
         f"{_correlation(found)}"
     )
@@ -166,9 +166,8 @@ def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
 
     Holds: the mean over pairs of networks is no lower than the mean over pairs of seeds less their spread (standard
     deviation, or the sampling error of the overlap where that is more), and at least half of what seeds agree on beyond
-    chance is left: a spread that excuses less tells nothing. With one pair of seeds the spread is not known, so that a
-    lower overlap cannot be told from noise, unless it is chance. Does not hold, too: even seeds do not agree beyond
-    chance.
+    chance is left: a spread that excuses less shows nothing. With one pair of seeds the spread is not known, so that a
+    lower overlap may be noise, unless it is chance. Does not hold, too: even seeds do not agree beyond chance.
     """
     by_kind = {kind: [pair for pair in pairs if pair.differ == kind] for kind in (SEED, ARCHITECTURE)}
     lacking = [
@@ -177,7 +176,7 @@ def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
         if not by_kind[kind]
     ]
     if lacking:
-        return Finding(CANNOT_BE_TOLD, f"needs {' and '.join(lacking)} in --scores", {})
+        return Finding(INCONCLUSIVE, f"needs {' and '.join(lacking)} in --scores", {})
     seeds, networks = (np.array([pair.overlap for pair in by_kind[kind]]) for kind in (SEED, ARCHITECTURE))
     k = budget(len(runs[0].sample_ids), EASIEST)
     yardstick, reached = float(seeds.mean()), float(networks.mean())
@@ -196,13 +195,13 @@ def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
     if kept is None:
         outcome, reason = DOES_NOT_HOLD, "not even seeds agree beyond chance"
     elif reached >= yardstick - spread and kept < _MUST_STAY:
-        outcome, reason = CANNOT_BE_TOLD, "seeds differ among themselves by as much; train longer, or add seeds"
+        outcome, reason = INCONCLUSIVE, "seeds differ among themselves by as much; train longer, or add seeds"
     elif reached >= yardstick - spread:
         outcome, reason = HOLDS, "no less than seeds, within their spread"
     elif reached <= chance or len(seeds) > 1:
         outcome, reason = DOES_NOT_HOLD, "less than seeds by more than their spread"
     else:
-        outcome, reason = CANNOT_BE_TOLD, "one pair of seeds does not tell their spread; add a third seed"
+        outcome, reason = INCONCLUSIVE, "one pair of seeds does not give their spread; add a third seed"
     numbers = {
         "overlap_architectures": reached,
         "overlap_seeds": yardstick,
@@ -243,7 +242,7 @@ def class_mix(run: Run, num_classes: int) -> list[dict[str, Any]]:
 
 
 def mix_finding(mix: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Finding:
-    """Whether no class is in the easiest half more or less often than in the data by more than a tenth."""
+    """Whether no class is in the easiest half more or less often than in the data by more than 10 %."""
     low, high = 1 - MIX_TOLERANCE, 1 + MIX_TOLERANCE
     least, most = (end(mix, key=lambda entry: entry["ratio"]) for end in (min, max))
     off = [entry for entry in mix if entry["interval"][1] < low or entry["interval"][0] > high]
@@ -252,7 +251,7 @@ def mix_finding(mix: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Fin
     elif all(low <= entry["interval"][0] and entry["interval"][1] <= high for entry in mix):
         outcome = HOLDS
     else:
-        outcome = CANNOT_BE_TOLD
+        outcome = INCONCLUSIVE
     sentence = (
         f"from {least['ratio']:.2f} × its share in the data ({classes[least['label']]}) to {most['ratio']:.2f} × "
         f"({classes[most['label']]}); {len(off)} of {len(mix)} classes are off by more than {_percent(MIX_TOLERANCE)} "
@@ -264,12 +263,12 @@ def mix_finding(mix: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Fin
 def joined(findings: Sequence[tuple[str, Finding]]) -> Finding:
     """One verdict from those of several groups, each with the name of its group.
 
-    Holds if it does wherever it can be told; does not hold as soon as one group contradicts.
+    Holds if it holds in every group with a conclusive outcome; does not hold as soon as one group contradicts.
     """
     if not findings:
-        return Finding(CANNOT_BE_TOLD, "needs a model; pass --checkpoint", {})
-    told = {finding.outcome for _, finding in findings} - {CANNOT_BE_TOLD}
-    outcome = DOES_NOT_HOLD if DOES_NOT_HOLD in told else HOLDS if told else CANNOT_BE_TOLD
+        return Finding(INCONCLUSIVE, "needs a model; pass --checkpoint", {})
+    outcomes = {finding.outcome for _, finding in findings} - {INCONCLUSIVE}
+    outcome = DOES_NOT_HOLD if DOES_NOT_HOLD in outcomes else HOLDS if outcomes else INCONCLUSIVE
     if len(findings) == 1:
         return findings[0][1]
     parts = [f"{name}: {finding.sentence} [{finding.outcome}]" for name, finding in findings]
@@ -296,7 +295,7 @@ def verdicts(
         classes: names in label order.
     """
     eps, norm, seed = sorted(config.eval_eps), config.norm, config.seed
-    told: dict[str, list[tuple[str, Finding]]] = {
+    findings_by_claim: dict[str, list[tuple[str, Finding]]] = {
         "attack": [(group.name, attack_finding(group, eps, seed)) for group in groups],
         "distance": [(group.name, distance_finding(group, norm, seed)) for group in groups],
         "classified": [(group.name, classified_finding(group, seed)) for group in groups],
@@ -306,7 +305,7 @@ def verdicts(
     }
     name = "AIGN" if config.score == "aign" else config.score
     found = []
-    for key, findings in told.items():
+    for key, findings in findings_by_claim.items():
         whole = joined(findings)
         found.append(
             {
@@ -349,7 +348,7 @@ def _correlation(found: Trend) -> str:
 
 
 def _ends(values: NDArray[Any], deciles: NDArray[np.int64], summary: Any = np.mean) -> tuple[float, float]:
-    """Of the easiest and of the hardest tenth there is; NaN where there is none."""
+    """Of the easiest and of the hardest decile there is; NaN where there is none."""
     if not len(deciles):
         return math.nan, math.nan
     easy, harder = (float(summary(values[deciles == number])) for number in (deciles.min(), deciles.max()))
@@ -357,11 +356,11 @@ def _ends(values: NDArray[Any], deciles: NDArray[np.int64], summary: Any = np.me
 
 
 def _end(deciles: NDArray[np.int64], *, first: bool) -> str:
-    """Name of the easiest or hardest tenth there is."""
+    """Name of the easiest or hardest decile there is."""
     if not len(deciles):
         return ""
     number = int(deciles.min() if first else deciles.max())
-    return {1: "easiest tenth", DECILES: "hardest"}.get(number, f"tenth {number}")
+    return {1: "easiest decile", DECILES: "hardest"}.get(number, f"decile {number}")
 
 
 def _share(kept: NDArray[np.bool_]) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ still classified right and shrinks where it is not. Departures: a step is a shar
 fixed length, so that nothing has to be tuned to the size of the images or the norm; there are two descents, whose
 first steps go to the class with the next highest logit and to the one whose boundary seems nearest (as in DeepFool,
 Moosavi-Dezfooli et al. 2016); and the best point is at last pulled straight towards its input as far as it stays
-wrong. A distance is reported only with a point that proves it, so it is never below the true one; how much above, an
-attack cannot tell.
+wrong. A distance is reported only with a point that proves it, so it is never below the true one. By how much
+it exceeds the true one is unknown.
 """
 
 import math
@@ -187,5 +187,5 @@ def _pulled_back(
         wrong = _is_wrong(model, points, labels)
         low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
     points = inputs + (nearest - inputs) * per_row(high, inputs)
-    # Asked once more: this very point, not one that rounding tells from it.
+    # Checked once more at this very point: it may differ from the tested one by rounding.
     return _nearer(best, nearest, points, inputs, _is_wrong(model, points, labels), norm)

@@ -98,7 +98,7 @@ class EpochResult:
     num_rows: int
     steps: int
     scores: dict[str, np.ndarray] | None
-    """Fused scores with ``sample_id`` and ``label``, one entry a row, if they were asked for."""
+    """Fused scores with ``sample_id`` and ``label``, one entry a row, if they were requested."""
     stall_share: float = 0.0
     """Share of the epoch's time that was spent waiting for the next batch, in [0, 1]."""
 
@@ -232,9 +232,9 @@ class _TimedBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         batches, done = iter(self._batches), object()
         while True:
-            asked = time.perf_counter()
+            started = time.perf_counter()
             batch: Any = next(batches, done)
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - started
             if batch is done:
                 return
             yield batch
@@ -329,7 +329,7 @@ def score_epoch(
 
 
 def _full_float32(device: torch.device) -> Any:
-    """Context without TF32, which GPUs use for float32 convolutions unless told not to (10 bits of mantissa)."""
+    """Context without TF32, which GPUs use for float32 convolutions by default (10 bits of mantissa)."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
 
 

@@ -33,7 +33,7 @@ def worst_class_accuracy(correct: ArrayLike, labels: ArrayLike, num_classes: int
     Args:
         correct: bool (N,).
         labels: integers (N,) in 0 .. num_classes - 1.
-        num_classes: classes the model tells apart; those without a sample do not count.
+        num_classes: classes of the model; those without a sample do not count.
 
     Raises:
         ValueError: empty input, lengths that differ, or a label out of range.

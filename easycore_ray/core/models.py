@@ -155,7 +155,7 @@ def _users_network(name: str, num_classes: int, image_shape: tuple[int, ...]) ->
     module, _, function = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the user's module does on import is worth telling
+    except Exception as error:  # whatever the user's module does on import is worth reporting
         raise ValueError(
             f"model {name} cannot be imported: {_in_a_line(error)}; write package.module:function and have the "
             "package installed or on PYTHONPATH on every node"
@@ -174,7 +174,7 @@ def _users_network(name: str, num_classes: int, image_shape: tuple[int, ...]) ->
 
 @torch.no_grad()
 def _check_output(model: nn.Module, name: str, num_classes: int, image_shape: Sequence[int]) -> None:
-    """Refuse a user's model that does not map images to logits; two grey images tell, in evaluation mode."""
+    """Refuse a user's model that does not map images to logits; checked with two grey images in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -197,7 +197,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def default_width(name: str) -> int | None:
-    """The width that a model has unless told otherwise; None for a user's, which has none.
+    """The width that a model has by default; None for a user's, which has none.
 
     Raises:
         ValueError: an unknown name.

@@ -74,7 +74,7 @@ class Interval:
     Attributes:
         low: float64 (groups,).
         high: float64 (groups,). Equal to ``low`` where the value of the cut is known and its ties are counted.
-        share: of the keys inside, the part to bring back, drawn at random; 1.0 for all of them.
+        share: of the keys inside, the part to return, drawn at random; 1.0 for all of them.
         seed: of that draw.
     """
 
@@ -120,7 +120,7 @@ def take_census(keys: Values, groups: NDArray | None, interval: Interval, rng: n
     Args:
         keys: float64 (n,), no NaN.
         groups: (n,) integers in 0 .. groups − 1; None if there is one group.
-        interval: what is asked.
+        interval: which keys to count.
         rng: for the draw.
     """
     low, high = (bound[0 if groups is None else groups] for bound in (interval.low, interval.high))
@@ -224,7 +224,7 @@ def _narrow(sample: Values, place: float, low: float, high: float) -> tuple[floa
     inside = (between + 1) / (count + 1)
     if inside <= 0.5 and lower < upper:
         return lower, upper, inside
-    # Equal keys, or too few to tell: one value, whose keys are counted and not brought back.
+    # Equal keys, or too few to separate: one value, whose keys are counted and not returned.
     value = sample[min(int(place * count), count - 1)]
     return value, value, 0.0
 

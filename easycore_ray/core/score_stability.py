@@ -1,6 +1,6 @@
 """When is AIGN known well enough? Its change from one scored epoch to the next, on a fixed sample of the ids.
 
-The mean over epochs settles long before training ends. What matters for a coreset is which samples are among the
+The mean over epochs stabilizes long before training ends. What matters for a coreset is which samples are among the
 easiest, so that is what is compared: the easiest fraction, and the ranks, by the mean up to the epoch before and by the
 mean up to this one. The sample is chosen by a hash of the id: the same whatever the workers, order or restarts.
 """

@@ -7,7 +7,7 @@ The exact pass scores *the sample*, not the batch it came in. Eval mode, because
 batch-mates into every gradient (88 % agreement on the easiest 30 % in a small test). Sum-reduced loss, because a mean
 divides every gradient by the batch size and so inflates the last, smaller batch. Float32 without autocast, because
 gradients of confident samples (1e-8) vanish in half precision. And every field is kept beside the norm, because a
-norm near 0 alone does not tell "fitted" from "saturated on the wrong class".
+norm near 0 alone does not separate "fitted" from "saturated on the wrong class".
 """
 
 import torch

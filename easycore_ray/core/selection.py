@@ -2,8 +2,8 @@
 
 Takes sample ids, labels, a fraction and (for most methods) one score per sample; gives the chosen ids,
 sorted. ``choose`` does it for rows in memory. It sorts them by id and turns every score so that higher is harder; a
-method sees nothing else. So the one decision, that a coreset depends on ids and seeds and never on row
-order, is made once; ``easycore_ray.selection.exact_cut`` makes the same choice file by file.
+method sees nothing else. A coreset therefore depends on ids and seeds, never on row order.
+``easycore_ray.selection.exact_cut`` makes the same choice file by file.
 
 The methods themselves are in ``selection_methods``: a new one is one function there.
 """

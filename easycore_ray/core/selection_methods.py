@@ -327,5 +327,5 @@ def _equal_width_bins(values: Scores, num_bins: int) -> Ids:
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros(len(values), dtype=np.int64)
-    # The maximum belongs to the last bin. (Stretching the range by a factor fails below 0.)
+    # The maximum belongs to the last bin. (Scaling the range by a factor fails below 0.)
     return np.minimum(((values - low) / (high - low) * num_bins).astype(np.int64), num_bins - 1)

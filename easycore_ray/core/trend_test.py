@@ -1,8 +1,8 @@
-"""Does a quantity rise with hardness? Tenths of a population, a rank correlation with its interval, and a rule.
+"""Does a quantity rise with hardness? Deciles of a population, a rank correlation with its interval, and a rule.
 
 Takes numpy arrays and gives plain numbers. A trend *holds* only if the whole interval of the rank correlation points
-that way, is not negligible, and no harder tenth contradicts an easier one beyond noise; where the data are too few to
-say so or to deny it, the answer is that it cannot be told.
+that way, is not negligible, and no harder decile contradicts an easier one beyond noise; where the data are too few to
+confirm or deny it, the outcome is *inconclusive*.
 """
 
 import math
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from easycore_ray.core.metrics import ArrayLike, average_ranks, spearman
 from easycore_ray.core.seeding import numpy_rng
 
-HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds", "does not hold", "cannot be told"
-OUTCOMES = (HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD)
+HOLDS, DOES_NOT_HOLD, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
+OUTCOMES = (HOLDS, DOES_NOT_HOLD, INCONCLUSIVE)
 
 DECILES = 10
 NEGLIGIBLE = 0.1  # rank correlations below explain less than 1 % of the variance of ranks
 CONFIDENCE = 0.95
-LEAST_ROWS = 50  # five for each tenth; below, no interval is worth its name
+LEAST_ROWS = 50  # five for each decile; below, no interval is worth its name
 RESAMPLES = 1000
 
 
@@ -38,7 +38,7 @@ class DecileMean:
 
 @dataclass(frozen=True)
 class Trend:
-    """How a quantity goes with hardness."""
+    """How a quantity varies with hardness."""
 
     outcome: str
     """One of ``OUTCOMES``, for the claim that it rises (or falls, see ``trend``)."""
@@ -48,15 +48,15 @@ class Trend:
     interval: tuple[float, float] | None
     """95 % bootstrap interval of it."""
     reversal: tuple[int, int] | None
-    """Easier and harder tenth (1 .. 10) that contradict the claim most beyond noise, if any do."""
+    """Easier and harder decile (1 .. 10) that contradict the claim most beyond noise, if any do."""
     reason: str
     """Why the outcome is what it is, as the end of a sentence."""
 
 
 def deciles(hardness: NDArray[np.float64], sample_ids: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The tenth of the population each sample is in by hardness: 1 (easiest) .. 10, ties by id.
+    """The decile of the population each sample is in by hardness: 1 (easiest) .. 10, ties by id.
 
-    Tenths differ by at most one sample in size.
+    Deciles differ by at most one sample in size.
 
     Args:
         hardness: (N,) higher is harder; infinities are fine.
@@ -78,7 +78,7 @@ def deciles(hardness: NDArray[np.float64], sample_ids: NDArray[np.integer]) -> N
 def draw_from_deciles(
     decile: NDArray[np.integer], sample_ids: NDArray[np.integer], num_samples: int, seed: int
 ) -> NDArray[np.int64]:
-    """Sorted ids of a seeded draw, equally many of every tenth but for a remainder; all if there are no more."""
+    """Sorted ids of a seeded draw, equally many of every decile but for a remainder; all if there are no more."""
     ids = np.asarray(sample_ids, np.int64)
     if num_samples >= len(ids):
         return np.sort(ids)
@@ -101,9 +101,9 @@ def trend(
     """Test the claim that ``values`` rise (or fall) with hardness.
 
     Holds: the rank correlation is at least ``NEGLIGIBLE``, its interval lies wholly on the claimed side, and no
-    harder tenth contradicts an easier one beyond noise (mean ranks, all pairs, Bonferroni). Does not hold: the
-    interval leaves no room for more than a negligible correlation in the claimed direction, or tenths contradict.
-    Cannot be told: anything else, fewer than ``LEAST_ROWS`` rows, or values that are all equal.
+    harder decile contradicts an easier one beyond noise (mean ranks, all pairs, Bonferroni). Does not hold: the
+    interval leaves no room for more than a negligible correlation in the claimed direction, or deciles contradict.
+    Inconclusive: anything else, fewer than ``LEAST_ROWS`` rows, or values that are all equal.
 
     Args:
         hardness: (N,) higher is harder.
@@ -115,24 +115,24 @@ def trend(
     hard, measured, group = np.asarray(hardness, np.float64), np.asarray(values, np.float64), np.asarray(decile)
     count = len(hard)
     if count < LEAST_ROWS:
-        return Trend(CANNOT_BE_TOLD, count, None, None, None, f"only {count} samples, at least {LEAST_ROWS} are needed")
+        return Trend(INCONCLUSIVE, count, None, None, None, f"only {count} samples, at least {LEAST_ROWS} are needed")
     if (measured == measured[0]).all() or (hard == hard[0]).all():
         what = "it is the same for all samples" if (measured == measured[0]).all() else "all samples are equally hard"
-        return Trend(CANNOT_BE_TOLD, count, None, None, None, what)
+        return Trend(INCONCLUSIVE, count, None, None, None, what)
     sign = 1.0 if rises else -1.0
     found = spearman(hard, measured)
     low, high = bootstrap_interval(hard, measured, seed=seed)
     claimed = sorted((sign * low, sign * high))
     against = reversal(groups(average_ranks(sign * measured), group))
-    where = "" if against is None else f"tenth {against[1]} contradicts tenth {against[0]}"
+    where = "" if against is None else f"decile {against[1]} contradicts decile {against[0]}"
     if claimed[1] < NEGLIGIBLE:
         outcome, reason = DOES_NOT_HOLD, "no more than a negligible correlation that way"
     elif against is not None:
         outcome, reason = DOES_NOT_HOLD, f"not a steady trend: {where}"
     elif claimed[0] > 0 and sign * found >= NEGLIGIBLE:
-        outcome, reason = HOLDS, "the whole interval is on that side, and no tenth contradicts another"
+        outcome, reason = HOLDS, "the whole interval is on that side, and no decile contradicts another"
     else:
-        outcome, reason = CANNOT_BE_TOLD, "the interval allows of a negligible correlation and of more"
+        outcome, reason = INCONCLUSIVE, "the interval allows of a negligible correlation and of more"
     return Trend(outcome, count, found, (low, high), against, reason)
 
 
@@ -142,7 +142,7 @@ def bootstrap_interval(
     """95 % percentile interval of Spearman's correlation over rows drawn with replacement (Efron 1979).
 
     Ranks of a drawn sample are taken anew, without sorting it: equal values are numbered once, and how often each
-    was drawn tells its rank. Draws in which one side is constant are left out.
+    was drawn gives its rank. Draws in which one side is constant are left out.
     """
     rng = numpy_rng("bootstrap", seed)
     count, sides = len(first), [np.unique(values, return_inverse=True)[1] for values in (first, second)]
@@ -168,20 +168,20 @@ def _centred_ranks(numbers: NDArray[np.integer], times: NDArray[np.float64]) -> 
 
 
 def groups(values: NDArray[np.float64], decile: NDArray[np.integer]) -> list[DecileMean]:
-    """Count, mean and its standard error in each tenth that has rows."""
+    """Count, mean and its standard error in each decile that has rows."""
     found = []
     for number in range(1, DECILES + 1):
         mine = values[decile == number]
         if not len(mine):
             continue
-        # A tenth that is all alike has a spread, too: that of one value more that is unlike (rule of succession).
+        # A decile that is all alike has a spread, too: that of one value more that is unlike (rule of succession).
         spread = max(float(mine.std()), float(np.ptp(values)) * math.sqrt(len(mine) + 1) / (len(mine) + 2))
         found.append(DecileMean(number, len(mine), float(mine.mean()), spread / math.sqrt(len(mine))))
     return found
 
 
 def reversal(found: Sequence[DecileMean]) -> tuple[int, int] | None:
-    """The easier and the harder tenth whose means fall most beyond noise; None if no pair does.
+    """The easier and the harder decile whose means fall most beyond noise; None if no pair does.
 
     A difference counts beyond the two-sided 95 % normal quantile, divided among all pairs (Bonferroni).
     """

@@ -140,7 +140,7 @@ def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | N
         ids int64 (N,) ascending, images uint8 (N, C, H, W), labels int64 (N,).
 
     Raises:
-        EasyCoreError: the split has no sample of some id, or an id is asked for twice.
+        EasyCoreError: the split has no sample of some id, or an id is requested twice.
     """
     places = locate_samples(dataset, split, sample_ids)
     ids, shard = places["sample_id"].to_numpy(), places["shard"].to_numpy()
@@ -165,7 +165,7 @@ def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer]
         return index
     ids, counts = np.unique(np.asarray(sample_ids, np.int64), return_counts=True)
     if (counts > 1).any():
-        raise EasyCoreError(f"sample_id {ids[counts > 1][0]} is asked for twice; pass every id once")
+        raise EasyCoreError(f"sample_id {ids[counts > 1][0]} is requested twice; pass every id once")
     there = index["sample_id"].to_numpy()
     at = np.searchsorted(there, ids)
     found = (at < len(there)) & (there[np.minimum(at, len(there) - 1)] == ids) if len(there) else ids != ids

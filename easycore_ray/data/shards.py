@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What writing a shard tells."""
+    """Result of writing a shard."""
 
     num_bytes: int
     sha256: list[str]

@@ -33,7 +33,7 @@ def fit_on_ray(
     after_epoch: AfterEpoch | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
 ) -> State:
-    """Run on Ray Train workers, going on from the last commit of the same ``storage`` and ``name``.
+    """Run on Ray Train workers, resuming from the last commit of the same ``storage`` and ``name``.
 
     Args:
         fit: the run.

@@ -53,7 +53,7 @@ class TaskDevice:
 
     @classmethod
     def from_config(cls, config: ComputeConfig) -> "TaskDevice":
-        """A GPU if tasks are given any; as many threads as asked for, else as CPUs."""
+        """A GPU if tasks are given any; as many threads as requested, else as CPUs."""
         threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
         return cls("cuda" if config.gpus_per_worker else "cpu", threads)
 
@@ -118,8 +118,8 @@ def notes_of(table: pa.Table) -> dict[str, Any]:
 def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
     """Outcomes of one shard; depends on the shard's ids and the threats alone.
 
-    The first shard of an evaluation also tries a budget so large that nothing can withstand it (see
-    ``suspicion``); what it finds and what AutoAttack warns of is in the table's metadata.
+    The first shard of an evaluation also runs the eps = 0.5 sanity check (see ``sanity_checks``).
+    Its result and the warnings of AutoAttack are stored in the table's metadata.
     """
     # AutoAttack hands on images channels first: convolutions follow their weights, and take 1 / 1.2 of the time.
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,7 +131,7 @@ def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: s
     }
     columns["clean_correct"] = correct.cpu().numpy()
     start = int(rows.sample_ids[0])
-    said: list[str] = []
+    messages: list[str] = []
     for name in threats.attack:
         for eps in threats.eps:
             robust = correct.clone()
@@ -139,13 +139,13 @@ def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: s
                 # What is wrong already needs no attack.
                 picked, truth = inputs[correct], labels[correct]
                 adversarial, found = _attacked(model, picked, truth, name, eps, threats, start)
-                said += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
+                messages += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
                 robust[correct] = is_correct(model, adversarial, truth)
             columns[outcome_column(name, eps)] = robust.cpu().numpy()
     large_eps = (
         _at_large_eps(model, inputs[correct], labels[correct], threats.seed) if first and threats.attack else None
     )
-    return with_notes(pa.table(columns), said, large_eps)
+    return with_notes(pa.table(columns), messages, large_eps)
 
 
 def _attacked(

@@ -26,7 +26,7 @@ AUTOATTACK = "autoattack"
 BATCH_SIZE = 250
 _NORMS = {"linf": "Linf", "l2": "L2"}
 
-# How the library's warnings begin or are told apart, and what we say; theirs name a file no user has.
+# How the library's warnings begin or differ, and how we word them; theirs name a file no user has.
 _KNOWN = {
     "randomized defense": "the model answers the same input differently: randomness hides its weakness",
     "probability distribution": "the model gives probabilities, not logits: gradients vanish where it is sure",
@@ -102,7 +102,7 @@ def autoattack(
             num_classes = model(inputs[:1]).shape[1]
         attack = _standard(model, num_classes, eps, norm, seed, inputs.device)
         adv_inputs, _ = attack.run_standard_evaluation(inputs, labels, batch_size=BATCH_SIZE)
-    found = {_said(message) for message in messages if "classes" not in message}
+    found = {_explain_warning(message) for message in messages if "classes" not in message}
     if num_classes < 4:
         found.add(_FEW_CLASSES)
     # The library's own points overstep the ball by rounding; none may count that does not lie in it.
@@ -183,6 +183,6 @@ def _collected() -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-def _said(message: str) -> str:
+def _explain_warning(message: str) -> str:
     """Our sentence for a warning, or the warning itself where we know none."""
     return next((ours for theirs, ours in _KNOWN.items() if theirs in message), message)

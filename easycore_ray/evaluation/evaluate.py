@@ -86,7 +86,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         The evaluation.
 
     Warns:
-        SuspiciousEvaluation: if its own figures say that it flatters the model, also when it is reused.
+        SuspiciousEvaluation: if its own figures suggest overestimated robustness, also when it is reused.
 
     Raises:
         EasyCoreError: for a missing checkpoint or dataset, one of other classes or image shape, an eps wider than
@@ -125,7 +125,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
 
 
 def _warn(evaluation: Artifact) -> None:
-    """Say loudly what is suspicious in a finished evaluation."""
+    """Report loudly what is suspicious in a finished evaluation."""
     signs = evaluation.manifest["summary"]["suspicious"]
     if signs:
         # Points at the line that called evaluate(), past its wrapper.
@@ -216,7 +216,7 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
         ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy`` and ``robust``: one
         entry per attack and eps, then, with several attacks, one per eps named ``worst`` (pointwise).
         ``robust_accuracy, robust_interval``: of the images correct under all attacks at all eps, None
-        without an attack. ``warnings`` of AutoAttack; ``suspicious``: see the module of that name.
+        without an attack. ``warnings`` of AutoAttack; ``suspicious``: see ``sanity_checks``.
     """
     labels = outcomes["label"].to_numpy()
     clean = outcomes["clean_correct"].to_numpy()

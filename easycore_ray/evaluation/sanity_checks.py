@@ -1,6 +1,6 @@
-"""Signs that an evaluation flatters the model, found in its own figures.
+"""Sanity checks: signs of overestimated robustness in the figures of an evaluation.
 
-Takes the accuracies of an evaluation and gives one sentence for each sign. What was found is kept and said loudly,
+Takes the accuracies of an evaluation and gives one sentence for each sign. Signs are stored and reported loudly,
 since a sign is a reason to look, not a proof. ``evaluate`` warns, its job ends with exit code 1, and tables mark the
 rows. The checks follow Carlini et al. 2019, "On evaluating adversarial robustness".
 """
@@ -53,7 +53,7 @@ def suspicious(
 
 def _above_clean(robust: Sequence[Mapping[str, Any]], clean: float) -> list[str]:
     return [
-        f"{_named(row)} leaves {_percent(row['accuracy'])}, more than the clean {_percent(clean)}"
+        f"{_describe_attack(row)} leaves {_percent(row['accuracy'])}, more than the clean {_percent(clean)}"
         for row in robust
         if row["accuracy"] > clean
     ]
@@ -62,7 +62,7 @@ def _above_clean(robust: Sequence[Mapping[str, Any]], clean: float) -> list[str]
 def _autoattack_beaten(robust: Sequence[Mapping[str, Any]], num_samples: int) -> list[str]:
     strongest = {row["eps"]: row["accuracy"] for row in robust if row["attack"] == "autoattack"}
     return [
-        f"{_named(row)} leaves {_percent(row['accuracy'])}, autoattack {_percent(strongest[row['eps']])}: "
+        f"{_describe_attack(row)} leaves {_percent(row['accuracy'])}, autoattack {_percent(strongest[row['eps']])}: "
         "the stronger attack should leave less; its gradients may be masked"
         for row in robust
         if row["attack"] in ("fgsm", "pgd20")
@@ -101,7 +101,7 @@ def _higher(one: float, other: float, num_samples: int) -> bool:
     return one - other > STANDARD_ERRORS * math.sqrt(variance)
 
 
-def _named(row: Mapping[str, Any]) -> str:
+def _describe_attack(row: Mapping[str, Any]) -> str:
     return f"{row['attack']} at eps {format_eps(row['eps'])}"
 
 

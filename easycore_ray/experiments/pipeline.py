@@ -1,6 +1,6 @@
 """pipeline(): every stage in order, each one's artifact below ``--out``.
 
-Finished stages are reused and an unfinished one is resumed, so the same command goes on after any
+Finished stages are reused and an unfinished one is resumed, so the same command resumes after any
 interruption and ends in seconds when there is nothing left to do.
 """
 

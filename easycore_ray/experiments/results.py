@@ -103,8 +103,8 @@ def _result_row(
         "training_seconds": _mean_seconds(checkpoints, "train_seconds"),
         "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
-        "suspicious": said("suspicious", seeds, summaries),
-        "warnings": said("warnings", seeds, summaries),
+        "suspicious": evaluation_messages("suspicious", seeds, summaries),
+        "warnings": evaluation_messages("warnings", seeds, summaries),
     }
 
 
@@ -123,8 +123,8 @@ def robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[s
     return found
 
 
-def said(key: str, seeds: Iterable[int], summaries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the evaluations say of themselves (``suspicious`` or ``warnings``), each with its seed."""
+def evaluation_messages(key: str, seeds: Iterable[int], summaries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Messages of the evaluations under a key (``suspicious`` or ``warnings``), each with its seed."""
     return [f"seed {seed}: {text}" for seed, summary in zip(seeds, summaries, strict=True) for text in summary[key]]
 
 

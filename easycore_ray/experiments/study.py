@@ -20,13 +20,13 @@ from easycore_ray.evaluation.evaluate import check_threats, threats_of
 from easycore_ray.experiments.plans import plan_study
 from easycore_ray.experiments.results import (
     described,
+    evaluation_messages,
     lineage,
     lost_row,
     mean,
     mean_std,
     read_result_rows,
     robust_columns,
-    said,
 )
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
 from easycore_ray.experiments.trial_runner import run_trials
@@ -273,8 +273,8 @@ def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str,
         "scoring_seconds": round(mean(seconds), 3),
         "training_seconds": round(mean(record["training_seconds"] for record in members), 3),
         "device": first["device"],
-        "suspicious": said("suspicious", seeds, members),
-        "warnings": said("warnings", seeds, members),
+        "suspicious": evaluation_messages("suspicious", seeds, members),
+        "warnings": evaluation_messages("warnings", seeds, members),
     }
 
 

@@ -47,12 +47,12 @@ from easycore_ray.training.train import (
     train_here,
 )
 
-# A trial tells the driver of its epochs at most this often: reporting costs more than a tiny epoch.
+# A trial reports its epochs to the driver at most this often: reporting costs more than a tiny epoch.
 _REPORT_SECONDS = 5.0
 
 
 def concurrency_of(config: SweepConfig) -> int:
-    """Trials at the same time: what the cluster can hold, at most what was asked for."""
+    """Trials at the same time: what the cluster can hold, at most as many as requested."""
     ever, _ = cluster.capacity()
     if config.trial_workers > 1:
         demand = demand_of(config, config.trial_workers)

@@ -1,6 +1,6 @@
 """What lies in the folder of an artifact: its own files, the artifacts inside it, and how far an unfinished one is.
 
-One listing tells all: a folder with a manifest is a finished artifact, one with only a claim an unfinished one, and
+One listing is enough: a folder with a manifest is a finished artifact, one with only a claim an unfinished one, and
 every file belongs to the innermost of these that holds it. Nothing here changes anything. No Ray.
 """
 
@@ -83,7 +83,7 @@ def survey(path: str) -> list[Folder]:
 
 
 def read_commits(folder: Folder) -> Commits | None:
-    """What an unfinished run has committed; None where that cannot be told, so that nothing may be concluded."""
+    """What an unfinished run has committed; None where that is unknown, so that nothing may be concluded."""
     at = commits_folder(folder)
     relative = {folder.relative(entry) for entry in folder.files}
     if at is None:

@@ -3,7 +3,7 @@
 A file goes only if its name is one of ours, its reason is known, and no manifest lists it: temporary files of
 interrupted writes, score parts that no table counts, files of a reduction or selection that was cut anew, training
 states of finished runs. In an unfinished artifact a writer may be at work, so there a file must be old as well; and
-where it cannot be told what a run would resume from, nothing of it is touched.
+where it is unknown what a run would resume from, nothing of it is touched.
 """
 
 import re
@@ -78,7 +78,7 @@ def leftovers(path: str, *, older_than: float = 24.0) -> list[Leftover]:
     path = paths.absolute(path)
     survey(path)  # refuses what is no artifact
     folders = survey(_outermost_unfinished(path))
-    listed = {paths.join(folder.path, name) for folder in folders for name in _listed(folder.manifest)}
+    listed = {paths.join(folder.path, name) for folder in folders for name in _collect_strings(folder.manifest)}
     found = []
     for folder in folders:
         quiet = _is_quiet(folder, folders, before)
@@ -105,7 +105,7 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
     """Leftovers of a finished artifact: no one writes there any more, unless the run it is part of is unfinished."""
     if not quiet:
         return
-    listed = _listed(folder.manifest)
+    listed = _collect_strings(folder.manifest)
     numbered = _NUMBERED.get(folder.kind)
     for entry in folder.files:
         name = folder.relative(entry)
@@ -173,12 +173,12 @@ def _holds(outer: Folder, inner: Folder) -> bool:
     return (inner.path + "/").startswith(outer.path + "/")
 
 
-def _listed(content: Any) -> set[str]:
+def _collect_strings(content: Any) -> set[str]:
     """Everything in a manifest that could be the path of a file: all its strings."""
     if isinstance(content, str):
         return {content}
     values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    return {name for value in values for name in _listed(value)}
+    return {name for value in values for name in _collect_strings(value)}
 
 
 def _lies_within(path: str, root: str) -> bool:

@@ -38,7 +38,7 @@ _CONFIGS: dict[str, type[Any]] = {
 }
 # Of the configuration: where the artifact is, which it says itself.
 _NOT_SHOWN = {"out", "overwrite"}
-_LISTED = {"parts", "files", "shards"}
+_FILE_LISTS = {"parts", "files", "shards"}
 
 
 @verb(InspectConfig, gives=dict[str, Any])
@@ -65,7 +65,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         facts["schema"] = {
             name: columns for each in (folder, *inner) for name, columns in _schema(each, folder).items()
         }
-    facts["inside"] = [_named(inner, folder) for inner in folders[1:]]
+    facts["inside"] = [_summarize_inner(inner, folder) for inner in folders[1:]]
     hardness = _hardness(folder)
     if hardness is not None:
         try:
@@ -73,7 +73,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         except NotRecordedError:
             raise
         except EasyCoreError as error:
-            # The rest can still be told, and a verification is to name all that is wrong.
+            # The rest can still be reported, and a verification is to name all that is wrong.
             if config.images is not None:
                 raise
             facts["scores_problem"] = str(error)
@@ -144,7 +144,7 @@ def _details(kind: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What only this kind has: the rest of its manifest, without lists of files."""
     common = {"kind", "format_version", "fingerprint", "identity", "created", "counts", "wall_seconds",
               "device_seconds", "num_workers", "config", "parents", "versions", "git_commit"}  # fmt: skip
-    found = {key: value for key, value in manifest.items() if key not in common | _LISTED}
+    found = {key: value for key, value in manifest.items() if key not in common | _FILE_LISTS}
     if kind == "dataset" and "shards" in manifest:
         found["class_histogram"] = {
             split: np.sum([entry["class_histogram"] for entry in entries], axis=0).astype(int).tolist()
@@ -245,7 +245,7 @@ def _sizes(folders: list[Folder]) -> dict[str, Any]:
     return {"bytes": sum(top["bytes"] for top in tops.values()), "files": tops}
 
 
-def _named(inner: Folder, folder: Folder) -> dict[str, Any]:
+def _summarize_inner(inner: Folder, folder: Folder) -> dict[str, Any]:
     """An artifact inside another: enough to choose the next one to inspect."""
     found: dict[str, Any] = {
         "path": inner.path[len(folder.path) + 1 :],

@@ -22,11 +22,11 @@ EXACT_ROWS = 5_000_000
 SAMPLED_ROWS = 1_000_000
 QUANTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
-# Forgetting is read together with what tells a sample that was never learned.
+# Forgetting is read together with the column that marks a sample that was never learned.
 
 
 class NotRecordedError(EasyCoreError):
-    """Another score must be asked for; the table itself is well."""
+    """Another score must be requested; the table itself is sound."""
 
 
 @dataclass(frozen=True)

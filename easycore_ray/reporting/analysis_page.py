@@ -17,21 +17,21 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from easycore_ray.core.eps import format_eps
-from easycore_ray.core.trend_test import CANNOT_BE_TOLD, DECILES, DOES_NOT_HOLD, HOLDS, LEAST_ROWS, NEGLIGIBLE
+from easycore_ray.core.trend_test import DECILES, DOES_NOT_HOLD, HOLDS, INCONCLUSIVE, LEAST_ROWS, NEGLIGIBLE
 from easycore_ray.reporting.figures import DEEP, INK, MUTED, PALE, Panel, Plot, to_png
 from easycore_ray.reporting.html import figure, fill, lineage_tables
 from easycore_ray.reporting.score_plots import heat_map
 
 AnalysisSummary = Mapping[str, Any]
 
-_BADGES = {HOLDS: ("✔", "#1a7f37"), DOES_NOT_HOLD: ("✘", "#b3261e"), CANNOT_BE_TOLD: ("?", MUTED)}
+_BADGES = {HOLDS: ("✔", "#1a7f37"), DOES_NOT_HOLD: ("✘", "#b3261e"), INCONCLUSIVE: ("?", MUTED)}
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _NEVER = "#D55E00"
 _KINDS = {"seed": "another seed", "architecture": "another network", "recipe": "another recipe"}
 _CAPTIONS = {
     "attack_success": "Of the samples the model classifies right, the share that an attack within ε makes it classify "
-    "wrong: the minimum-norm attack (FMN) or PGD-20. Shaded: 95 % Wilson intervals. Tenth 1 is the easiest.",
+    "wrong: the minimum-norm attack (FMN) or PGD-20. Shaded: 95 % Wilson intervals. Decile 1 is the easiest.",
     "distance": "Distance to the nearest misclassified point found, of the samples classified right: median, and the "
     "middle half shaded. An upper bound of the true distance.",
     "learning": "Left: share classified right without an attack, with 95 % Wilson intervals. Right: in which epoch of "
@@ -61,27 +61,27 @@ def render_analysis(
 def make_analysis_plots(summary: AnalysisSummary, classes: Sequence[str]) -> list[Plot]:
     """The plots that the summary allows, in the order of the page."""
     score = "AIGN" if summary["score"] == "aign" else summary["score"]
-    label = f"tenth by {score}, 10 is hardest"
+    label = f"decile by {score}, 10 is hardest"
     groups = summary["groups"]
     learning = [_clean_panel(groups, label)] if groups else []
     if "first_learned" in summary["population_deciles"][0]:
         learning.append(
             Panel(
                 "First epoch classified right",
-                "Share of samples by the epoch they were learned in, by tenth",
+                "Share of samples by the epoch they were learned in, by decile",
                 partial(_learned, summary["population_deciles"], label),
             )
         )
     found = [
         Plot(
             "attack_success",
-            [Panel(_title(group, groups), f"Attack success by tenth; {group['name']}",
+            [Panel(_title(group, groups), f"Attack success by decile; {group['name']}",
                    partial(_success, group, summary["eps"], label)) for group in groups],
             columns=2,
         ),
         Plot(
             "distance",
-            [Panel(_title(group, groups), f"Distance to the boundary by tenth; {group['name']}",
+            [Panel(_title(group, groups), f"Distance to the boundary by decile; {group['name']}",
                    partial(_distance, group, summary["norm"], label)) for group in groups],
             columns=2,
         ),
@@ -115,7 +115,7 @@ def _success(group: Mapping[str, Any], eps: Sequence[float], label: str, axes: A
 
 
 def _banded(axes: Axes, rows: Sequence[tuple[int, Mapping[str, Any]]], colour: Any, name: str) -> None:
-    """Shares over tenths as a line with its interval shaded."""
+    """Shares over deciles as a line with its interval shaded."""
     at = [decile for decile, _ in rows]
     low, high = (100 * np.array([each["interval"][end] for _, each in rows]) for end in (0, 1))
     axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -139,13 +139,13 @@ def _distance(group: Mapping[str, Any], norm: str, label: str, axes: Axes) -> No
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
-    _tenths(axes)
+    _set_decile_axis(axes)
     axes.set_xlabel(label)
     axes.set_ylabel("distance (L∞), in 1/255" if norm == "linf" else "distance (L2)")
 
 
 def _clean_panel(groups: Sequence[Mapping[str, Any]], label: str) -> Panel:
-    return Panel("Clean accuracy", "Clean accuracy by tenth", partial(_clean, groups, label))
+    return Panel("Clean accuracy", "Clean accuracy by decile", partial(_clean, groups, label))
 
 
 def _clean(groups: Sequence[Mapping[str, Any]], label: str, axes: Axes) -> None:
@@ -166,7 +166,7 @@ def _clean(groups: Sequence[Mapping[str, Any]], label: str, axes: Axes) -> None:
         )
     low = min(each["clean_accuracy"]["interval"][0] for group in groups for each in group["deciles"])
     axes.set_ylim(100 * low - 4 - 22 * (len(groups) > 1) * min(len(groups), 3) / 2, 102)
-    _tenths(axes)
+    _set_decile_axis(axes)
     axes.set_ylabel("clean accuracy, %")
     axes.set_xlabel(label)
     if len(groups) > 1:
@@ -210,7 +210,7 @@ def _class_plot(summary: AnalysisSummary, classes: Sequence[str]) -> Plot:
     parts = np.vstack([half, counts])
     share = np.maximum(whole / whole.sum(), 1e-12)
     ratio = np.where(whole > 0, parts / np.maximum(parts.sum(axis=1, keepdims=True), 1) / share, 1.0)
-    names = ["easiest half", *(f"tenth {entry['decile']}" for entry in summary["population_deciles"])]
+    names = ["easiest half", *(f"decile {entry['decile']}" for entry in summary["population_deciles"])]
     title = "Share of each class, as a multiple of its share in all scored samples"
     size = (9.4, 1.3 + 0.34 * len(names))
     return Plot("classes", [Panel(title, "Heat map of class shares", partial(heat_map, ratio, names, classes), size)])
@@ -266,7 +266,7 @@ def _by_kind(pairs: Sequence[Mapping[str, Any]], axes: Axes) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _tenths(axes: Axes) -> None:
+def _set_decile_axis(axes: Axes) -> None:
     """All ten, also where a group has samples of some only."""
     axes.set_xticks(range(1, DECILES + 1))
     axes.set_xlim(0.4, DECILES + 0.6)
@@ -276,7 +276,7 @@ def _per_cent(axes: Axes, label: str, *, room: float) -> None:
     """0 to 100 with room above for a legend."""
     axes.set_ylim(-2, 100 * room)
     axes.set_yticks(range(0, 101, 20))
-    _tenths(axes)
+    _set_decile_axis(axes)
     axes.set_ylabel(label)
 
 
@@ -322,7 +322,7 @@ def _verdicts(summary: AnalysisSummary) -> str:
 
 def _group_tables(summary: AnalysisSummary) -> str:
     scale, unit = (255, "1/255") if summary["norm"] == "linf" else (1, "L2")
-    heads = ["Tenth", "Samples", "Clean, %", f"Distance, {unit}", *(f"ε = {format_eps(eps)}" for eps in summary["eps"])]
+    heads = ["Decile", "Samples", "Clean, %", f"Distance, {unit}", *(f"ε = {format_eps(e)}" for e in summary["eps"])]
     found = []
     for group in summary["groups"]:
         rows = []
@@ -370,14 +370,15 @@ def _rules(summary: AnalysisSummary) -> str:
         for model in summary["models"]
     )
     return f"""
-<p>The scored training samples are divided into tenths by their score; equally many of each are attacked. Attack success
-and distance are of the samples a model classifies right: what is wrong already needs no attack, and would make hard
-samples look vulnerable. Samples a model was trained on and others are told apart.</p><ul>{models}</ul>
+<p>The scored training samples are divided into deciles by their score; equally many of each are attacked. Attack
+success and distance are of the samples a model classifies right: what is wrong already needs no attack,
+and would make hard samples look vulnerable. Samples a model was trained on are reported apart from others.</p>
+<ul>{models}</ul>
 <p>A trend <b>holds</b> if the rank correlation (Spearman, over samples) is at least {NEGLIGIBLE:g}, its whole 95 %
-bootstrap interval is on the claimed side, and no tenth contradicts an easier one beyond noise. It <b>does not
-hold</b> if the interval leaves no room for more than {NEGLIGIBLE:g} that way, or tenths contradict. Otherwise, or with
-fewer than {LEAST_ROWS} samples, it <b>cannot be told</b>. A claim holds if it does for every model and group that can
-be told. Attack success is judged at the ε where it is nearest to one half.</p>
+bootstrap interval is on the claimed side, and no decile contradicts an easier one beyond noise. It <b>does not
+hold</b> if the interval leaves no room for more than {NEGLIGIBLE:g} that way, or deciles contradict. Otherwise, or with
+fewer than {LEAST_ROWS} samples, it is <b>inconclusive</b>. A claim holds if it does for every model and group with a
+conclusive outcome. Attack success is judged at the ε where it is nearest to one half.</p>
 <p>The score is <b>model-agnostic</b> if runs of two networks share as much of the easiest half as runs that differ by
 the seed alone, less the spread of the latter. The <b>mix of classes</b> is kept if every class's share in the easiest
-half is, beyond chance, within a tenth of that in the data.</p>"""
+half is, beyond chance, within 10 % of that in the data.</p>"""

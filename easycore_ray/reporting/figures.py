@@ -2,7 +2,7 @@
 
 A plot is a list of panels, each small enough to be read on a phone, one below the other; it is also rendered whole,
 as a file for a README. An arm has one colour and one marker everywhere, from a palette that colour-blind readers can
-tell apart (Okabe & Ito 2008), and the marker alone is enough.
+distinguish (Okabe & Ito 2008), and the marker alone is enough.
 """
 
 import io

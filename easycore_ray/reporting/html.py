@@ -1,7 +1,7 @@
 """The report as one HTML page that needs nothing else: style, script, plots and images are inside.
 
-Takes the findings of a sweep as plain data, and its plots; gives the page's text. Nothing is asked of the network or
-of a library in the browser, so that the file can be mailed, archived and opened in ten years.
+Takes the findings of a sweep and its plots; gives the page's text. The page loads nothing from the network and
+needs no library in the browser, so that the file can be mailed, archived and opened in ten years.
 """
 
 import base64
@@ -48,7 +48,7 @@ class ReportData:
 
 _CAPTIONS = {
     "robust_by_fraction": "Mean over seeds; whiskers and the grey band are ± one standard deviation. Dashed: a model "
-    "trained on all data. Points are moved apart sideways a little so that whiskers can be told.",
+    "trained on all data. Points are moved apart sideways a little so that whiskers stay distinguishable.",
     "robust_by_beta": "A larger β trades clean accuracy for robustness. Dashed: all data.",
     "trade_off": "Up and to the right is better. Filled markers: adversarial training, hollow: standard; larger "
     "markers: more of the data kept.",

@@ -283,7 +283,7 @@ def _verified(facts: Facts) -> Iterator[str]:
 
 
 def _line(name: str, text: str) -> Iterator[str]:
-    """A name and what is to be said, wrapped beside it."""
+    """A name and its text, wrapped beside it."""
     yield from _wrapped(f"{name:<{_MARGIN}}{text}" if len(name) < _MARGIN else f"{name}  {text}", 2, hang=_MARGIN + 2)
 
 

@@ -200,7 +200,7 @@ def _by_eps(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None
 
 
 def _name_ticks(axes: Axes, all_eps: Sequence[float | None]) -> None:
-    """One place per eps, the first for clean images; the usual unit is said once, below the axis."""
+    """One place per eps, the first for clean images; the usual unit is named once, below the axis."""
     names = [format_eps(eps) for eps in all_eps if eps is not None]
     unit = "/255" if all(name.endswith("/255") for name in names) else ""
     axes.set_xticks(range(len(all_eps)), ["clean", *(name.removesuffix(unit) for name in names)])

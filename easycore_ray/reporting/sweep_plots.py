@@ -192,7 +192,7 @@ def _lines(
     positions: Sequence[float],
     x_of: Callable[[Row], float],
 ) -> None:
-    """Robust accuracy with its spread, a line per arm, a little apart so that spreads can be told."""
+    """Robust accuracy with its spread, a line per arm, a little apart so that spreads stay distinguishable."""
     apart = 0.014 * (max(positions, default=0) - min(positions, default=0) or 10.0)
     groups = grouped(rows, arm_name)
     for number, (arm, members) in enumerate(groups.items()):

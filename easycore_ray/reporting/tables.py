@@ -107,7 +107,7 @@ class MainResult:
 
 
 def find_main_results(rows: Sequence[Row]) -> list[MainResult]:
-    """The finding of every objective, at the largest eps that tells anything."""
+    """The finding of every objective, at the largest eps that separates the arms."""
     found = []
     for name, members in grouped(rows, objective).items():
         eps = _telling_eps(members)
@@ -187,13 +187,13 @@ def _notes(rows: Sequence[Row], diverged: Sequence[Row]) -> str:
         ("suspicious", f'<span class="doubt">{_DOUBT}</span> {_DOUBT_NOTE.capitalize()}'),
         ("warnings", "Warnings of AutoAttack"),
     ):
-        said = [
+        messages = [
             f"{objective(row)}, {arm_name(row)}, {percent(row['fraction'])}, {text}"
             for row in rows
             for text in row.get(key, ())
         ]
-        if said:
-            lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(said))
+        if messages:
+            lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(messages))
             found.append(f"<h3>{heading}</h3><ul>{lines}</ul>")
     return "".join(found)
 

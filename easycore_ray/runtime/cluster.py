@@ -1,6 +1,6 @@
 """The Ray this process works on: a running cluster, or one started here for the occasion.
 
-The one decision behind this module: what would hang is refused before any work. Ray waits for ever
+A job that would hang is refused before any work. Ray waits for ever
 for CPUs that Train workers hold or that no node can bring, so every job states its demand first and
 it is compared with what the cluster has now and with what its autoscaler may add.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from easycore_ray.storage.errors import EasyCoreError
 
-# Ray reports usage to its makers unless told otherwise; a user who wants that sets the variable to 1.
+# Ray reports usage to its makers by default; a user who wants that sets the variable to 1.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Train workers would otherwise be polled every 2 s, and wait as long for each epoch to be committed.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-# CPUs left to reading where nothing else is said. Reading reserves none of its own (see ``dataset.ray_dataset``), so
+# CPUs left to reading by default. Reading reserves none of its own (see ``dataset.ray_dataset``), so
 # workers may also be given every CPU.
 _DATA_CPUS = 1.0
 
@@ -104,7 +104,7 @@ def cpus_per_worker(num_workers: int, requested: float | None, gpus_per_worker: 
 
 
 def _workers_on(shape: dict[str, float], gpus_per_worker: float) -> int:
-    """Workers that share a node: as many as it has GPUs for; one where none are asked for."""
+    """Workers that share a node: as many as it has GPUs for; one where none are requested."""
     return int(shape.get("GPU", 0.0) // gpus_per_worker) if gpus_per_worker else 1
 
 

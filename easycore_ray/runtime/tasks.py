@@ -1,6 +1,6 @@
 """A function mapped over items as Ray tasks: bounded in flight, resumable, with our own errors unwrapped.
 
-Every loop of submit, wait and unwrap in the package is ``map_tasks``. What an item is, and its seed, is settled by the
+Every loop of submit, wait and unwrap in the package is ``map_tasks``. What an item is, and its seed, is decided by the
 caller before anything runs, so that results are the same on any number of workers and after any interruption.
 """
 
@@ -133,7 +133,7 @@ def _read_kept(kept: KeptResults, label: str) -> dict[int, Any]:
     read = {number: kept.read(number) for number in range(len(kept.names))}
     found = {number: table for number, table in read.items() if table is not None}
     if found:
-        say(f"{label}: {len(found)} of {len(read)} shards are there, going on with the others")
+        say(f"{label}: resuming, {len(found)} of {len(read)} shards exist already")
     return found
 
 

@@ -83,7 +83,7 @@ def hardness_identity(config: ReduceConfig, table: Artifact) -> str:
 
 
 def used_epochs(config: ReduceConfig, table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:
-    """Epochs to read, ascending: the control, if its column is asked for, and the scored ones of the range.
+    """Epochs to read, ascending: the control, if its column is requested, and the scored ones of the range.
 
     Raises:
         EasyCoreError: the range holds no scored epoch, or ends after the last one.

@@ -1,6 +1,6 @@
 """One range of ids: its rows of the score table become rows of the hardness table.
 
-Parts are sorted by id, so a task reads only its own stretch of each, and its memory is set by the range,
+Parts are sorted by id, so a task reads only its own block of each, and its memory is set by the range,
 not by the table. Sums are float64 in epoch order: the result depends neither on the order of parts nor on
 how many workers wrote them. It also proves that every sample has exactly one row per epoch. Runs in Ray
 tasks; loads neither Ray nor PyTorch, for which a task would wait longer than it works.
@@ -31,7 +31,7 @@ _FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
 
 @dataclass(frozen=True)
 class Plan:
-    """What the tasks of a reduction share; each is told its number only."""
+    """What the tasks of a reduction share; each is given its number only."""
 
     table: ScoreTable
     epochs: tuple[int, ...]

@@ -74,7 +74,7 @@ class ScoreEachEpoch:
     def __call__(
         self,
         context: Context,
-        feed: Loader,
+        loader: Loader,
         model: nn.Module,
         epoch: int,
         result: EpochResult | None,
@@ -85,19 +85,19 @@ class ScoreEachEpoch:
         if not wanted:
             return {}
         if epoch == 0 or self.score_pass == "eval":
-            return self._record(context, score_epoch(model, feed.ordered()), epoch, carried)
+            return self._record(context, score_epoch(model, loader.ordered()), epoch, carried)
         assert result is not None
         assert result.scores is not None
         metrics = self._record(context, result.scores, epoch, carried)
         if self.score_pass == "fused+eval" and (epoch == self.epochs or carried.get("stopped")):
             # The weights after the last epoch are those with which one more would begin.
-            metrics |= self._record(context, score_epoch(model, feed.ordered()), epoch + 1, carried)
+            metrics |= self._record(context, score_epoch(model, loader.ordered()), epoch + 1, carried)
         return metrics
 
     def _record(
         self, context: Context, columns: dict[str, np.ndarray], epoch: int, carried: dict[str, Any]
     ) -> dict[str, float]:
-        """Write this worker's rows, check the parts of all, and follow how AIGN settles."""
+        """Write this worker's rows, check the parts of all, and measure how stable AIGN is."""
         part = write_part(
             self.table,
             {name: columns[name] for name in _FIELDS},

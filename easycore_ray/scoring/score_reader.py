@@ -146,7 +146,7 @@ def read_range(
     where = paths.join(table, part.path)
     if verify and paths.is_remote(where) and low <= part.first_id and part.last_id < high:
         # All of it is wanted anyway: fetched once.
-        content = _listed(where, lambda: paths.read_bytes(where))
+        content = _read_or_raise(where, lambda: paths.read_bytes(where))
         check_sum(where, part, hashlib.sha256(content).hexdigest())
         source = pa.BufferReader(content)
     else:
@@ -173,7 +173,7 @@ def verify_part(table: str, part: ScorePart) -> None:
     filesystem, inner = paths.locate(where)
     piece = bytearray(_REMOTE_HASH_BYTES if paths.is_remote(where) else _HASH_BYTES)
     digest = hashlib.sha256()
-    with _listed(where, lambda: filesystem.open_input_stream(inner, compression=None)) as stream:
+    with _read_or_raise(where, lambda: filesystem.open_input_stream(inner, compression=None)) as stream:
         while count := stream.readinto(piece):
             digest.update(memoryview(piece)[:count])
     check_sum(where, part, digest.hexdigest())
@@ -189,7 +189,7 @@ def check_sum(where: str, part: ScorePart, found: str) -> None:
         raise EasyCoreError(f"{where} does not have the checksum in the manifest; it was damaged or replaced")
 
 
-def _listed(where: str, read: Callable[[], Any], why: str = "is listed in the manifest") -> Any:
+def _read_or_raise(where: str, read: Callable[[], Any], why: str = "is listed in the manifest") -> Any:
     try:
         return read()
     except (OSError, pa.ArrowInvalid) as error:
@@ -197,11 +197,11 @@ def _listed(where: str, read: Callable[[], Any], why: str = "is listed in the ma
 
 
 def _open_source(where: str, why: str = "is listed in the manifest") -> Any:
-    """A seekable source that loads what is asked for: pages of a local file, ranges of an object."""
+    """A seekable source that loads what is requested: pages of a local file, ranges of an object."""
     if not paths.is_remote(where):
-        return _listed(where, lambda: pa.memory_map(where), why)
+        return _read_or_raise(where, lambda: pa.memory_map(where), why)
     filesystem, inner = paths.locate(where)
-    return _listed(where, lambda: filesystem.open_input_file(inner), why)
+    return _read_or_raise(where, lambda: filesystem.open_input_file(inner), why)
 
 
 def _parquet(source: Any, where: str, *, check_pages: bool = False) -> pq.ParquetFile:

@@ -47,7 +47,7 @@ SAMPLES_SCHEMA = pa.schema(
 # nothing, and plain floats are read at memory speed. Bytes a row, and ns to decode and
 # to hash one (tests/benchmarks/bench_reduce.py --encodings, one core): these 18.2, 4.5, 9.2; all in zstd 16.5, 40, 8;
 # floats as split byte streams 18.2, 6.4, 11, and in zstd 15.9, 40, 16; plain ids 25.6, 3.9, 21; run-length correct
-# 18.2, 4.7, 10. A tenth fewer bytes would make reading three times as slow. Every page carries its own checksum, for
+# 18.2, 4.7, 10. 10 % fewer bytes would make reading three times as slow. Every page carries its own checksum, for
 # readers of some columns, to whom the checksum of the whole part would cost more than the reading.
 _ENCODINGS = {
     "sample_id": "DELTA_BINARY_PACKED",
@@ -188,7 +188,7 @@ def scored_epochs(config: Mapping[str, Any], trained: int) -> list[int]:
 
     Args:
         config: fields of a ``ScoreConfig``.
-        trained: epochs that were trained; fewer than ``epochs`` if the run ended because its scores had settled.
+        trained: epochs that were trained; fewer than ``epochs`` if the run ended because its scores were stable.
     """
     found = [epoch for epoch in range(config["epochs"], 0, -config["score_every"]) if epoch <= trained]
     first = [0] if config["initial_pass"] else []
@@ -205,7 +205,7 @@ def check_coverage(parts: Iterable[ScorePart], *, epoch: int, num_samples: int, 
         checksum: ``id_checksum`` of the scored population.
 
     Raises:
-        EasyCoreError: if rows are missing or doubled. It would be a bug of ours or of the data feed;
+        EasyCoreError: if rows are missing or doubled. It would be a bug of ours or of the loader;
             nothing of the epoch is committed.
     """
     mine = [part for part in parts if part.epoch == epoch]

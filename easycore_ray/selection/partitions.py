@@ -30,8 +30,8 @@ class Batch:
 
     Attributes:
         sample_ids: int64 (n,), ascending.
-        labels: (n,) integers, or None if not asked for.
-        scores: float64 (n,) as stored, or None if not asked for.
+        labels: (n,) integers, or None if not requested.
+        scores: float64 (n,) as stored, or None if not requested.
     """
 
     sample_ids: NDArray[np.int64]
@@ -69,7 +69,7 @@ class Partition:
     user_scores: NDArray[np.float64] | None = None
 
     def batches(self, *, labels: bool, scores: bool) -> Iterator[Batch]:
-        """The rows in id order, 65,536 at a time, with what is asked for.
+        """The rows in id order, 65,536 at a time, with what is requested.
 
         Raises:
             EasyCoreError: a file is missing, damaged, or does not hold the score.

@@ -88,7 +88,7 @@ def select(config: CoresetConfig) -> Artifact:
 
 
 def _with_images(config: CoresetConfig, coreset: Artifact, dataset: Dataset) -> Artifact:
-    """The coreset, its images copied into a dataset inside it if that is asked for."""
+    """The coreset, its images copied into a dataset inside it if that is requested."""
     if config.materialize:
         from easycore_ray.data.materialize import materialize
 
@@ -149,7 +149,7 @@ def open_selection_inputs(
 
     Args:
         config: of the selection.
-        opener: opens the hardness table of a scoring run; by default the one of the asked epochs, reduced if need be.
+        opener: opens the hardness table of a scoring run; by default that of the requested epochs, reduced if need be.
     """
     parents: dict[str, Artifact] = {}
     if config.scores is not None:
@@ -168,7 +168,7 @@ def open_selection_inputs(
 
 
 def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
-    """The hardness table: the run's own, or one reduced from the asked epochs only."""
+    """The hardness table: the run's own, or one reduced from the requested epochs only."""
     if config.epoch_range is None:
         return open_hardness(scores)
     from easycore_ray.config.stages import ReduceConfig
@@ -186,7 +186,7 @@ def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
 
 
 def epochs_folder(config: CoresetConfig) -> str | None:
-    """Where the hardness of the asked epochs lies, inside the scoring run; None if all epochs are asked for."""
+    """Where the hardness of the requested epochs lies, inside the scoring run; None if all epochs are requested."""
     if config.epoch_range is None or config.scores is None:
         return None
     return paths.join(paths.absolute(config.scores), "hardness-epochs-" + config.epoch_range.replace(":", "-"))

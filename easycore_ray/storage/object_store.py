@@ -1,6 +1,6 @@
 """Object stores: how ``s3://`` and ``gs://`` are opened, how patient we are, and what their errors mean.
 
-Everything is told by the standard environment (``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, ``AWS_REGION`` or
+Everything is configured by the standard environment (``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``, ``AWS_REGION`` or
 ``AWS_DEFAULT_REGION``, ``AWS_ACCESS_KEY_ID`` …, else the node's role), never by our configurations. The first contact
 is impatient and all later ones are patient, so that a mistake ends in seconds while a store that restarts or is
 overloaded in the middle of a run costs nothing but the wait.
@@ -26,7 +26,7 @@ _FIRST_ATTEMPTS, _ATTEMPTS = 2, 10
 # SDK's own 3 s of silence are too short for a busy store, which puts large uploads together before it answers.
 _CONNECT_SECONDS, _SILENT_SECONDS = 3.0, 10.0
 _FIRST_SILENT_SECONDS = 3.0
-# Google's client counts seconds of retrying in all, a quarter of an hour if nothing is said.
+# Google's client counts seconds of retrying in all, a quarter of an hour by default.
 _FIRST_RETRY_SECONDS, _RETRY_SECONDS = 5, 60
 # Small files go up in one request instead of three; mistakes are then seen on closing, which is as good. Older
 # releases do not know the option.
@@ -102,7 +102,7 @@ def _open_gs(bucket: str, retry_seconds: int) -> pafs.FileSystem:
 
 @functools.cache
 def _region_of(bucket: str) -> str:
-    """Where AWS keeps a bucket; the environment's region where the bucket cannot be asked."""
+    """Where AWS keeps a bucket; the environment's region where the bucket cannot be queried."""
     try:
         return pafs.resolve_s3_region(bucket)
     except OSError:

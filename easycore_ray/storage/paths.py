@@ -2,7 +2,7 @@
 
 A path is a string that ``pyarrow.fs`` can open: a local path, ``s3://…`` or ``gs://…``. A file appears whole or not
 at all. Content is serialised first and then put in place by one rename (local) or one upload (remote), because an
-output stream on an object store completes its upload even when the code that feeds it raises.
+output stream on an object store completes its upload even when the code that writes to it raises.
 """
 
 import contextlib
@@ -129,13 +129,13 @@ def locate(path: str) -> tuple[pafs.FileSystem, str]:
     if not is_remote(path):
         return pafs.LocalFileSystem(), path
     scheme, _, inner = path.partition("://")
-    with _told(path, "opened"):
+    with _translate_errors(path, "opened"):
         # Not parsed as a URI: keys may hold spaces, % and ?, which mean something else there.
         return object_store.open_store(scheme, inner.partition("/")[0]), inner
 
 
 def reach(*candidates: object) -> None:
-    """Ask each object store among these values for its bucket, once per process.
+    """Query each object store among these values for its bucket, once per process.
 
     Called before any work, so that a mistake ends within seconds; later requests are repeated for a minute
     where a store fails or is away. Values that are no remote paths are passed over.
@@ -147,12 +147,12 @@ def reach(*candidates: object) -> None:
     named = [value for value in flat if isinstance(value, str)] + [os.environ.get("EASYCORE_ROOT", "")]
     for path in [absolute(value) for value in named if value.startswith(object_store.SCHEMES)]:
         scheme, _, inner = path.partition("://")
-        with _told(path, "reached"):
+        with _translate_errors(path, "reached"):
             object_store.check_bucket(scheme, inner.partition("/")[0])
 
 
 @contextlib.contextmanager
-def _told(path: str, done: str, then: str = "") -> Iterator[None]:
+def _translate_errors(path: str, done: str, then: str = "") -> Iterator[None]:
     """Turn a filesystem's error into one sentence: the path, and why it cannot be opened, read and so on."""
     try:
         yield
@@ -163,7 +163,7 @@ def _told(path: str, done: str, then: str = "") -> Iterator[None]:
 
 def _info(path: str) -> pafs.FileInfo:
     filesystem, inner = locate(path)
-    with _told(path, "reached"):
+    with _translate_errors(path, "reached"):
         return filesystem.get_file_info(inner)
 
 
@@ -192,7 +192,7 @@ def entries(path: str) -> list[Entry]:
     filesystem, inner = locate(path)
     selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
     prefix = path.split("://")[0] + "://" if is_remote(path) else ""
-    with _told(path, "listed"):
+    with _translate_errors(path, "listed"):
         infos = _infos(filesystem, selector)
     files = [info for info in infos if info.type == pafs.FileType.File]
     return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
@@ -210,14 +210,14 @@ def make_dir(path: str) -> None:
     """Create a folder and its parents; no error if it is there, nothing to do in an object store."""
     if is_remote(path):
         return
-    with _told(path, "created", "; choose another --out"):
+    with _translate_errors(path, "created", "; choose another --out"):
         pafs.LocalFileSystem().create_dir(path, recursive=True)
 
 
 def delete_tree(path: str) -> None:
     """Delete a folder and all it holds; no error if it is not there."""
     filesystem, inner = locate(path)
-    with _told(path, "deleted"):
+    with _translate_errors(path, "deleted"):
         if is_remote(path) and "/" not in inner:
             filesystem.delete_dir_contents(inner)  # a bucket stays
         elif exists(path):
@@ -227,14 +227,14 @@ def delete_tree(path: str) -> None:
 def open_input(path: str) -> pa.NativeFile:
     """A file to read in part: seekable, used as a context manager, fit for ``pq.ParquetFile``.
 
-    Local files are mapped into memory; of remote ones only the ranges that are asked for are fetched, so
+    Local files are mapped into memory; of remote ones only the ranges requested are fetched, so
     pass ``pre_buffer=paths.is_remote(path)`` to Parquet readers, which joins small ranges to few requests.
 
     Raises:
         EasyCoreError: if it is missing or unreadable.
     """
     filesystem, inner = locate(path)
-    with _told(path, "read"):
+    with _translate_errors(path, "read"):
         return filesystem.open_input_file(inner) if is_remote(path) else pa.memory_map(inner)
 
 
@@ -245,7 +245,7 @@ def read_bytes(path: str) -> bytes:
         EasyCoreError: if it is missing or unreadable.
     """
     filesystem, inner = locate(path)
-    with _told(path, "read"), filesystem.open_input_file(inner) as stream:
+    with _translate_errors(path, "read"), filesystem.open_input_file(inner) as stream:
         return stream.read()
 
 
@@ -267,7 +267,7 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
     """Put a file in place whole: afterwards it holds all of ``content``, or does not exist or is as before."""
     if is_remote(path):
         filesystem, inner = locate(path)
-        with _told(path, "written"), filesystem.open_output_stream(inner) as stream:
+        with _translate_errors(path, "written"), filesystem.open_output_stream(inner) as stream:
             stream.write(content)
         return
     target = Path(path)
@@ -292,7 +292,7 @@ def write_file(path: str, local_file: str) -> None:
             write_bytes(path, b"")
             return
         # Mapped, so that the one write is given all of it without holding it.
-        with _told(path, "written"), pa.memory_map(local_file) as content:
+        with _translate_errors(path, "written"), pa.memory_map(local_file) as content:
             write_bytes(path, content.read_buffer())
         return
     target = Path(path)
@@ -352,7 +352,7 @@ def copy_file(source: str, target: str) -> None:
 def delete_file(path: str) -> None:
     """Delete one file; no error if it is gone already."""
     filesystem, inner = locate(path)
-    with _told(path, "deleted"), contextlib.suppress(FileNotFoundError):
+    with _translate_errors(path, "deleted"), contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(inner)
 
 

@@ -191,9 +191,9 @@ def device_seconds(history: list[dict[str, float]], name: str) -> float:
 def keep_last_good(
     config: TrainConfig, made: Claim, parents: dict[str, Artifact], fit: Fit, halted: HaltedError, seconds: float
 ) -> EasyCoreError:
-    """Keep the model after the last completed epoch as a checkpoint inside the unfinished one; what to tell the user.
+    """Keep the model after the last completed epoch as a checkpoint inside the unfinished one; gives the error.
 
-    It is an artifact of its own, so that it can be evaluated and is never taken for the run that was asked for. That
+    It is an artifact of its own, so that it can be evaluated and is never taken for the run that was requested. That
     a run diverged is noted beside it.
     """
     if halted.state is None:

@@ -113,7 +113,7 @@ def test_distances_of_a_plane_are_exact_and_wrong_images_are_at_0(norm, dual):
 
 
 def test_each_row_says_whether_it_was_seen_and_is_robust_where_its_distance_says_so(done, world):
-    """Score and tenth as in the hardness table; seen as in the coreset; robust at eps if farther than eps."""
+    """Score and decile as in the hardness table; seen as in the coreset; robust at eps if farther than eps."""
     rows = pq.read_table(f"{done.path}/samples.parquet")
     coreset = set(np.load(f"{world}/coreset/sample_ids.npy").tolist())
     distance = rows["distance"].to_numpy()
@@ -142,7 +142,7 @@ def test_pgd_only_ever_brings_a_sample_nearer(world):
 
 
 def test_the_summary_counts_what_the_samples_say(done):
-    """Groups apart for seen and unseen; tenths, verdicts and the manifest agree; no NaN anywhere."""
+    """Groups apart for seen and unseen; deciles, verdicts and the manifest agree; no NaN anywhere."""
     rows = pq.read_table(f"{done.path}/samples.parquet")
     summary = json.loads(paths.read_bytes(f"{done.path}/summary.json"), parse_constant=lambda word: pytest.fail(word))
     half = rows.filter(pa.array(rows["model"].to_numpy() == 1))
@@ -203,7 +203,7 @@ def test_what_a_user_named_is_not_taken_for_markup(done):
 
 
 def test_without_a_model_only_scores_are_looked_at(world, tmp_path, monkeypatch):
-    """No Ray, no attack; two runs are compared; what needs a model cannot be told."""
+    """No Ray, no attack; two runs are compared; what needs a model is inconclusive."""
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     dataset = artifact.open_artifact(f"{world}/dataset")
     other = make_scoring_run(tmp_path / "other", dataset, LABELS, epochs=3)
@@ -212,7 +212,7 @@ def test_without_a_model_only_scores_are_looked_at(world, tmp_path, monkeypatch)
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
 
     assert claims["attack"]["sentence"] == "needs a model; pass --checkpoint"
-    assert claims["agnostic"]["outcome"] == "cannot be told"
+    assert claims["agnostic"]["outcome"] == "inconclusive"
     assert len(summary["pairs"]) == 1
     assert [plot.name for plot in make_analysis_plots(summary, "abc")] == ["learning", "classes", "agreement"]
     assert done.manifest["counts"] == {"samples": 0, "models": 0, "scoring_runs": 2}
@@ -276,7 +276,7 @@ def test_inspect_tells_the_verdicts_and_finds_damage(done, tmp_path):
     assert facts["kind"] == "analysis"
     assert [entry["problems"] for entry in facts["verified"]] == [[]]
     assert "attack" in text
-    assert "does not hold: " in text or "cannot be told: " in text
+    assert "does not hold: " in text or "inconclusive: " in text
     assert max(map(len, text.splitlines())) <= 100
     assert "--num-train-samples" in text
 

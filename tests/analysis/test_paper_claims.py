@@ -1,4 +1,4 @@
-"""Verdicts: planted data for which each claim must hold, must not hold, and cannot be told; and what sentences say."""
+"""Verdicts: planted data for which each claim must hold, must not hold, or is inconclusive; and what sentences say."""
 
 import json
 
@@ -21,7 +21,7 @@ from easycore_ray.analysis.paper_claims import (
 )
 from easycore_ray.analysis.score_agreement import Pair, Run
 from easycore_ray.config.experiments import AnalyzeConfig
-from easycore_ray.core.trend_test import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, deciles
+from easycore_ray.core.trend_test import DOES_NOT_HOLD, HOLDS, INCONCLUSIVE, deciles
 from easycore_ray.storage.artifact import Artifact
 
 EPS = (0.5 / 255, 1 / 255, 2 / 255)
@@ -79,15 +79,15 @@ def test_attack_and_distance_hold_where_they_were_planted():
     found = attack_finding(group(near_where_hard()), EPS, 0)
     assert found.outcome == HOLDS
     success = near_where_hard() <= found.numbers["eps"]
-    tenth = deciles(hardness(), IDS)
-    low, high = (round(100 * success[tenth == number].mean()) for number in (1, 10))
-    assert f"goes from {low} % (easiest tenth) to {high} % (hardest); Spearman 0." in found.sentence
+    decile = deciles(hardness(), IDS)
+    low, high = (round(100 * success[decile == number].mean()) for number in (1, 10))
+    assert f"goes from {low} % (easiest decile) to {high} % (hardest); Spearman 0." in found.sentence
     assert [entry["eps"] for entry in found.numbers["by_eps"]] == list(EPS)
 
     found = distance_finding(group(near_where_hard()), "linf", 0)
     assert found.outcome == HOLDS
     assert found.numbers["interval"][1] < 0
-    assert "/255 (easiest tenth) to" in found.sentence
+    assert "/255 (easiest decile) to" in found.sentence
 
 
 def test_attack_and_distance_do_not_hold_where_hardness_says_nothing_or_the_opposite():
@@ -98,20 +98,20 @@ def test_attack_and_distance_do_not_hold_where_hardness_says_nothing_or_the_oppo
 
 
 def test_the_eps_that_tells_most_is_judged():
-    """Not one at which all or no attacks succeed; where all do so, it cannot be told."""
+    """Not one at which all or no attacks succeed; where all do so, it is inconclusive."""
     distance = near_where_hard()
     found = attack_finding(group(distance), (1e-6, float(np.median(distance)), 0.5), 0)
     assert found.numbers["eps"] == float(np.median(distance))
 
     found = attack_finding(group(distance), (0.5,), 0)
-    assert found.outcome == CANNOT_BE_TOLD
+    assert found.outcome == INCONCLUSIVE
     assert found.sentence == "it is the same for all samples"
 
 
 def test_what_is_misclassified_already_counts_for_no_attack():
     """Hard samples wrong by construction, distances unrelated: accuracy falls with hardness, vulnerability does not."""
-    tenth = deciles(hardness(), IDS)
-    correct = rng(5).random(COUNT) > 0.05 * tenth
+    decile = deciles(hardness(), IDS)
+    correct = rng(5).random(COUNT) > 0.05 * decile
     mine = group(rng(6).uniform(0, 2 / 255, COUNT), correct)
 
     assert classified_finding(mine, 0).outcome == HOLDS
@@ -126,19 +126,19 @@ def test_clean_accuracy_that_does_not_fall_does_not_hold():
     assert found.outcome == DOES_NOT_HOLD
 
     found = classified_finding(group(near_where_hard()), 0)
-    assert (found.outcome, found.sentence) == (CANNOT_BE_TOLD, "it is the same for all samples")
+    assert (found.outcome, found.sentence) == (INCONCLUSIVE, "it is the same for all samples")
 
 
 def test_samples_learned_later_where_hard():
     """Planted, shuffled, and not recorded."""
-    tenth = deciles(hardness(), IDS)
-    learned = np.where(rng(1).random(COUNT) < 0.01 * tenth, np.inf, 1.0 + rng(2).poisson(0.2 * tenth))
+    decile = deciles(hardness(), IDS)
+    learned = np.where(rng(1).random(COUNT) < 0.01 * decile, np.inf, 1.0 + rng(2).poisson(0.2 * decile))
 
-    found = learned_finding(run(learned=learned), tenth, 0)
+    found = learned_finding(run(learned=learned), decile, 0)
     assert found.outcome == HOLDS
     assert "never learned" in found.sentence
-    assert learned_finding(run(learned=rng(3).permutation(learned)), tenth, 0).outcome == DOES_NOT_HOLD
-    assert learned_finding(run(), tenth, 0).outcome == CANNOT_BE_TOLD
+    assert learned_finding(run(learned=rng(3).permutation(learned)), decile, 0).outcome == DOES_NOT_HOLD
+    assert learned_finding(run(), decile, 0).outcome == INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_samples_learned_later_where_hard():
     [
         ([0.86, 0.84, 0.85], [0.845, 0.86], HOLDS, "no less than seeds"),
         ([0.86, 0.84, 0.85], [0.70, 0.72], DOES_NOT_HOLD, "less than seeds by more"),
-        ([0.85], [0.70], CANNOT_BE_TOLD, "add a third seed"),
-        ([0.80, 0.59], [0.58], CANNOT_BE_TOLD, "seeds differ among themselves"),
+        ([0.85], [0.70], INCONCLUSIVE, "add a third seed"),
+        ([0.80, 0.59], [0.58], INCONCLUSIVE, "seeds differ among themselves"),
         ([0.85], [0.86], HOLDS, "no less than seeds"),
         ([0.85], [0.51], DOES_NOT_HOLD, "less than seeds by more"),
         ([0.51, 0.50, 0.51], [0.51], DOES_NOT_HOLD, "not even seeds agree"),
-        ([], [0.85], CANNOT_BE_TOLD, "two runs that differ by the seed alone"),
-        ([0.85], [], CANNOT_BE_TOLD, "runs of two networks"),
+        ([], [0.85], INCONCLUSIVE, "two runs that differ by the seed alone"),
+        ([0.85], [], INCONCLUSIVE, "runs of two networks"),
     ],
 )
 def test_networks_are_measured_by_seeds(seeds, networks, outcome, words):
@@ -176,7 +176,7 @@ def test_class_mix_of_a_fair_and_of_a_skewed_half():
     assert mix_finding(class_mix(many, 5), classes).outcome == HOLDS
 
     few = run(rng(1).random(200))
-    assert mix_finding(class_mix(few, 5), classes).outcome == CANNOT_BE_TOLD
+    assert mix_finding(class_mix(few, 5), classes).outcome == INCONCLUSIVE
 
     skewed = run(rng(1).random(COUNT) + 0.4 * (IDS % 5 == 3))
     found = mix_finding(class_mix(skewed, 5), classes)
@@ -195,7 +195,7 @@ def test_a_claim_holds_only_if_no_group_contradicts():
     dumb = attack_finding(group(near_where_hard()), (0.5,), 0)
 
     assert joined([("a", good), ("b", dumb)]).outcome == HOLDS
-    assert joined([("a", dumb), ("b", dumb)]).outcome == CANNOT_BE_TOLD
+    assert joined([("a", dumb), ("b", dumb)]).outcome == INCONCLUSIVE
     found = joined([("a", good), ("b", bad), ("c", dumb)])
     assert found.outcome == DOES_NOT_HOLD
     assert "a: attack success" in found.sentence
@@ -204,21 +204,21 @@ def test_a_claim_holds_only_if_no_group_contradicts():
 
 
 def test_every_claim_has_a_verdict_with_and_without_a_model():
-    """JSON content without infinities or NaN, also where a whole tenth was never fooled."""
+    """JSON content without infinities or NaN, also where a whole decile was never fooled."""
     distance = np.where(deciles(hardness(), IDS) == 1, np.inf, near_where_hard())
-    tenth = deciles(hardness(), IDS)
+    decile = deciles(hardness(), IDS)
     config = AnalyzeConfig(scores=("run",), out="out", eval_eps=tuple(EPS))
     groups = [group(distance), group(near_where_hard(), which="seen", model="other")]
     for some in (groups, []):
-        found = verdicts(config, some, [run()], [], tenth, list("abcde"))
+        found = verdicts(config, some, [run()], [], decile, list("abcde"))
         assert [entry["key"] for entry in found] == list(CLAIMS)
         json.dumps(found, allow_nan=False)
         json.dumps([describe_group(each, EPS) for each in some], allow_nan=False)
     assert "AIGN" in found[0]["claim"]
-    assert found[0]["outcome"] == CANNOT_BE_TOLD
+    assert found[0]["outcome"] == INCONCLUSIVE
 
 
-def test_a_group_is_told_tenth_by_tenth():
+def test_a_group_is_reported_by_decile():
     """Counts, clean accuracy, success among the right ones, robust accuracy among all."""
     correct = np.arange(COUNT) % 4 > 0
     found = describe_group(group(near_where_hard(), correct), EPS)

@@ -1,4 +1,4 @@
-"""Trends with hardness: tenths that do not depend on row order, honest intervals, and planted cases of each outcome."""
+"""Trends with hardness: deciles that do not depend on row order, honest intervals, planted cases of each outcome."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from easycore_ray.core.metrics import spearman
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.trend_test import (
-    CANNOT_BE_TOLD,
     DECILES,
     DOES_NOT_HOLD,
     HOLDS,
+    INCONCLUSIVE,
     DecileMean,
     bootstrap_interval,
     deciles,
@@ -27,16 +27,16 @@ def rng(seed=0):
 
 
 def population(count=1000, seed=0):
-    """Hardness, and the tenth of each sample."""
+    """Hardness, and the decile of each sample."""
     hard = rng(seed).gamma(2.0, 1.0, count)
     return hard, deciles(hard, np.arange(count))
 
 
-# ---------------------------------------------------------------- tenths
+# ---------------------------------------------------------------- deciles
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, np.inf]), min_size=10, max_size=60), st.randoms())
-def test_tenths_are_equal_parts_in_order_whatever_the_order_of_rows(values, random):
+def test_deciles_are_equal_parts_in_order_whatever_the_order_of_rows(values, random):
     """Sizes differ by one at most, none is harder than the next, ties go by id: as a slow sort says."""
     hard, ids = np.array(values), np.arange(len(values)) * 7 + 3
     found = deciles(hard, ids)
@@ -54,24 +54,24 @@ def test_tenths_are_equal_parts_in_order_whatever_the_order_of_rows(values, rand
 @pytest.mark.parametrize(
     ("values", "words"), [([1.0] * 9, "at least 10 samples, got 9"), ([1.0] * 11 + [np.nan], "not a number")]
 )
-def test_tenths_that_cannot_be_are_refused(values, words):
+def test_deciles_that_cannot_be_are_refused(values, words):
     """Too few samples, or a score that is none."""
     with pytest.raises(ValueError, match=words):
         deciles(np.array(values), np.arange(len(values)))
 
 
-def test_a_draw_takes_equally_many_of_each_tenth():
+def test_a_draw_takes_equally_many_of_each_decile():
     """Sorted, without repeats, the same for a seed whatever the order of rows; all if there are no more."""
-    _, tenth = population(1003)
+    _, decile = population(1003)
     ids = rng(1).permutation(5000)[:1003]
-    found = draw_from_deciles(tenth, ids, 105, 3)
+    found = draw_from_deciles(decile, ids, 105, 3)
     order = rng(2).permutation(1003)
 
     assert np.all(np.diff(found) > 0)
-    assert np.bincount(tenth[np.isin(ids, found)])[1:].tolist() == [11] * 5 + [10] * 5
-    assert np.array_equal(draw_from_deciles(tenth[order], ids[order], 105, 3), found)
-    assert not np.array_equal(draw_from_deciles(tenth, ids, 105, 4), found)
-    assert np.array_equal(draw_from_deciles(tenth, ids, 2000, 3), np.sort(ids))
+    assert np.bincount(decile[np.isin(ids, found)])[1:].tolist() == [11] * 5 + [10] * 5
+    assert np.array_equal(draw_from_deciles(decile[order], ids[order], 105, 3), found)
+    assert not np.array_equal(draw_from_deciles(decile, ids, 105, 4), found)
+    assert np.array_equal(draw_from_deciles(decile, ids, 2000, 3), np.sort(ids))
 
 
 # ---------------------------------------------------------------- intervals
@@ -119,48 +119,48 @@ def test_the_interval_is_the_same_for_a_seed():
 @pytest.mark.parametrize("rises", [True, False])
 def test_a_planted_trend_holds_and_its_opposite_does_not(rises):
     """A success that becomes likelier with hardness; claimed in its direction and against it."""
-    hard, tenth = population()
-    values = rng(1).random(1000) < (tenth if rises else 11 - tenth) / 11
+    hard, decile = population()
+    values = rng(1).random(1000) < (decile if rises else 11 - decile) / 11
 
-    assert trend(hard, values, tenth, rises=rises).outcome == HOLDS
-    assert trend(hard, values, tenth, rises=not rises).outcome == DOES_NOT_HOLD
+    assert trend(hard, values, decile, rises=rises).outcome == HOLDS
+    assert trend(hard, values, decile, rises=not rises).outcome == DOES_NOT_HOLD
 
 
 def test_no_relation_does_not_hold_with_many_rows_and_cannot_be_told_with_few():
     """Five thousand rows rule out more than a negligible correlation, sixty do not, forty are not looked at."""
-    for count, outcome in ((5000, DOES_NOT_HOLD), (60, CANNOT_BE_TOLD), (40, CANNOT_BE_TOLD)):
-        hard, tenth = population(count)
-        found = trend(hard, rng(5).random(count), tenth)
+    for count, outcome in ((5000, DOES_NOT_HOLD), (60, INCONCLUSIVE), (40, INCONCLUSIVE)):
+        hard, decile = population(count)
+        found = trend(hard, rng(5).random(count), decile)
         assert found.outcome == outcome, found
     assert "only 40 samples" in found.reason
 
 
 def test_a_rise_that_turns_back_does_not_hold():
-    """Correlated over all, but the hardest tenth is the safest: not a steady trend, and it says where."""
-    hard, tenth = population(2000)
-    values = rng(1).random(2000) < np.where(tenth == 10, 0.05, tenth / 11)
-    found = trend(hard, values, tenth)
+    """Correlated over all, but the hardest decile is the safest: not a steady trend, and it says where."""
+    hard, decile = population(2000)
+    values = rng(1).random(2000) < np.where(decile == 10, 0.05, decile / 11)
+    found = trend(hard, values, decile)
 
     assert found.rank_correlation > 0.1
     assert found.outcome == DOES_NOT_HOLD
     assert found.reversal[1] == 10
-    assert "tenth 10 contradicts" in found.reason
+    assert "decile 10 contradicts" in found.reason
 
 
-def test_noise_between_tenths_is_no_reversal():
+def test_noise_between_deciles_is_no_reversal():
     """In a hundred draws of a true weak trend, contradictions are found about as often as allowed."""
     count = 0
     for seed in range(100):
-        hard, tenth = population(500, seed)
-        count += trend_reverses(hard, rng(seed + 500).random(500) < 0.3 + 0.04 * tenth, tenth)
+        hard, decile = population(500, seed)
+        count += trend_reverses(hard, rng(seed + 500).random(500) < 0.3 + 0.04 * decile, decile)
     assert count <= 5
 
 
-def trend_reverses(hard, values, tenth):
-    return reversal(groups(np.asarray(values, float), tenth)) is not None
+def trend_reverses(hard, values, decile):
+    return reversal(groups(np.asarray(values, float), decile)) is not None
 
 
-def test_a_clear_reversal_is_named_and_tenths_without_rows_are_passed_over():
+def test_a_clear_reversal_is_named_and_deciles_without_rows_are_passed_over():
     """The pair that falls most in units of its error; nothing where means rise."""
     found = [DecileMean(1, 50, 0.2, 0.05), DecileMean(2, 50, 0.9, 0.05), DecileMean(7, 50, 0.3, 0.05)]
     assert reversal(found) == (2, 7)
@@ -171,10 +171,10 @@ def test_a_clear_reversal_is_named_and_tenths_without_rows_are_passed_over():
 
 def test_a_negligible_trend_is_not_said_to_hold():
     """With enough rows any correlation differs from 0; below 0.1 it is no finding."""
-    hard, tenth = population(4000)
+    hard, decile = population(4000)
     ranks = np.argsort(np.argsort(hard)) / len(hard)
     values = 0.045 * (ranks - 0.5) / ranks.std() + rng(2).normal(size=len(hard))
-    found = trend(hard, values, tenth)
+    found = trend(hard, values, decile)
 
     assert 0 < found.interval[0] < found.interval[1] < 0.1
     assert found.outcome == DOES_NOT_HOLD
@@ -191,15 +191,15 @@ def test_a_negligible_trend_is_not_said_to_hold():
 def test_nothing_to_compare_cannot_be_told(hard, values, words):
     """Constant columns and empty ones."""
     found = trend(hard, values, np.arange(len(hard)) // 10 + 1)
-    assert (found.outcome, found.rank_correlation) == (CANNOT_BE_TOLD, None)
+    assert (found.outcome, found.rank_correlation) == (INCONCLUSIVE, None)
     assert words in found.reason
 
 
 def test_infinite_values_rank_last():
     """A sample that no attack fools is farther than all others: the correlation is that of ranks."""
-    hard, tenth = population(300)
-    values = np.where(tenth <= 2, np.inf, 1.0 / hard)
-    found = trend(hard, values, tenth, rises=False)
+    hard, decile = population(300)
+    values = np.where(decile <= 2, np.inf, 1.0 / hard)
+    found = trend(hard, values, decile, rises=False)
 
     assert found.outcome == HOLDS
     assert found.rank_correlation == spearman(hard, np.where(np.isinf(values), 1e9, values))

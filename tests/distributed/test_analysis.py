@@ -58,14 +58,14 @@ def easiest_half(run):
 
 
 def test_the_runs_are_compared_by_what_differs(one_worker, inputs):
-    """Two seeds: a yardstick without another network; the claim cannot be told, and says what to add."""
+    """Two seeds: a yardstick without another network; the claim is inconclusive, and says what to add."""
     summary = json.loads((Path(one_worker.path) / "summary.json").read_text())
     (pair,) = summary["pairs"]
     claims = {claim["key"]: claim for claim in one_worker.manifest["claims"]}
 
     assert pair["differ"] == "seed"
     assert pair["overlap"] == len(set.intersection(*map(easiest_half, inputs["scores"]))) / 49
-    assert claims["agnostic"]["outcome"] == "cannot be told"
+    assert claims["agnostic"]["outcome"] == "inconclusive"
     assert "runs of two networks" in claims["agnostic"]["sentence"]
     assert set(one_worker.manifest["parents"]) == {"dataset", "hardness_table", "hardness_table_2", "checkpoint"}
     assert summary["models"][0]["drawn_seen"] == 80
@@ -87,7 +87,7 @@ def test_a_killed_analysis_goes_on_with_the_shards_that_are_there(inputs, monkey
     again = analyze(**fields)
 
     assert len(shards) == 3
-    assert "2 of 3 shards are there, going on with the others" in capsys.readouterr().err
+    assert "resuming, 2 of 3 shards exist already" in capsys.readouterr().err
     assert again.fingerprint == whole.fingerprint
     assert again.manifest["identity"] == whole.manifest["identity"] != identity("analysis", {}, {})
 

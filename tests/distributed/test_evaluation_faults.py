@@ -57,7 +57,7 @@ def test_a_lost_task_and_a_lost_driver_change_no_outcome(ray_session, tmp_path):
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert again.returncode == 1, again.stderr
-    assert "of 6 shards are there, going on with the others" in again.stderr
+    assert "of 6 shards exist already" in again.stderr
     assert again.stderr.splitlines()[-1].startswith("error: this evaluation is suspicious: pgd20 at linf eps 0.5")
     config = EvaluateConfig(checkpoint=checkpoint.path, dataset=dataset.path, out="unused", eval_eps=tuple(EPS))
     opened = open_dataset(dataset.path)

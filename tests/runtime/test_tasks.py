@@ -98,7 +98,7 @@ def test_kept_results_are_read_by_a_resumed_claim_only(resources, tmp_path, caps
     kept = KeptResults(first, names)
     Path(kept.folder, "b.parquet").unlink()
     assert make(Claim(str(tmp_path), "kind", "identity", "nonce", resumed=True)) == ["made-1"]
-    assert "2 of 3 shards are there, going on with the others" in capsys.readouterr().err
+    assert "resuming, 2 of 3 shards exist already" in capsys.readouterr().err
     assert len(make(Claim(str(tmp_path), "kind", "identity", "other", resumed=True))) == 3
 
 

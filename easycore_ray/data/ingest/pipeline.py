@@ -54,7 +54,7 @@ class CheckedSource(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What an import wrote, as the manifest tells it."""
+    """What an import wrote, as recorded in the manifest."""
 
     fingerprint: str
     counts: dict[str, int]
@@ -155,16 +155,16 @@ def _refuse_bad(bad: pa.Table, total: int, *, skip: bool) -> None:
     if damaged.num_rows:
         raise EasyCoreError(f"{damaged['problem'][0].as_py()}; {_more(damaged.num_rows)}fetch the file again")
     if bad.num_rows == total:
-        first = f": {_named(bad.slice(0, 1))}" if total else ""
+        first = f": {_format_rows(bad.slice(0, 1))}" if total else ""
         raise EasyCoreError(f"none of {total:,} samples is usable{first}; check --source and --format")
     if bad.num_rows and not skip:
         raise EasyCoreError(
-            f"{bad.num_rows:,} of {total:,} samples are not usable: {_named(bad.slice(0, _SHOWN))}"
+            f"{bad.num_rows:,} of {total:,} samples are not usable: {_format_rows(bad.slice(0, _SHOWN))}"
             f"{'; …' if bad.num_rows > _SHOWN else ''}; repair them, or leave them out with --on-bad-sample skip"
         )
 
 
-def _named(bad: pa.Table) -> str:
+def _format_rows(bad: pa.Table) -> str:
     return "; ".join(
         f"{where}: {problem}"
         for where, problem in zip(bad["where"].to_pylist(), bad["problem"].to_pylist(), strict=True)

@@ -19,7 +19,7 @@ def dataset_identity(config: PrepareConfig) -> str:
 
 
 def plan_prepare(config: PrepareConfig, _measure: bool = False) -> WorkPlan:
-    """The plan of an import, as far as listing the source tells; nothing is downloaded, and nothing measured."""
+    """The plan of an import, as far as a listing of the source shows; nothing is downloaded, and nothing measured."""
     shards = f"shards of at most {config.rows_per_shard:,} images"
     work, total = f"import {config.source} into {shards}", 0
     if is_path(config.source):

@@ -19,7 +19,7 @@ from easycore_ray.data.shards import Layout, Written
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import paths
 
-# Ray keeps smaller results (up to 100 KB) in the process that asked for them.
+# Ray keeps smaller results (up to 100 KB) in the process that requested them.
 _PART_BYTES = 1024 * 1024
 _GROUP_BYTES = 32 * 1024 * 1024
 
@@ -39,7 +39,7 @@ def write_shards(
         out: folder of the dataset.
 
     Returns:
-        What each shard tells, in order of ``placed.names``.
+        The result of each shard, in order of ``placed.names``.
     """
     parts: list[list[Any]] = [[] for _ in placed.names]
     num_shards = len(placed.names)
