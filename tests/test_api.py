@@ -295,9 +295,10 @@ class TestMeasured:
 
         monkeypatch.setattr(measure, "_SECONDS", 0.5)
         fields = {"dataset": world / "dataset", "model": "cnn", "width": 4, "num_workers": 1, "out": tmp_path / "m"}
+        trial = {name: value for name, value in fields.items() if name != "num_workers"}
         plan = train.plan(**fields, measure=True)
         missing = train.plan(**fields, gpus_per_worker=1, measure=True)
-        swept = sweep.plan(**fields, scores=world / "scores", training="standard", measure=True)
+        swept = sweep.plan(**trial, scores=world / "scores", training="standard", measure=True)
         monkeypatch.setattr(measure.cluster, "capacity", lambda: ({"CPU": 2.0, "GPU": 4.0}, False))
         idle = train.plan(**fields, measure=True)
 

@@ -54,7 +54,7 @@ if __name__ == "__main__":
     inputs = dict(dataset=f"{home}/run/dataset")
     core = select(scores=f"{home}/run/scores", method="hardest", fraction=0.3, out=f"{home}/more/coreset", **inputs)
     model = train(coreset=core.path, out=f"{home}/more/model", model="cnn", width=4, steps=3, num_workers=1, **inputs)
-    evaluate(checkpoint=model.path, out=f"{home}/more/evaluation", num_samples=20, num_workers=1, **inputs)
+    evaluate(checkpoint=model.path, out=f"{home}/more/evaluation", num_eval_samples=20, num_workers=1, **inputs)
     reduce(scores=f"{home}/run/scores", out=f"{home}/more/hardness")
     report(sweep=f"{home}/run/sweep", out=f"{home}/more/report", title="again")
 """
@@ -159,7 +159,7 @@ def test_a_killed_driver_goes_on_from_its_commit_to_the_same_table(finished, sto
     rows = read_split(dataset, "train")
     fit = make_scoring_fit(config, dataset, None)
     each = ScoreEachEpoch(table=str(tmp_path), epochs=EPOCHS, every=config.score_every, score_pass=config.score_pass,
-                          num_samples=fit.num_rows, checksum=id_checksum(rows.sample_ids.numpy()))  # fmt: skip
+                          initial_pass=config.initial_pass,                          num_samples=fit.num_rows, checksum=id_checksum(rows.sample_ids.numpy()))  # fmt: skip
     threads = torch.get_num_threads()
     try:
         state = fit_here(fit, rows, LocalContext(), each)

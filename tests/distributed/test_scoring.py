@@ -61,7 +61,7 @@ def test_scores_equal_a_slow_loop_over_single_images(settings, two_workers, digi
         np.testing.assert_allclose(found["el2n"][at], np.linalg.norm(probabilities - onehot), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib"), [(1, 32, 2.0), (3, 32, 0.0)])
+@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib"), [(1, 32, 2.0), (3, 48, 0.0)])
 def test_every_sample_is_scored_once_whatever_the_workers(
     settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib
 ):
@@ -98,7 +98,7 @@ def test_aign_is_the_mean_over_epochs_without_the_initial_weights(two_workers):
 
 def test_fused_scores_cover_every_sample_once(settings, two_workers, digits, population, tmp_path):
     """score_pass=fused takes one row per sample from the training steps themselves, and says so; on 3 workers."""
-    changes = dict(score_pass="fused", score_every=2, num_workers=3, batch_size=32, cpus_per_worker=0.5)
+    changes = dict(score_pass="fused", score_every=2, num_workers=3, batch_size=48, cpus_per_worker=0.5)
     run = score(**settings(tmp_path / "run", **changes))
 
     np.testing.assert_array_equal(rows_of(run, 2)["sample_id"], read_sample_ids(population))
@@ -146,6 +146,7 @@ def in_process(settings, table, **changes):
     fit = make_scoring_fit(config, dataset, ids)
     after_epoch = ScoreEachEpoch(
         table=str(table), epochs=config.epochs, every=config.score_every, score_pass=config.score_pass,
+        initial_pass=config.initial_pass,
         num_samples=len(ids), checksum=id_checksum(ids), stop_when_stable=config.stop_when_stable,
     )  # fmt: skip
     state = fit_here(fit, read_split(dataset, "train", ids), LocalContext(), after_epoch)

@@ -161,7 +161,7 @@ def test_a_trial_of_several_workers_trains_and_attacks_on_all_of_them(digits, tw
     sweep(
         dataset=digits.path, scores=two_workers.path, out=str(tmp_path / "sweep"), method=(), fraction=(0.5,),
         seeds=(0,), training=("standard",), train_epochs=1, model="cnn", width=4, batch_size=16, augment="none",
-        eval_eps=(0.1,), num_eval_samples=260, tracking_uri="none", threads_per_worker=1, num_workers=2,
+        eval_eps=(0.1,), num_eval_samples=260, tracking_uri="none", threads_per_worker=1, trial_workers=2,
     )  # fmt: skip
     trial = tmp_path / "sweep" / "trials" / "full_f1_standard_s0"
     manifests = [paths.read_json(str(trial / name / "manifest.json")) for name in ("checkpoint", "evaluation")]
@@ -226,7 +226,7 @@ def test_a_diverged_run_stops_on_all_workers_and_its_last_good_model_can_be_eval
     fields = settings(digits, population, tmp_path / "run", num_workers=2, lr=0.2, weight_decay=300.0, epochs=6,
                       schedule="constant", warmup_fraction=0.0)  # fmt: skip
     ends = (
-        r"(the loss is (nan|inf) in|the weights are not finite after) step \d+ of 24 \(epoch [2-6], learning rate 0.2\)"
+        r"(the loss is (nan|inf) in|the weights are not finite after) step \d+ of 42 \(epoch [2-6], learning rate 0.2\)"
     )
     with pytest.raises(EasyCoreError, match=ends):
         train(**fields)

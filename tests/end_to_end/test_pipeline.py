@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -145,9 +146,19 @@ def test_run_again_it_finds_its_finished_artifacts(finished):
     assert time.monotonic() - started < 60
 
 
-def test_a_sweep_with_a_lost_trial_runs_only_that_one(finished):
-    """Finished trials are recognised by their artifacts; only what is missing is trained, to the same result."""
+@pytest.fixture
+def sweep_restored(finished, tmp_path):
+    """The pipeline's folder, whose sweep is afterwards as it was: other tests read it too."""
     out = finished[0]
+    shutil.copytree(out / "sweep", tmp_path / "sweep")
+    yield out
+    shutil.rmtree(out / "sweep")
+    shutil.copytree(tmp_path / "sweep", out / "sweep")
+
+
+def test_a_sweep_with_a_lost_trial_runs_only_that_one(sweep_restored):
+    """Finished trials are recognised by their artifacts; only what is missing is trained, to the same result."""
+    out = sweep_restored
     evaluation = out / "sweep" / "trials" / "easycore_f0.5_standard_s0" / "evaluation" / "manifest.json"
     before = json.loads(evaluation.read_text())["fingerprint"]
     summary = (out / "sweep" / "summary.json").read_text()
