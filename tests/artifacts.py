@@ -176,7 +176,7 @@ def make_image_dataset(
 
 def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact:
     """A checkpoint trained in this process, for one step unless the fields say more."""
-    from easycore_ray.data.dataset import read_split
+    from easycore_ray.data.samples import read_split
     from easycore_ray.training import train as training
 
     config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core import loop
-from easycore_ray.data.dataset import Samples
+from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import MemoryLoader
 from easycore_ray.engine.plan import make_training_plan
 from easycore_ray.engine.worker_group import RayContext

@@ -32,10 +32,11 @@ from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import generator
 from easycore_ray.core.trend_test import DECILES, deciles, draw_from_deciles
 from easycore_ray.data.coreset import read_sample_ids
-from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice
-from easycore_ray.evaluation.evaluate import check_fits
+from easycore_ray.evaluation.threats import check_fits
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources

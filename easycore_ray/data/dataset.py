@@ -1,46 +1,23 @@
 """Datasets: images in shards, with an id for every sample.
 
-``prepare`` imports a source once; from then on everything reads the dataset, in one process (``read_split``) or
-streamed by Ray Data (``ray_dataset``), and names samples by ``sample_id``. Ids are dense over each split in source
-order while rows lie in shards in a seeded random order, so that ids mean something and any block of a shard is a
-fair mixture.
+``prepare`` imports a source once. From then on everything reads the dataset and names samples by ``sample_id``: in one
+process with ``samples.read_split``, or streamed by Ray Data with ``samples.ray_dataset``. Ids are dense over each split
+in source order while rows lie in shards in a seeded random order, so that ids mean something and any block of a shard
+is a fair mixture.
 """
-
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray.data
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import class_quotas
-from easycore_ray.data import shards
 from easycore_ray.data.index import read_index
-from easycore_ray.data.ingest.splits import SPLITS, equal_parts
+from easycore_ray.data.ingest.splits import SPLITS
 from easycore_ray.data.shards import Layout
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-
-_BLOCK_BYTES = 16 * 1024 * 1024
-
-
-# Enough blocks for several workers to start at the same time, on small datasets too.
-_LEAST_BLOCKS = 8
-
-
-class Samples(NamedTuple):
-    """A batch of samples."""
-
-    sample_ids: Tensor
-    """int64 (batch,)."""
-    images: Tensor
-    """uint8 (batch, channels, height, width)."""
-    labels: Tensor
-    """int64 (batch,)."""
 
 
 class Dataset(Artifact):
@@ -116,49 +93,11 @@ def image_bytes_per_row(dataset: Dataset) -> int:
     return dataset.layout.image_bytes
 
 
-def table_to_samples(table: pa.Table, dataset: Dataset) -> Samples:
-    """Rows of a shard (sample_id, label, image) as tensors of their own memory, in the same order.
-
-    Returns:
-        ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,).
-    """
-    # Copied, because Arrow's memory is read-only and others may look at it.
-    columns = (table["sample_id"].to_numpy(), shards.pixels(table["image"], dataset.layout), table["label"].to_numpy())
-    ids, images, labels = (torch.from_numpy(np.array(column)) for column in columns)
-    return Samples(ids, images, labels.long())
-
-
-def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> Samples:
-    """A split, or the samples of these ids, sorted by id, read in this process.
-
-    Args:
-        dataset: where to read.
-        split: train, val or test.
-        sample_ids: integers (N,) in any order; all of the split if None.
-
-    Returns:
-        ids int64 (N,) ascending, images uint8 (N, C, H, W), labels int64 (N,).
-
-    Raises:
-        EasyCoreError: the split has no sample of some id, or an id is requested twice.
-    """
-    places = locate_samples(dataset, split, sample_ids)
-    ids, shard = places["sample_id"].to_numpy(), places["shard"].to_numpy()
-    images = torch.empty((len(ids), *dataset.image_shape), dtype=torch.uint8)
-    labels = torch.empty(len(ids), dtype=torch.int64)
-    for number, path in enumerate(dataset.shards(split)):
-        wanted = np.flatnonzero(shard == number)
-        if len(wanted):
-            rows = table_to_samples(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset)
-            images[torch.from_numpy(wanted)], labels[torch.from_numpy(wanted)] = rows.images, rows.labels
-    return Samples(torch.from_numpy(ids.copy()), images, labels)
-
-
 def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
     """Index rows of a split, or of some of its ids, sorted by id.
 
     Raises:
-        EasyCoreError: see ``read_split``.
+        EasyCoreError: the split has no sample of some id, or an id is requested twice.
     """
     index = dataset.index(split).combine_chunks()
     if sample_ids is None:
@@ -175,40 +114,6 @@ def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer]
             f"(first missing: {ids[~found][0]}); do dataset and ids belong together?"
         )
     return index.take(pa.array(at))
-
-
-def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> ray.data.Dataset:
-    """A split, or the samples of these ids, as a Ray dataset of sample_id, label, image in stored order.
-
-    Read anew, block by block, whenever it is iterated; each block holds rows of one shard, some 16 MiB at
-    most. Iterate with ``preserve_order`` (set here, and needed again in a ``ray.train.DataConfig``).
-
-    Raises:
-        EasyCoreError: see ``read_split``.
-    """
-    tasks = _read_tasks(dataset, split, sample_ids)
-    if not tasks:
-        return ray.data.from_arrow(dataset.shard_schema.empty_table())
-    data = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-    data.context.execution_options.preserve_order = True
-    # Reading reserves no CPU: training workers may hold them all, and a task that waits for one would wait for ever.
-    # As many at a time as there are CPUs, since nothing else would bound them.
-    at_once = ray.data.TaskPoolStrategy(size=max(2, int(ray.cluster_resources().get("CPU", 2))))
-    return data.map_batches(shards.read_tasks, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=at_once)
-
-
-def _read_tasks(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> list[dict[str, Any]]:
-    """Path and row positions of each block (see ``shards.read_tasks``)."""
-    places = locate_samples(dataset, split, sample_ids)
-    entries = dataset.manifest["shards"][split]
-    stored = sum(entry["bytes"] for entry in entries) / max(1, dataset.num_rows(split))
-    most = max(1, min(int(_BLOCK_BYTES / max(stored, 1)), -(-len(places) // _LEAST_BLOCKS)))
-    shard, row = places["shard"].to_numpy(), places["row"].to_numpy()
-    return [
-        {"path": path, "rows": part.astype(np.int32).tobytes()}
-        for number, path in enumerate(dataset.shards(split))
-        for part in equal_parts(np.sort(row[shard == number]), most)
-    ]
 
 
 def draw_ids(dataset: Dataset, split: str, num_samples: int, seed: int) -> NDArray[np.int64]:

@@ -1,14 +1,13 @@
 """Checkpoints: weights as safetensors, described by the manifest; written, read and opened as models."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from easycore_ray.engine.checkpoint_files import LAST
 from easycore_ray.engine.plan import build
-from easycore_ray.engine.state import BEST, LAST
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -59,11 +58,6 @@ def read_model(where: str, arguments: dict[str, Any]) -> nn.Module:
     return model.to(memory_format=torch.channels_last).eval()
 
 
-def has_only_last(manifest: dict[str, Any]) -> bool:
-    """Whether a checkpoint has no weights but those after its last epoch: it is the best one, or none was chosen."""
-    return BEST not in manifest.get("weights", {}).values()
-
-
 def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Module]:
     """A finished checkpoint and its model, in evaluation mode on the CPU.
 
@@ -85,14 +79,3 @@ def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Mo
     return Checkpoint(artifact.path, artifact.manifest), read_model(
         paths.join(artifact.path, files[weights]), arguments
     )
-
-
-def best_epoch_text(details: Mapping[str, Any]) -> str:
-    """Which epoch of a training run validation chose, and by what."""
-    number = details["best_epoch"]
-    if number is None:
-        return "none chosen, since the dataset has no validation split; there are the weights of the last alone"
-    where = details["weights"]["best"]
-    which = "the last" if where == details["weights"]["last"] else f"kept as {where} beside the last"
-    metric = details["selected_by"].removeprefix("val_").replace("_", " ")
-    return f"{number} ({which}), by {metric} on the validation split: {100 * details['best_value']:.1f} %"

@@ -9,7 +9,6 @@ is streamed from Ray Data twice an epoch.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +18,9 @@ import ray.train
 import torch
 
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.data.dataset import Dataset, Samples, image_bytes_per_row, table_to_samples
-from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.data.dataset import Dataset, image_bytes_per_row
+from easycore_ray.data.samples import Samples, table_to_samples
+from easycore_ray.engine.shares import Share, _padding, batches_per_epoch
 
 # Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
 SCORE_BATCH = 256
@@ -39,65 +39,6 @@ class Loader(Protocol):
     def ordered(self) -> Iterator[Samples]:
         """The same rows in a fixed order, in batches of any size."""
         ...
-
-
-def batches_per_epoch(num_rows: int, batch_size: int) -> int:
-    """Optimizer steps in an epoch, whatever the number of workers: ``batch_size`` rows, over all of them, a step."""
-    return math.ceil(num_rows / batch_size)
-
-
-def _padding(num_rows: int, world_size: int) -> int:
-    """Rows that complete the dataset to equal shares."""
-    return -num_rows % world_size
-
-
-def check_share(num_rows: int, batch_size: int, workers: Iterable[int]) -> None:
-    """Refuse data so small that a worker could be left without a row in some step.
-
-    A worker whose share holds all the padding still needs a row for each batch.
-
-    Args:
-        num_rows: samples of an epoch.
-        batch_size: samples of a step, over all workers.
-        workers: every number of workers the run may have.
-
-    Raises:
-        EasyCoreError: says how many workers the rows allow.
-    """
-    for world_size in workers:
-        if not _fills_batches(num_rows, batch_size, world_size):
-            fewer = [count for count in range(world_size, 0, -1) if batch_size % count == 0]
-            most = next(count for count in fewer if _fills_batches(num_rows, batch_size, count))
-            raise EasyCoreError(
-                f"{num_rows} samples in batches of {batch_size} cannot be shared by {world_size} workers: one could be "
-                f"left without a row; lower --num-workers to {most} or raise --batch-size"
-            )
-
-
-def _fills_batches(num_rows: int, batch_size: int, world_size: int) -> bool:
-    """Whether the smallest share has a row for each of its batches."""
-    least = math.ceil(num_rows / world_size) - _padding(num_rows, world_size)
-    return least >= batches_per_epoch(num_rows, batch_size)
-
-
-@dataclass(frozen=True)
-class Share:
-    """One worker's part of the rows."""
-
-    num_rows: int
-    """Of all workers, without padding."""
-    world_size: int
-    rank: int
-
-    @property
-    def size(self) -> int:
-        """Rows of this worker, padding included."""
-        return math.ceil(self.num_rows / self.world_size)
-
-    @property
-    def padding(self) -> int:
-        """Padding rows of all workers, any of which may be this worker's."""
-        return _padding(self.num_rows, self.world_size)
 
 
 class MemoryLoader:

@@ -14,7 +14,8 @@ from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.attacks import fgsm, pgd
 from easycore_ray.core.loop import TrainingPlan, make_optimizer, prepare_inputs, score_epoch, train_epoch
 from easycore_ray.core.seeding import generator
-from easycore_ray.data.dataset import Dataset, Samples, read_split
+from easycore_ray.data.dataset import Dataset
+from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.plan import build, make_training_plan, model_arguments
 from easycore_ray.engine.throughput import Rates, Work, device_of, estimates_of
 from easycore_ray.runtime import cluster

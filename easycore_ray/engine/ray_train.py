@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
-from easycore_ray.data.dataset import open_dataset, ray_dataset
-from easycore_ray.engine.loader import ExactDataConfig, Share, check_share, open_loader
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import ray_dataset
+from easycore_ray.engine.loader import ExactDataConfig, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import AfterEpoch, run_epochs
+from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State, load_state
 from easycore_ray.engine.worker_group import RayContext
 from easycore_ray.runtime import cluster

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch, validate
 from easycore_ray.core.models import build_model, compiled
-from easycore_ray.data.dataset import Samples, open_dataset, read_split
-from easycore_ray.engine.loader import Loader, MemoryLoader, batches_per_epoch
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import Samples, read_split
+from easycore_ray.engine.loader import Loader, MemoryLoader
 from easycore_ray.engine.plan import Fit
+from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.state import HaltedError, State, load_optimizer, optimizer_tensors
 from easycore_ray.engine.worker_group import Context
 

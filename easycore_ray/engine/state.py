@@ -9,10 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from easycore_ray.engine.checkpoint_files import BEST, LAST
 from easycore_ray.storage.errors import EasyCoreError
-
-LAST, BEST = "model.safetensors", "best.safetensors"
-"""Files of the weights after the last epoch and after the best one."""
 
 
 @dataclass

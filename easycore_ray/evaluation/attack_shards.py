@@ -16,9 +16,11 @@ from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
-from easycore_ray.evaluation.autoattack import AUTOATTACK, autoattack
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.samples import Samples, read_split
+from easycore_ray.evaluation.autoattack import autoattack
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
+from easycore_ray.evaluation.threats import AUTOATTACK, Threats, outcome_column
 from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
 from easycore_ray.storage.artifact import Claim
 
@@ -26,20 +28,6 @@ SHARD_ROWS = 250
 
 
 _NOTES = b"easycore"  # what shards say besides their outcomes, in the metadata of their tables
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threats:
-    """What images are attacked with."""
-
-    attack: tuple[str, ...]
-    eps: tuple[float, ...]
-    norm: str
-    seed: int
-
-    def columns(self) -> list[str]:
-        """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
-        return [outcome_column(name, eps) for name in self.attack for eps in self.eps]
 
 
 @dataclass(frozen=True)
@@ -56,11 +44,6 @@ class TaskDevice:
         """A GPU if tasks are given any; as many threads as requested, else as CPUs."""
         threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
         return cls("cuda" if config.gpus_per_worker else "cpu", threads)
-
-
-def outcome_column(attack: str, eps: float) -> str:
-    """Name of the column that says whether an image stays correct under an attack."""
-    return f"robust_{attack}_{format_eps(eps)}"
 
 
 def attack_rows(

@@ -6,7 +6,6 @@ targets; the library always takes 9 and fails on fewer than 10 classes. Resuming
 library cannot read back the state file it writes.
 """
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +19,8 @@ from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.eps import check_eps
 from easycore_ray.core.seeding import seeded
 from easycore_ray.core.threat import check_inputs, project
-from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.evaluation.threats import check_autoattack
 
-AUTOATTACK = "autoattack"
 BATCH_SIZE = 250
 _NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -35,36 +33,6 @@ _KNOWN = {
     "dynamic defense": "the model computes gradients within its forward pass: AutoAttack may not suffice",
 }
 _FEW_CLASSES = "the targeted DLR loss needs 4 classes: APGD-T took the difference of the logits instead"
-
-
-def require_autoattack() -> None:
-    """Refuse early where the package is missing.
-
-    Raises:
-        EasyCoreError: with the command that installs it.
-    """
-    if importlib.util.find_spec("pyautoattack") is None:
-        raise EasyCoreError(
-            "attack autoattack needs the package pyautoattack, which is not installed; "
-            "run: pip install 'pyautoattack>=0.2,<0.3'"
-        )
-
-
-def check_autoattack(image_shape: tuple[int, ...], norm: str) -> None:
-    """Refuse early what AutoAttack cannot run on.
-
-    Args:
-        image_shape: (C, H, W).
-        norm: one of ``threat.NORMS``.
-
-    Raises:
-        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2, where Square divides by zero.
-    """
-    require_autoattack()
-    if norm == "l2" and min(image_shape[1:]) < 5:
-        raise EasyCoreError(
-            f"autoattack with norm l2 needs images of at least 5 × 5 pixels, got {tuple(image_shape[1:])}; use linf"
-        )
 
 
 def autoattack(

@@ -21,17 +21,23 @@ from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
-from easycore_ray.evaluation.attack_shards import Threats, _attack_on_ray, notes_of, outcome_column
-from easycore_ray.evaluation.autoattack import AUTOATTACK, check_autoattack
+from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of
 from easycore_ray.evaluation.plans import evaluation_identity, plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
+from easycore_ray.evaluation.threats import (
+    Threats,
+    check_fits,
+    check_split,
+    check_threats,
+    outcome_column,
+    threats_of,
+)
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import KeptResults
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import check_budget
 
 
 class Evaluation(Artifact):
@@ -132,24 +138,6 @@ def _warn(evaluation: Artifact) -> None:
         warnings.warn(verdict(signs, evaluation.path), SuspiciousEvaluation, stacklevel=4)
 
 
-def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
-    """Refuse, before any work, budgets wider than the images and attacks that cannot run here.
-
-    Raises:
-        EasyCoreError: says which and what is allowed.
-    """
-    for eps in threats.eps:
-        check_budget(eps, threats.norm, image_shape)
-    if AUTOATTACK in threats.attack:
-        check_autoattack(tuple(image_shape), threats.norm)
-
-
-def threats_of(config: EvaluateConfig) -> Threats:
-    """The threats a configuration names."""
-    attack = tuple(name for name in config.attack if name != "none")
-    return Threats(attack=attack, eps=config.eval_eps, norm=config.norm, seed=config.seed)
-
-
 def claim_evaluation(config: EvaluateConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
     """Claim ``config.out`` for this evaluation; the finished one if it is there."""
     key = evaluation_identity(config, parents)
@@ -176,29 +164,6 @@ def finish_evaluation(
     )
     paths.delete_tree(KeptResults(made).folder)  # not before: hours of AutoAttack may be in it
     return artifact
-
-
-def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:
-    """Refuse a checkpoint of other classes or image shape.
-
-    Raises:
-        EasyCoreError: names what differs.
-    """
-    model = checkpoint.manifest["model"]
-    if tuple(model["image_shape"]) != tuple(dataset.image_shape) or model["num_classes"] != dataset.num_classes:
-        raise EasyCoreError(
-            f"{checkpoint.path} takes images of shape {tuple(model['image_shape'])} in {model['num_classes']} classes, "
-            f"{dataset.path} has {tuple(dataset.image_shape)} in {dataset.num_classes}; "
-            "pass the dataset it was trained on"
-        )
-
-
-def check_split(dataset: Dataset, split: str) -> int:
-    """Samples of a split; one without any is refused."""
-    total = dataset.num_rows(split)
-    if total == 0:
-        raise EasyCoreError(f"{dataset.path} has no {split} split; prepare it with one, or pass another --split")
-    return total
 
 
 def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ def evaluation_identity(config: EvaluateConfig, parents: dict[str, Artifact]) ->
 
 def plan_evaluate(config: EvaluateConfig, measure: bool = False) -> WorkPlan:
     """The plan of an evaluation."""
-    from easycore_ray.evaluation.evaluate import check_fits, check_split, check_threats, threats_of
+    from easycore_ray.evaluation.threats import check_fits, check_split, check_threats, threats_of
 
     checkpoint, dataset = open_artifact(config.checkpoint, "checkpoint"), open_dataset(config.dataset)
     check_fits(checkpoint, dataset)

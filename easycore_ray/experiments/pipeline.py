@@ -13,7 +13,7 @@ from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
-from easycore_ray.evaluation.autoattack import AUTOATTACK, require_autoattack
+from easycore_ray.evaluation.threats import AUTOATTACK, require_autoattack
 from easycore_ray.experiments.plans import plan_pipeline
 from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import describe_sweep, sweep

@@ -27,8 +27,7 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     Raises:
         EasyCoreError: one is missing or foreign, or a perturbation is wider than the images.
     """
-    from easycore_ray.evaluation.attack_shards import Threats
-    from easycore_ray.evaluation.evaluate import check_threats
+    from easycore_ray.evaluation.threats import Threats, check_threats
 
     dataset, hardness = open_dataset(config.dataset), open_hardness(config.scores)
     check_same_dataset(hardness, dataset)

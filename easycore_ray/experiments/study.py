@@ -16,7 +16,7 @@ from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset, open_dataset
-from easycore_ray.evaluation.evaluate import check_threats, threats_of
+from easycore_ray.evaluation.threats import check_threats, threats_of
 from easycore_ray.experiments.plans import plan_study
 from easycore_ray.experiments.results import (
     described,

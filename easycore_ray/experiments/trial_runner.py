@@ -12,18 +12,14 @@ from ray import tune
 
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.data.dataset import Dataset, Samples, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import demand_of
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.evaluation.attack_shards import attack_rows
-from easycore_ray.evaluation.evaluate import (
-    claim_evaluation,
-    evaluate,
-    evaluation_ids,
-    finish_evaluation,
-    threats_of,
-)
+from easycore_ray.evaluation.evaluate import claim_evaluation, evaluate, evaluation_ids, finish_evaluation
+from easycore_ray.evaluation.threats import threats_of
 from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.runtime import cluster
@@ -35,9 +31,9 @@ from easycore_ray.storage.artifact import (
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker
+from easycore_ray.training.plans import claim_checkpoint
 from easycore_ray.training.train import (
     DivergedError,
-    claim_checkpoint,
     finish_checkpoint,
     keep_last_good,
     make_training_fit,

@@ -8,11 +8,11 @@ from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.engine.checkpoint import has_only_last
+from easycore_ray.engine.checkpoint_files import has_only_last
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
-from easycore_ray.training.train import claim_checkpoint, open_training_inputs
+from easycore_ray.training.plans import claim_checkpoint, open_training
 
 FULL = Arm("full", None, "none")
 
@@ -51,7 +51,7 @@ class Trial:
         """True if all artifacts are there and were made by this configuration from these inputs."""
         if not all(is_finished(config.out) for config in (self.train, self.evaluate)):
             return False
-        _, parents, _ = open_training_inputs(self.train)
+        _, parents = open_training(self.train)
         if not isinstance(claim_checkpoint(self.train, parents), Artifact):
             return False
         return all(is_finished(config.out) for config in self.evaluations())

@@ -344,7 +344,8 @@ def _described(rows: Extremes, dataset: Artifact | None) -> Iterator[dict[str, A
 def _draw(summary: ScoreSummary, dataset: Artifact, config: InspectConfig) -> str:
     """Write the picture; its path."""
     # Matplotlib and Ray are slow to load, and only needed here.
-    from easycore_ray.data.dataset import Dataset, read_split
+    from easycore_ray.data.dataset import Dataset
+    from easycore_ray.data.samples import read_split
     from easycore_ray.reporting.figures import to_png
     from easycore_ray.reporting.image_grid import Images, extremes_grid
 

@@ -18,8 +18,8 @@ from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.index import dataset_fingerprint
 from easycore_ray.data.ingest.splits import SPLITS
 from easycore_ray.engine.checkpoint import open_checkpoint
-from easycore_ray.evaluation.attack_shards import Threats
 from easycore_ray.evaluation.evaluate import summarise_outcomes
+from easycore_ray.evaluation.threats import Threats
 from easycore_ray.scoring import hardness_table, score_reader, score_table
 from easycore_ray.scoring.score_reader import ScoreTable
 from easycore_ray.scoring.score_table import ScorePart

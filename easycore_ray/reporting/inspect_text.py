@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from easycore_ray.engine.checkpoint import best_epoch_text
+from easycore_ray.engine.checkpoint_files import best_epoch_text
 
 WIDTH = 100
 

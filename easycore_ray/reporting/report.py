@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReportConfig
-from easycore_ray.data.dataset import Dataset, open_dataset, read_split
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.reporting import score_plots, sweep_plots
 from easycore_ray.reporting.figures import Plot, styles, to_png
 from easycore_ray.reporting.html import ReportData, render_report

@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-# CPUs left to reading by default. Reading reserves none of its own (see ``dataset.ray_dataset``), so
+# CPUs left to reading by default. Reading reserves none of its own (see ``samples.ray_dataset``), so
 # workers may also be given every CPU.
 _DATA_CPUS = 1.0
 

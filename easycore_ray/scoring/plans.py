@@ -7,7 +7,7 @@ from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.coreset import open_coreset
 from easycore_ray.data.dataset import Dataset, open_dataset
-from easycore_ray.engine.loader import batches_per_epoch
+from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
 from easycore_ray.scoring.score_table import scored_epochs
 from easycore_ray.storage import paths

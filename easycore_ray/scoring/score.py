@@ -21,10 +21,11 @@ from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.engine.loader import Loader, batches_per_epoch
+from easycore_ray.engine.loader import Loader
 from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
 from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
 from easycore_ray.engine.run_history import describe_training_run
+from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say

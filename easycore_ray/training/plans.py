@@ -9,10 +9,10 @@ from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.core.eps import check_eps
 from easycore_ray.data.coreset import open_coreset
 from easycore_ray.data.dataset import Dataset, open_dataset
-from easycore_ray.engine.loader import batches_per_epoch
+from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, checkpoint_bytes, device_of, estimates_of
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, identity
+from easycore_ray.storage.artifact import Artifact, Claim, claim, identity
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -103,3 +103,9 @@ def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
         check_eps(eps, norm, num_pixels=math.prod(image_shape))
     except ValueError as error:
         raise EasyCoreError(str(error)) from error
+
+
+def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
+    """Claim ``config.out`` for this run; the finished checkpoint if it is there."""
+    key = checkpoint_identity(config, parents)
+    return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)

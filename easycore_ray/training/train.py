@@ -15,14 +15,16 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.coreset import read_sample_ids
-from easycore_ray.data.dataset import Dataset, Samples
-from easycore_ray.engine.checkpoint import Checkpoint, best_epoch_text, write_model
-from easycore_ray.engine.loader import batches_per_epoch
+from easycore_ray.data.dataset import Dataset
+from easycore_ray.data.samples import Samples
+from easycore_ray.engine.checkpoint import Checkpoint, write_model
+from easycore_ray.engine.checkpoint_files import BEST, LAST, best_epoch_text
 from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
 from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
-from easycore_ray.engine.state import BEST, LAST, HaltedError, State
+from easycore_ray.engine.shares import batches_per_epoch
+from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.storage import paths
@@ -31,13 +33,12 @@ from easycore_ray.storage.artifact import (
     MANIFEST,
     Artifact,
     Claim,
-    claim,
     content_hash,
     finish,
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker, reconcile, track
-from easycore_ray.training.plans import checkpoint_identity, open_training, plan_train
+from easycore_ray.training.plans import checkpoint_identity, claim_checkpoint, open_training, plan_train
 
 
 class DivergedError(EasyCoreError):
@@ -113,12 +114,6 @@ def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndar
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
     )
-
-
-def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
-    """Claim ``config.out`` for this run; the finished checkpoint if it is there."""
-    key = checkpoint_identity(config, parents)
-    return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)
 
 
 def read_divergence(config: TrainConfig) -> dict[str, Any] | None:

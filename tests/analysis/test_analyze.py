@@ -23,7 +23,7 @@ from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core.models import build_model
-from easycore_ray.data.dataset import Samples
+from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import write_model
 from easycore_ray.reporting.analysis_page import make_analysis_plots, render_analysis, render_analysis_page
 from easycore_ray.reporting.inspect_text import to_text

@@ -20,7 +20,8 @@ from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.batchnorm_folding import folded
 from easycore_ray.core.eps import parse_eps
-from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.autoattack import autoattack
 from easycore_ray.evaluation.evaluate import evaluation_ids

@@ -25,8 +25,10 @@ from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.loop import make_optimizer, score_epoch, train_epoch, validate
 from easycore_ray.core.models import build_model
 from easycore_ray.data.coreset import read_sample_ids
-from easycore_ray.data.dataset import open_dataset, read_split
-from easycore_ray.engine.loader import MemoryLoader, batches_per_epoch
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
+from easycore_ray.engine.loader import MemoryLoader
+from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.scoring.score import make_scoring_fit as make_scoring_fit
 from easycore_ray.training.train import make_training_fit as make_training_fit
 

@@ -28,7 +28,8 @@ from easycore_ray.config.stages import ScoreConfig
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.metrics import overlap, spearman
 from easycore_ray.core.selection import lowest
-from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.engine.loader import Loader
 from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
 from easycore_ray.engine.run import fit_here

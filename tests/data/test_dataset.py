@@ -18,17 +18,11 @@ import ray.data
 import torch
 from PIL import Image
 
-from easycore_ray.data.dataset import (
-    draw_ids,
-    image_bytes_per_row,
-    open_dataset,
-    ray_dataset,
-    read_split,
-    table_to_samples,
-)
+from easycore_ray.data.dataset import draw_ids, image_bytes_per_row, open_dataset
 from easycore_ray.data.ingest import shuffle, sources
 from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.data.materialize import materialize
+from easycore_ray.data.samples import ray_dataset, read_split, table_to_samples
 from easycore_ray.storage.errors import EasyCoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

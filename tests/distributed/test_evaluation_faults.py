@@ -12,10 +12,12 @@ import pytest
 import ray
 
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import attack_rows
-from easycore_ray.evaluation.evaluate import evaluation_ids, threats_of
+from easycore_ray.evaluation.evaluate import evaluation_ids
+from easycore_ray.evaluation.threats import threats_of
 from tests import faults
 from tests.artifacts import make_checkpoint, make_image_dataset
 

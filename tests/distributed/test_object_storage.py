@@ -21,7 +21,8 @@ from sklearn.datasets import load_digits
 
 from easycore_ray.config.base import from_dict
 from easycore_ray.config.stages import ScoreConfig
-from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.scoring.score import ScoreEachEpoch, make_scoring_fit

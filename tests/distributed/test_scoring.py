@@ -11,7 +11,8 @@ from easycore_ray import score
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.models import build_model
 from easycore_ray.data.coreset import open_coreset, read_sample_ids
-from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.engine.plan import model_arguments
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import LocalContext

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 
 from easycore_ray import evaluate, report, select, sweep, train
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
-from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import attack_rows
-from easycore_ray.evaluation.evaluate import evaluation_ids, threats_of
+from easycore_ray.evaluation.evaluate import evaluation_ids
+from easycore_ray.evaluation.threats import threats_of
 from easycore_ray.reporting.report import print_table
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import open_artifact

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from easycore_ray.config.stages import ScoreConfig
-from easycore_ray.data.dataset import open_dataset, read_split
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.state import load_state, save_state
 from easycore_ray.engine.worker_group import LocalContext

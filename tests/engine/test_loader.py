@@ -9,17 +9,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from easycore_ray.data.dataset import Samples
-from easycore_ray.engine.loader import (
-    PAD_ID,
-    SCORE_BATCH,
-    MemoryLoader,
-    batches_per_epoch,
-    check_share,
-    drop_padding,
-    padding_rows,
-    rebatch,
-)
+from easycore_ray.data.samples import Samples
+from easycore_ray.engine.loader import PAD_ID, SCORE_BATCH, MemoryLoader, drop_padding, padding_rows, rebatch
+from easycore_ray.engine.shares import batches_per_epoch, check_share
 from easycore_ray.storage.errors import EasyCoreError
 
 RAW = pa.schema({"sample_id": pa.int64(), "label": pa.int32(), "image": pa.binary(4)})

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from easycore_ray.core import loop
-from easycore_ray.data.dataset import Samples
-from easycore_ray.engine.loader import MemoryLoader, batches_per_epoch
+from easycore_ray.data.samples import Samples
+from easycore_ray.engine.loader import MemoryLoader
+from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.state import State, load_state, save_state
 from tests import together
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from easycore_ray.core.attacks import pgd
 from easycore_ray.core.models import build_model
-from easycore_ray.evaluation.autoattack import autoattack, require_autoattack
+from easycore_ray.evaluation.autoattack import autoattack
+from easycore_ray.evaluation.threats import require_autoattack
 from easycore_ray.storage.errors import EasyCoreError
 
 

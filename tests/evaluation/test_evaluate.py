@@ -13,11 +13,13 @@ from torch import nn
 from easycore_ray.cli.command import run
 from easycore_ray.cli.results import run_evaluate
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.data.dataset import Samples, open_dataset
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import Samples
 from easycore_ray.evaluation import attack_shards
-from easycore_ray.evaluation.attack_shards import Threats, attack_rows, attack_shard, merge_shards
-from easycore_ray.evaluation.evaluate import evaluate, summarise_outcomes, threats_of
+from easycore_ray.evaluation.attack_shards import attack_rows, attack_shard, merge_shards
+from easycore_ray.evaluation.evaluate import evaluate, summarise_outcomes
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation
+from easycore_ray.evaluation.threats import Threats, threats_of
 from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError

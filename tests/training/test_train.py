@@ -8,8 +8,10 @@ import torch
 
 from easycore_ray.config.arms import Arm
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
-from easycore_ray.data.dataset import open_dataset, read_split
-from easycore_ray.engine.checkpoint import best_epoch_text, open_checkpoint
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.samples import read_split
+from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.engine.checkpoint_files import best_epoch_text
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.state import HaltedError, load_state, save_state
 from easycore_ray.engine.worker_group import LocalContext
@@ -20,9 +22,9 @@ from easycore_ray.experiments.trials import Trial
 from easycore_ray.inspection.verify import verify
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.plans import claim_checkpoint
 from easycore_ray.training.train import (
     DivergedError,
-    claim_checkpoint,
     finish_checkpoint,
     keep_last_good,
     make_training_fit,

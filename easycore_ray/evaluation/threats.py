@@ -1,0 +1,103 @@
+"""What a checkpoint is attacked with, and what is refused before any work: an evaluation's inputs, without torch."""
+
+import importlib.util
+from dataclasses import dataclass
+
+from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.core.eps import format_eps
+from easycore_ray.data.dataset import Dataset
+from easycore_ray.storage.artifact import Artifact
+from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.plans import check_budget
+
+AUTOATTACK = "autoattack"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threats:
+    """What images are attacked with."""
+
+    attack: tuple[str, ...]
+    eps: tuple[float, ...]
+    norm: str
+    seed: int
+
+    def columns(self) -> list[str]:
+        """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
+        return [outcome_column(name, eps) for name in self.attack for eps in self.eps]
+
+
+def outcome_column(attack: str, eps: float) -> str:
+    """Name of the column that says whether an image stays correct under an attack."""
+    return f"robust_{attack}_{format_eps(eps)}"
+
+
+def require_autoattack() -> None:
+    """Refuse early where the package is missing.
+
+    Raises:
+        EasyCoreError: with the command that installs it.
+    """
+    if importlib.util.find_spec("pyautoattack") is None:
+        raise EasyCoreError(
+            "attack autoattack needs the package pyautoattack, which is not installed; "
+            "run: pip install 'pyautoattack>=0.2,<0.3'"
+        )
+
+
+def check_autoattack(image_shape: tuple[int, ...], norm: str) -> None:
+    """Refuse early what AutoAttack cannot run on.
+
+    Args:
+        image_shape: (C, H, W).
+        norm: one of ``threat.NORMS``.
+
+    Raises:
+        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2, where Square divides by zero.
+    """
+    require_autoattack()
+    if norm == "l2" and min(image_shape[1:]) < 5:
+        raise EasyCoreError(
+            f"autoattack with norm l2 needs images of at least 5 × 5 pixels, got {tuple(image_shape[1:])}; use linf"
+        )
+
+
+def threats_of(config: EvaluateConfig) -> Threats:
+    """The threats a configuration names."""
+    attack = tuple(name for name in config.attack if name != "none")
+    return Threats(attack=attack, eps=config.eval_eps, norm=config.norm, seed=config.seed)
+
+
+def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
+    """Refuse, before any work, budgets wider than the images and attacks that cannot run here.
+
+    Raises:
+        EasyCoreError: says which and what is allowed.
+    """
+    for eps in threats.eps:
+        check_budget(eps, threats.norm, image_shape)
+    if AUTOATTACK in threats.attack:
+        check_autoattack(tuple(image_shape), threats.norm)
+
+
+def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:
+    """Refuse a checkpoint of other classes or image shape.
+
+    Raises:
+        EasyCoreError: names what differs.
+    """
+    model = checkpoint.manifest["model"]
+    if tuple(model["image_shape"]) != tuple(dataset.image_shape) or model["num_classes"] != dataset.num_classes:
+        raise EasyCoreError(
+            f"{checkpoint.path} takes images of shape {tuple(model['image_shape'])} in {model['num_classes']} classes, "
+            f"{dataset.path} has {tuple(dataset.image_shape)} in {dataset.num_classes}; "
+            "pass the dataset it was trained on"
+        )
+
+
+def check_split(dataset: Dataset, split: str) -> int:
+    """Samples of a split; one without any is refused."""
+    total = dataset.num_rows(split)
+    if total == 0:
+        raise EasyCoreError(f"{dataset.path} has no {split} split; prepare it with one, or pass another --split")
+    return total
