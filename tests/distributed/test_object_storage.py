@@ -159,8 +159,10 @@ def test_a_killed_driver_goes_on_from_its_commit_to_the_same_table(finished, sto
     dataset = open_dataset(f"{HOME}/run/dataset")
     rows = read_split(dataset, "train")
     fit = make_scoring_fit(config, dataset, None)
-    each = ScoreEachEpoch(table=str(tmp_path), epochs=EPOCHS, every=config.score_every, score_pass=config.score_pass,
-                          initial_pass=config.initial_pass, num_samples=fit.num_rows, checksum=id_checksum(rows.sample_ids.numpy()))  # fmt: skip
+    each = ScoreEachEpoch(table=str(tmp_path), epochs=EPOCHS, every=config.score_every,
+                          score_pass=config.score_pass,
+                          initial_pass=config.initial_pass,
+                          num_samples=fit.num_rows, checksum=id_checksum(rows.sample_ids.numpy()))  # fmt: skip
     threads = torch.get_num_threads()
     try:
         state = fit_here(fit, rows, LocalContext(), each)
