@@ -138,7 +138,12 @@ def take_census(keys: Values, groups: NDArray | None, interval: Interval, rng: n
 
 
 def add_up(parts: Sequence[Census], num_groups: int) -> Census:
-    """The census of several batches together."""
+    """The census of several batches together.
+
+    Args:
+        parts: one census each; counts are int64 (num_groups,).
+        num_groups: classes, or 1 without class balance.
+    """
     if not parts:
         nothing = np.zeros(num_groups, np.int64)
         return Census(nothing, nothing, np.zeros(0), np.zeros(0, np.int32))
