@@ -176,7 +176,7 @@ def find_cut(
         census: what each partition has in an interval, partitions in id order.
         quotas_of: quotas (groups,), each 0 .. its size, of the sizes (groups,).
         num_groups: number of groups.
-        share: of all keys, what the first census brings back; 1.0 where they are few enough.
+        share: of all keys, what the first census returns; 1.0 where they are few enough.
         limit: most keys to bring together at a time, about.
     """
     low, high = np.full(num_groups, -np.inf), np.full(num_groups, np.inf)

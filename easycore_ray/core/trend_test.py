@@ -1,4 +1,4 @@
-"""Does a quantity rise with hardness? Deciles of a population, a rank correlation with its interval, and a rule.
+"""Does a quantity rise with hardness? Deciles by hardness, a rank correlation with its interval, and a rule.
 
 Takes numpy arrays and gives plain numbers. A trend *holds* only if the whole interval of the rank correlation points
 that way, is not negligible, and no harder decile contradicts an easier one beyond noise; where the data are too few to
@@ -54,7 +54,7 @@ class Trend:
 
 
 def deciles(hardness: NDArray[np.float64], sample_ids: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The decile of the population each sample is in by hardness: 1 (easiest) .. 10, ties by id.
+    """The decile of each sample by hardness: 1 (easiest) .. 10, ties by id.
 
     Deciles differ by at most one sample in size.
 

@@ -205,8 +205,8 @@ def check_coverage(parts: Iterable[ScorePart], *, epoch: int, num_samples: int, 
     Args:
         parts: descriptors from all workers.
         epoch: the epoch they belong to.
-        num_samples: size of the scored population.
-        checksum: ``id_checksum`` of the scored population.
+        num_samples: number of scored samples.
+        checksum: ``id_checksum`` of the scored samples.
 
     Raises:
         EasyCoreError: if rows are missing or doubled. It would be a bug of ours or of the loader;
