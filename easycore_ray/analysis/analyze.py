@@ -306,7 +306,19 @@ def _attack_task(
 def measure_shard(
     network: nn.Module, rows: Samples, eps: Sequence[float], *, norm: str, seed: int, device: str = "cpu"
 ) -> pa.Table:
-    """``sample_id, label, clean_correct, distance`` of a shard; depends on its ids and these arguments alone."""
+    """Distances to the decision boundary of one shard; they depend on its ids and these arguments alone.
+
+    Args:
+        network: returns logits; put in evaluation mode.
+        rows: images uint8 (B, C, H, W) with ids and labels int64 (B,).
+        eps: budgets at which PGD-20 searches below the distance found, in [0, 1] pixel units.
+        norm: one of ``threat.NORMS``.
+        seed: of PGD's random starts.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        B rows: sample_id int64, label int32, clean_correct bool, distance float64 (0 where the clean image is wrong).
+    """
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
     network = network.eval()
     with torch.no_grad():
@@ -331,16 +343,19 @@ def nearest_error(
 ) -> Tensor:
     """Distance to the nearest point that any attack finds wrong: the minimum-norm attack, then PGD-20 at every eps.
 
-    PGD attacks only what withstood so far, at rising eps: what is fooled within an eps is so within all larger ones.
+    PGD attacks the samples not fooled so far, at rising eps: a sample fooled within an eps is fooled within all larger.
 
     Args:
         network: returns logits; gets all of ``inputs`` right.
-        inputs: (B, …) pixels in [0, 1].
+        inputs: (B, …) float pixels in [0, 1].
         labels: int64 (B,).
-        eps: where PGD looks.
+        eps: budgets of PGD, in [0, 1] pixel units.
         norm: one of ``threat.NORMS``.
         seed: of PGD's random starts, with ``start``.
         start: first id of the shard.
+
+    Returns:
+        Float (B,), in pixel units of the norm; inf where nothing was found.
     """
     found, _ = boundary_distance(network, inputs, labels, norm=norm)
     for number, radius in enumerate(sorted(eps)):

@@ -47,7 +47,7 @@ class SampleGroup:
     hard: NDArray[np.float64]
     """Score, turned so that higher is harder."""
     deciles: NDArray[np.int64]
-    """1 (easiest) .. 10, of the whole population."""
+    """1 (easiest) .. 10, of all scored samples."""
     correct: NDArray[np.bool_]
     """Classified right without an attack."""
     distance: NDArray[np.float64]
@@ -81,7 +81,15 @@ class Finding:
 
 
 def describe_group(group: SampleGroup, eps: Sequence[float]) -> dict[str, Any]:
-    """Every decile of a group in numbers: ``model, which, num_samples, deciles`` (of those that have samples)."""
+    """Figures of every decile of a group that has samples, as JSON content.
+
+    Args:
+        group: attacked samples of one model.
+        eps: budgets in [0, 1] pixel units.
+
+    Returns:
+        ``model, which, name, num_samples`` and ``deciles``: shares in [0, 1] with intervals, quartiles of the distance.
+    """
     return {
         "model": group.model,
         "which": group.which,
@@ -107,7 +115,13 @@ def _decile(group: SampleGroup, number: int, eps: Sequence[float]) -> dict[str, 
 
 
 def attack_finding(group: SampleGroup, eps: Sequence[float], seed: int) -> Finding:
-    """Whether the success of attacks rises with hardness, at the eps where about half of them succeed."""
+    """Whether the success of attacks rises with hardness, at the eps where about half of them succeed.
+
+    Args:
+        group: attacked samples of one model; those it classifies right are used.
+        eps: budgets in [0, 1] pixel units, at least one.
+        seed: of the bootstrap.
+    """
     right = group.right()
     success = {each: right.distance <= each for each in eps}
     trends = {each: trend(right.hard, success[each], right.deciles, seed=seed) for each in eps}
@@ -145,7 +159,13 @@ def classified_finding(group: SampleGroup, seed: int) -> Finding:
 
 
 def learned_finding(run: Run, deciles: NDArray[np.int64], seed: int) -> Finding:
-    """Whether the first epoch that has a sample right rises with hardness, over the whole population."""
+    """Whether the first epoch that has a sample right rises with hardness, over all N scored samples.
+
+    Args:
+        run: the scoring run.
+        deciles: int64 (N,), 1 .. 10.
+        seed: of the bootstrap.
+    """
     if run.first_learned is None:
         sentence = "the scoring run did not record when samples were learned, or it was reduced without (--only)"
         return Finding(INCONCLUSIVE, sentence, {})
@@ -218,6 +238,10 @@ def class_mix(run: Run, num_classes: int) -> list[dict[str, Any]]:
 
     ``interval``: 95 % of the ratio for all classes together (Bonferroni), if the half were drawn at random within
     the class, by the normal approximation.
+
+    Args:
+        run: the scoring run; labels int64 (N,), hardness float64 (N,).
+        num_classes: of the dataset; classes without a sample are left out.
     """
     k = budget(len(run.labels), EASIEST)
     rows = np.searchsorted(run.sample_ids, lowest(run.hard, run.sample_ids, k))

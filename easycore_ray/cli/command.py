@@ -15,7 +15,7 @@ from easycore_ray import __version__
 from easycore_ray.cli.verbs import COMMANDS, Command, load
 from easycore_ray.storage.errors import EasyCoreError
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh", "fish")
 """Shells that completion scripts can be printed for."""
 
 # Names of the Python functions whose verb on the command line is another.

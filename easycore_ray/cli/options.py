@@ -1,6 +1,7 @@
 """From the words of a command line to a configuration: a preset or saved configuration first, then the options.
 
-Each field of the configuration is an option, listed by ``--help`` under the heading that the field names.
+Each field of the configuration is an option, listed by ``--help`` under the heading that the field names. ``--help``
+is answered without pyarrow: neither this module nor ``config`` imports it before there is a path to look at.
 """
 
 import contextlib
@@ -17,7 +18,6 @@ from easycore_ray.config.base import Group, JobConfig
 from easycore_ray.config.experiments import StudyConfig
 from easycore_ray.config.presets import PRESETS, STUDIES
 from easycore_ray.config.signatures import field_docs
-from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
 GROUPS = get_args(Group)
@@ -88,8 +88,11 @@ def make_options(kind: type[Any], fields: dict[str, Any], *, dry_run: bool) -> t
     groups: dict[str, list[tuple[str, Any, Any]]] = {"": _starting_options(kind)} | {name: [] for name in GROUPS}
     for spec in dataclasses.fields(kind):
         default = fields.get(spec.name, spec.default)
-        described: Any = Annotated[hints[spec.name], tyro.conf.arg(help=docs[spec.name])]
-        group = groups[spec.metadata.get("group", "")]
+        positional = tyro.conf.Positional in getattr(hints[spec.name], "__metadata__", ())
+        metavar = spec.name.upper() if positional else None
+        described: Any = Annotated[hints[spec.name], tyro.conf.arg(help=docs[spec.name], metavar=metavar)]
+        # The parser would call a positional argument inside a group GROUP.NAME.
+        group = groups["" if positional else spec.metadata["group"]]
         group.append((spec.name, described, dataclasses.field(default=default)))
     if dry_run:
         groups["output"] += _dry_run_options()
@@ -171,6 +174,8 @@ def _from_here(name: str, value: Any) -> Any:
 
         if not is_path(value):
             return value
+    from easycore_ray.storage import paths
+
     return paths.absolute(value)
 
 

@@ -8,7 +8,6 @@ from easycore_ray.config.base import from_dict
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS, STUDIES
 from easycore_ray.config.stages import EvaluateConfig, PrepareConfig, ScoreConfig, TrainConfig
-from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -18,6 +17,8 @@ def saved_fields(kind: type[Any], path: str) -> dict[str, Any]:
     Raises:
         EasyCoreError: if there is none, or it is another job's.
     """
+    from easycore_ray.storage import paths
+
     path = paths.absolute(path)
     paths.reach(path)
     manifest = paths.read_json(path)

@@ -55,7 +55,7 @@ COMMANDS = {
     "analyze": Command("Test the paper's claims on your own data", "experiments:AnalyzeConfig",
                        "cli.results:run_analyze", "analysis.plans:plan_analyze"),
     "export": Command("Write a trained model into one file for use elsewhere", "stages:ExportConfig",
-                      "inspection.export:export", "inspection.export:plan_export"),
+                      "inspection.export:export", "inspection.plans:plan_export"),
     "inspect": Command("Show what an artifact is; --verify rereads all of it", "stages:InspectConfig",
                        "cli.results:run_inspect"),
     "clean": Command("List, and with --yes remove, what no artifact needs", "stages:CleanConfig",

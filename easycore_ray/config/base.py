@@ -18,8 +18,6 @@ from easycore_ray.config.fields import Count, Flag, Natural, NonNegative, Number
 from easycore_ray.config.signatures import describe_verb
 from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.eps import check_eps
-from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError, FieldsError
 
 Kind = TypeVar("Kind", bound=type)
@@ -141,6 +139,8 @@ def verb(
     def decorate(function: Callable[[Any], Any]) -> Verb[T_co]:
         @functools.wraps(function)
         def call(config: Any = None, /, **fields: Any) -> Any:
+            from easycore_ray.storage.artifact import Artifact
+
             done = function(_configure(function.__name__, kind, config, fields))
             return gives(done.path, done.manifest) if isinstance(done, Artifact) else done
 
@@ -157,6 +157,8 @@ def verb(
 
 def _configure(verb: str, kind: type[Any], config: Any, fields: dict[str, Any]) -> Any:
     """The configuration a verb was called with, once the object stores it names have answered."""
+    from easycore_ray.storage import paths
+
     if config is not None and fields:
         raise TypeError(f"pass a {kind.__name__} or keywords to {verb}, not both")
     if config is None:

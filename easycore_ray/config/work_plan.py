@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from easycore_ray.storage.artifact import peek
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -93,6 +91,8 @@ def plan_for(verb: str, out: str, kind: str, identity: str, *, overwrite: bool, 
         overwrite: whether another one there would be replaced.
         details: further fields of the plan.
     """
+    from easycore_ray.storage.artifact import peek
+
     found = peek(out, kind, identity)
     if found == "finished" and not overwrite:
         return WorkPlan(verb=verb, work=f"do nothing: {out} is finished and would be reused", out=out, finished=(out,))

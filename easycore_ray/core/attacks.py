@@ -69,7 +69,7 @@ def fgsm(
 ) -> Tensor:
     """Inputs moved by one step of length eps up the cross-entropy.
 
-    Goodfellow et al. 2015; for l2 the step goes along the gradient, not along its sign.
+    Goodfellow et al. 2015 (arXiv 1412.6572); for l2 the step goes along the gradient, not along its sign.
 
     Args:
         model: returns logits.
@@ -111,8 +111,8 @@ def pgd(
 
     Worst is misclassified rather than not, then the highest loss, over all iterates of all restarts, the
     start included: more steps of the same size, or more restarts, never help the defender. Costs steps + 1
-    forward and steps backward passes per restart. Madry et al. 2018; the official code keeps the last
-    iterate instead.
+    forward and steps backward passes per restart. Madry et al. 2018 (arXiv 1706.06083); the
+    official code keeps the last iterate instead.
 
     Args:
         model: returns logits.
@@ -164,7 +164,11 @@ def pgd20(
     norm: str = "linf",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``pgd`` with 20 steps of eps / 8 from one random start: the attack behind ``robust_accuracy_pgd20``."""
+    """``pgd`` with 20 steps of eps / 8 from one random start: the attack behind ``robust_accuracy_pgd20``.
+
+    Madry et al. 2018 (arXiv 1706.06083). Arguments, errors and result as in ``pgd``: inputs (B, …) float pixels in
+    [0, 1], labels int64 (B,), eps in [0, 1] pixel units.
+    """
     return pgd(model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator, until_fooled=True)
 
 
@@ -185,7 +189,7 @@ def trades_attack(
 
     Starts at 0.001 · N(0, 1) from the input and takes ``steps`` sign steps (l2: unit-gradient steps, a row
     without gradient stays), each projected; gives the last iterate. The clean prediction is computed once,
-    where the official trades.py (Zhang et al. 2019) computes the same numbers again in every step.
+    where the official trades.py (Zhang et al. 2019, arXiv 1901.08573) computes the same numbers again in every step.
 
     Args:
         model: returns logits.

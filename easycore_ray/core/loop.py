@@ -53,7 +53,13 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Everything that changes the numbers of a training run, resolved (no None left)."""
+    """Every setting that changes the numbers of a training run, resolved (no None left).
+
+    ``eps`` and ``attack_step_size`` are in [0, 1] pixel units, ``lr`` is that of the peak, ``beta`` the weight of
+    the KL term of TRADES (arXiv 1901.08573). ``warmup_steps`` and ``total_steps`` count optimizer steps, ``crop_pad``
+    pixels.
+    ``precision`` is ``fp32`` or ``bf16``; weights are float32 in both.
+    """
 
     training: str
     beta: float
@@ -90,7 +96,11 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch of training measured on this worker's rows."""
+    """Results of one training epoch on this worker's rows.
+
+    ``loss_sum`` is the loss summed over ``num_rows`` rows, in nats; ``steps`` counts optimizer steps.
+    ``scores`` holds arrays of shape (num_rows,).
+    """
 
     loss_sum: float
     num_correct: int
@@ -104,7 +114,12 @@ class EpochResult:
 
 
 def make_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
-    """SGD over all parameters; the learning rate is set before every step."""
+    """SGD over all parameters, which stay float32; the learning rate is set before every step.
+
+    Args:
+        model: the bare module.
+        plan: gives momentum, Nesterov and weight decay.
+    """
     return torch.optim.SGD(
         model.parameters(),
         lr=plan.lr,
@@ -116,12 +131,12 @@ def make_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
 
 
 def autocast(device: torch.device, precision: str) -> Any:
-    """Context in which the forward passes run: bf16 autocast, or nothing for fp32."""
+    """Context of the forward passes: autocast to bfloat16 for ``bf16``, no change (float32) for ``fp32``."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device, copied asynchronously from pinned memory for a GPU."""
+    """The values on the device, of the same shape and dtype; copied asynchronously from pinned memory for a GPU."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()  # a GPU fetches by itself from such memory only
     return values.to(device, non_blocking=True)
@@ -335,7 +350,7 @@ def _full_float32(device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Validation:
-    """Counts over rows that are not trained on."""
+    """Counts over validation rows, int each, in 0 .. num_rows."""
 
     num_rows: int
     num_correct: int

@@ -111,6 +111,13 @@ def overlap(ids_a: ArrayLike, ids_b: ArrayLike) -> float:
 
 
 def average_ranks(values: NDArray) -> NDArray[np.float64]:
-    """Rank of each value, counted from 1; equal values share the mean of the ranks they take up."""
+    """Rank of each value, counted from 1; equal values share the mean of the ranks they take up.
+
+    Args:
+        values: (N,) numbers without NaN.
+
+    Returns:
+        float64 (N,), in 1 .. N.
+    """
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(sizes) - (sizes - 1) / 2.0)[group]

@@ -22,7 +22,13 @@ from easycore_ray.core.seeding import seeded
 
 
 class Normalise(nn.Module):
-    """(inputs - mean) / std per channel; both are saved with the weights."""
+    """(inputs - mean) / std per channel, for float inputs (B, C, H, W) in [0, 1].
+
+    Both are float32 buffers of shape (1, C, 1, 1) and are saved with the weights.
+
+    Raises:
+        ValueError: mean and std differ in length, or a std is not positive.
+    """
 
     mean: Tensor
     std: Tensor
@@ -40,7 +46,10 @@ class Normalise(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm after each, beside a shortcut (He et al. 2015)."""
+    """Two 3x3 convolutions with batch norm after each, beside a shortcut (He et al. 2015, arXiv 1512.03385).
+
+    Maps (B, in_channels, H, W) to (B, channels, H / stride, W / stride).
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -210,12 +219,15 @@ def default_width(name: str) -> int | None:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """How many weights training can change."""
+    """Number of trainable weights."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def cnn(*, num_classes: int, in_channels: int, width: int = 16) -> nn.Module:
-    """Three 3x3 convolutions, the last two halving the image: seconds to train on 8x8 digits."""
+    """Three 3x3 convolutions, the last two halving the image: seconds to train on 8x8 digits.
+
+    Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
     sizes = [in_channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
     for before, after, stride in zip(sizes, sizes[1:], (1, 2, 2), strict=False):
@@ -224,7 +236,10 @@ def cnn(*, num_classes: int, in_channels: int, width: int = 16) -> nn.Module:
 
 
 def resnet18(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
-    """ResNet-18 for small images: 3x3 stem, no pooling before the blocks, as in kuangliu/pytorch-cifar."""
+    """ResNet-18 for small images: 3x3 stem, no pooling before the blocks, as in kuangliu/pytorch-cifar.
+
+    He et al. 2015 (arXiv 1512.03385). Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
     stem = [_conv(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
     widths = (width, 2 * width, 4 * width, 8 * width)
     blocks = _blocks(BasicBlock, width, widths, blocks_per_stage=2)
@@ -232,29 +247,44 @@ def resnet18(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Modul
 
 
 def preactresnet18(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
-    """Pre-activation ResNet-18 for small images, with a last batch norm, as in Bag of Tricks for AT."""
+    """Pre-activation ResNet-18 for small images, with a last batch norm, as in Bag of Tricks for AT.
+
+    He et al. 2016 (arXiv 1603.05027). Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
     widths = (width, 2 * width, 4 * width, 8 * width)
     blocks = _blocks(PreActBlock, width, widths, blocks_per_stage=2)
     return nn.Sequential(_conv(in_channels, width), *blocks, *_preact_head(8 * width, num_classes))
 
 
 def wrn_28_10(*, num_classes: int, in_channels: int, width: int = 10) -> nn.Module:
-    """Wide residual network of depth 28 without dropout (Zagoruyko & Komodakis 2016)."""
+    """Wide residual network of depth 28 without dropout (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
+
+    Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
     return _wide_resnet(28, num_classes, in_channels, width=width)
 
 
 def wrn_34_10(*, num_classes: int, in_channels: int, width: int = 10) -> nn.Module:
-    """Wide residual network of depth 34 without dropout: the model of the TRADES paper."""
+    """Wide residual network of depth 34 without dropout: the model of the TRADES paper (arXiv 1901.08573).
+
+    Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
     return _wide_resnet(34, num_classes, in_channels, width=width)
 
 
 def resnet18_imagenet(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
-    """ResNet-18 of torchvision for images around 224x224, untrained; its width is fixed, see ``names.FIXED_WIDTHS``."""
+    """ResNet-18 of torchvision for images around 224x224, untrained; its width is fixed, see ``names.FIXED_WIDTHS``.
+
+    Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
     return _torchvision_resnet("resnet18", num_classes, in_channels, width=width)
 
 
 def resnet50_imagenet(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
-    """ResNet-50 of torchvision for images around 224x224, untrained; width is that of the bottlenecks."""
+    """ResNet-50 of torchvision for images around 224x224, untrained; width is that of the bottlenecks.
+
+    Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
     return _torchvision_resnet("resnet50", num_classes, in_channels, width=width)
 
 

@@ -138,7 +138,12 @@ def take_census(keys: Values, groups: NDArray | None, interval: Interval, rng: n
 
 
 def add_up(parts: Sequence[Census], num_groups: int) -> Census:
-    """The census of several batches together."""
+    """The census of several batches together.
+
+    Args:
+        parts: one census each; counts are int64 (num_groups,).
+        num_groups: classes, or 1 without class balance.
+    """
     if not parts:
         nothing = np.zeros(num_groups, np.int64)
         return Census(nothing, nothing, np.zeros(0), np.zeros(0, np.int32))
@@ -171,7 +176,7 @@ def find_cut(
         census: what each partition has in an interval, partitions in id order.
         quotas_of: quotas (groups,), each 0 .. its size, of the sizes (groups,).
         num_groups: number of groups.
-        share: of all keys, what the first census brings back; 1.0 where they are few enough.
+        share: of all keys, what the first census returns; 1.0 where they are few enough.
         limit: most keys to bring together at a time, about.
     """
     low, high = np.full(num_groups, -np.inf), np.full(num_groups, np.inf)

@@ -16,12 +16,12 @@ MOST_SAMPLES = 100_000
 
 
 def in_sample(sample_ids: NDArray[np.integer], population: int, most: int = MOST_SAMPLES) -> NDArray[np.bool_]:
-    """Which ids belong to the fixed sample of a population: all of them, or about ``most``.
+    """Which ids belong to the fixed sample of the scored samples: all of them, or about ``most``.
 
     Args:
-        sample_ids: int64 (N,), any part of the population, in any order.
-        population: number of samples there are.
-        most: expected size of the sample where the population is larger.
+        sample_ids: int64 (N,), any of the scored samples, in any order.
+        population: number of scored samples.
+        most: expected size of the sample where there are more.
 
     Returns:
         bool (N,).

@@ -37,9 +37,9 @@ def logit_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
     - loss: cross-entropy in nats. Higher is harder.
     - margin: logit of the label - highest other logit. Higher is easier. On logits, as in the original AUM
-      (Pleiss et al. 2020); CCS takes it on the softmax.
-    - el2n: ‖softmax - onehot‖₂ in [0, √2], not squared (Paul et al. 2021, data_diet); the squared variant
-      ranks differently once averaged over epochs. Higher is harder.
+      (Pleiss et al. 2020, arXiv 2001.10528); CCS takes it on the softmax.
+    - el2n: ‖softmax - onehot‖₂ in [0, √2], not squared (Paul et al. 2021, arXiv 2107.07075, data_diet); the squared
+      variant ranks differently once averaged over epochs. Higher is harder.
     - correct: the highest logit is the label's.
 
     Args:

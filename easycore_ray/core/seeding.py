@@ -34,14 +34,29 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str, device: "torch.device | str" = "cpu") -> "torch.Generator":
-    """A torch generator for the stream of this name."""
+    """A torch generator for the stream of this name.
+
+    Args:
+        *parts: the name of the stream, see ``derive_seed``.
+        device: where its draws are made; draws of CPU and GPU generators differ.
+
+    Raises:
+        TypeError: a part is neither an integer nor a string.
+    """
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
 def numpy_rng(*parts: int | str) -> np.random.Generator:
-    """A numpy generator for the stream of this name."""
+    """A numpy generator (PCG64) for the stream of this name.
+
+    Args:
+        *parts: the name of the stream, see ``derive_seed``.
+
+    Raises:
+        TypeError: a part is neither an integer nor a string.
+    """
     return np.random.Generator(np.random.PCG64(derive_seed(*parts)))
 
 

@@ -125,7 +125,14 @@ def class_quotas(labels: NDArray[np.integer], k: int) -> dict[int, int]:
 
 
 def quotas_of_sizes(sizes: NDArray[np.integer], k: int) -> Ids:
-    """The same from the number of samples in each class; an empty class gets none.
+    """``class_quotas`` from the number of samples in each class; an empty class gets none.
+
+    Args:
+        sizes: integers (num_classes,), at least 0.
+        k: samples to keep, 0 .. sum of sizes.
+
+    Returns:
+        int64 (num_classes,), its sum is k.
 
     Raises:
         ValueError: k is outside 0 .. N.
@@ -155,17 +162,20 @@ def look_up(name: str, *, balance: str = "none", score: str | None = None) -> Me
 
 
 def turned(method: Method, score: str | None) -> bool:
-    """Whether a score must change its sign for higher to be harder."""
+    """Whether a score changes its sign so that higher is harder."""
     return not HIGHER_IS_HARDER.get(score or method.default_score or "", True)
 
 
 def draws_of(method: Method, seed: int, sample_ids: Ids) -> NDArray[np.float64] | None:
-    """The random numbers of a method, in [0, 1), by (method, seed, sample_id) alone; None if it draws none.
+    """The random numbers of a method: they depend on (method, seed, sample_id) alone.
 
     Args:
         method: as registered.
         seed: of the selection.
-        sample_ids: (n,), any of the samples.
+        sample_ids: int64 (n,), any of the samples.
+
+    Returns:
+        float64 (n,) in [0, 1); None if the method draws none.
     """
     return uniform_draws(derive_seed("select", method.name, seed), sample_ids) if method.draws else None
 

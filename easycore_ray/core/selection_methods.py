@@ -126,8 +126,9 @@ def selection_method(
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, sample_ids, labels, k, *, uniform) -> k of the ids, sorted``.
 
-    All rows (of a class, with class balance) arrive at once, sorted by id: about 100 bytes of memory a sample.
-    ``uniform`` is as for ``ranking_method``.
+    All N rows (of a class, with class balance) arrive at once, sorted by id: about 100 bytes of memory a sample.
+    ``scores`` float64 (N,), higher = harder; ``sample_ids`` int64 (N,); ``labels`` integers (N,); ``uniform`` as for
+    ``ranking_method``. The result is int64 (k,).
 
     Raises:
         ValueError: the name is taken.
@@ -204,7 +205,21 @@ def hardest(scores: Scores, uniform: None) -> Scores:
 
 @selection_method("middle", default_score="aign")
 def middle(scores: Scores, sample_ids: Ids, labels: NDArray, k: int, *, uniform: None) -> Ids:
-    """The samples whose hardness is closest to the median (moderate coresets)."""
+    """The samples whose hardness is closest to the median (moderate coresets).
+
+    After Xia et al. 2023, "Moderate Coreset", who rank by the distance of features to the class centre; here a sample
+    is ranked by |score - median|.
+
+    Args:
+        scores: float64 (N,), higher = harder, finite.
+        sample_ids: int64 (N,), sorted.
+        labels: not read.
+        k: budget, 1 .. N.
+        uniform: not used.
+
+    Raises:
+        ValueError: a score is infinite or NaN.
+    """
     _require_finite(scores, sample_ids, "middle")
     return lowest(np.abs(scores - np.median(scores)), sample_ids, k)
 
@@ -257,7 +272,7 @@ def stratified(
 ) -> Ids:
     """Evenly over the range of hardness, without the hardest ``cutoff`` share (CCS).
 
-    Coverage-centric coreset selection (Zheng et al. 2023): drop the hardest, which are often mislabelled;
+    Coverage-centric coreset selection (Zheng et al. 2023, arXiv 2210.15809): drop the hardest, often mislabelled;
     cut the range of the remaining scores into strata of equal width; share the budget evenly among them,
     small strata giving all they have; draw at random inside each. Outliers leave most strata empty, so mind
     the cut-off.
@@ -304,7 +319,14 @@ def full(scores: None, uniform: None) -> float:
 
 
 def fill_evenly(sizes: Ids, k: int) -> list[int]:
-    """How many to take from each bin: as even as sizes allow, exactly k in all (k <= the sum of sizes)."""
+    """Number of samples to take from each bin: as even as the sizes allow, exactly k in all.
+
+    The budget rule of CCS (Zheng et al. 2023, arXiv 2210.15809).
+
+    Args:
+        sizes: int64 (bins,), samples in each bin.
+        k: 0 .. sum of sizes.
+    """
     quotas = [0] * len(sizes)
     for position, index in enumerate(np.argsort(sizes, kind="stable").tolist()):
         quotas[index] = min(int(sizes[index]), k // (len(sizes) - position))

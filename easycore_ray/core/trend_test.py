@@ -1,4 +1,4 @@
-"""Does a quantity rise with hardness? Deciles of a population, a rank correlation with its interval, and a rule.
+"""Does a quantity rise with hardness? Deciles by hardness, a rank correlation with its interval, and a rule.
 
 Takes numpy arrays and gives plain numbers. A trend *holds* only if the whole interval of the rank correlation points
 that way, is not negligible, and no harder decile contradicts an easier one beyond noise; where the data are too few to
@@ -28,7 +28,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class DecileMean:
-    """Rows of one decile: how many, their mean, and the standard error of the mean."""
+    """Rows of one decile (1 .. 10): how many, their mean, and the standard error of the mean."""
 
     decile: int
     count: int
@@ -54,7 +54,7 @@ class Trend:
 
 
 def deciles(hardness: NDArray[np.float64], sample_ids: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The decile of the population each sample is in by hardness: 1 (easiest) .. 10, ties by id.
+    """The decile of each sample by hardness: 1 (easiest) .. 10, ties by id.
 
     Deciles differ by at most one sample in size.
 
@@ -78,7 +78,17 @@ def deciles(hardness: NDArray[np.float64], sample_ids: NDArray[np.integer]) -> N
 def draw_from_deciles(
     decile: NDArray[np.integer], sample_ids: NDArray[np.integer], num_samples: int, seed: int
 ) -> NDArray[np.int64]:
-    """Sorted ids of a seeded draw, equally many of every decile but for a remainder; all if there are no more."""
+    """A seeded draw with equally many samples of every decile; the remainder goes to the lowest deciles.
+
+    Args:
+        decile: integers (N,), 1 .. 10.
+        sample_ids: integers (N,), unique, in the same order.
+        num_samples: size of the draw, at least 0.
+        seed: of the draw.
+
+    Returns:
+        int64 (num_samples,), sorted; all ids if there are no more.
+    """
     ids = np.asarray(sample_ids, np.int64)
     if num_samples >= len(ids):
         return np.sort(ids)
@@ -141,8 +151,17 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % percentile interval of Spearman's correlation over rows drawn with replacement (Efron 1979).
 
-    Ranks of a drawn sample are taken anew, without sorting it: equal values are numbered once, and how often each
-    was drawn gives its rank. Draws in which one side is constant are left out.
+    Ranks of a resample are computed without sorting it: equal values are numbered once, and the number of draws of each
+    gives its rank. Resamples in which one side is constant are left out.
+
+    Args:
+        first: float64 (N,) without NaN.
+        second: float64 (N,) without NaN.
+        seed: of the resamples.
+        resamples: number of them, at least 1.
+
+    Returns:
+        Lower and upper end, in [-1, 1]; (-1, 1) if every resample was constant on one side.
     """
     rng = numpy_rng("bootstrap", seed)
     count, sides = len(first), [np.unique(values, return_inverse=True)[1] for values in (first, second)]
@@ -168,7 +187,12 @@ def _centred_ranks(numbers: NDArray[np.integer], times: NDArray[np.float64]) -> 
 
 
 def groups(values: NDArray[np.float64], decile: NDArray[np.integer]) -> list[DecileMean]:
-    """Count, mean and its standard error in each decile that has rows."""
+    """Count, mean and its standard error in each decile that has rows.
+
+    Args:
+        values: float64 (N,).
+        decile: integers (N,), 1 .. 10.
+    """
     found = []
     for number in range(1, DECILES + 1):
         mine = values[decile == number]
@@ -184,6 +208,9 @@ def reversal(found: Sequence[DecileMean]) -> tuple[int, int] | None:
     """The easier and the harder decile whose means fall most beyond noise; None if no pair does.
 
     A difference counts beyond the two-sided 95 % normal quantile, divided among all pairs (Bonferroni).
+
+    Args:
+        found: at most one entry per decile, ascending, as from ``groups``.
     """
     pairs = [(easy, hard) for at, easy in enumerate(found) for hard in found[at + 1 :]]
     if not pairs:

@@ -11,7 +11,7 @@ from easycore_ray.storage.errors import EasyCoreError
 
 
 class Coreset(Artifact):
-    """The samples of a dataset that are kept."""
+    """The kept samples of a dataset; their ids are int64 (samples,), ascending."""
 
     def sample_ids(self) -> np.ndarray:
         """The kept ids: int64 (samples,), ascending."""

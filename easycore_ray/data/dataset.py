@@ -35,7 +35,7 @@ class Dataset(Artifact):
 
     @property
     def layout(self) -> Layout:
-        """How images are stored."""
+        """How images are stored: raw pixels or encoded files, and their shape (channels, height, width)."""
         channels, height, width = self.manifest["image_shape"]
         return Layout(self.manifest["storage"], (channels, height, width), self.manifest["image_size"])
 
@@ -56,19 +56,34 @@ class Dataset(Artifact):
 
     @property
     def shard_schema(self) -> pa.Schema:
-        """Arrow schema of the rows that readers give: sample_id, label, image."""
+        """Arrow schema of the rows that readers give: sample_id int64, label int32, image binary."""
         return self.layout.schema
 
     def num_rows(self, split: str) -> int:
-        """Samples in a split; 0 if the dataset has no such split."""
+        """Number of samples in a split; 0 if the dataset has no such split.
+
+        Raises:
+            EasyCoreError: the split is none of train, val, test.
+        """
         return self.manifest["counts"][_known(split)]
 
     def shards(self, split: str) -> list[str]:
-        """Paths of a split's shards."""
+        """Paths of a split's shards, in order of their numbers.
+
+        Raises:
+            EasyCoreError: the split is none of train, val, test.
+        """
         return [paths.join(self.path, shard["path"]) for shard in self.manifest["shards"][_known(split)]]
 
     def index(self, split: str = "train") -> pa.Table:
-        """The index of a split (see ``index.SCHEMA``), sorted by ``sample_id``."""
+        """The index of a split, sorted by ``sample_id``.
+
+        Returns:
+            ``index.INDEX_SCHEMA``: sample_id int64, label int32, input_norm float64 in [0, 1] pixel units, and others.
+
+        Raises:
+            EasyCoreError: the split is none of train, val, test, or the file cannot be read.
+        """
         return read_index(self.path, _known(split))
 
 

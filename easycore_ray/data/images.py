@@ -100,6 +100,9 @@ def _fit(image: Image.Image, image_size: int) -> Image.Image:
 def measure(source: bytes | Image.Image, image_size: int | None) -> Measured:
     """Check one image and take what the dataset needs of it.
 
+    Returns:
+        See ``Measured``: pixels are uint8 in (channels, height, width) order.
+
     Raises:
         ValueError: see ``decode``.
     """

@@ -38,7 +38,7 @@ _ROW_GROUP_ROWS = 1 << 17
 
 
 class Span(NamedTuple):
-    """Samples of a split that lie together in the index: first and last id, and how many."""
+    """Samples of a split that lie together in the index: first and last id (inclusive), and how many."""
 
     first_id: int
     last_id: int
@@ -46,7 +46,12 @@ class Span(NamedTuple):
 
 
 def write_index(index: pa.Table, folder: str) -> None:
-    """Put the index in place; a row group holds ids of one split, in order, so that a range of them is read alone."""
+    """Write the index of a dataset; a row group holds ids of one split, in order, so that an id range is read alone.
+
+    Args:
+        index: of ``INDEX_SCHEMA`` (sample_id int64, label int32 and others), each split sorted by ``sample_id``.
+        folder: of the dataset.
+    """
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
         for split in SPLITS:
@@ -57,16 +62,23 @@ def write_index(index: pa.Table, folder: str) -> None:
 
 
 def read_index(folder: str, split: str) -> pa.Table:
-    """The rows of a split, sorted by ``sample_id``."""
+    """The rows of a split, of ``INDEX_SCHEMA`` (sample_id int64, label int32 and others), sorted by ``sample_id``."""
     path = paths.join(folder, INDEX_FILE)
     with paths.open_input(path) as stream:
         return pq.read_table(stream, filters=[("split", "==", split)], pre_buffer=paths.is_remote(path))
 
 
 def read_index_range(folder: str, split: str, first_id: int, last_id: int, columns: list[str]) -> pa.Table:
-    """Some columns of the samples with ids in first_id .. last_id, sorted by ``sample_id``; reads little else.
+    """Some columns of the samples with first_id <= sample_id <= last_id, sorted by ``sample_id``; reads little else.
 
-    (Of a dataset whose index has one row group per split, as once was, it reads these columns of the whole split.)
+    An index with one row group per split, of an earlier version, is read whole in these columns.
+
+    Args:
+        folder: of the dataset.
+        split: train, val or test.
+        first_id: lowest int64 id.
+        last_id: highest id, inclusive.
+        columns: names in ``INDEX_SCHEMA``.
     """
     filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
     wanted = [("split", "==", split), ("sample_id", ">=", first_id), ("sample_id", "<=", last_id)]
@@ -93,7 +105,7 @@ def index_spans(folder: str, split: str, most_rows: int) -> list[Span]:
 
 
 def select_split(index: pa.Table, split: str) -> pa.Table:
-    """The rows of one split."""
+    """The rows of one split; the schema stays."""
     return index.filter(pc.equal(index["split"], split))
 
 

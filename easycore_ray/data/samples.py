@@ -21,7 +21,7 @@ _LEAST_BLOCKS = 8
 
 
 class Samples(NamedTuple):
-    """A batch of samples."""
+    """A batch of B samples: ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,)."""
 
     sample_ids: Tensor
     """int64 (batch,)."""
@@ -70,10 +70,16 @@ def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | N
 
 
 def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> ray.data.Dataset:
-    """A split, or the samples of these ids, as a Ray dataset of sample_id, label, image in stored order.
+    """A split, or the samples of these ids, as a Ray dataset in stored order.
 
-    Read anew, block by block, whenever it is iterated; each block holds rows of one shard, some 16 MiB at
-    most. Iterate with ``preserve_order`` (set here, and needed again in a ``ray.train.DataConfig``).
+    Rows are sample_id int64, label int32, image binary. They are read anew, block by block, whenever the dataset is
+    iterated; each block holds rows of one shard, some 16 MiB at most. Iterate with ``preserve_order`` (set here, and
+    needed again in a ``ray.train.DataConfig``).
+
+    Args:
+        dataset: a finished one.
+        split: train, val or test.
+        sample_ids: integers (n,), unique, in any order; the whole split if None.
 
     Raises:
         EasyCoreError: see ``read_split``.

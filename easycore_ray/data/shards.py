@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Result of writing a shard."""
+    """Result of writing a shard: bytes of the file, and the sha256 of each image."""
 
     num_bytes: int
     sha256: list[str]
@@ -89,7 +89,13 @@ def scatter(places: Sequence[pa.Table], layout: Layout, num_shards: int, *blocks
 
 
 def write_dealt_shard(path: str, layout: Layout, *parts: pa.Table) -> Written:
-    """Write the rows dealt to one shard, in the order of ``row``."""
+    """Write the rows dealt to one shard, in the order of ``row``.
+
+    Args:
+        path: of the shard.
+        layout: of the dataset.
+        *parts: tables from ``scatter``: row, sample_id int64, label int32, image.
+    """
     table = pa.concat_tables(parts).combine_chunks()
     table = table.take(pa.array(np.argsort(table["row"].to_numpy())))
     stored = _stored_images(table["image"].combine_chunks(), layout)
@@ -98,7 +104,12 @@ def write_dealt_shard(path: str, layout: Layout, *parts: pa.Table) -> Written:
 
 
 def write_rows(path: str, layout: Layout, table: pa.Table) -> int:
-    """Write a shard of these rows (sample_id, label, image) in this order; the file appears whole.
+    """Write a shard of these rows in this order; the file appears whole.
+
+    Args:
+        path: of the shard.
+        layout: of the dataset.
+        table: sample_id int64, label int32, image binary (raw uint8 pixels in C, H, W order, or an encoded file).
 
     Returns:
         Size of the file in bytes.
@@ -131,9 +142,11 @@ def _stored_images(column: pa.Array, layout: Layout) -> pa.Array:
 
 
 def read_rows(path: str, rows: NDArray[np.integer] | None = None) -> pa.Table:
-    """Rows of a shard as (sample_id, label, image): all, or those at these positions, in their order.
+    """Rows of a shard: sample_id int64, label int32, image binary. Reads only the row groups that hold them.
 
-    Reads only the row groups that hold them.
+    Args:
+        path: of the shard.
+        rows: integers (n,), positions in the shard, in the order wanted; all rows if None.
     """
     with paths.open_input(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=paths.is_remote(path))
@@ -156,12 +169,25 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def copy_rows(path: str, layout: Layout, sources: Sequence[tuple[str, NDArray[np.integer]]]) -> int:
-    """Write a shard of rows of other shards, given as (path, positions); returns its size in bytes."""
+    """Write a shard of rows of other shards.
+
+    Args:
+        path: of the new shard.
+        layout: of the dataset.
+        sources: (path, positions) of the rows, in order; positions are integers (n,).
+
+    Returns:
+        Size of the file in bytes.
+    """
     return write_rows(path, layout, pa.concat_tables([read_rows(*source) for source in sources]))
 
 
 def read_tasks(tasks: pa.Table) -> pa.Table:
-    """Rows of shards as (sample_id, label, image), for ``ray.data``: each task is a path and row positions."""
+    """Rows of shards for ``ray.data``: sample_id int64, label int32, image binary.
+
+    Args:
+        tasks: ``path`` of a shard and ``rows``, its row positions as int32 bytes.
+    """
     tables = [read_rows(task["path"], np.frombuffer(task["rows"], np.int32)) for task in tasks.to_pylist()]
     return pa.concat_tables(tables)
 

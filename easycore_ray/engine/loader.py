@@ -33,7 +33,11 @@ class Loader(Protocol):
     num_batches: int
 
     def shuffled(self, epoch: int) -> Iterator[Samples]:
-        """The training batches of an epoch, in an order that depends on (seed, epoch, rank) only."""
+        """The ``num_batches`` training batches of an epoch, in an order that depends on (seed, epoch, rank) only.
+
+        Args:
+            epoch: from 1.
+        """
         ...
 
     def ordered(self) -> Iterator[Samples]:
@@ -156,7 +160,12 @@ class ExactDataConfig(ray.train.DataConfig):
 
 
 def padding_rows(schema: pa.Schema, count: int) -> pa.Table:
-    """Rows that only make shares equal: ``sample_id`` −1, label 0, a black image."""
+    """Rows that only make shares equal: ``sample_id`` −1 (int64), label 0, a black image.
+
+    Args:
+        schema: of the dataset's rows.
+        count: number of rows, at least 0.
+    """
     image = schema.field("image").type
     content = bytes(image.byte_width) if pa.types.is_fixed_size_binary(image) else b""
     columns = {"sample_id": [PAD_ID] * count, "label": [0] * count, "image": [content] * count}

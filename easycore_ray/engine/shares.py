@@ -48,7 +48,7 @@ def _fills_batches(num_rows: int, batch_size: int, world_size: int) -> bool:
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part of the rows."""
+    """One worker's block of the rows of an epoch."""
 
     num_rows: int
     """Of all workers, without padding."""

@@ -15,7 +15,10 @@ from easycore_ray.storage.errors import EasyCoreError
 
 @dataclass
 class State:
-    """What a commit holds: everything needed to resume at an epoch boundary."""
+    """Everything needed to resume at an epoch boundary.
+
+    ``model`` and ``optimizer`` hold tensors on the CPU by parameter or buffer name, of its shape and dtype.
+    """
 
     epoch: int
     step: int
@@ -32,7 +35,7 @@ class State:
 
 
 class HaltedError(EasyCoreError):
-    """The run refused to go on: its loss was not finite, or its caller refused a result."""
+    """The run stopped early: its loss was not finite, or its caller refused a result."""
 
     def __init__(self, problem: str, state: State | None, *, diverged: bool = False) -> None:
         super().__init__(problem)
@@ -53,7 +56,13 @@ def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str,
 
 
 def load_optimizer(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Restore the momentum buffers that ``optimizer_tensors`` returned."""
+    """Restore the momentum buffers that ``optimizer_tensors`` returned.
+
+    Args:
+        optimizer: of the model, changed in place.
+        model: gives the names, shapes and dtypes.
+        tensors: by parameter name; parameters that are not named are left alone.
+    """
     for name, parameter in model.named_parameters():
         if name in tensors:
             momentum = torch.empty_like(parameter).copy_(tensors[name])

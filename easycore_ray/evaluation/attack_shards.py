@@ -99,10 +99,20 @@ def notes_of(table: pa.Table) -> dict[str, Any]:
 
 
 def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
-    """Outcomes of one shard; depends on the shard's ids and the threats alone.
+    """Outcomes of one shard; they depend on the shard's ids and the threats alone.
 
     The first shard of an evaluation also runs the eps = 0.5 sanity check (see ``sanity_checks``).
     Its result and the warnings of AutoAttack are stored in the table's metadata.
+
+    Args:
+        model: returns logits; moved to the device.
+        rows: images uint8 (B, C, H, W) with ids and labels int64 (B,).
+        threats: attacks and budgets.
+        device: ``cpu`` or ``cuda``.
+        first: whether to run the sanity check.
+
+    Returns:
+        B rows: sample_id int64, label int32, clean_correct bool, a bool column per attack and eps.
     """
     # AutoAttack hands on images channels first: convolutions follow their weights, and take 1 / 1.2 of the time.
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -77,7 +77,7 @@ class Evaluation(Artifact):
         return rows[attack]["accuracy"]
 
     def outcomes(self) -> pa.Table:
-        """One row per image: ``sample_id, label, clean_correct`` and a boolean column per attack and eps."""
+        """One row per image: sample_id int64, label int32, clean_correct bool, a bool column per attack and eps."""
         return pq.read_table(io.BytesIO(paths.read_bytes(paths.join(self.path, "outcomes.parquet"))))
 
 
@@ -167,7 +167,17 @@ def finish_evaluation(
 
 
 def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: int) -> np.ndarray:
-    """Ids to attack: all of the split, or a fixed class-balanced draw."""
+    """Ids of the images to attack: all of the split, or a fixed class-balanced draw.
+
+    Args:
+        dataset: a finished one.
+        split: train, val or test.
+        num_samples: size of the draw; all if None.
+        seed: of the draw.
+
+    Returns:
+        int64 (n,).
+    """
     total = check_split(dataset, split)
     if num_samples is None or num_samples >= total:
         return dataset.index(split)["sample_id"].to_numpy()

@@ -22,7 +22,7 @@ class SuspiciousEvaluation(UserWarning):
 
 
 def verdict(signs: Sequence[str], where: str) -> str:
-    """One line for people about an evaluation with signs: what it is, why, where, what to do."""
+    """One line about an evaluation with signs of overestimated robustness: what, why, where, what to do."""
     return (
         f"this evaluation is suspicious: {'; '.join(signs)}; its results are kept in {where}, do not quote them before "
         "you know why (docs/evaluation.md)"

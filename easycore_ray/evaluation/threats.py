@@ -15,7 +15,7 @@ AUTOATTACK = "autoattack"
 
 @dataclass(frozen=True, kw_only=True)
 class Threats:
-    """What images are attacked with."""
+    """The attacks of an evaluation; ``eps`` in [0, 1] pixel units, one per budget."""
 
     attack: tuple[str, ...]
     eps: tuple[float, ...]
@@ -28,7 +28,7 @@ class Threats:
 
 
 def outcome_column(attack: str, eps: float) -> str:
-    """Name of the column that says whether an image stays correct under an attack."""
+    """Name of the bool column of images that stay correct under an attack at an eps."""
     return f"robust_{attack}_{format_eps(eps)}"
 
 

@@ -66,7 +66,7 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
 
 def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
     """The plan of a study: the trials its results file does not have, and the scoring runs they need."""
-    from easycore_ray.experiments.study import key_of, open_study, scores_folder
+    from easycore_ray.experiments.study_results import key_of, open_study, scores_folder
 
     config = config.replace(out=paths.absolute(config.out))
     study = open_study(config)

@@ -8,15 +8,12 @@ machine: a study may take many sittings, and its figures outlive its models.
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.experiments import StudyConfig, SweepConfig
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.experiments import StudyConfig
 from easycore_ray.core.selection import METHODS
-from easycore_ray.data.dataset import Dataset, open_dataset
-from easycore_ray.evaluation.threats import check_threats, threats_of
+from easycore_ray.data.dataset import Dataset
 from easycore_ray.experiments.plans import plan_study
 from easycore_ray.experiments.results import (
     described,
@@ -28,9 +25,20 @@ from easycore_ray.experiments.results import (
     read_result_rows,
     robust_columns,
 )
+from easycore_ray.experiments.study_results import (
+    AUTOATTACK_SUFFIX,
+    Book,
+    OpenStudy,
+    coreset_parts,
+    key_of,
+    open_study,
+    scores_folder,
+    sweep_of_part,
+    trials_of_part,
+)
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
 from easycore_ray.experiments.trial_runner import run_trials
-from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
+from easycore_ray.experiments.trials import Trial, select_coresets
 from easycore_ray.reporting.study_plots import draw_study
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
@@ -38,7 +46,6 @@ from easycore_ray.scoring.score import score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
-    FORMAT_VERSION,
     MANIFEST,
     Artifact,
     Claim,
@@ -47,82 +54,14 @@ from easycore_ray.storage.artifact import (
     git_commit,
     identity,
     open_artifact,
-    refuse_other_format,
     study_fingerprint,
     versions,
 )
-from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker, track
-from easycore_ray.training.plans import check_training
 from easycore_ray.training.train import device_seconds
 
-_HALF = ("random", "random/class", "easycore", "easycore/class", "hardest", "easiest:el2n", "easiest:aum")
-# Fields that say how much of the study is done, not how.
-_EXTENT = {"seeds", "parts"}
-_AUTOATTACK = "+autoattack"
 # The columns that ``tuning.described`` gives.
 _DESCRIBED = ("method", "score", "balance", "fraction", "training", "beta")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Trials that belong together: one objective, some arms, some fractions; all data are always among them."""
-
-    training: str
-    method: tuple[str, ...]
-    fraction: tuple[float, ...]
-
-
-PARTS = {
-    "standard": Part("standard", _HALF, (0.5,)),
-    "trades": Part("trades", ("random", "easycore", "easycore/class"), (0.5,)),
-    "fractions": Part("standard", _HALF, (0.3, 0.7)),
-}
-
-
-class Book:
-    """What has been found so far: one JSON file, rewritten whole after every trial."""
-
-    def __init__(self, path: str, setting: dict[str, Any], dataset: Artifact) -> None:
-        self.path = path
-        self._content: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "setting": setting,
-            "dataset": dataset.fingerprint,
-            "scoring": {},
-            "trials": {},
-            "diverged": {},
-        }
-        if paths.exists(path):
-            found = paths.read_json(path)
-            _refuse_other(path, found, self._content)
-            self._content |= {kind: found[kind] for kind in ("scoring", "trials", "diverged") if kind in found}
-
-    @property
-    def trials(self) -> dict[str, dict[str, Any]]:
-        """Records by key, in the order of the parts they were run in."""
-        return self._content["trials"]
-
-    @property
-    def scoring(self) -> dict[str, dict[str, Any]]:
-        """What the scoring run of each seed cost."""
-        return self._content["scoring"]
-
-    @property
-    def diverged(self) -> dict[str, dict[str, Any]]:
-        """What is known of trials whose training diverged, by name: no attack has a model to attack."""
-        return self._content["diverged"]
-
-    def knows(self, trial: Trial, *, diverged: bool) -> bool:
-        """Whether nothing is left to run; ``diverged``: that it diverged is an answer, too."""
-        return key_of(trial) in self.trials or (diverged and trial.name in self.diverged)
-
-    def add(self, kind: str, key: str, record: dict[str, Any]) -> None:
-        """Keep a record; a trial that was finished after all has not diverged."""
-        self._content[kind][key] = record
-        if kind == "trials":
-            self.diverged.pop(key.removesuffix(_AUTOATTACK), None)
-        paths.write_json(self.path, self._content)
 
 
 class Study(Artifact):
@@ -131,42 +70,6 @@ class Study(Artifact):
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm, fraction, objective and eps: mean and standard deviation over seeds."""
         return read_result_rows(self.path)
-
-
-@dataclass(frozen=True)
-class OpenStudy:
-    """What a study is about, and what is left of it."""
-
-    dataset: Dataset
-    setting: dict[str, Any]
-    results: str
-    book: Book
-    missing: dict[str, list[Trial]]
-    """Trials by part that the results do not have."""
-    total: int
-    """Trials of the whole study, those that belong to several parts counted once."""
-
-
-def open_study(config: StudyConfig) -> OpenStudy:
-    """Open a study's dataset and results, and find what is missing; nothing is changed.
-
-    Raises:
-        EasyCoreError: results of another setting, or an attack that is wider than the images or not installed.
-    """
-    dataset = open_dataset(config.dataset)
-    setting = {key: value for key, value in identity_fields(config).items() if key not in _EXTENT}
-    results = paths.absolute(config.results or paths.join(config.out, "results.json"))
-    book = Book(results, setting, dataset)
-    wanted: dict[str, list[Trial]] = {part: _trials(config, part) for part in config.parts}
-    missing = {
-        part: [trial for trial in trials if not book.knows(trial, diverged=config.keep_going)]
-        for part, trials in wanted.items()
-    }
-    for trial in itertools.chain(*missing.values()):
-        check_threats(threats_of(trial.evaluate), dataset.image_shape)
-        check_training(trial.train, dataset.image_shape)
-    total = len({key_of(trial) for trial in itertools.chain(*wanted.values())})
-    return OpenStudy(dataset, setting, results, book, missing, total)
 
 
 @verb(StudyConfig, gives=Study, plan=plan_study)
@@ -204,7 +107,7 @@ def study(config: StudyConfig) -> Artifact:
 
 def describe_study(config: StudyConfig, status: str) -> list[TrackedRun]:
     """The MLflow runs of a study and of its trials whose folders are there; the status of what is not finished."""
-    trials = {key_of(trial): trial for part in config.parts for trial in _trials(config, part)}
+    trials = {key_of(trial): trial for part in config.parts for trial in trials_of_part(config, part)}
     return describe_trials(config, config.out, "study", list(trials.values()), status)
 
 
@@ -236,16 +139,11 @@ def draw_book(book: Book) -> None:
     draw_study(rows_of(book), list(book.trials.values()), book.path, diverged=list(book.diverged.values()))
 
 
-def key_of(trial: Trial) -> str:
-    """The name of a trial in the results, e.g. ``easycore_f0.5_standard_s0`` or the same with ``+autoattack``."""
-    return trial.name + (_AUTOATTACK if "autoattack" in trial.evaluate.attack else "")
-
-
 def rows_of(book: Book) -> list[dict[str, Any]]:
     """One row per arm, fraction, objective and eps, as in a sweep's summary: mean and spread over seeds, under PGD."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for key, record in book.trials.items():
-        if not key.endswith(_AUTOATTACK):
+        if not key.endswith(AUTOATTACK_SUFFIX):
             groups.setdefault(_without_seed(record), []).append(record)
     found = []
     for members in sorted(groups.values(), key=lambda group: _place(group[0])):
@@ -287,22 +185,6 @@ def _place(record: dict[str, Any]) -> tuple[Any, ...]:
     return record["training"], record["method"] != "full", record["fraction"]
 
 
-def _refuse_other(path: str, found: Any, mine: dict[str, Any]) -> None:
-    """Refuse results that are no study's, of another release, of another dataset or of another setting."""
-    if not isinstance(found, dict) or not {"setting", "dataset", "scoring", "trials"} <= set(found):
-        raise EasyCoreError(f"{path} holds no results of a study; pass another --results")
-    refuse_other_format(path, found)
-    if found["dataset"] != mine["dataset"]:
-        raise EasyCoreError(
-            f"{path} is of another dataset (fingerprint {found['dataset'][:12]}, this one has "
-            f"{mine['dataset'][:12]}); pass that dataset or another --results"
-        )
-    for key in sorted({*mine["setting"], *found["setting"]}):
-        theirs, value = found["setting"].get(key), mine["setting"].get(key)
-        if theirs != value:
-            raise EasyCoreError(f"{path} was made with {key} = {theirs}, not {value}; pass that or another --results")
-
-
 def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Claim:
     """The right to write into ``--out``; a finished study is opened again, for it may go on with more seeds."""
     key = identity("study", setting, {"dataset": dataset.fingerprint})
@@ -314,62 +196,14 @@ def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Cl
     return made
 
 
-def scores_folder(config: StudyConfig, seed: int) -> str:
-    """Where the scoring run of a seed lies."""
-    return paths.join(config.out, "scores", f"seed-{seed}")
-
-
-def _sweep(config: StudyConfig, part: str, seed: int) -> SweepConfig:
-    """One seed of one part."""
-    what = PARTS[part]
-    return config.sweep_config(
-        scores_folder(config, seed),
-        seed,
-        what.method,
-        fraction=what.fraction,
-        training=(what.training,),
-        eval_eps=config.eval_eps if what.training == "trades" else config.standard_eval_eps,
-    )
-
-
-def _coresets_of(part: str) -> tuple[str, ...]:
-    """The parts whose coresets and models a part works on: its own, and for AutoAttack those that are there."""
-    return ("standard", "trades") if part == "autoattack" else (part,)
-
-
-def _trials(config: StudyConfig, part: str) -> list[Trial]:
-    """The trials of a part, seed by seed."""
-    if part == "autoattack":
-        first = config.replace(seeds=config.seeds[:1])
-        return [_under_autoattack(config, trial) for name in _coresets_of(part) for trial in _trials(first, name)]
-    found: list[Trial] = []
-    for seed in config.seeds:
-        sweep = _sweep(config, part, seed)
-        trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
-        found += [replace(trial, best_too=False) for trial in trials]
-    return found
-
-
-def _under_autoattack(config: StudyConfig, trial: Trial) -> Trial:
-    """The same model, evaluated with PGD and AutoAttack at one eps."""
-    out = trial.evaluate.out.rsplit("/", 1)[0]
-    evaluation = trial.evaluate.replace(
-        out=paths.join(out, "autoattack"),
-        attack=("pgd20", "autoattack"),
-        eval_eps=(config.eps if trial.training == "trades" else config.autoattack_eval_eps,),
-        num_eval_samples=config.num_autoattack_samples,
-    )
-    return replace(trial, evaluate=evaluation)
-
-
 def _run(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tracker: Tracker) -> None:
     """Score and select what the trials need, run them, keep what they find."""
     dataset, book, trials = opened.dataset, opened.book, opened.missing[part]
     cluster.connect()
     for seed in dict.fromkeys(trial.seed for trial in trials):
         _score(config, dataset, book, seed)
-        for name in _coresets_of(part):
-            sweep = _sweep(config, name, seed)
+        for name in coreset_parts(part):
+            sweep = sweep_of_part(config, name, seed)
             select_coresets(sweep, dataset, sweep.out)
     waiting = []
     for trial in trials:
@@ -377,7 +211,7 @@ def _run(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tracker
             book.add("trials", key_of(trial), _record(trial))
         else:
             waiting.append(trial)
-    sweep = _sweep(config, "standard", config.seeds[0])
+    sweep = sweep_of_part(config, "standard", config.seeds[0])
     diverged = run_trials(
         sweep,
         made,

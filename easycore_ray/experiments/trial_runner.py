@@ -255,7 +255,7 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
 
 
 def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
-    """Train and evaluate in this process, unless an earlier attempt finished either."""
+    """Train and evaluate in this process, unless an earlier run finished either."""
     device = "cuda" if trial.train.gpus_per_worker else "cpu"
     dataset, parents, sample_ids = open_training_inputs(trial.train)
     made = claim_checkpoint(trial.train, parents)

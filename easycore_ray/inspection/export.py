@@ -17,34 +17,18 @@ from torch import Tensor, nn
 
 from easycore_ray.config.base import verb
 from easycore_ray.config.stages import ExportConfig
-from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.seeding import generator
 from easycore_ray.engine.checkpoint import Checkpoint, open_checkpoint
+from easycore_ray.inspection.plans import plan_export
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import open_artifact, versions
+from easycore_ray.storage.artifact import versions
 from easycore_ray.storage.errors import EasyCoreError
 
 TOLERANCE = 1e-4
 """Largest difference of a logit from the model's own, absolute and relative."""
 # Sizes of the batches that programs are compared on; the first is the one they are traced with.
 _BATCHES = (2, 1, 5)
-
-
-def plan_export(config: ExportConfig, _measure: bool = False) -> WorkPlan:
-    """The plan of an export; there is nothing to measure."""
-    checkpoint, out = open_artifact(config.checkpoint, "checkpoint"), paths.absolute(config.out)
-    files = {"last": "model.safetensors"} | checkpoint.manifest.get("weights", {})
-    name = files.get(config.weights)
-    there = paths.exists(out) and not config.overwrite
-    return WorkPlan(
-        verb="export",
-        work=f"write the {config.weights} weights of {checkpoint.path} as {config.format}",
-        out=out,
-        bytes_written=paths.size(paths.join(checkpoint.path, name)) if name else None,
-        makes=(out,),
-        warnings=(f"{out} is there; it would be refused without --overwrite",) if there else (),
-    )
 
 
 @verb(ExportConfig, gives=str, plan=plan_export)

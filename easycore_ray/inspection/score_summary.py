@@ -26,12 +26,12 @@ QUANTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
 
 class NotRecordedError(EasyCoreError):
-    """Another score must be requested; the table itself is sound."""
+    """The score was not recorded; the table itself is sound."""
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Samples from one end of the ranking, the most extreme first; ties by id."""
+    """Samples from one end of the ranking, arrays (n,), the most extreme first; ties by id."""
 
     sample_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -41,7 +41,7 @@ class Extremes:
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """A hardness table in a few numbers."""
+    """A hardness table in a few numbers; quantiles are float64, in the units of each score."""
 
     rows: int
     sampled_rows: int

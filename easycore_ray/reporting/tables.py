@@ -46,7 +46,7 @@ _ADVERSARIAL = {"trades": "TRADES", "pgd": "PGD-AT"}
 _METRICS = (("clean", "clean_accuracy", "worst_class_clean_accuracy_mean"),
             ("robust", "robust_accuracy", "worst_class_robust_accuracy_mean"))  # fmt: skip
 _DOUBT = "‡"
-_DOUBT_NOTE = "signs that the evaluation of at least one seed flatters the model"
+_DOUBT_NOTE = "signs of overestimated robustness in the evaluation of at least one seed"
 _LOST = "†"
 _LOST_NOTE = "training diverged with at least one seed, which the mean is without"
 
@@ -131,7 +131,7 @@ def _findings_table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
     return (
         f"<p>{term('robust accuracy', 'Robust accuracy')} in per cent, mean {term('±')} spread.</p>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        "<figcaption>The best coreset is picked by these very numbers, which flatters it a little.</figcaption>"
+        "<figcaption>The best coreset is picked by these very numbers, which overestimates it a little.</figcaption>"
     )
 
 

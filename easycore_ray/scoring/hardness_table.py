@@ -110,7 +110,11 @@ class HardnessTable(Artifact):
 
 
 def open_hardness(path: str) -> HardnessTable:
-    """Open the hardness table of a scoring run (its folder, or its ``hardness`` folder)."""
+    """Open the hardness table of a scoring run (its folder, or its ``hardness`` folder).
+
+    Raises:
+        EasyCoreError: if it is missing, unfinished, of another kind or of another format.
+    """
     path = paths.absolute(path)
     inner = paths.join(path, "hardness")
     found = open_artifact(inner if paths.exists(inner) else path, "hardness_table")
@@ -151,7 +155,15 @@ def _filled(rows: pa.Table, columns: list[str]) -> pa.Table:
 
 
 def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Table:
-    """Rows of a hardness table, sorted by ``sample_id``; all columns unless some are named."""
+    """Rows of a hardness table, sorted by ``sample_id`` (int64); local files are memory-mapped.
+
+    Args:
+        hardness: the table.
+        columns: names in ``HARDNESS_SCHEMA``; all if left out. Scores are float64, counts int32.
+
+    Raises:
+        EasyCoreError: see ``read_hardness_file``.
+    """
     return pa.concat_tables(read_hardness_file(hardness.path, entry, columns) for entry in hardness.manifest["files"])
 
 

@@ -29,16 +29,17 @@ _MOST_CUTS = 4
 def reduce(config: ReduceConfig) -> Artifact:
     """Reduce the score table of a scoring run to ``aign`` and the other scores of each sample.
 
-    ``aign`` is the mean gradient norm over the scored epochs 1..E (arXiv 2510.11018); ``el2n``,
-    ``loss`` and ``aum`` are the means of the rows' ``el2n``, ``loss`` and ``margin``;
-    ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al.
-    2019); ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
+    ``aign`` is the mean gradient norm over the scored epochs 1..E (arXiv 2510.11018). ``el2n`` (arXiv 2107.07075),
+    ``loss`` and ``aum`` (arXiv 2001.10528) are the means of the rows' ``el2n``, ``loss`` and ``margin``.
+    ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al. 2019,
+    arXiv 1812.05159). ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
     With ``epoch_range`` A:B all of them are over the scored epochs A..B, and parts of later or
     earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
     of other scores are not read and null in the result.
 
     Returns:
-        The hardness table; ``config.out`` is usually ``<scores>/hardness``.
+        The hardness table (``hardness_table.HARDNESS_SCHEMA``: means float64, counts int32), one row per sample,
+        sorted by id; ``config.out`` is usually ``<scores>/hardness``.
 
     Raises:
         EasyCoreError: if the table is unfinished or damaged, a sample lacks or doubles a row, or

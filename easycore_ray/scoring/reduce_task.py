@@ -58,7 +58,7 @@ class Plan:
 def make_plan(
     table: ScoreTable, epochs: tuple[int, ...], out: str, num_ranges: int, only: Collection[str] | None = None
 ) -> Plan:
-    """Cut the ids of the population into ranges of equal width.
+    """Cut the ids of the scored samples into ranges of equal width.
 
     Args:
         table: the score table.
@@ -68,7 +68,7 @@ def make_plan(
         only: scores that are wanted; all if None. The table has no columns for the others.
 
     Raises:
-        EasyCoreError: if the population is not the manifest's, or parts reach beyond it.
+        EasyCoreError: if the scored samples are not the manifest's, or parts reach beyond it.
     """
     first, last, count = population(table.path)
     expected = table.artifact.manifest["counts"]["samples"]
@@ -143,7 +143,11 @@ class Range:
             self._state["correct"] = np.zeros(size, bool)
 
     def reduce(self) -> pa.Table:
-        """The range's rows of the hardness table."""
+        """The range's rows of the hardness table, sorted by id: means float64, counts int32.
+
+        Raises:
+            EasyCoreError: a row is missing, doubled, foreign, damaged or not finite.
+        """
         self.add_all()
         return self._rows()
 

@@ -180,7 +180,13 @@ def score(config: ScoreConfig) -> Artifact:
 
 
 def make_scoring_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
-    """The training run that scores are taken in."""
+    """The training run that scores are taken in.
+
+    Args:
+        config: of the scoring run.
+        dataset: a finished one.
+        sample_ids: int64 (n,), ascending; the whole training split if None.
+    """
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
     steps = config.epochs * batches_per_epoch(num_rows, config.batch_size)
     return Fit(
@@ -233,7 +239,12 @@ def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: 
 
 
 def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
-    """``sample_id, label, input_norm`` of the population, sorted by id."""
+    """The scored samples, sorted by id: sample_id int64, label int32, input_norm float64.
+
+    Args:
+        dataset: a finished one.
+        sample_ids: int64 (n,), ascending, ids of the training split; the whole split if None.
+    """
     samples = dataset.index("train").select(["sample_id", "label", "input_norm"])
     if sample_ids is None:
         return samples

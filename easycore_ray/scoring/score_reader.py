@@ -27,7 +27,7 @@ from easycore_ray.storage.errors import EasyCoreError
 def read_samples(
     table: str, low: int | None = None, high: int | None = None, columns: list[str] | None = None
 ) -> pa.Table:
-    """The scored population: ``sample_id, label, input_norm``, sorted by id.
+    """The scored samples, sorted by id: sample_id int64, label int32, input_norm float32.
 
     Args:
         table: folder of the table.
@@ -101,7 +101,7 @@ def open_table(path: str) -> ScoreTable:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a part, in id order: arrays by column, to be read only."""
+    """Rows of a part in id order: read-only arrays (n,) by column, with the dtypes of ``score_table.SCORE_SCHEMA``."""
 
     columns: dict[str, NDArray]
 

@@ -80,7 +80,10 @@ _REMOTE_HASH_BYTES = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ScorePart:
-    """Descriptor of one written part: what a checkpoint and the manifest keep of it."""
+    """Descriptor of one written part, as checkpoints and the manifest store it.
+
+    ``num_bytes`` is the size of the file, ``first_id`` and ``last_id`` (inclusive, int64) its range of ids.
+    """
 
     path: str
     """Relative to the table's folder."""
@@ -117,7 +120,8 @@ def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, ran
 
     Args:
         table: folder of the score table.
-        columns: ``sample_id``, ``label`` and the score fields, equal lengths, any order of rows.
+        columns: arrays (n,) in any order of rows: ``sample_id`` int64, ``label`` integers, ``correct`` bool, the other
+            score fields float32.
         epoch: completed training epochs (0: initial weights).
         rank: the worker that writes.
         attempt: unique for every start of the worker group, so that no name is used twice.
@@ -201,8 +205,8 @@ def check_coverage(parts: Iterable[ScorePart], *, epoch: int, num_samples: int, 
     Args:
         parts: descriptors from all workers.
         epoch: the epoch they belong to.
-        num_samples: size of the scored population.
-        checksum: ``id_checksum`` of the scored population.
+        num_samples: number of scored samples.
+        checksum: ``id_checksum`` of the scored samples.
 
     Raises:
         EasyCoreError: if rows are missing or doubled. It would be a bug of ours or of the loader;
@@ -225,6 +229,11 @@ def fingerprint(parts: Iterable[ScorePart]) -> str:
 
 
 def write_samples(table: str, samples: pa.Table) -> None:
-    """Write what is known of each scored sample beforehand (``SAMPLES_SCHEMA``, sorted by id)."""
+    """Write the file of the scored samples.
+
+    Args:
+        table: folder of the score table.
+        samples: sorted by id: sample_id int64, label int32, input_norm float32 (L2 norm in [0, 1] pixel units).
+    """
     rows = samples.select(SAMPLES_SCHEMA.names).cast(SAMPLES_SCHEMA)
     paths.write_bytes(paths.join(table, _SAMPLES), _encode(rows, _SAMPLES_ENCODINGS))

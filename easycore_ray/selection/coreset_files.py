@@ -134,7 +134,15 @@ def _sum_padded(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def write_exports(out: str, files: Sequence[dict[str, Any]]) -> str:
-    """Write ``sample_ids.npy`` and ``keys.txt``, a block of rows at a time; returns the hash of the ids."""
+    """Write ``sample_ids.npy`` (int64 (k,), ascending) and ``keys.txt``, a block of rows at a time.
+
+    Args:
+        out: folder of the coreset.
+        files: entries of the manifest, in id order.
+
+    Returns:
+        Hash (hex) of the ids.
+    """
     count = sum(entry["rows"] for entry in files)
     # As ``content_hash`` of all ids would be.
     digest = hashlib.sha256((8 * count).to_bytes(8, "little"))

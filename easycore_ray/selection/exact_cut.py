@@ -197,7 +197,13 @@ def write_kept(
 
 
 def kept_rows(partition: Partition, selection: Selection, rule: Rule) -> Iterator[Batch]:
-    """The rows of a partition that a rule keeps, with ids, labels and the score as it is stored."""
+    """The rows of a partition that a rule keeps, in id order: (n,) ids int64, labels integers, scores float64.
+
+    Args:
+        partition: to read.
+        selection: method, score and options.
+        rule: of this partition.
+    """
     if rule.ids is not None:
         for batch in partition.batches(labels=True, scores=True):
             low, high = np.searchsorted(rule.ids, batch.sample_ids[[0, -1]] + [0, 1])

@@ -39,7 +39,7 @@ class Batch:
     scores: NDArray[np.float64] | None
 
     def take(self, at: slice | NDArray[np.integer]) -> "Batch":
-        """The rows at some places."""
+        """The rows at some positions: a slice, integers (m,) or a bool mask (n,)."""
         labels = None if self.labels is None else self.labels[at]
         return Batch(self.sample_ids[at], labels, None if self.scores is None else self.scores[at])
 
@@ -69,7 +69,11 @@ class Partition:
     user_scores: NDArray[np.float64] | None = None
 
     def batches(self, *, labels: bool, scores: bool) -> Iterator[Batch]:
-        """The rows in id order, 65,536 at a time, with what is requested.
+        """The rows in id order, 65,536 at a time: ids int64, labels integers, scores float64, each (n,).
+
+        Args:
+            labels: whether to read labels.
+            scores: whether to read scores.
 
         Raises:
             EasyCoreError: a file is missing, damaged, or does not hold the score.
@@ -143,7 +147,13 @@ def dataset_partitions(folder: str) -> list[Partition]:
 
 
 def with_user_scores(partitions: Sequence[Partition], path: str) -> list[Partition]:
-    """The same samples with a user's scores; the file is read whole, 16 bytes of memory a row and more while sorting.
+    """The same samples with a user's scores.
+
+    The file is read whole, 16 bytes of memory a row and more while sorting.
+
+    Args:
+        partitions: of the samples.
+        path: Parquet file with ``sample_id`` int64 and ``score`` float64, in any order.
 
     Raises:
         EasyCoreError: the file is no Parquet of sample_id and score, names an id twice, or lacks one.

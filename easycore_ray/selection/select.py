@@ -60,7 +60,7 @@ def select(config: CoresetConfig) -> Artifact:
         return _with_images(config, made, dataset)
     with giving_back(made):
         choice = _decide(config, parents, dataset)
-    # What an attempt that was killed has left here may have been cut into other files.
+    # Partial results of a killed run may have been cut into other files.
     paths.delete_tree(paths.join(out, ROWS))
     files = write_choice(choice, paths.join(out, ROWS), dataset.path)
     fingerprint = write_exports(out, files)

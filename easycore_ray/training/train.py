@@ -80,13 +80,23 @@ def train(config: TrainConfig) -> Artifact:
 
 
 def open_training_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
-    """The dataset, the parents by role, and the ids to train on (None: all)."""
+    """The dataset, the parents by role, and the ids to train on: int64 (n,), ascending, or None for all.
+
+    Raises:
+        EasyCoreError: an input is missing, unfinished or belongs to another dataset.
+    """
     dataset, parents = open_training(config)
     return dataset, parents, read_sample_ids(parents["coreset"]) if "coreset" in parents else None
 
 
 def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
-    """The run this configuration describes."""
+    """The run that a configuration describes.
+
+    Args:
+        config: of the training run.
+        dataset: a finished one.
+        sample_ids: int64 (n,), ascending; the whole training split if None.
+    """
     num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
     steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
     steps = config.steps or config.epochs * steps_per_epoch
@@ -179,7 +189,7 @@ def stall_share(history: list[dict[str, float]]) -> float:
 
 
 def device_seconds(history: list[dict[str, float]], name: str) -> float:
-    """Seconds × workers over all epochs of ``train_seconds`` or ``val_seconds``."""
+    """Seconds × workers over all epochs of ``train_seconds`` or ``val_seconds``, at least 0."""
     return sum(entry.get(name, 0.0) * entry["num_workers"] for entry in history)
 
 

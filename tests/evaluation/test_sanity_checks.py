@@ -1,4 +1,4 @@
-"""Signs of a flattering evaluation: each is found, and sound figures raise none."""
+"""Signs of overestimated robustness: each is found, and sound figures raise none."""
 
 import pytest
 

@@ -9,7 +9,8 @@ from easycore_ray.cli.start_values import preset_fields
 from easycore_ray.config.experiments import StudyConfig
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.presets import STUDIES
-from easycore_ray.experiments.study import Book, _trials, key_of, rows_of, study
+from easycore_ray.experiments.study import rows_of, study
+from easycore_ray.experiments.study_results import Book, key_of, trials_of_part
 from easycore_ray.reporting.study_plots import draw_study, gains_over_random
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -63,7 +64,7 @@ class TestPlan:
     def test_every_trial_has_a_name_of_its_own(self):
         """Full data belong to two parts but are one trial; all others differ, over parts and seeds."""
         config = settings()
-        names = {part: [key_of(trial) for trial in _trials(config, part)] for part in config.parts}
+        names = {part: [key_of(trial) for trial in trials_of_part(config, part)] for part in config.parts}
         every = [name for part in names.values() for name in part]
 
         assert {part: len(mine) for part, mine in names.items()} == {
@@ -76,8 +77,8 @@ class TestPlan:
     def test_autoattack_is_run_on_the_models_that_are_there(self):
         """The first seed's checkpoints, at one eps each, beside the PGD of the same images."""
         config = settings(seeds=(4, 5), autoattack_eval_eps=2 / 255, eps=8 / 255, num_autoattack_samples=7)
-        plain = {trial.name: trial for part in ("standard", "trades") for trial in _trials(config, part)}
-        for trial in _trials(config, "autoattack"):
+        plain = {trial.name: trial for part in ("standard", "trades") for trial in trials_of_part(config, part)}
+        for trial in trials_of_part(config, "autoattack"):
             assert trial.seed == 4
             assert trial.train == plain[trial.name].train
             assert trial.evaluate.out != plain[trial.name].evaluate.out
@@ -87,7 +88,7 @@ class TestPlan:
     def test_a_seed_scores_and_trains_under_the_same_number(self):
         """Each repetition is one of the whole method: its scoring run, its coresets, its models."""
         config = settings(batch_size=64, num_workers=2)
-        for trial in _trials(config, "standard"):
+        for trial in trials_of_part(config, "standard"):
             assert trial.train.seed == trial.seed
             assert f"/seed-{trial.seed}/" in trial.train.coreset
         score = config.score_config("scores", 2)
@@ -132,8 +133,8 @@ class TestResults:
 
     def test_a_diverged_trial_is_an_answer_only_where_that_is_asked_for(self, tmp_path):
         """Without --keep-going it is run again; once it has results, it has not diverged."""
-        trial = _trials(settings(), "standard")[0]
-        attacked = next(other for other in _trials(settings(), "autoattack") if other.name == trial.name)
+        trial = trials_of_part(settings(), "standard")[0]
+        attacked = next(other for other in trials_of_part(settings(), "autoattack") if other.name == trial.name)
         book = Book(str(tmp_path / "r.json"), {}, DATASET)
         book.add("diverged", trial.name, {"seed": 0})
         again = Book(str(tmp_path / "r.json"), {}, DATASET)

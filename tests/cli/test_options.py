@@ -39,7 +39,7 @@ from easycore_ray.storage import artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_dataset
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Those that make an artifact; inspect, clean and export have tests of their own.
 JOBS = sorted(
     path.stem
