@@ -9,7 +9,7 @@ CASES ?= 0:27
 .PHONY: demo test check soak install clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m jobs.pipeline --preset digits --out $(OUT)
+	$(BIN)/easycore pipeline --preset digits --out $(OUT)
 
 # Everything, real Ray included: what needs no Ray on two cores at once, then the rest on one Ray.
 test: $(VENV)/.installed-dev

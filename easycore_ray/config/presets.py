@@ -274,4 +274,4 @@ def cifar10_study(out: str, dataset: str) -> StudyConfig:
 
 
 STUDIES: dict[str, Callable[[str, str], StudyConfig]] = {"cifar10-cpu": cifar10_cpu_study, "cifar10": cifar10_study}
-"""Presets of ``jobs.study``, called with (out, dataset)."""
+"""Presets of ``easycore study``, called with (out, dataset)."""

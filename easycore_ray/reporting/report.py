@@ -179,5 +179,5 @@ def _conditions(lineage: Mapping[str, Any], sweep: Artifact) -> dict[str, Any]:
         "created": manifest["created"],
         "trials": manifest["counts"].get("trials"),
         "device_hours": round(manifest["device_seconds"] / 3600, 2),
-        "repeat_with": f"python -m jobs.sweep --config {sweep.path}/manifest.json --out NEW_FOLDER",
+        "repeat_with": f"easycore sweep --config {sweep.path}/manifest.json --out NEW_FOLDER",
     }

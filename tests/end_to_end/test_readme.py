@@ -11,28 +11,11 @@ from pathlib import Path
 import pytest
 
 from easycore_ray.cli.options import parse
-from easycore_ray.config import experiments, stages
+from easycore_ray.cli.verbs import COMMANDS
 from tests.artifacts import make_checkpoint, make_image_dataset
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-
-KINDS = {
-    "prepare": stages.PrepareConfig,
-    "score": stages.ScoreConfig,
-    "reduce": stages.ReduceConfig,
-    "coreset": stages.CoresetConfig,
-    "train": stages.TrainConfig,
-    "evaluate": stages.EvaluateConfig,
-    "sweep": experiments.SweepConfig,
-    "report": stages.ReportConfig,
-    "pipeline": experiments.PipelineConfig,
-    "study": experiments.StudyConfig,
-    "analyze": experiments.AnalyzeConfig,
-    "export": stages.ExportConfig,
-    "inspect": stages.InspectConfig,
-    "clean": stages.CleanConfig,
-}
 
 
 def blocks(language):
@@ -40,32 +23,28 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def job_commands():
-    """Every full command line of a job in the README's shell blocks."""
+def commands():
+    """(verb, words behind it) of every full command line in the README's shell blocks."""
     text = "\n".join(blocks("sh")).replace("\\\n", " ")
-    found = [line.split("#")[0] for line in text.splitlines() if "python -m jobs." in line]
-    return [line[line.index("python -m jobs.") :] for line in found]
+    found = re.findall(r"(?:^|\s)(?:easycore |python -m jobs\.)(\w+)( .*)", text, re.MULTILINE)
+    return [(verb, shlex.split(words, comments=True)) for verb, words in found]
 
 
 def test_there_are_commands_to_test():
-    """The README shows how to start jobs."""
-    assert len(job_commands()) >= 3
+    """The README shows how to run verbs here, and how to submit one."""
+    assert len(commands()) >= 10
+    assert "-- python -m jobs." in README
 
 
-@pytest.mark.parametrize("command", job_commands())
-def test_a_command_of_the_readme_parses(command):
-    """Every job command in the README names existing options with allowed values."""
-    _, _, module, *arguments = shlex.split(command)
-
-    assert parse(KINDS[module.removeprefix("jobs.")], arguments)
+@pytest.mark.parametrize(("verb", "words"), commands())
+def test_a_command_of_the_readme_parses(verb, words):
+    """Every command in the README names existing options with allowed values."""
+    assert parse(COMMANDS[verb].kind, words)
 
 
-def test_every_job_is_in_the_readme():
-    """The table of jobs is complete, and names no job that is not there."""
-    named = set(re.findall(r"`python -m jobs\.(\w+)`", README))
-    there = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "command"}
-
-    assert named == there == set(KINDS)
+def test_every_verb_is_in_the_readme():
+    """The table of verbs is complete, and names none that is not there."""
+    assert set(re.findall(r"^\| `easycore (\w+)` \|", README, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_files_the_readme_names_exist():

@@ -382,7 +382,7 @@ def test_lineage_names_parents_versions_and_the_way_to_repeat(sweep, drawn):
     assert sweep.fingerprint[:16] in page.text
     assert f"torch {artifact.versions()['torch']}" in page.text
     assert "abc123" in page.text
-    assert f"python -m jobs.sweep --config {sweep.path}/manifest.json" in page.text
+    assert f"easycore sweep --config {sweep.path}/manifest.json" in page.text
 
 
 def test_plots_are_also_files(drawn):
