@@ -294,7 +294,7 @@ def test_a_driver_killed_amid_the_ranges_changes_nothing(run):
         "import os, signal, sys\n"
         "from easycore_ray.runtime import tasks\n"
         "from easycore_ray.scoring import reduce as reduction\n"
-        "tasks.Progress.update = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "tasks.Progress.update = lambda _, done, *__: done and os.kill(os.getpid(), signal.SIGKILL)\n"
         "reduction.reduce(out=sys.argv[1] + '/hardness', scores=sys.argv[1], bucket_rows=20)\n"
     )
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
