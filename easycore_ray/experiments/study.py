@@ -60,7 +60,7 @@ from easycore_ray.storage.artifact import (
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker, track
 from easycore_ray.training.train import device_seconds
 
-# The columns that ``tuning.described`` gives.
+# The columns that ``results.described`` gives.
 _DESCRIBED = ("method", "score", "balance", "fraction", "training", "beta")
 
 

@@ -1,6 +1,6 @@
 """What ``inspect`` found, as aligned text of at most 100 columns.
 
-Takes the plain data of ``inspection.inspect``, gives lines. A path that does not fit stands on a line of its own,
+Takes the plain data of the verb ``inspect``, gives lines. A path that does not fit stands on a line of its own,
 whole, so that it can be copied.
 """
 

@@ -1,6 +1,6 @@
 """Plots of a sweep's result rows: robust accuracy against fraction and β, the trade-off, the cost; training curves.
 
-Takes rows and curves as in ``summary.json`` (see ``tuning.result_rows``); accuracies are shares in [0, 1] there and
+Takes rows and curves as in ``summary.json`` (``results.result_rows``); accuracies are shares in [0, 1] there and
 per cent here. A spread is the standard deviation over seeds; with one seed there is none.
 """
 

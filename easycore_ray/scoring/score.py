@@ -81,7 +81,7 @@ class ScoreEachEpoch:
         result: EpochResult | None,
         carried: dict[str, Any],
     ) -> dict[str, float]:
-        """See ``fitting.AfterEpoch``; the parts travel in ``carried``."""
+        """See ``engine.run.AfterEpoch``; the parts travel in ``carried``."""
         wanted = self.initial_pass if epoch == 0 else (self.epochs - epoch) % self.every == 0
         if not wanted:
             return {}

@@ -42,7 +42,7 @@ def select(config: CoresetConfig) -> Artifact:
     key``, sorted by id and listed in the manifest; score is null for methods that use none; read it with
     ``pq.read_table(f"{out}/coreset.parquet")``), ``sample_ids.npy`` and ``keys.txt`` for use elsewhere.
 
-    With ``materialize`` the images lie in ``dataset`` beside them, see ``subset.materialize``.
+    With ``materialize`` the images lie in ``dataset`` beside them, see ``data.materialize.materialize``.
 
     Returns:
         The coreset.

@@ -127,7 +127,7 @@ def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndar
 
 
 def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
-    """What ``keep_last_good`` noted of this very run, see ``manifest.DIVERGED``; None for a finished one."""
+    """What ``keep_last_good`` noted of this very run, see ``artifact.DIVERGED``; None for a finished one."""
     out = paths.absolute(config.out)
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
