@@ -400,7 +400,7 @@ class TestReaders:
         assert (rows.images == everything.images[[2, 30, 41]]).all()
 
     @pytest.mark.parametrize(
-        ("ids", "message"), [([1, 43], "first missing: 43"), ([5, 5], "sample_id 5 is asked for twice")]
+        ("ids", "message"), [([1, 43], "first missing: 43"), ([5, 5], "sample_id 5 is requested twice")]
     )
     def test_ids_that_are_not_there_once_are_refused(self, dataset, ids, message):
         """A coreset of another dataset must not be read as a shorter one."""
