@@ -20,6 +20,7 @@ from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_
 from easycore_ray.core.selection_methods import METHODS
 from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, write_hardness
 from easycore_ray.selection import exact_cut, partitions
+from easycore_ray.selection.user_scores import with_user_scores
 from easycore_ray.storage.artifact import Artifact
 
 COUNT = 101
@@ -185,7 +186,7 @@ def given(samples, scores):
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "mine.parquet")
         pq.write_table(pa.table({"sample_id": columns()["sample_id"], "score": scores}), path)
-        return partitions.with_user_scores(samples, path)
+        return with_user_scores(samples, path)
 
 
 CHECKS = [check_count, check_files, check_order, check_names, check_seed, check_nan, check_direction, check_nested]

@@ -3,14 +3,11 @@
 Takes partitions of the samples and a method, gives a rule for each that says which of its rows are kept, and writes
 them. For methods that rank, ``core.order_statistics.find_cut`` asks the partitions, a Ray task for each, for a census
 of an interval until the value at which to cut is known; rows never come together. Few samples are chosen in this
-process, without Ray. Methods that must see all samples at once gather three columns here, up to this machine's memory.
+process, without Ray. For methods that must see all samples at once see ``gathered_choice``.
 """
 
-import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,17 +26,16 @@ from easycore_ray.core.order_statistics import (
     nan_problem,
     take_census,
 )
-from easycore_ray.core.selection import budget, choose, quotas_of_sizes, ranking_keys, turned
+from easycore_ray.core.selection import budget, quotas_of_sizes, ranking_keys, turned
 from easycore_ray.core.selection_methods import Method
 from easycore_ray.selection.coreset_files import write_coreset_rows
+from easycore_ray.selection.gathered_choice import choose_gathered
 from easycore_ray.selection.partitions import Batch, Partition
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
 # Up to this many samples are done before a Ray task has started.
 _SMALL_ROWS = 4_000_000
-# Of a method that sees all samples at once, with class balance: measured, see ``gather_limit``.
-_GATHER_BYTES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +100,12 @@ def decide(selection: Selection, partitions: Sequence[Partition], *, limit: int 
     total = sum(partition.rows for partition in partitions)
     k = budget(total, selection.fraction)
     selection.method.check_budget(k, total)
-    if not selection.method.ranks:
-        rules = _gathered_rules(selection, partitions, total)
-    else:
+    if selection.method.ranks:
         cut = _cut_of(selection, partitions, k, limit)
         rules = [Rule(cut.value, ties) for ties in cut.ties]
+    else:
+        nothing = np.zeros(1, np.int64)
+        rules = [Rule(nothing.astype(np.float64), nothing, ids) for ids in choose_gathered(selection, partitions)]
     return Choice(selection, partitions, rules, k, total)
 
 
@@ -244,42 +241,3 @@ def _groups(batch: Batch, selection: Selection) -> NDArray | None:
             f"{batch.labels.min()} .. {batch.labels.max()}; it is damaged"
         )
     return batch.labels
-
-
-# ---------------------------------------------------------------- methods that see all samples at once
-
-
-def _gathered_rules(selection: Selection, partitions: Sequence[Partition], total: int) -> list[Rule]:
-    """The choice of a method that needs all samples, made in this process."""
-    most = gather_limit()
-    if total > most:
-        raise EasyCoreError(
-            f"method {selection.method.name} sees all samples at once, and {total:,} are more than the {most:,} this "
-            "machine has memory for; run it on a larger one, or choose a method that goes sample by sample, "
-            "such as easiest or random"
-        )
-    needs_score = selection.method.needs_score
-    batches = [batch for part in partitions for batch in part.batches(labels=True, scores=needs_score)]
-    ids = choose(
-        selection.method.name,
-        sample_ids=np.concatenate([batch.sample_ids for batch in batches]),
-        labels=np.concatenate([batch.labels for batch in batches if batch.labels is not None]),
-        scores=np.concatenate([batch.scores for batch in batches if batch.scores is not None]) if needs_score else None,
-        fraction=selection.fraction,
-        score=selection.score,
-        balance="none" if selection.num_classes is None else "class",
-        seed=selection.seed,
-        **selection.options,
-    )
-    bounds = np.searchsorted(ids, [part.first_id for part in partitions] + [np.iinfo(np.int64).max])
-    nothing = np.zeros(1, np.int64)
-    return [Rule(nothing.astype(np.float64), nothing, ids[low:high]) for low, high in itertools.pairwise(bounds)]
-
-
-def gather_limit() -> int:
-    """Most samples that a method which sees all at once is given here: four fifths of the memory of this machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.exists() and (limit := group.read_text().strip()).isdigit():
-        memory = min(memory, int(limit))
-    return int(0.8 * memory) // _GATHER_BYTES

@@ -22,6 +22,7 @@ from easycore_ray.selection import partitions
 from easycore_ray.selection.coreset_files import write_exports
 from easycore_ray.selection.exact_cut import Choice, Selection, decide, write_choice
 from easycore_ray.selection.plans import plan_select
+from easycore_ray.selection.user_scores import with_user_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, identity
 from easycore_ray.storage.errors import EasyCoreError
@@ -209,7 +210,7 @@ def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Datase
         samples = partitions.dataset_partitions(dataset.path)
     if score == "user":
         assert config.user_scores is not None
-        samples = partitions.with_user_scores(samples, paths.absolute(config.user_scores))
+        samples = with_user_scores(samples, paths.absolute(config.user_scores))
     try:
         selection = Selection(
             method=look_up(config.method, balance=config.balance, score=column),

@@ -20,8 +20,9 @@ from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.index import index_spans, read_index, read_index_range
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness, write_hardness
 from easycore_ray.scoring.reduce import reduce
-from easycore_ray.selection import exact_cut, partitions
+from easycore_ray.selection import exact_cut, gathered_choice, partitions
 from easycore_ray.selection.select import select
+from easycore_ray.selection.user_scores import with_user_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import content_hash, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -184,9 +185,7 @@ def test_a_file_of_which_nothing_is_kept_has_no_part(tmp_path):
     scores = np.where(np.arange(COUNT) < 60, 5.0, 1.0)
     make_dataset(tmp_path / "d", columns()["label"].tolist(), ids=columns()["sample_id"].tolist())
     pq.write_table(pa.table({"sample_id": columns()["sample_id"], "score": scores}), tmp_path / "mine.parquet")
-    samples = partitions.with_user_scores(
-        partitions.hardness_partitions(table(4), None), str(tmp_path / "mine.parquet")
-    )
+    samples = with_user_scores(partitions.hardness_partitions(table(4), None), str(tmp_path / "mine.parquet"))
     selection = exact_cut.Selection(method=METHODS["easiest"], fraction=0.3, score="user", options={})
     entries = exact_cut.write_choice(
         exact_cut.decide(selection, samples), f"{tmp_path}/c/coreset.parquet", f"{tmp_path}/d"
@@ -201,7 +200,7 @@ def test_a_file_of_which_nothing_is_kept_has_no_part(tmp_path):
 
 def test_a_method_that_needs_all_samples_is_refused_beyond_memory(run, tmp_path, monkeypatch):
     """With a sentence instead of a killed process; methods that rank have no such bound."""
-    monkeypatch.setattr(exact_cut, "gather_limit", lambda: 100)
+    monkeypatch.setattr(gathered_choice, "gather_limit", lambda: 100)
     with pytest.raises(EasyCoreError, match=r"stratified sees all samples at once, and 101 are more than the 100"):
         select(out=f"{tmp_path}/c", scores=f"{run}/scores", method="stratified")
     assert select(out=f"{tmp_path}/c", scores=f"{run}/scores", method="hardest").manifest["counts"]["samples"] == 51
