@@ -9,7 +9,6 @@ Imported by Ray workers, so no torch in here.
 
 import json
 import pickle
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,10 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from easycore_ray.data import images
+from easycore_ray.data.ingest import archives
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+# Of the formats that images.decode reads.
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".tif", ".tiff",
+)  # fmt: skip
 ROWS_PER_TABLE = 1000
 # In place of the row number: the piece as a whole is damaged, which no sample can be blamed (or skipped) for.
 DAMAGED = -1
@@ -45,6 +49,7 @@ DESCRIPTION = {
     "sums": pa.list_(pa.int64(), 3),
     "squares": pa.list_(pa.int64(), 3),
     "problem": pa.string(),
+    "archive": pa.int32(),
 }
 CHECKED_SCHEMA = pa.schema({**DESCRIPTION, "pixels": pa.large_binary(), "encoded": pa.large_binary()})
 
@@ -59,6 +64,8 @@ class Sample(NamedTuple):
     image: bytes | Image.Image | None
     label: Any
     problem: str | None = None
+    archive: int = 0
+    """Which of the archives that follow one another in a tar file."""
 
 
 @dataclass(frozen=True)
@@ -132,41 +139,68 @@ class Tar:
         Raises:
             EasyCoreError: the shard is damaged.
         """
-        whole = paths.join(self.root, self.path)
-        filesystem, inner = paths.locate(whole)
-        key, members = None, dict[str, bytes]()
-        try:
-            # Arrow would unpack .gz by itself; tarfile does it for every kind.
-            with (
-                filesystem.open_input_stream(inner, compression=None) as stream,
-                tarfile.open(fileobj=stream, mode="r|*") as tar,
-            ):
-                for member in tar:
-                    name = PurePosixPath(member.name)
-                    if not member.isfile() or name.name.startswith("."):
-                        continue
-                    stem, _, suffix = name.name.partition(".")
-                    if str(name.with_name(stem)) != key:
-                        if key is not None:
-                            yield self._sample(key, members)
-                        key, members = str(name.with_name(stem)), {}
-                    file = tar.extractfile(member)
-                    members["." + suffix.lower()] = file.read() if file else b""
-        except (OSError, tarfile.TarError, EOFError) as error:
-            raise EasyCoreError(f"{whole} cannot be read: {error}") from error
-        if key is not None:
-            yield self._sample(key, members)
+        group: _Group | None = None
+        seen = set[tuple[int, str]]()
+        for member in archives.read_members(paths.join(self.root, self.path)):
+            name = PurePosixPath(member.name)
+            if name.name.startswith("."):
+                continue
+            # WebDataset's rule.
+            stem, _, suffix = name.name.partition(".")
+            key = str(name.with_name(stem))
+            if group is None or (group.archive, group.key) != (member.archive, key):
+                if group is not None:
+                    yield self._sample(group)
+                group = _Group(member.archive, key, {}, [])
+                if (member.archive, key) in seen:
+                    group.problems.append("other members of this name lie further ahead in the archive")
+                seen.add((member.archive, key))
+            group.add("." + suffix.lower(), member)
+        if group is not None:
+            yield self._sample(group)
 
-    def _sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        where = f"{self.path}/{key}"
-        found = [content for suffix, content in members.items() if suffix in IMAGE_SUFFIXES]
-        if len(found) != 1:
-            return Sample(key, where, None, None, f"{len(found)} images among {', '.join(members)}; one is needed")
+    def _sample(self, group: "_Group") -> Sample:
+        archive = f"[archive {group.archive + 1}]" if group.archive else ""
+        key, where = group.key, f"{self.path}{archive}/{group.key}"
+        label = None
         try:
-            label = _tar_label(members)
+            group.check()
+            label = _tar_label(group.members)
         except ValueError as error:
-            return Sample(key, where, None, None, str(error))
-        return Sample(key, where, found[0], label)
+            return Sample(key, where, None, None, str(error), group.archive)
+        return Sample(key, where, group.image(), label, None, group.archive)
+
+
+class _Group(NamedTuple):
+    """Consecutive members of an archive that have one key: ``members`` is their content by suffix."""
+
+    archive: int
+    key: str
+    members: dict[str, bytes]
+    problems: list[str]
+
+    def add(self, suffix: str, member: archives.Member) -> None:
+        if member.problem:
+            self.problems.append(f"{member.name} is {member.problem}")
+        elif suffix in self.members:
+            self.problems.append(f"{suffix} is there more than once")
+        else:
+            self.members[suffix] = member.content
+
+    def check(self) -> None:
+        """Raises ValueError unless it is one image and what belongs to it."""
+        if self.problems:
+            raise ValueError("; ".join(self.problems[:3]))
+        pictures = [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
+        if len(pictures) != 1:
+            raise ValueError(
+                f"{len(pictures)} images among its {len(self.members):,} members, {_few(list(self.members))}; one is "
+                "needed (members belong together that are equal up to the first dot of the file name)"
+            )
+
+    def image(self) -> bytes:
+        """Content of the image."""
+        return next(content for suffix, content in self.members.items() if suffix in IMAGE_SUFFIXES)
 
 
 def _tar_label(members: dict[str, bytes]) -> Any:
@@ -266,7 +300,8 @@ def check(number: int, piece: Piece, classes: Sequence[str] | None, image_size: 
     try:
         for row, sample in enumerate(piece.samples()):
             found = _checked(sample, indices, image_size)
-            rows.append({"piece": number, "row": row, "key": sample.key, "where": sample.where, **found})
+            place = {"piece": number, "row": row, "key": sample.key, "where": sample.where, "archive": sample.archive}
+            rows.append({**place, **found})
             held += len(found.get("pixels") or b"") + len(found.get("encoded") or b"")
             if len(rows) == ROWS_PER_TABLE or held >= BYTES_PER_TABLE:
                 yield _table(rows)
