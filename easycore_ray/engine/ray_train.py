@@ -9,6 +9,7 @@ from typing import Any
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import ray_dataset
+from easycore_ray.engine.failures import describe_error, first_failure
 from easycore_ray.engine.loader import ExactDataConfig, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import AfterEpoch, run_epochs
@@ -50,8 +51,8 @@ def fit_on_ray(
         The state after the last epoch.
 
     Raises:
-        HaltedError: if the workers refused (bad values, divergence).
-        EasyCoreError: if they were lost too often.
+        HaltedError: training diverged.
+        EasyCoreError: a worker raised what another attempt would raise again, or workers were lost too often.
     """
     paths.make_dir(storage)
     with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as actor, _quiet():
@@ -60,7 +61,7 @@ def fit_on_ray(
         result = _fit_with_retries(make_trainer, config.max_failures, label)
     answer = result.return_value or {}
     if answer.get("problem"):
-        raise HaltedError(answer["problem"], _last_state(result), diverged=answer["diverged"])
+        raise HaltedError(answer["problem"], _last_state(result))
     state = _last_state(result)
     assert state is not None
     return state
@@ -95,8 +96,8 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
                 name=name,
                 storage_path=root,
                 storage_filesystem=filesystem,
-                # A drained node (spot instances) is no failure of the run.
-                failure_config=ray.train.FailureConfig(max_failures=config.max_failures, max_preemption_failures=-1),
+                # A drained node (spot instances) is no failure of the run; of others ``_fit_with_retries`` decides.
+                failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=-1),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
@@ -114,28 +115,34 @@ def _last_state(result: Any) -> State | None:
 
 
 def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label: str) -> Any:
-    """The result of a run; begins anew, from its last commit, where Ray Train's controller itself was lost.
+    """The result of a run; begins anew, from its last commit, where workers or Ray Train's controller were lost.
 
-    Ray Train replaces lost workers, but nobody replaces its controller, nor gives back what it had reserved.
+    What a worker raises of itself it would raise again, so that ends the run at once, with its own message. Nobody
+    replaces the controller, nor gives back what it had reserved.
     """
     import ray.train
 
     # Inside a trial of a sweep other trials reserve the same; there the sweep's next command resumes.
     alone = ray.get_runtime_context().get_actor_id() is None
     before = cluster.reservations()
-    for lost in range(max_failures + 1 if alone else 1):
+    for failures in range(1, max_failures + 2):
         try:
             return make_trainer().fit()
         except ray.train.TrainingFailedError as error:
-            problem = f"workers failed {max_failures + 1} times, the last time with {_cause(error)}"
-            cause: Exception = error
-            break
+            failure, cause = first_failure(error), error
+            if failure.repeats:
+                raise EasyCoreError(f"{label}: {failure.text}") from error
+            problem = f"workers failed {_times(failures)}, the last time with {failure.text}"
         except ray.exceptions.RayActorError as error:
-            problem = f"the training controller was lost {lost + 1} times"
-            cause = error
-            if alone:
-                cluster.give_back(cluster.reservations() - before)
+            problem, cause = f"the training controller was lost {_times(failures)}", error
+            if not alone:
+                break
+            cluster.give_back(cluster.reservations() - before)
     raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last epoch") from cause
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def resolve_resources(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
@@ -168,29 +175,24 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     import ray.train
 
     fit: Fit = work["fit"]
-    context = RayContext(work["progress_actor"])
-    loader = open_loader(
-        ray.train.get_dataset_shard("train"),
-        open_dataset(fit.dataset),
-        Share(fit.num_rows, context.world_size, context.rank),
-        batch_size=fit.batch_size,
-        seed=fit.plan.seed,
-        cache_gib=fit.cache_gib,
-    )
     try:
+        context = RayContext(work["progress_actor"])
+        loader = open_loader(
+            ray.train.get_dataset_shard("train"),
+            open_dataset(fit.dataset),
+            Share(fit.num_rows, context.world_size, context.rank),
+            batch_size=fit.batch_size,
+            seed=fit.plan.seed,
+            cache_gib=fit.cache_gib,
+        )
         run_epochs(fit, context, loader, work["after_epoch"])
-    except EasyCoreError as error:
-        # Returned, not raised: Ray would start the workers again to fail in the same way.
-        return {"problem": str(error), "diverged": isinstance(error, HaltedError) and error.diverged}
+    except HaltedError as error:
+        # All workers are here, so the run may end well, with its last commit.
+        return {"problem": str(error)}
+    except Exception as error:
+        # This worker's own: raised, so that Ray Train ends those that wait for it.
+        raise describe_error(error) from error
     return {}
-
-
-def _cause(error: BaseException) -> str:
-    """The first line that says why, from the innermost exception Ray wrapped."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    inner = next(iter(failures.values()))
-    lines = [line for line in str(inner).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(inner).__name__
 
 
 @contextlib.contextmanager

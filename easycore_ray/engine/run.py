@@ -54,17 +54,19 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, after_epoch: AfterEpo
     """Train from the last committed state to the end; the same on every kind of context.
 
     Raises:
-        HaltedError: if training diverges, or ``after_epoch`` refuses its result; on all workers.
+        HaltedError: training diverges; on all workers at the same step.
+        Exception: what else goes wrong on this worker alone. The others may be waiting for it in a collective, so it
+            must end them (Ray Train does) and never take part in another one.
     """
     torch.set_num_threads(fit.threads)
     model = build_model(**fit.model).to(context.device).to(memory_format=torch.channels_last)
-    trained = _together(context, lambda: compiled(model, context.device), None) if fit.compile else model
+    trained = compiled(model, context.device) if fit.compile else model
     optimizer = make_optimizer(model, fit.plan)
     state = context.restore()
     if state is None:
         carried: dict[str, Any] = {}
         if after_epoch is not None:
-            _together(context, lambda: after_epoch(context, loader, model, 0, None, carried), None)
+            after_epoch(context, loader, model, 0, None, carried)
         state = State(0, 0, {}, {}, [], carried)
     else:
         model.load_state_dict(state.model)
@@ -92,9 +94,7 @@ def _run_epoch(run: _Run, state: State, epoch: int) -> State:
         "train_seconds": ended - started,
     }
     if after_epoch is not None:
-        metrics |= _together(
-            context, lambda: after_epoch(context, run.loader, model, epoch, result, state.carried), state
-        )
+        metrics |= after_epoch(context, run.loader, model, epoch, result, state.carried)
         metrics["score_seconds"] = time.monotonic() - ended
     metrics |= _measured(fit, context, result, model, run.validation)
     # Copied: on a CPU the model's own tensors are those that the next epoch changes.
@@ -122,9 +122,8 @@ def _train(run: _Run, state: State, epoch: int) -> EpochResult:
         done += rows
         context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
 
-    return _together(
-        context,
-        lambda: train_epoch(
+    try:
+        return train_epoch(
             run.trained,
             run.optimizer,
             run.loader.shuffled(epoch),
@@ -135,9 +134,10 @@ def _train(run: _Run, state: State, epoch: int) -> EpochResult:
             combine=context.combine if context.world_size > 1 else None,
             record_scores=fit.record_scores,
             on_batch=on_batch,
-        ),
-        state,
-    )
+        )
+    except NotFiniteError as error:
+        # All workers see the same loss, so all stop here, and none waits for another.
+        raise HaltedError(str(error), state if state.epoch else None) from error
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -147,24 +147,6 @@ def _copied(tensor: Tensor) -> Tensor:
 def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: str) -> bool:
     """Whether an epoch is ahead of all before it; of equals the earliest stays the best."""
     return name in metrics and all(metrics[name] > entry[name] for entry in history if name in entry)
-
-
-def _together(context: Context, work: Callable[[], Any], state: State | None) -> Any:
-    """Do this worker's part; if any worker refuses its input or result, all stop with that error.
-
-    ``state`` is where the run could resume. Other exceptions (a bug, a dead device) pass through and make Ray
-    restart the worker group.
-    """
-    value, problem = None, None
-    try:
-        value = work()
-    except ValueError as error:
-        problem = str(error), isinstance(error, NotFiniteError)
-    problems = [other for other in context.gather(problem) if other is not None]
-    if problems:
-        text, diverged = problems[0]
-        raise HaltedError(text, state if state is not None and state.epoch else None, diverged=diverged)
-    return value
 
 
 def _validation_blocks(fit: Fit, context: Context) -> list[Samples]:

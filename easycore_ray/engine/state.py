@@ -35,14 +35,12 @@ class State:
 
 
 class HaltedError(EasyCoreError):
-    """The run stopped early: its loss was not finite, or its caller refused a result."""
+    """The run diverged: loss or weights were not finite, which no retry mends."""
 
-    def __init__(self, problem: str, state: State | None, *, diverged: bool = False) -> None:
+    def __init__(self, problem: str, state: State | None) -> None:
         super().__init__(problem)
         self.state = state
         """The last committed state; None if no epoch was completed."""
-        self.diverged = diverged
-        """Loss or weights were not finite: the recipe's doing, which no retry mends."""
 
 
 def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:

@@ -208,8 +208,6 @@ def keep_last_good(
         inside = Claim(where, "checkpoint", content_hash(made.identity, LAST_GOOD), made.nonce, made.resumed)
         finish_checkpoint(config, inside, parents, fit, halted.state, seconds, halted=str(halted))
         problem = f"{halted}; the model after epoch {halted.state.epoch}, the last good one, is kept in {where}"
-    if not halted.diverged:
-        return EasyCoreError(problem)
     note = {"identity": made.identity, "problem": problem, "device_seconds": round(seconds * config.max_workers, 3)}
     paths.write_json(paths.join(made.path, DIVERGED), note)
     return DivergedError(problem)

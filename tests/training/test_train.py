@@ -227,32 +227,12 @@ def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
         open_checkpoint(config.out)
 
 
-def test_what_no_recipe_can_help_is_not_called_diverged(dataset, tmp_path):
-    """A run that was refused its data keeps its last good model too, but a sweep may not go on without it."""
-    config = settings(dataset, out=str(tmp_path / "model"))
-    found, parents, _ = open_training_inputs(config)
-    made = claim_checkpoint(config, parents)
-    halted = HaltedError("shard 3 is damaged", trained(config.replace(epochs=1)))
-    error = keep_last_good(config, made, parents, make_training_fit(config, found, None), halted, 1.0)
-
-    assert type(error) is EasyCoreError
-    assert "is kept in" in str(error)
-    assert read_divergence(config) is None
-
-
 def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
     """The note of an earlier attempt counts for nothing beside a finished checkpoint."""
     config = diverging(dataset, epochs=1, out=str(tmp_path / "model"))
     found, parents, _ = open_training_inputs(config)
     made = claim_checkpoint(config, parents)
-    keep_last_good(
-        config,
-        made,
-        parents,
-        make_training_fit(config, found, None),
-        HaltedError("by chance", None, diverged=True),
-        1.0,
-    )
+    keep_last_good(config, made, parents, make_training_fit(config, found, None), HaltedError("by chance", None), 1.0)
 
     assert read_divergence(config)["problem"] == "by chance; no epoch was completed before"
     finished(config, trained(config))

@@ -1,0 +1,28 @@
+"""What a worker raises of itself ends the run at once, once, with its own message and line."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from easycore_ray import score
+from easycore_ray.storage.errors import EasyCoreError
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_model_that_raises_is_not_tried_again(settings, tmp_path, num_workers):
+    """With two workers the other one waits in a collective: it is ended, too, long before that gives up."""
+    raised = Path(os.environ["EASYCORE_TEST_PROCESSES"], "raised")
+    raised.unlink(missing_ok=True)
+    fields = settings(tmp_path / "run", model="tests.users_models:raising", num_workers=num_workers, max_failures=3)
+    started = time.monotonic()
+    with pytest.raises(EasyCoreError) as caught:
+        score(**fields | {"width": None})
+
+    assert "score: TypeError: half of the images are upside down (users_models.py, line " in str(caught.value)
+    assert str(caught.value).endswith(", in forward)")
+    assert raised.read_text() == f"{num_workers}\n", "tried once"
+    assert time.monotonic() - started < 90, "nobody waited for a collective, which would take 300 s"
