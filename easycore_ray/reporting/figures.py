@@ -56,6 +56,7 @@ _RC: Any = {
     "hatch.linewidth": 0.6,
     "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.08,
+    "text.parse_math": False,  # class names may have dollar signs
     "svg.hashsalt": "easycore",  # equal data give equal files
 }
 

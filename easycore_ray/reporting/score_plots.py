@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from easycore_ray.reporting.figures import DEEP, INK, PALE, Panel, Plot, grouped, percent
@@ -85,7 +85,10 @@ def _histogram(hardness: Columns, fractions: Sequence[float], axes: Axes) -> Non
     bins = np.geomspace(low, high, 41) if logarithmic else np.linspace(low, high, 41)
     axes.hist([values[mask] for mask in _learned(hardness)], bins=list(bins), stacked=True,
               color=list(_LEARNED_COLOURS.values()), label=list(_LEARNED_COLOURS))  # fmt: skip
-    axes.set_xscale("log" if logarithmic else "linear")
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(top=1.45 * axes.get_ylim()[1])
     for number, fraction in enumerate(fractions):
         cut, top = np.quantile(values, fraction), 0.70 + 0.07 * (number % 3)  # neighbours stand too close for one line
