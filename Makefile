@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 # Everything, real Ray included: what needs no Ray on two cores at once, then the rest on one Ray.
 test: $(VENV)/.installed-dev
 	@started=$$(date +%s); \
-	$(BIN)/python -m pytest -m "not ray and not soak" -q -n 2 --durations=10 && \
+	$(BIN)/python -m pytest -m "not ray and not soak" -q -n 2 --dist loadfile --durations=10 && \
 	$(BIN)/python -m pytest -m "ray and not soak" -q --durations=10; status=$$?; \
 	echo "make test took $$(( $$(date +%s) - started )) s"; exit $$status
 
@@ -23,7 +23,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not ray and not slow and not soak" -q -n 2
+	$(BIN)/python -m pytest -m "not ray and not slow and not soak" -q -n 2 --dist loadfile
 
 # Lost processes, nodes, disks and stores; hours. Goes on where it was interrupted: every case adds a line to RESULTS.
 soak: $(VENV)/.installed-dev

@@ -21,6 +21,8 @@ os.environ.update(
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",
     MLFLOW_DISABLE_TELEMETRY="true",
+    # Tensors of tests are small, and tests run on all cores at once: threads would only wait for each other.
+    OMP_NUM_THREADS="1",
 )
 
 

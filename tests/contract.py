@@ -117,9 +117,8 @@ def check_count(method, score, balance):
 def check_files(method, score, balance):
     """However the rows are cut into files, it is the choice that is made in memory."""
     expected = in_memory(method, score, balance).tolist()
-    for num_files in (1, 4, 30):
-        for limit in (1, 1000):
-            assert kept(method, score, balance, where=table(num_files), limit=limit).tolist() == expected
+    for num_files, limit in ((1, 1), (4, 1), (30, 1000)):
+        assert kept(method, score, balance, where=table(num_files), limit=limit).tolist() == expected
 
 
 def check_order(method, score, balance):
@@ -143,7 +142,7 @@ def check_seed(method, score, balance):
     """One seed repeats a choice; another changes it if, and only if, the method says that it draws."""
     first = kept(method, score, balance).tolist()
     assert kept(method, score, balance).tolist() == first
-    changed = any(kept(method, score, balance, seed=seed).tolist() != first for seed in range(1, 6))
+    changed = any(kept(method, score, balance, seed=seed).tolist() != first for seed in (1, 2))
     assert changed == METHODS[method].draws
 
 

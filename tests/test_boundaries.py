@@ -1,6 +1,7 @@
 """Who may import whom: core is mathematics only, MLflow has one place, and importing the package starts nothing."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +43,18 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
+def syntax(path):
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imported(path):
     """Whole names of the modules a file imports, wherever in it; relative imports are resolved."""
     package = list(path.relative_to(ROOT).parts[:-1])
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -82,7 +90,7 @@ def test_core_imports_mathematics_only():
 
 def called(path):
     """Names of the functions a file calls, as they are written."""
-    return {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    return {ast.unparse(node.func) for node in ast.walk(syntax(path)) if isinstance(node, ast.Call)}
 
 
 def test_core_opens_no_file():
@@ -141,7 +149,7 @@ def test_no_file_is_read_that_could_run_code():
         assert not roots(path) & {"cloudpickle", "dill", "joblib", "shelve", "marshal"}, name
         assert not calls & {"pickle.load", "pickle.dump"}, name
         assert not calls & {"torch.load", "torch.save", "pd.read_pickle", "Tuner.restore", "tune.Tuner.restore"}, name
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(syntax(path)):
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.literal_eval(node.value) is False, name
 
@@ -163,12 +171,14 @@ def test_jobs_only_parse_and_call():
             "; ".join(f"import easycore_ray.core.{path.stem}" for path in CORE if path.stem != "__init__"),
             {"ray", "pyarrow", "mlflow", "safetensors", "tyro"},
         ),
-        ("import easycore_ray.scoring.score_table", {"ray", "torch", "mlflow", "tyro"}),
-        ("import easycore_ray.scoring.reduce_task", {"ray", "torch", "mlflow", "tyro"}),
+        (
+            "import easycore_ray.scoring.score_table, easycore_ray.scoring.reduce_task\n"
+            "import easycore_ray.selection.exact_cut",
+            {"ray", "torch", "mlflow", "tyro"},
+        ),
         ("import easycore_ray.data.ingest.readers, easycore_ray.data.shards", {"torch", "mlflow"}),
-        ("import easycore_ray.selection.exact_cut", {"torch", "ray", "mlflow", "tyro"}),
     ],
-    ids=["package", "core", "score_table", "reduce tasks", "import workers", "selection tasks"],
+    ids=["package", "core", "reduction and selection", "import workers"],
 )
 def test_a_fresh_interpreter_loads_no_more_than_it_needs(statement, forbidden):
     """Importing starts nothing, and workers that need no PyTorch do not wait for it."""

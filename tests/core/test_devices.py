@@ -89,7 +89,7 @@ def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm,
     looks = []
     monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: looks.append((watch._waiting.clear(), len(asked))))
     monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
-    model, plan = model_on(DEVICE), plan_of(training=training, norm=norm, fold=fold)
+    model, plan = model_on(DEVICE, "cnn"), plan_of(training=training, norm=norm, fold=fold)
     with OneDevice():
         result = train_epoch(model, make_optimizer(model, plan), batches(), plan, epoch=1, step=0)
 
@@ -130,7 +130,7 @@ def test_exact_scores_are_taken_on_one_device(monkeypatch):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attacks_stay_on_the_device_of_their_inputs(norm):
     """With starts drawn by a generator of the CPU, as everywhere."""
-    model, draws = model_on(DEVICE), torch.Generator().manual_seed(0)
+    model, draws = model_on(DEVICE, "cnn"), torch.Generator().manual_seed(0)
     inputs, labels = torch.zeros(4, 3, 32, 32, device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)
     with OneDevice():
         found = [

@@ -91,6 +91,7 @@ print("whole")
 """
 
 
+@pytest.mark.slow
 def test_narrow_networks_train_in_channels_last_with_odd_batches():
     """In a process of its own: with the plain layers it ends in a corrupted heap on a CPU with AVX-512, or AVX2."""
     run = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=300)

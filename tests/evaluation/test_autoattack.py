@@ -66,7 +66,9 @@ class TestAutoAttack:
     def installed(self):
         pytest.importorskip("pyautoattack")
 
-    @pytest.mark.parametrize("num_classes", [2, 3, 4, 9, 10])
+    @pytest.mark.parametrize(
+        "num_classes", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 4, 9, 10))]
+    )
     def test_any_number_of_classes_runs(self, num_classes):
         """A budget far beyond the margin fools every image, one far below it none (there all four attacks run)."""
         model, inputs, labels = linear(num_classes)

@@ -26,7 +26,10 @@ def dataset(tmp_path_factory):
     return make_image_dataset(folder / "dataset", LABELS, LABELS[:9], val_labels=LABELS[:6])
 
 
-@pytest.fixture(scope="module", params=["cnn", "resnet18", "wrn-28-10"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "wrn-28-10")]
+
+
+@pytest.fixture(scope="module", params=["cnn", *SLOW])
 def checkpoint(request, dataset, tmp_path_factory):
     """A trained network with batch norm and, in resnet18 and wrn, shortcuts."""
     folder = tmp_path_factory.mktemp("checkpoint") / "model"

@@ -106,11 +106,20 @@ def made(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Where the artifacts to be damaged lie, and a copy of them; they name each other by their paths."""
+    root = tmp_path_factory.mktemp("own")
+    make_all(root / "run")
+    return root / "run", shutil.copytree(root / "run", root / "copy")
+
+
 @pytest.fixture
-def own(tmp_path):
+def own(whole):
     """The same, to be damaged."""
-    make_all(tmp_path / "run")
-    return tmp_path / "run"
+    root, copy = whole
+    shutil.rmtree(root)
+    return shutil.copytree(copy, root)
 
 
 def hardness_file(folder):

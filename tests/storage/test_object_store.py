@@ -303,7 +303,7 @@ def test_an_outage_during_a_write_is_waited_out(far_root, proxy, fault, size):
     assert paths.read_bytes(f"{far_root}/a.bin") == content
 
 
-@pytest.mark.parametrize("fault", ["hang up", "busy"])
+@pytest.mark.parametrize("fault", [pytest.param("hang up", marks=pytest.mark.slow), "busy"])
 def test_an_outage_during_a_read_is_waited_out(far_root, proxy, fault):
     """The same for reading and listing."""
     paths.write_bytes(f"{far_root}/a.bin", b"content")
