@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, Self, TypeVar, dataclass_transform
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -261,6 +262,18 @@ class TrackingConfig(Checked):
     'none' switches tracking off."""
     experiment: Text = setting(default="easycore", identity=False, group="tracking")
     """MLflow experiment the runs are filed under."""
+
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
+        found = super().problems()
+        if self.tracking_uri is not None and urlsplit(self.tracking_uri).password is not None:
+            # It would be kept in manifests and in MLflow's own parameters.
+            found.append(
+                "tracking_uri holds a password; pass the address alone, and the rest in the environment: "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, PGPASSWORD and the like for a "
+                "database"
+            )
+        return found
 
 
 def batch_size_problems(batch_size: int, workers: int | tuple[int, int]) -> list[str]:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from easycore_ray.config.base import TrackingConfig
 from easycore_ray.runtime.console import say
@@ -76,7 +76,8 @@ def default_uri(out: str) -> str:
     An object store cannot hold a database, and one on this machine would be lost with the driver's node.
     """
     if not paths.is_remote(out):
-        return f"sqlite:///{out}/mlflow.db"
+        # MLflow decodes it; where there is something to decode, it also makes an empty folder of the name as encoded.
+        return f"sqlite:///{re.sub('[%?#]', lambda found: quote(found[0]), out)}/mlflow.db"
     say(f"tracking is off: {out} cannot hold a database; pass --tracking-uri to track this run")
     return "none"
 
@@ -405,7 +406,7 @@ def _artifact_root(uri: str) -> str | None:
     """Beside a database; None for a server, which knows its own."""
     if not uri.startswith("sqlite:///"):
         return None
-    return Path(uri.removeprefix("sqlite:///")).resolve().with_name("mlflow_artifacts").as_uri()
+    return Path(unquote(uri.removeprefix("sqlite:///"))).resolve().with_name("mlflow_artifacts").as_uri()
 
 
 def _finite_points(run: TrackedRun) -> tuple[list[tuple[str, int, float]], int]:
