@@ -42,8 +42,8 @@ class _Prepare(Protocol):
         out: StrPath, overwrite: bool = False, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
-        image_size: int | None = None, rows_per_shard: int = 10000, on_bad_sample: Literal["error", "skip"] = "error",
-        seed: int = 0,
+        image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", rows_per_shard: int = 10000,
+        on_bad_sample: Literal["error", "skip"] = "error", seed: int = 0,
     ) -> Dataset: ...
     @overload
     def plan(self, config: PrepareConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -54,8 +54,8 @@ class _Prepare(Protocol):
         out: StrPath, overwrite: bool = False, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
-        image_size: int | None = None, rows_per_shard: int = 10000, on_bad_sample: Literal["error", "skip"] = "error",
-        seed: int = 0, measure: bool = False,
+        image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", rows_per_shard: int = 10000,
+        on_bad_sample: Literal["error", "skip"] = "error", seed: int = 0, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Score(Protocol):
@@ -382,7 +382,7 @@ class _Pipeline(Protocol):
         num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
         keep_going: bool = False, dataset: StrPath | None = None, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
-        image_size: int | None = None, note: str = "",
+        image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", note: str = "",
     ) -> Pipeline: ...
     @overload
     def plan(self, config: PipelineConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -412,7 +412,8 @@ class _Pipeline(Protocol):
         num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
         keep_going: bool = False, dataset: StrPath | None = None, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
-        image_size: int | None = None, note: str = "", measure: bool = False,
+        image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", note: str = "",
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Analyze(Protocol):

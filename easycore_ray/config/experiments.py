@@ -1,7 +1,7 @@
 """Configurations of what runs many stages: sweep, study, pipeline, analysis."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from easycore_ray.config.arms import ArmName
 from easycore_ray.config.base import (
@@ -234,6 +234,8 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
     """Test split of the source: see prepare."""
     image_size: Count | None = setting(default=None, identity=True, group="data")
     """Pixels of the resized and cropped image, where images differ in size: see prepare."""
+    exif: Literal["rotate", "ignore"] = setting(default="rotate", identity=True, group="data")
+    """Whether photos are turned upright by their metadata: see prepare."""
     note: Text = setting(default="", identity=True, group="output")
     """A sentence shown in the report, e.g. what the data cannot be compared with."""
 

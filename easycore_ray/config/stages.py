@@ -59,6 +59,8 @@ class PrepareConfig(JobConfig):
     """Share held out for testing where the source has no test split of its own, seeded and class-balanced."""
     image_size: Count | None = setting(default=None, identity=True, group="data")
     """Pixels: shorter side is resized to this and the centre cropped. Needed where images differ in size."""
+    exif: Literal["rotate", "ignore"] = setting(default="rotate", identity=True, group="data")
+    """rotate: photos are turned upright by the orientation in their metadata. ignore: pixels as they are stored."""
     rows_per_shard: Count = setting(default=10_000, identity=True, group="data")
     """Most rows in one shard (Parquet file); shards of a split differ by at most one row."""
     on_bad_sample: Literal["error", "skip"] = setting(default="error", identity=True, group="data")

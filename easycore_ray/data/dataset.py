@@ -37,7 +37,9 @@ class Dataset(Artifact):
     def layout(self) -> Layout:
         """How images are stored: raw pixels or encoded files, and their shape (channels, height, width)."""
         channels, height, width = self.manifest["image_shape"]
-        return Layout(self.manifest["storage"], (channels, height, width), self.manifest["image_size"])
+        found = self.manifest
+        exif = found.get("exif", "ignore")
+        return Layout(found["storage"], (channels, height, width), found["image_size"], exif)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

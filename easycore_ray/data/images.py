@@ -6,21 +6,49 @@ what is trained on is what was checked.
 """
 
 import io
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 Pixels = NDArray[np.uint8]
+Exif = Literal["rotate", "ignore"]
+Picture = bytes | Image.Image | NDArray[Any]
 
 # Up to this size pixels are stored as they are: reading them costs less than decoding.
 MAX_RAW_BYTES = 64 * 1024
 
 # No EPS or PDF among them: Pillow hands those to an external interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-_GREY_MODES = ("1", "L", "LA")
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY_MODES = ("1", "L", "LA", "La")
+# All of Pillow's modes of 8 bits per channel; the others have more.
+_MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+# What brings an image of this EXIF orientation (2..8) upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ROWS_PER_BAND = 256
+
+
+class Decoded(NamedTuple):
+    """The first image of a file.
+
+    Attributes:
+        image: fully loaded, 8 bits per channel, upright if that was wanted.
+        rotated: True if it was turned or mirrored to be upright.
+        several: True if the file has more frames or pages.
+    """
+
+    image: Image.Image
+    rotated: bool = False
+    several: bool = False
 
 
 class Measured(NamedTuple):
@@ -34,6 +62,8 @@ class Measured(NamedTuple):
         encoded: the file as it came (PNG if it came as pixels), or None if raw storage is certain.
         sums: int64 (3,), sum of pixel values 0..255 per channel; greyscale counts as three equal channels.
         squares: int64 (3,), the same of squared pixel values.
+        rotated: see ``Decoded``.
+        several: see ``Decoded``.
     """
 
     channels: int
@@ -43,33 +73,108 @@ class Measured(NamedTuple):
     encoded: bytes | None
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
+    rotated: bool
+    several: bool
 
 
-def decode(content: bytes) -> Image.Image:
+def decode(content: bytes, exif: Exif = "rotate") -> Decoded:
     """The image in the bytes of a file, fully loaded.
+
+    TIFF files are always brought upright: there the orientation belongs to the format.
+
+    Args:
+        content: of the file.
+        exif: ``rotate`` brings the image upright by the orientation in its metadata, ``ignore`` leaves it as stored.
 
     Raises:
         ValueError: the bytes are no whole image of a supported format, or have more than 8 bits per channel.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        bits = _bits_per_channel(image, content)
+        # Looked up before loading, which turns TIFF files; counting frames afterwards would unload a GIF.
+        turned = _orientation(image) in _UPRIGHT if image.format == "TIFF" else False
+        several = getattr(image, "n_frames", 1) > 1
         image.load()
     except Exception as error:  # Pillow's decoders raise whatever their parsing meets
-        reason = (
-            str(error) if str(error) and "BytesIO" not in str(error) else "not a JPEG, PNG, WebP, BMP, GIF, PPM or TIFF"
-        )
-        raise ValueError(f"corrupt image ({reason})") from error
-    if image.mode in _DEEP_MODES:
-        raise ValueError(f"image of mode {image.mode}, more than 8 bits per channel; convert it to 8 bits")
-    return image
+        raise ValueError(_why_not(content, str(error))) from error
+    return _upright(image, exif, bits, turned, several)
+
+
+def _upright(image: Image.Image, exif: Exif, bits: int = 8, turned: bool = False, several: bool = False) -> Decoded:
+    if bits > 8 or image.mode not in _MODES:
+        raise ValueError(_too_deep(f"{bits} bits" if bits > 8 else f"mode {image.mode}"))
+    if exif == "rotate" and not turned and (how := _UPRIGHT.get(_orientation(image))) is not None:
+        return Decoded(image.transpose(how), True, several)
+    return Decoded(image, turned, several)
+
+
+def _bits_per_channel(image: Image.Image, content: bytes) -> int:
+    """Bits of a channel in the file; Pillow gives some images of 16 bits as 8, without a word."""
+    if image.format == "PNG":
+        return content[24]  # in the header chunk, which comes first
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(np.atleast_1d(image.tag_v2.get(ExifTags.Base.BitsPerSample, 1)).tolist())
+    if image.format == "PPM" and isinstance(image, ImageFile.ImageFile):
+        arguments = image.tile[0].args
+        largest = arguments[1] if isinstance(arguments, tuple) and len(arguments) == 2 else 255
+        return int(largest).bit_length()
+    return 8
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1..8; 1 as well if the metadata cannot be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # metadata is no reason to refuse an image
+        return 1
+
+
+def _too_deep(found: str) -> str:
+    return f"image of {found}, more than 8 bits per channel; convert it to 8 bits"
+
+
+def _why_not(content: bytes, message: str) -> str:
+    """What is wrong with a file that Pillow does not open."""
+    if content.startswith(b"\xff\xd8") and (bits := _jpeg_bits(content)) > 8:
+        return _too_deep(f"{bits} bits")
+    reason = message if message and "BytesIO" not in message else "not a JPEG, PNG, WebP, BMP, GIF, PPM or TIFF"
+    return f"corrupt image ({reason})"
+
+
+def _jpeg_bits(content: bytes) -> int:
+    """Sample precision in the frame header of a JPEG file (ITU-T T.81, B.2.2); 8 if there is none."""
+    at = 2
+    while at + 4 < len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return content[at + 4]
+        at += 2 + length
+    return 8
+
+
+def take_over(image: Any) -> Image.Image | NDArray[Any]:
+    """A picture that a library gives, in a form that ``measure`` takes and that needs no file any more.
+
+    Palette and metadata of Pillow's images are kept; all else becomes an array.
+
+    Raises:
+        ValueError: it has more than 8 bits per channel.
+    """
+    if not isinstance(image, Image.Image):
+        return np.asarray(image)
+    # What is not loaded yet says how its file stores a channel, e.g. RGB;16B, where its mode says RGB.
+    stored = [str(tile.args) for tile in getattr(image, "tile", [])]
+    if image.mode not in _MODES or any(";16" in arguments for arguments in stored):
+        raise ValueError(_too_deep(f"mode {image.mode}, stored as {stored[0]}" if stored else f"mode {image.mode}"))
+    return image.copy()
 
 
 def view(image: Image.Image, image_size: int | None, channels: int | None = None) -> Pixels:
     """The pixels of an image as they are trained on: uint8 (channels, height, width), contiguous.
 
     With ``image_size`` the shorter side is resized to it (bilinear, antialiased) and the centre square
-    cropped, rounded as torchvision's ``Resize`` and ``CenterCrop`` do. Transparency and EXIF orientation are
-    ignored.
+    cropped, rounded as torchvision's ``Resize`` and ``CenterCrop`` do. Transparency is ignored.
 
     Args:
         image: 8 bits per channel.
@@ -77,13 +182,25 @@ def view(image: Image.Image, image_size: int | None, channels: int | None = None
         channels: 1 or 3; by default 1 for greyscale images and 3 for all others.
     """
     grey = image.mode in _GREY_MODES if channels is None else channels == 1
+    wanted = "L" if grey else "RGB"
+    if image_size is not None:
+        # Converted first: palettes cannot be interpolated.
+        image = _fit(_convert(image, wanted), image_size)
+    width, height = image.size
+    pixels = np.empty((1 if grey else 3, height, width), np.uint8)
+    # By bands, so that no second copy of a large image is in memory.
+    for top in range(0, height, _ROWS_PER_BAND):
+        bottom = min(height, top + _ROWS_PER_BAND)
+        band = image if bottom - top == height else image.crop((0, top, width, bottom))
+        values = np.asarray(_convert(band, wanted))
+        pixels[:, top:bottom] = values[None] if grey else values.transpose(2, 0, 1)
+    return pixels
+
+
+def _convert(image: Image.Image, wanted: str) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    wanted = "L" if grey else "RGB"
-    # Converted first: palettes cannot be interpolated.
-    image = image if image.mode == wanted else image.convert(wanted)
-    values = np.asarray(image if image_size is None else _fit(image, image_size))
-    return values[None].copy() if grey else np.ascontiguousarray(values.transpose(2, 0, 1))
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _fit(image: Image.Image, image_size: int) -> Image.Image:
@@ -97,19 +214,24 @@ def _fit(image: Image.Image, image_size: int) -> Image.Image:
     return image.crop((left, top, left + image_size, top + image_size))
 
 
-def measure(source: bytes | Image.Image, image_size: int | None) -> Measured:
+def measure(source: Picture, image_size: int | None, exif: Exif = "rotate") -> Measured:
     """Check one image and take what the dataset needs of it.
+
+    Args:
+        source: content of a file, an image of Pillow, or pixels uint8 (height, width) or (height, width, 3).
+        image_size: see ``view``.
+        exif: see ``decode``.
 
     Returns:
         See ``Measured``: pixels are uint8 in (channels, height, width) order.
 
     Raises:
-        ValueError: see ``decode``.
+        ValueError: see ``decode``; a PNG file is refused as well if one of its checksums is wrong.
     """
-    image = decode(source) if isinstance(source, bytes) else source
-    pixels = view(image, image_size)
+    found = _check_file(source, exif) if isinstance(source, bytes) else _from_memory(source, exif)
+    pixels = view(found.image, image_size)
     channels, height, width = pixels.shape
-    values = pixels.reshape(channels, -1).astype(np.int64)
+    values = pixels.reshape(channels, -1)
     # A dataset of small images is stored raw even if its other images turn out to have three channels.
     certainly_raw = 3 * height * width <= MAX_RAW_BYTES
     return Measured(
@@ -117,15 +239,39 @@ def measure(source: bytes | Image.Image, image_size: int | None) -> Measured:
         height,
         width,
         pixels.tobytes() if pixels.nbytes <= MAX_RAW_BYTES else None,
-        None if certainly_raw else _encoded(source),
-        values.sum(axis=1).repeat(3 // channels),
-        (values * values).sum(axis=1).repeat(3 // channels),
+        None if certainly_raw else source if isinstance(source, bytes) else _png(found.image),
+        values.sum(axis=1, dtype=np.int64).repeat(3 // channels),
+        # Summed without an array of squares, which would be eight times the image.
+        np.einsum("cn,cn->c", values, values, dtype=np.int64).repeat(3 // channels),
+        found.rotated,
+        found.several,
     )
 
 
-def _encoded(source: bytes | Image.Image) -> bytes:
-    if isinstance(source, bytes):
-        return source
+def _check_file(content: bytes, exif: Exif) -> Decoded:
+    found = decode(content, exif)
+    if content.startswith(b"\x89PNG"):
+        try:
+            # Loading checks the header chunks only.
+            Image.open(io.BytesIO(content), formats=("PNG",)).verify()
+        except Exception as error:
+            raise ValueError(f"corrupt image ({error})") from error
+    return found
+
+
+def _from_memory(values: Image.Image | NDArray[Any], exif: Exif) -> Decoded:
+    if isinstance(values, Image.Image):
+        return _upright(values, exif)
+    if values.dtype != np.uint8:
+        raise ValueError(f"image of dtype {values.dtype}; allowed is uint8, 8 bits per channel; convert it to 8 bits")
+    if values.ndim != 2 and not (values.ndim == 3 and values.shape[2] == 3):
+        raise ValueError(f"image of shape {values.shape}; allowed are (height, width) and (height, width, 3)")
+    return Decoded(Image.fromarray(values))
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    source.save(buffer, format="PNG")
+    # PNG has no CMYK, and metadata would turn the image a second time.
+    image = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+    image.save(buffer, format="PNG", exif=None)
     return buffer.getvalue()

@@ -71,6 +71,7 @@ def materialize(
         counts={**parent["counts"], "train": len(train)},
         wall_seconds=time.monotonic() - started,
         **{key: parent[key] for key in ("classes", "storage", "image_shape", "image_size", "mean", "std")},
+        exif=dataset.layout.exif,
         shards=shard_details(index, {"train": sizes, **others}, dataset.num_classes),
         skipped=[],
     )

@@ -34,6 +34,8 @@ class Layout(NamedTuple):
     """(channels, height, width) of the view that is trained on."""
     image_size: int | None
     """See ``images.view``; applies when encoded images are read."""
+    exif: images.Exif = "ignore"
+    """See ``images.decode``; likewise. Datasets of release 0.2 and before ignored the orientation."""
 
     @property
     def image_bytes(self) -> int:
@@ -209,5 +211,6 @@ def pixels(column: pa.ChunkedArray | pa.Array, layout: Layout) -> NDArray[np.uin
     for index, image in enumerate(array):
         content = image.as_py()
         if content:
-            found[index] = images.view(images.decode(content), layout.image_size, layout.image_shape[0])
+            image = images.decode(content, layout.exif).image
+            found[index] = images.view(image, layout.image_size, layout.image_shape[0])
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from easycore_ray.data.images import take_over
 from easycore_ray.data.ingest.readers import Arrays, Piece, Source, Split
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -45,8 +46,8 @@ def torchvision_source(name: str) -> Source:
         try:
             found = made(root=str(root), download=True, **choice)
             images, labels = zip(*found, strict=True)
-            arrays = [np.asarray(image) for image in images]
-            pieces[split] = _arrays(f"{name}/{split}", arrays, [int(label) for label in labels])
+            pictures = [take_over(image) for image in images]
+            pieces[split] = _arrays(f"{name}/{split}", pictures, [int(label) for label in labels])
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise EasyCoreError(
                 f"torchvision:{name} cannot be loaded: {error}; without internet access put its files into {root}"
@@ -74,7 +75,7 @@ def _dataset_class(name: str) -> tuple[Callable[..., Any], dict[Split, dict[str,
     return made, {"train": {}}
 
 
-def _arrays(name: str, images: Sequence[np.ndarray], labels: Sequence[int]) -> list[Piece]:
+def _arrays(name: str, images: Sequence[Any], labels: Sequence[int]) -> list[Piece]:
     return [
         Arrays(
             name,

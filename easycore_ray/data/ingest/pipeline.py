@@ -25,6 +25,7 @@ from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_det
 from easycore_ray.data.ingest import readers, shuffle
 from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
+from easycore_ray.data.ingest.remarks import count_remarks, describe_remarks
 from easycore_ray.data.ingest.sources import list_source
 from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement, assign_splits, class_names, place
 from easycore_ray.data.shards import Layout, Written
@@ -67,11 +68,11 @@ def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
     Raises:
         EasyCoreError: names the bad samples, the empty class or split; nothing is written then.
     """
-    checked = _check(source, config.image_size)
+    checked = _check(source, config)
     bad = pc.is_valid(checked.rows["problem"])
     skipped, rows = checked.rows.filter(bad), checked.rows.filter(pc.invert(bad))
     _refuse_bad(skipped, len(checked.rows), skip=config.on_bad_sample == "skip")
-    layout = _layout(rows, config.image_size)
+    layout = _layout(rows, config)
     labels, own = rows["label"].to_numpy(), _own_splits(source, rows)
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     splits = assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
@@ -88,6 +89,7 @@ def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
         "mean": mean,
         "std": std,
         "shards": shard_details(index, _sizes(placed, written), len(classes)),
+        "remarks": count_remarks(rows),
         "skipped": skipped.select(["key", "problem"]).rename_columns(["key", "reason"]).to_pylist(),
     }
     counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
@@ -101,13 +103,16 @@ def describe_dataset(found: Mapping[str, Any]) -> str:
     skipped = f", {len(found['skipped']):,} skipped" if found["skipped"] else ""
     size = sum(shard["bytes"] for entries in found["shards"].values() for shard in entries) / 2**20
     shape = "x".join(map(str, found["image_shape"]))
-    return (
-        f"{sum(counts.values()):,} images of {shape} in {len(found['classes']):,} classes ({splits}{skipped}), "
-        f"{size:,.1f} MiB"
+    return ", ".join(
+        [
+            f"{sum(counts.values()):,} images of {shape} in {len(found['classes']):,} classes ({splits}{skipped})",
+            *describe_remarks(found.get("remarks", {})),
+            f"{size:,.1f} MiB",
+        ]
     )
 
 
-def _check(source: Source, image_size: int | None) -> CheckedSource:
+def _check(source: Source, config: PrepareConfig) -> CheckedSource:
     """Read, decode and check all pieces with Ray Data."""
     pieces = [piece for split in SPLITS for piece in source.pieces.get(split, [])]
     items = [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)]
@@ -119,7 +124,7 @@ def _check(source: Source, image_size: int | None) -> CheckedSource:
         readers.check_batch,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"classes": source.classes, "image_size": image_size},
+        fn_kwargs={"classes": source.classes, "image_size": config.image_size, "exif": config.exif},
     )
     line = Progress("check", source.total or len(pieces), "images" if source.total else "files")
     blocks: list[Any] = []
@@ -175,7 +180,7 @@ def _more(count: int) -> str:
     return f"so are {count - 1} more files; " if count > 1 else ""
 
 
-def _layout(rows: pa.Table, image_size: int | None) -> Layout:
+def _layout(rows: pa.Table, config: PrepareConfig) -> Layout:
     """Storage and shape of the dataset's images.
 
     Raises:
@@ -191,7 +196,8 @@ def _layout(rows: pa.Table, image_size: int | None) -> Layout:
         )
     channels = int(rows["channels"].to_numpy().max())
     shape = (channels, int(heights[0]), int(widths[0]))
-    return Layout("raw" if np.prod(shape) <= MAX_RAW_BYTES else "encoded", shape, image_size)
+    storage = "raw" if np.prod(shape) <= MAX_RAW_BYTES else "encoded"
+    return Layout(storage, shape, config.image_size, config.exif)
 
 
 def _own_splits(source: Source, rows: pa.Table) -> NDArray[np.integer]:

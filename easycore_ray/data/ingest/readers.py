@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -50,6 +49,8 @@ DESCRIPTION = {
     "squares": pa.list_(pa.int64(), 3),
     "problem": pa.string(),
     "archive": pa.int32(),
+    "rotated": pa.bool_(),
+    "several": pa.bool_(),
 }
 CHECKED_SCHEMA = pa.schema({**DESCRIPTION, "pixels": pa.large_binary(), "encoded": pa.large_binary()})
 
@@ -61,7 +62,7 @@ class Sample(NamedTuple):
     """Path of the image in the source, where it has one."""
     where: str
     """File and row, to find it again."""
-    image: bytes | Image.Image | None
+    image: images.Picture | None
     label: Any
     problem: str | None = None
     archive: int = 0
@@ -218,18 +219,18 @@ def _tar_label(members: dict[str, bytes]) -> Any:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images that are in memory already, as uint8 (height, width) or (height, width, 3)."""
+    """Images that are in memory already: of Pillow, or as uint8 (height, width) or (height, width, 3)."""
 
     name: str
     first_row: int
-    images: tuple[NDArray[np.uint8], ...]
+    images: tuple[Image.Image | NDArray[Any], ...]
     labels: tuple[int, ...]
 
     def samples(self) -> Iterator[Sample]:
         """See ``Sample``."""
         for row, (image, label) in enumerate(zip(self.images, self.labels, strict=True), start=self.first_row):
             where = f"{self.name}#{row}"
-            yield Sample(where, where, Image.fromarray(image), label)
+            yield Sample(where, where, image, label)
 
 
 Piece = Files | RowGroups | Tar | Arrays
@@ -281,7 +282,13 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
 
 
-def check(number: int, piece: Piece, classes: Sequence[str] | None, image_size: int | None) -> Iterator[pa.Table]:
+def check(
+    number: int,
+    piece: Piece,
+    classes: Sequence[str] | None,
+    image_size: int | None,
+    exif: images.Exif = "rotate",
+) -> Iterator[pa.Table]:
     """The samples of a piece as tables of ``CHECKED_SCHEMA``, in order, none much larger than ``BYTES_PER_TABLE``.
 
     Good rows have no ``problem`` and hold the image in ``pixels`` or ``encoded``, or both (see
@@ -293,13 +300,14 @@ def check(number: int, piece: Piece, classes: Sequence[str] | None, image_size: 
         piece: what to read.
         classes: names in label order, or None if the source does not know them.
         image_size: see ``images.view``.
+        exif: see ``images.decode``.
     """
     indices = {name: index for index, name in enumerate(classes)} if classes else None
     rows: list[dict[str, Any]] = []
     held = 0
     try:
         for row, sample in enumerate(piece.samples()):
-            found = _checked(sample, indices, image_size)
+            found = _checked(sample, indices, image_size, exif)
             place = {"piece": number, "row": row, "key": sample.key, "where": sample.where, "archive": sample.archive}
             rows.append({**place, **found})
             held += len(found.get("pixels") or b"") + len(found.get("encoded") or b"")
@@ -312,10 +320,12 @@ def check(number: int, piece: Piece, classes: Sequence[str] | None, image_size: 
     yield _table(rows)
 
 
-def check_batch(batch: pa.Table, classes: Sequence[str] | None, image_size: int | None) -> Iterator[pa.Table]:
+def check_batch(
+    batch: pa.Table, classes: Sequence[str] | None, image_size: int | None, exif: images.Exif
+) -> Iterator[pa.Table]:
     """``check`` for ``ray.data``: rows of ``number`` and the pickled ``piece``."""
     for row in batch.to_pylist():
-        yield from check(row["number"], pickle.loads(row["piece"]), classes, image_size)
+        yield from check(row["number"], pickle.loads(row["piece"]), classes, image_size, exif)
 
 
 def drop_images(*blocks: pa.Table) -> list[pa.Table]:
@@ -323,12 +333,14 @@ def drop_images(*blocks: pa.Table) -> list[pa.Table]:
     return [block.select(list(DESCRIPTION)) for block in blocks]
 
 
-def _checked(sample: Sample, classes: dict[str, int] | None, image_size: int | None) -> dict[str, Any]:
+def _checked(
+    sample: Sample, classes: dict[str, int] | None, image_size: int | None, exif: images.Exif
+) -> dict[str, Any]:
     try:
         if sample.problem or sample.image is None:
             raise ValueError(sample.problem or "no image")
         label = label_index(sample.label, classes)
-        return {"label": label, **images.measure(sample.image, image_size)._asdict()}
+        return {"label": label, **images.measure(sample.image, image_size, exif)._asdict()}
     except ValueError as error:
         return {"problem": " ".join(str(error).split())}
 

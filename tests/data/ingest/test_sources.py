@@ -324,7 +324,7 @@ class TestPieces:
         assert found["piece"].to_pylist() == [7, 7, 7]
         assert found["key"].to_pylist() == ["x.png", "0.parquet#1", "y"]
         assert [bool(problem) for problem in found["problem"].to_pylist()] == [False, True, True]
-        assert found["pixels"][0].as_py() == images.view(images.decode(good), None).tobytes()
+        assert found["pixels"][0].as_py() == images.view(images.decode(good).image, None).tobytes()
 
     def test_a_damaged_tar_is_reported_as_damaged(self, tmp_path):
         """No sample can be blamed, and none skipped, for a file that ends early."""
