@@ -24,7 +24,7 @@ from easycore_ray.analysis.plans import count_text, plan_analyze
 from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import AnalyzeConfig
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.identity import claim_artifact, identity_fields
 from easycore_ray.core.attacks import pgd20
 from easycore_ray.core.distance import boundary_distance, distances
 from easycore_ray.core.eps import format_eps
@@ -44,11 +44,9 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
     Claim,
-    claim,
     content_hash,
     finish,
     giving_back,
-    identity,
     open_artifact,
 )
 from easycore_ray.storage.errors import EasyCoreError
@@ -127,7 +125,7 @@ def analyze(config: AnalyzeConfig) -> Artifact:
     started = time.monotonic()
     inputs = open_analysis(config)
     out = paths.absolute(config.out)
-    made = claim(out, "analysis", analysis_identity(config, inputs), overwrite=config.overwrite)
+    made = claim_artifact("analysis", config, inputs.parents)
     if isinstance(made, Artifact):
         say(f"analyze: {out} is finished, reused")
         return made
@@ -144,12 +142,6 @@ def analyze(config: AnalyzeConfig) -> Artifact:
     count = count_text(len(artifact.manifest["claims"]), "claim")
     say(f"analyze: {count} tested in {duration(time.monotonic() - started)} → {out}")
     return artifact
-
-
-def analysis_identity(config: AnalyzeConfig, inputs: Inputs) -> str:
-    """What decides the content of an analysis."""
-    prints = {role: parent.fingerprint for role, parent in inputs.parents.items()}
-    return identity("analysis", identity_fields(config), prints)
 
 
 def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples: pa.Table, started: float) -> Artifact:

@@ -1,9 +1,12 @@
 """Which fields of a configuration decide its result, and so belong to an artifact's identity."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from easycore_ray.config.base import to_dict
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, Claim, claim, identity
 
 
 def identity_fields(config: Any) -> dict[str, Any]:
@@ -19,3 +22,18 @@ def identity_fields(config: Any) -> dict[str, Any]:
         if counts(config) if callable(counts) else counts:
             found[spec.name] = content[spec.name]
     return found
+
+
+def artifact_identity(kind: str, config: Any, parents: Mapping[str, Artifact]) -> str:
+    """Hash (hex) of what decides an artifact's content: ``identity_fields`` and the parents' fingerprints by role."""
+    return identity(kind, identity_fields(config), {role: parent.fingerprint for role, parent in parents.items()})
+
+
+def claim_artifact(kind: str, config: Any, parents: Mapping[str, Artifact]) -> Artifact | Claim:
+    """Claim ``config.out`` for the artifact of a configuration; the finished one if it is there.
+
+    Raises:
+        EasyCoreError: see ``storage.artifact.claim``.
+    """
+    key = artifact_identity(kind, config, parents)
+    return claim(paths.absolute(config.out), kind, key, overwrite=config.overwrite)

@@ -80,26 +80,27 @@ class WorkPlan:
         return "\n  ".join([f"{self.verb}: would {self.work}", *_lines(self)])
 
 
-def plan_for(verb: str, out: str, kind: str, identity: str, *, overwrite: bool, **details: Any) -> WorkPlan:
+def plan_for(verb: str, config: Any, kind: str, identity: str, **details: Any) -> WorkPlan:
     """The plan of a verb that makes one artifact: as described, or nothing where it is finished already.
 
     Args:
         verb: its name.
-        out: absolute path of the result.
+        config: a ``JobConfig``; its ``out`` and ``overwrite`` are used.
         kind: of the artifact.
         identity: hash of what decides its content.
-        overwrite: whether another one there would be replaced.
         details: further fields of the plan.
     """
+    from easycore_ray.storage import paths
     from easycore_ray.storage.artifact import peek
 
+    out = paths.absolute(config.out)
     found = peek(out, kind, identity)
-    if found == "finished" and not overwrite:
+    if found == "finished" and not config.overwrite:
         return WorkPlan(verb=verb, work=f"do nothing: {out} is finished and would be reused", out=out, finished=(out,))
     notes = {
         "unfinished": f"{out} holds an unfinished run of this configuration, which would be resumed",
         "other": f"{out} holds a result of another configuration or input; it would be "
-        + ("replaced" if overwrite else "refused without --overwrite"),
+        + ("replaced" if config.overwrite else "refused without --overwrite"),
     }
     warnings = (*details.pop("warnings", ()), *([notes[found]] if found in notes else []))
     return WorkPlan(verb=verb, out=out, warnings=warnings, **{"makes": (out,), **details})

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of
-from easycore_ray.evaluation.plans import evaluation_identity, plan_evaluate
+from easycore_ray.evaluation.plans import plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.evaluation.threats import (
     Threats,
@@ -36,7 +37,7 @@ from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import KeptResults
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back
+from easycore_ray.storage.artifact import Artifact, Claim, content_hash, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -107,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     sample_ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
     out = paths.absolute(config.out)
     parents = {"checkpoint": checkpoint, "dataset": dataset}
-    made = claim_evaluation(config, parents)
+    made = claim_artifact("evaluation", config, parents)
     if isinstance(made, Artifact):
         say(f"evaluate: {out} is finished, reused")
         _warn(made)
@@ -136,12 +137,6 @@ def _warn(evaluation: Artifact) -> None:
     if signs:
         # Points at the line that called evaluate(), past its wrapper.
         warnings.warn(verdict(signs, evaluation.path), SuspiciousEvaluation, stacklevel=4)
-
-
-def claim_evaluation(config: EvaluateConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
-    """Claim ``config.out`` for this evaluation; the finished one if it is there."""
-    key = evaluation_identity(config, parents)
-    return claim(paths.absolute(config.out), "evaluation", key, overwrite=config.overwrite)
 
 
 def finish_evaluation(

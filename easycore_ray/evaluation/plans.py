@@ -1,19 +1,13 @@
 """What evaluate() would do, without doing it."""
 
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
-from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, identity, open_artifact
+from easycore_ray.storage.artifact import open_artifact
 
 _BYTES_PER_IMAGE = 16
-
-
-def evaluation_identity(config: EvaluateConfig, parents: dict[str, Artifact]) -> str:
-    """What decides the content of an evaluation."""
-    return identity("evaluation", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
 
 
 def plan_evaluate(config: EvaluateConfig, measure: bool = False) -> WorkPlan:
@@ -30,10 +24,9 @@ def plan_evaluate(config: EvaluateConfig, measure: bool = False) -> WorkPlan:
     network = Network(model["name"], model["width"], dataset.image_shape, device_of(config.gpus_per_worker))
     plan = plan_for(
         "evaluate",
-        paths.absolute(config.out),
+        config,
         "evaluation",
-        evaluation_identity(config, {"checkpoint": checkpoint, "dataset": dataset}),
-        overwrite=config.overwrite,
+        artifact_identity("evaluation", config, {"checkpoint": checkpoint, "dataset": dataset}),
         work=f"attack {images:,} images {len(threats.columns())} times",
         samples=images,
         bytes_written=images * _BYTES_PER_IMAGE,

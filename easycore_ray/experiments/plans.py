@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.fields import ADVERSARIAL
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.work_plan import WorkPlan, join_plans, plan_for
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
@@ -16,7 +16,7 @@ from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished,
 from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, identity, open_artifact
+from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.training.plans import check_budget, network_of, training_steps, training_works
 
@@ -37,11 +37,6 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     return dataset, hardness, {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
 
 
-def sweep_identity(config: SweepConfig, parents: dict[str, Artifact]) -> str:
-    """What decides the content of a sweep."""
-    return identity("sweep", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
-
-
 def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     """The plan of a sweep."""
     dataset, hardness, parents = open_sweep_inputs(config)
@@ -52,10 +47,9 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
     return plan_for(
         "sweep",
-        out,
+        config,
         "sweep",
-        sweep_identity(config, parents),
-        overwrite=config.overwrite,
+        artifact_identity("sweep", config, parents),
         work=f"run {len(trials) - len(done)} of {len(trials)} trials ({names}; {len(config.seeds)} seeds) on "
         f"{count:,} samples of {dataset.path}",
         **_details(plan),

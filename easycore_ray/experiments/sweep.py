@@ -12,7 +12,8 @@ from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import SweepConfig
-from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep, sweep_identity
+from easycore_ray.config.identity import claim_artifact
+from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep
 from easycore_ray.experiments.results import (
     evaluation_summary,
     lineage,
@@ -27,7 +28,7 @@ from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials,
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, giving_back, open_artifact
+from easycore_ray.storage.artifact import Artifact, Claim, content_hash, finish, giving_back, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, reconcile, track
 
@@ -58,7 +59,7 @@ def sweep(config: SweepConfig) -> Artifact:
     started = time.monotonic()
     dataset, _, parents = open_sweep_inputs(config)
     out = paths.absolute(config.out)
-    made = claim(out, "sweep", sweep_identity(config, parents), overwrite=config.overwrite)
+    made = claim_artifact("sweep", config, parents)
     if isinstance(made, Artifact):
         say(f"sweep: {out} is finished, reused")
         reconcile(config, out, lambda status: describe_sweep(config, status))

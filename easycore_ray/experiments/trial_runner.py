@@ -11,6 +11,7 @@ import torch
 from ray import tune
 
 from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
@@ -18,7 +19,7 @@ from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import demand_of
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.evaluation.attack_shards import attack_rows
-from easycore_ray.evaluation.evaluate import claim_evaluation, evaluate, evaluation_ids, finish_evaluation
+from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
 from easycore_ray.evaluation.threats import threats_of
 from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
 from easycore_ray.experiments.trials import Trial
@@ -31,7 +32,6 @@ from easycore_ray.storage.artifact import (
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker
-from easycore_ray.training.plans import claim_checkpoint
 from easycore_ray.training.train import (
     DivergedError,
     finish_checkpoint,
@@ -258,7 +258,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     """Train and evaluate in this process, unless an earlier run finished either."""
     device = "cuda" if trial.train.gpus_per_worker else "cpu"
     dataset, parents, sample_ids = open_training_inputs(trial.train)
-    made = claim_checkpoint(trial.train, parents)
+    made = claim_artifact("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
         threads = trial.train.threads_per_worker or max(1, int(trial.train.cpus_per_worker or 1))
@@ -277,7 +277,7 @@ def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifa
     """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
     checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
     parents = {"checkpoint": checkpoint, "dataset": dataset}
-    made = claim_evaluation(config, parents)
+    made = claim_artifact("evaluation", config, parents)
     if isinstance(made, Artifact):
         return made
     started = time.monotonic()

@@ -5,6 +5,7 @@ from typing import Any
 
 from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
@@ -12,7 +13,7 @@ from easycore_ray.engine.checkpoint_files import has_only_last
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
-from easycore_ray.training.plans import claim_checkpoint, open_training
+from easycore_ray.training.plans import open_training
 
 FULL = Arm("full", None, "none")
 
@@ -52,7 +53,7 @@ class Trial:
         if not all(is_finished(config.out) for config in (self.train, self.evaluate)):
             return False
         _, parents = open_training(self.train)
-        if not isinstance(claim_checkpoint(self.train, parents), Artifact):
+        if not isinstance(claim_artifact("checkpoint", self.train, parents), Artifact):
             return False
         return all(is_finished(config.out) for config in self.evaluations())
 

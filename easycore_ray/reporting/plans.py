@@ -1,14 +1,10 @@
 """What report() would do, without doing it."""
 
+from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, identity, open_artifact
-
-
-def report_identity(config: ReportConfig, sweep: Artifact) -> str:
-    """What decides the content of a report."""
-    return identity("report", {"title": config.title, "note": config.note}, {"sweep": sweep.fingerprint})
+from easycore_ray.storage.artifact import open_artifact
 
 
 def plan_report(config: ReportConfig, _measure: bool = False) -> WorkPlan:
@@ -16,10 +12,9 @@ def plan_report(config: ReportConfig, _measure: bool = False) -> WorkPlan:
     sweep, out = open_artifact(config.sweep, "sweep"), paths.absolute(config.out)
     return plan_for(
         "report",
-        out,
+        config,
         "report",
-        report_identity(config, sweep),
-        overwrite=config.overwrite,
+        artifact_identity("report", config, {"sweep": sweep}),
         work=f"draw {sweep.manifest['counts']['rows']} result rows of {sweep.path}",
         makes=(paths.join(out, "report.html"), paths.join(out, "plots")),
     )

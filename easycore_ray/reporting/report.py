@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import read_split
@@ -21,13 +22,13 @@ from easycore_ray.reporting import score_plots, sweep_plots
 from easycore_ray.reporting.figures import Plot, styles, to_png
 from easycore_ray.reporting.html import ReportData, render_report
 from easycore_ray.reporting.image_grid import Images, image_grid
-from easycore_ray.reporting.plans import plan_report, report_identity
+from easycore_ray.reporting.plans import plan_report
 from easycore_ray.reporting.score_plots import Mix
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, open_artifact
+from easycore_ray.storage.artifact import Artifact, content_hash, finish, open_artifact
 
 __all__ = ["gather", "make_report_plots", "print_summary", "print_table", "report", "write_report"]
 
@@ -59,7 +60,7 @@ def report(config: ReportConfig) -> Artifact:
     started = time.monotonic()
     sweep = open_artifact(config.sweep, "sweep")
     out = paths.absolute(config.out)
-    made = claim(out, "report", report_identity(config, sweep), overwrite=config.overwrite)
+    made = claim_artifact("report", config, {"sweep": sweep})
     if isinstance(made, Artifact):
         say(f"report: {out} is finished, reused")
         return made

@@ -2,7 +2,7 @@
 
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.fields import format_workers, parse_epoch_range
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.coreset import open_coreset
@@ -11,7 +11,7 @@ from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
 from easycore_ray.scoring.score_table import scored_epochs
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, identity
+from easycore_ray.storage.artifact import Artifact
 
 # An upper estimate of a score row: 4 float32 columns, a flag, and deltas of ids and labels.
 _BYTES_PER_SCORE = 19
@@ -26,11 +26,6 @@ def open_scored(config: ScoreConfig) -> tuple[Dataset, dict[str, Artifact]]:
     if config.coreset is not None:
         parents["coreset"] = open_coreset(config.coreset, dataset)
     return dataset, parents
-
-
-def scoring_identity(config: ScoreConfig, parents: dict[str, Artifact]) -> str:
-    """What decides the content of a scoring run."""
-    return identity("scoring_run", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
 
 
 def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | None = None) -> WorkPlan:
@@ -54,10 +49,9 @@ def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | No
     out = paths.absolute(config.out)
     plan = plan_for(
         "score",
-        out,
+        config,
         "scoring_run",
-        scoring_identity(config, parents),
-        overwrite=config.overwrite,
+        artifact_identity("scoring_run", config, parents),
         work=f"train {config.model} for {config.epochs} epochs on {num_rows:,} samples with "
         f"{format_workers(config.num_workers)} workers, and score {len(scored)} times",
         steps=config.epochs * batches_per_epoch(num_rows, config.batch_size),
@@ -83,7 +77,7 @@ def scoring_works(config: ScoreConfig, num_rows: int, num_scored: int) -> list[W
 
 def plan_reduce(config: ReduceConfig, _measure: bool = False) -> WorkPlan:
     """The plan of a reduction; there is nothing to measure."""
-    from easycore_ray.scoring.reduce import hardness_identity, used_epochs
+    from easycore_ray.scoring.reduce import used_epochs
     from easycore_ray.scoring.score_reader import open_table
 
     table = open_table(paths.join(paths.absolute(config.scores), "table"))
@@ -92,10 +86,9 @@ def plan_reduce(config: ReduceConfig, _measure: bool = False) -> WorkPlan:
     samples = table.artifact.manifest["counts"]["samples"]
     return plan_for(
         "reduce",
-        paths.absolute(config.out),
+        config,
         "hardness_table",
-        hardness_identity(config, table.artifact),
-        overwrite=config.overwrite,
+        artifact_identity("hardness_table", config, {"score_table": table.artifact}),
         work=f"reduce {samples:,} samples × {len(epochs)} epochs",
         samples=samples,
         bytes_written=samples * _BYTES_PER_SAMPLE,

@@ -9,7 +9,7 @@ from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
@@ -18,7 +18,7 @@ from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
 from easycore_ray.scoring.score_reader import ScoreTable, open_table, population
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
+from easycore_ray.storage.artifact import Artifact, content_hash, finish
 from easycore_ray.storage.errors import EasyCoreError
 
 # A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
@@ -51,8 +51,7 @@ def reduce(config: ReduceConfig) -> Artifact:
     out = paths.absolute(config.out)
     between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
     epochs = used_epochs(config, table, between)
-    key = hardness_identity(config, table.artifact)
-    made = claim(out, "hardness_table", key, overwrite=config.overwrite)
+    made = claim_artifact("hardness_table", config, parents)
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
@@ -76,11 +75,6 @@ def reduce(config: ReduceConfig) -> Artifact:
     )
     say(f"reduce: {rows:,} samples × {len(epochs)} epochs → {out}")
     return artifact
-
-
-def hardness_identity(config: ReduceConfig, table: Artifact) -> str:
-    """What decides the content of a hardness table."""
-    return identity("hardness_table", identity_fields(config), {"score_table": table.fingerprint})
 
 
 def used_epochs(config: ReduceConfig, table: ScoreTable, between: tuple[int, int] | None) -> tuple[int, ...]:

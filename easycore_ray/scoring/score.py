@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
@@ -30,7 +31,7 @@ from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
-from easycore_ray.scoring.plans import open_scored, plan_score, scoring_identity
+from easycore_ray.scoring.plans import open_scored, plan_score
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import (
     ScorePart,
@@ -41,7 +42,7 @@ from easycore_ray.scoring.score_table import (
     write_samples,
 )
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, finish
+from easycore_ray.storage.artifact import Artifact, Claim, finish
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker, reconcile, track
 
 _FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
@@ -153,7 +154,7 @@ def score(config: ScoreConfig) -> Artifact:
     sample_ids = read_sample_ids(parents["coreset"]) if "coreset" in parents else None
     out = paths.absolute(config.out)
     fit = make_scoring_fit(config, dataset, sample_ids)
-    made = claim(out, "scoring_run", scoring_identity(config, parents), overwrite=config.overwrite)
+    made = claim_artifact("scoring_run", config, parents)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
         reconcile(config, out, lambda status: [describe_scoring(config, dataset, out, status)])

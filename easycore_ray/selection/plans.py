@@ -33,10 +33,9 @@ def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
     copied = f", and copy their images → {images}" if config.materialize else ""
     return plan_for(
         "select",
-        out,
+        config,
         "coreset",
         coreset_identity(config, parents),
-        overwrite=config.overwrite,
         work=f"{first}keep {kept:,} of {total:,} samples by {config.method}{copied}",
         samples=kept,
         bytes_written=kept * _BYTES_PER_SAMPLE + (kept * dataset.layout.image_bytes if config.materialize else 0),

@@ -3,7 +3,7 @@
 import math
 
 from easycore_ray.config.fields import ADVERSARIAL, format_workers
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.core.eps import check_eps
@@ -11,8 +11,7 @@ from easycore_ray.data.coreset import open_coreset
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, checkpoint_bytes, device_of, estimates_of
-from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, identity
+from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -30,11 +29,6 @@ def open_training(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact]]:
     return dataset, parents
 
 
-def checkpoint_identity(config: TrainConfig, parents: dict[str, Artifact]) -> str:
-    """What decides the content of a checkpoint."""
-    return identity("checkpoint", identity_fields(config), {role: p.fingerprint for role, p in parents.items()})
-
-
 def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     """The plan of a training run."""
     dataset, parents = open_training(config)
@@ -45,10 +39,9 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     network = network_of(config, dataset.image_shape)
     plan = plan_for(
         "train",
-        paths.absolute(config.out),
+        config,
         "checkpoint",
-        checkpoint_identity(config, parents),
-        overwrite=config.overwrite,
+        artifact_identity("checkpoint", config, parents),
         work=f"train {config.model} ({config.training}) for {steps:,} steps on {num_rows:,} samples with "
         f"{format_workers(config.num_workers)} workers",
         steps=steps,
@@ -103,9 +96,3 @@ def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
         check_eps(eps, norm, num_pixels=math.prod(image_shape))
     except ValueError as error:
         raise EasyCoreError(str(error)) from error
-
-
-def claim_checkpoint(config: TrainConfig, parents: dict[str, Artifact]) -> Artifact | Claim:
-    """Claim ``config.out`` for this run; the finished checkpoint if it is there."""
-    key = checkpoint_identity(config, parents)
-    return claim(paths.absolute(config.out), "checkpoint", key, overwrite=config.overwrite)

@@ -13,6 +13,7 @@ import numpy as np
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import ADVERSARIAL
+from easycore_ray.config.identity import artifact_identity, claim_artifact
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset
@@ -38,7 +39,7 @@ from easycore_ray.storage.artifact import (
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker, reconcile, track
-from easycore_ray.training.plans import checkpoint_identity, claim_checkpoint, open_training, plan_train
+from easycore_ray.training.plans import open_training, plan_train
 
 
 class DivergedError(EasyCoreError):
@@ -60,7 +61,7 @@ def train(config: TrainConfig) -> Artifact:
     dataset, parents, sample_ids = open_training_inputs(config)
     fit = make_training_fit(config, dataset, sample_ids)
     out = paths.absolute(config.out)
-    made = claim_checkpoint(config, parents)
+    made = claim_artifact("checkpoint", config, parents)
     if isinstance(made, Artifact):
         say(f"train: {out} is finished, reused")
         reconcile(config, out, lambda status: [describe_training(config, out, status)])
@@ -133,7 +134,7 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
         return None
     _, parents, _ = open_training_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
-    return found if found["identity"] == checkpoint_identity(config, parents) else None
+    return found if found["identity"] == artifact_identity("checkpoint", config, parents) else None
 
 
 def train_here(fit: Fit, rows: Samples, *, device: str = "cpu", on_epoch: Any = None) -> State:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from easycore_ray.config.arms import Arm
+from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
@@ -22,7 +23,6 @@ from easycore_ray.experiments.trials import Trial
 from easycore_ray.inspection.verify import verify
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import claim_checkpoint
 from easycore_ray.training.train import (
     DivergedError,
     finish_checkpoint,
@@ -77,7 +77,7 @@ def trained(config, context=None):
 def finished(config, state):
     """The checkpoint a run's last state becomes."""
     dataset, parents, _ = open_training_inputs(config)
-    made = claim_checkpoint(config, parents)
+    made = claim_artifact("checkpoint", config, parents)
     return finish_checkpoint(config, made, parents, make_training_fit(config, dataset, None), state, 1.0)
 
 
@@ -209,7 +209,7 @@ def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
     """It stops, says where and why, and what was good before is a checkpoint that opens and says what it is."""
     config = diverging(dataset, out=str(tmp_path / "model"))
     found, parents, _ = open_training_inputs(config)
-    made = claim_checkpoint(config, parents)
+    made = claim_artifact("checkpoint", config, parents)
     with pytest.raises(HaltedError, match=r"the loss is nan in step \d of 16 \(epoch 2, learning rate 0.2\)") as caught:
         trained(config)
     error = keep_last_good(config, made, parents, make_training_fit(config, found, None), caught.value, 1.0)
@@ -231,7 +231,7 @@ def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
     """The note of an earlier attempt counts for nothing beside a finished checkpoint."""
     config = diverging(dataset, epochs=1, out=str(tmp_path / "model"))
     found, parents, _ = open_training_inputs(config)
-    made = claim_checkpoint(config, parents)
+    made = claim_artifact("checkpoint", config, parents)
     keep_last_good(config, made, parents, make_training_fit(config, found, None), HaltedError("by chance", None), 1.0)
 
     assert read_divergence(config)["problem"] == "by chance; no epoch was completed before"
@@ -243,7 +243,7 @@ def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
     """The message says so, and it is noted all the same."""
     config = settings(dataset, lr=1e30, out=str(tmp_path / "model"))
     found, parents, _ = open_training_inputs(config)
-    made = claim_checkpoint(config, parents)
+    made = claim_artifact("checkpoint", config, parents)
     with pytest.raises(HaltedError) as caught:
         trained(config)
     error = keep_last_good(config, made, parents, make_training_fit(config, found, None), caught.value, 1.0)

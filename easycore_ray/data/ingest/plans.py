@@ -33,10 +33,9 @@ def plan_prepare(config: PrepareConfig, _measure: bool = False) -> WorkPlan:
         total = source.total or 0
     return plan_for(
         "prepare",
-        paths.absolute(config.out),
+        config,
         "dataset",
         dataset_identity(config),
-        overwrite=config.overwrite,
         work=work,
         samples=total,
     )
