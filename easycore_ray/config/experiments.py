@@ -212,12 +212,12 @@ class StudyConfig(ScoringConfig, ThreatConfig, RecipeConfig, TrackingConfig, Com
 
     def score_config(self, out: str, seed: int, coreset: str | None = None) -> ScoreConfig:
         """The scoring run of one seed."""
-        return _stage(self, ScoreConfig, out=out, coreset=coreset, epochs=self.score_epochs, seed=seed)
+        return stage_config(self, ScoreConfig, out=out, coreset=coreset, epochs=self.score_epochs, seed=seed)
 
     def sweep_config(self, scores: str, seed: int, method: tuple[str, ...], **fields: Any) -> SweepConfig:
         """One seed of one part, as a sweep; models are compared after their last epoch."""
         own = {"out": f"{self.out}/seed-{seed}", "scores": scores, "seeds": (seed,), "method": method}
-        return _stage(self, SweepConfig, **{"beta": (self.beta,), "val_attack_steps": 0, **own, **fields})
+        return stage_config(self, SweepConfig, **{"beta": (self.beta,), "val_attack_steps": 0, **own, **fields})
 
 
 @configuration
@@ -247,20 +247,24 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
 
     def prepare_config(self) -> PrepareConfig:
         """The import this pipeline makes."""
-        return _stage(self, PrepareConfig, out=f"{self.out}/dataset")
+        return stage_config(self, PrepareConfig, out=f"{self.out}/dataset")
 
     def score_config(self, dataset: str, coreset: str | None = None) -> ScoreConfig:
         """The scoring run this pipeline makes."""
         own = {"out": f"{self.out}/scores", "dataset": dataset, "coreset": coreset}
-        return _stage(self, ScoreConfig, **own, epochs=self.score_epochs)
+        return stage_config(self, ScoreConfig, **own, epochs=self.score_epochs)
 
     def sweep_config(self, dataset: str, scores: str) -> SweepConfig:
         """The sweep this pipeline makes."""
-        return _stage(self, SweepConfig, out=f"{self.out}/sweep", dataset=dataset, scores=scores)
+        return stage_config(self, SweepConfig, out=f"{self.out}/sweep", dataset=dataset, scores=scores)
 
 
-def _stage(config: Any, kind: type[Stage], **own: Any) -> Stage:
-    """The configuration of a stage: fields it shares with ``config``, completed by its own."""
+def stage_config(config: Any, kind: type[Stage], **own: Any) -> Stage:
+    """The configuration of a stage: fields it shares with ``config``, completed and overruled by its own.
+
+    Raises:
+        FieldsError: what is wrong with it.
+    """
     names = {spec.name for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{**{name: value for name, value in vars(config).items() if name in names}, **own})
 

@@ -1,12 +1,11 @@
 """The trials of a sweep: every arm, fraction, objective and seed, with their configurations and folders."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from easycore_ray.config.arms import Arm, parse_arm
-from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.config.experiments import SweepConfig, stage_config
 from easycore_ray.config.identity import claim_artifact
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.stages import CoresetConfig, EvaluateConfig, TrainConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.checkpoint_files import has_only_last
@@ -35,8 +34,7 @@ class Trial:
     @property
     def name(self) -> str:
         """What the trial is, for people and as its folder: ``easycore-class_f0.5_trades_b6_s1``."""
-        beta = f"_b{self.beta:g}" if self.beta is not None else ""
-        return f"{_slug(self.arm)}_f{self.fraction:g}_{self.training}{beta}_s{self.seed}"
+        return _trial_name(self.arm, self.fraction, self.training, self.beta, self.seed)
 
     @property
     def evaluate_best(self) -> EvaluateConfig:
@@ -82,6 +80,11 @@ def _slug(arm: Arm) -> str:
     return arm.name.replace(":", "-").replace("/", "-")
 
 
+def _trial_name(arm: Arm, fraction: float, training: str, beta: float | None, seed: int) -> str:
+    weight = f"_b{beta:g}" if beta is not None else ""
+    return f"{_slug(arm)}_f{fraction:g}_{training}{weight}_s{seed}"
+
+
 def _coreset_name(arm: Arm, fraction: float, seed: int) -> str:
     """Methods that draw at random draw anew with each seed; the others select once."""
     return f"{_slug(arm)}_f{fraction:g}" + (f"_s{seed}" if METHODS[arm.method].draws else "")
@@ -95,22 +98,15 @@ def coreset_folders(config: SweepConfig, out: str) -> dict[str, str]:
 
 def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str, str]:
     """Select every coreset of the sweep; folders by name."""
-    folders, done = coreset_folders(config, out), set()
+    folders = coreset_folders(config, out)
+    chosen: dict[str, CoresetConfig] = {}
     for arm, fraction in sweep_arms(config):
         for seed in config.seeds:
-            name = _coreset_name(arm, fraction, seed)
-            if name not in done:
-                select(
-                    arm_config(
-                        arm,
-                        out=folders[name],
-                        scores=config.scores,
-                        dataset=dataset.path,
-                        fraction=fraction,
-                        seed=seed,
-                    )
-                )
-                done.add(name)
+            out = folders[_coreset_name(arm, fraction, seed)]
+            wanted = arm_config(arm, out=out, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed)
+            chosen.setdefault(out, wanted)
+    for wanted in chosen.values():
+        select(wanted)
     return folders
 
 
@@ -137,40 +133,28 @@ def _make_trial(
     epochs = config.train_epochs
     if training != "standard" and config.adversarial_epochs is not None:
         epochs = config.adversarial_epochs
-    names = {spec.name for spec in fields(TrainConfig)}
-    shared = {key: value for key, value in vars(config).items() if key in names}
-    own: dict[str, Any] = {
-        "coreset": coreset,
-        "training": training,
-        "epochs": epochs,
-        "seed": seed,
-        "tracking_uri": "none",
-    }
-    train_config = TrainConfig(**{**shared, **own, "out": "pending", "beta": beta if beta is not None else 0.0})
-    trial = Trial(
-        arm=arm,
-        fraction=fraction,
+    folder = paths.join(out, "trials", _trial_name(arm, fraction, training, beta, seed))
+    train_config = stage_config(
+        config,
+        TrainConfig,
+        out=paths.join(folder, "checkpoint"),
+        overwrite=False,
+        coreset=coreset,
         training=training,
-        beta=beta,
+        beta=beta or 0.0,
+        epochs=epochs,
         seed=seed,
-        train=train_config,
-        evaluate=EvaluateConfig(
-            out="pending",
-            checkpoint="pending",
-            dataset=config.dataset,
-            attack=config.attack,
-            eval_eps=config.eval_eps,
-            norm=config.norm,
-            num_eval_samples=config.num_eval_samples,
-            num_workers=config.trial_workers,
-            gpus_per_worker=config.gpus_per_worker,
-            cpus_per_worker=config.cpus_per_worker,
-        ),
+        num_workers=config.trial_workers,
+        tracking_uri="none",
     )
-    checkpoint = paths.join(out, "trials", trial.name, "checkpoint")
-    evaluation = paths.join(out, "trials", trial.name, "evaluation")
-    return replace(
-        trial,
-        train=train_config.replace(out=checkpoint, overwrite=False),
-        evaluate=trial.evaluate.replace(out=evaluation, checkpoint=checkpoint),
+    evaluation = stage_config(
+        config,
+        EvaluateConfig,
+        out=paths.join(folder, "evaluation"),
+        overwrite=False,
+        checkpoint=train_config.out,
+        num_workers=config.trial_workers,
+    )
+    return Trial(
+        arm=arm, fraction=fraction, training=training, beta=beta, seed=seed, train=train_config, evaluate=evaluation
     )

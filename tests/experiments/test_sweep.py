@@ -38,6 +38,13 @@ def test_a_pgd_sweep_needs_no_beta():
     assert [trial.training for trial in trials_of(training=("pgd",), beta=())] == ["pgd", "pgd"]
 
 
+def test_trials_have_the_workers_of_the_sweep():
+    """Of one worker as of several; a batch that those can share is not refused."""
+    for workers in (1, 3):
+        trials = trials_of(trial_workers=workers, batch_size=9 * workers)
+        assert {(trial.train.num_workers, trial.evaluate.num_workers) for trial in trials} == {(workers, workers)}
+
+
 def test_trials_run_the_attacks_of_the_sweep():
     """Each evaluation gets them all."""
     assert {trial.evaluate.attack for trial in trials_of(attack=("pgd20", "autoattack"))} == {("pgd20", "autoattack")}
