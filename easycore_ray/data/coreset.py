@@ -1,10 +1,11 @@
 """Coresets as views on a dataset: the ids of the samples that are kept."""
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 
-from easycore_ray.data.dataset import Dataset
+from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -32,6 +33,25 @@ def open_coreset(path: str, dataset: Dataset) -> Coreset:
             f"not from {dataset.path} ({dataset.fingerprint[:12]}); pass the dataset it belongs to"
         )
     return Coreset(coreset.path, coreset.manifest)
+
+
+def open_run_data(dataset: str, coreset: str | None) -> tuple[Dataset, dict[str, Artifact]]:
+    """The dataset a training or scoring run reads, and its parents by role: ``dataset`` and, if given, ``coreset``.
+
+    Raises:
+        EasyCoreError: one is missing, unfinished or does not belong to the other.
+    """
+    opened = open_dataset(dataset)
+    parents: dict[str, Artifact] = {"dataset": opened}
+    if coreset is not None:
+        parents["coreset"] = open_coreset(coreset, opened)
+    return opened, parents
+
+
+def count_run_rows(dataset: Dataset, parents: Mapping[str, Artifact]) -> int:
+    """Samples of a run on what ``open_run_data`` gives: those of the coreset, else the whole training split."""
+    coreset = parents.get("coreset")
+    return dataset.num_rows("train") if coreset is None else coreset.manifest["counts"]["samples"]
 
 
 def read_sample_ids(coreset: Artifact) -> np.ndarray:

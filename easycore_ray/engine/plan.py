@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from easycore_ray.config.recipes import SeededRecipeConfig
+from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
+from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.loop import TrainingPlan
 from easycore_ray.core.models import build_model, default_width
 from easycore_ray.core.names import is_user_model
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -71,6 +73,43 @@ def build(arguments: dict[str, Any]) -> nn.Module:
         return build_model(**arguments)
     except ValueError as error:
         raise EasyCoreError(str(error)) from error
+
+
+def make_fit(
+    config: TrainConfig | ScoreConfig,
+    dataset: Dataset,
+    sample_ids: np.ndarray | None,
+    *,
+    objective: ObjectiveConfig | None = None,
+    **details: Any,
+) -> Fit:
+    """The run of a configuration on a dataset.
+
+    Args:
+        config: recipe and resources.
+        dataset: a finished one.
+        sample_ids: int64 (n,), ascending; the whole training split if None.
+        objective: what it trains for; standard training if None.
+        details: further fields of ``Fit``.
+    """
+    num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
+    steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
+    steps = getattr(config, "steps", None) or config.epochs * steps_per_epoch
+    names = ("training", "beta", "eps", "norm", "attack_steps", "attack_step_size")
+    fields = {} if objective is None else {name: getattr(objective, name) for name in names}
+    return Fit(
+        dataset=dataset.path,
+        sample_ids=sample_ids,
+        num_rows=num_rows,
+        model=model_arguments(config, dataset),
+        plan=make_training_plan(config, total_steps=steps, **fields),
+        epochs=-(-steps // steps_per_epoch),
+        batch_size=config.batch_size,
+        cache_gib=config.cache_gib,
+        threads=config.threads_per_worker or 1,
+        compile=config.compile,
+        **details,
+    )
 
 
 def make_training_plan(

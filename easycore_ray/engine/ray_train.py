@@ -13,6 +13,7 @@ from easycore_ray.engine.failures import describe_error, first_failure
 from easycore_ray.engine.loader import ExactDataConfig, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import AfterEpoch, run_epochs
+from easycore_ray.engine.run_history import train_run_name
 from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State, load_state
 from easycore_ray.engine.worker_group import RayContext
@@ -21,6 +22,7 @@ from easycore_ray.runtime.progress_actor import watching
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim, giving_back
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.mlflow import TrackedRun, Tracker
 
 # A lost peer is noticed after this long in a collective; torch's default is half an hour.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -65,6 +67,39 @@ def fit_on_ray(
     state = _last_state(result)
     assert state is not None
     return state
+
+
+def fit_tracked(
+    fit: Fit,
+    config: ComputeConfig,
+    made: Claim,
+    run: TrackedRun,
+    tracker: Tracker,
+    *,
+    label: str,
+    after_epoch: AfterEpoch | None = None,
+) -> State:
+    """Run on Ray Train workers under a claim, each epoch's metrics sent to MLflow; see ``fit_on_ray``.
+
+    Args:
+        fit: the run.
+        config: workers and their resources.
+        made: the claim of its artifact, in whose folder it commits.
+        run: its MLflow run.
+        tracker: where that goes.
+        label: ``score`` or ``train``.
+        after_epoch: see ``AfterEpoch``; a function that can be pickled.
+    """
+    tracker.send(run)
+    return fit_on_ray(
+        fit,
+        config,
+        storage=paths.join(made.path, "commits"),
+        name=train_run_name(label, {"identity": made.identity, "nonce": made.nonce}),
+        label=label,
+        after_epoch=after_epoch,
+        on_metrics=lambda epoch, metrics: tracker.send(replace(run, points={epoch: metrics})),
+    )
 
 
 def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, name: str) -> Callable[[], Any]:

@@ -1,5 +1,6 @@
 """The MLflow run of a training run, described by its manifest or, before that, by its last committed state."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from easycore_ray.storage import paths
@@ -11,6 +12,11 @@ LAST_GOOD = "last_good"
 
 # As Ray Train names it.
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+def train_run_name(verb: str, claimed: Mapping[str, str]) -> str:
+    """Name of the Ray Train run of ``score`` or ``train`` under a claim, of which ``identity`` and ``nonce`` count."""
+    return f"{verb}-{claimed['identity'][:12]}-{claimed['nonce']}"
 
 
 def read_committed_history(storage: str) -> list[dict[str, float]]:
@@ -36,7 +42,7 @@ def describe_training_run(path: str, verb: str, new: TrackedRun, status: str) ->
         status: of the run, if it is not finished.
     """
     claimed = paths.read_json(paths.join(path, RUN))
-    storage = paths.join(path, "commits", f"{verb}-{claimed['identity'][:12]}-{claimed['nonce']}")
+    storage = paths.join(path, "commits", train_run_name(verb, claimed))
     history, params, best = read_committed_history(storage), new.params, None
     if paths.exists(paths.join(path, MANIFEST)):
         manifest = paths.read_json(paths.join(path, MANIFEST))

@@ -6,6 +6,7 @@ device and network by the number of forward passes; a device or network that was
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from easycore_ray.config.work_plan import Estimate
 
@@ -177,6 +178,12 @@ def checkpoint_bytes(model: str, width: int | None) -> int | None:
 def device_of(gpus_per_worker: float) -> str:
     """Where workers compute."""
     return "cuda" if gpus_per_worker else "cpu"
+
+
+def network_of(config: Any, image_shape: tuple[int, int, int]) -> Network:
+    """What decides the cost of an image in a training or scoring run; ``image_shape`` is (C, H, W)."""
+    device = device_of(config.gpus_per_worker)
+    return Network(config.model, config.width, image_shape, device, config.precision, config.compile)
 
 
 def _same(figure: Figure, network: Network) -> bool:

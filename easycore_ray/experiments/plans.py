@@ -10,7 +10,7 @@ from easycore_ray.config.work_plan import WorkPlan, join_plans, plan_for
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
-from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of
+from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
 from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
 from easycore_ray.scoring.hardness_table import open_hardness
@@ -18,7 +18,7 @@ from easycore_ray.scoring.plans import plan_score
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import check_budget, network_of, training_steps, training_works
+from easycore_ray.training.plans import check_budget, training_steps, training_works
 
 
 def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str, Artifact]]:

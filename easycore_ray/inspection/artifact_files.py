@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from easycore_ray.engine.run_history import train_run_name
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, MANIFEST, RUN
 from easycore_ray.storage.errors import EasyCoreError
@@ -118,8 +119,7 @@ def commits_folder(folder: Folder) -> str | None:
     labels = {"scoring_run": "score", "checkpoint": "train"}
     if folder.claim is None or folder.kind not in labels:
         return None
-    # As scoring.py and training.py name their run for Ray Train.
-    return f"commits/{labels[folder.kind]}-{folder.claim['identity'][:12]}-{folder.claim['nonce']}"
+    return f"commits/{train_run_name(labels[folder.kind], folder.claim)}"
 
 
 def _split(entry: Entry) -> tuple[str, str]:

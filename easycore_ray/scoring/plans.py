@@ -5,27 +5,16 @@ from easycore_ray.config.fields import format_workers, parse_epoch_range
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
-from easycore_ray.data.coreset import open_coreset
-from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.coreset import count_run_rows, open_run_data
 from easycore_ray.engine.shares import batches_per_epoch
-from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
+from easycore_ray.engine.throughput import Work, assumed_rates, estimates_of, network_of
 from easycore_ray.scoring.score_table import scored_epochs
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact
 
 # An upper estimate of a score row: 4 float32 columns, a flag, and deltas of ids and labels.
 _BYTES_PER_SCORE = 19
 # A row of hardness, as written: 5 float64 means, 3 counts, ids and labels.
 _BYTES_PER_SAMPLE = 60
-
-
-def open_scored(config: ScoreConfig) -> tuple[Dataset, dict[str, Artifact]]:
-    """The dataset a scoring run reads, and its parents by role."""
-    dataset = open_dataset(config.dataset)
-    parents: dict[str, Artifact] = {"dataset": dataset}
-    if config.coreset is not None:
-        parents["coreset"] = open_coreset(config.coreset, dataset)
-    return dataset, parents
 
 
 def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | None = None) -> WorkPlan:
@@ -36,16 +25,12 @@ def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | No
         measure: take real steps and ask the cluster.
         num_rows: how many samples it scores, where the coreset that says so is not there yet.
     """
-    dataset, parents = open_scored(config)
+    dataset, parents = open_run_data(config.dataset, config.coreset)
     if num_rows is None:
-        source = parents.get("coreset")
-        num_rows = dataset.num_rows("train") if source is None else source.manifest["counts"]["samples"]
+        num_rows = count_run_rows(dataset, parents)
     scored = scored_epochs(to_dict(config), config.epochs)
     works = scoring_works(config, num_rows, len(scored))
-    network = Network(
-        config.model, config.width, dataset.image_shape, device_of(config.gpus_per_worker), config.precision,
-        config.compile,
-    )  # fmt: skip
+    network = network_of(config, dataset.image_shape)
     out = paths.absolute(config.out)
     plan = plan_for(
         "score",

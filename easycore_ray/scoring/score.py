@@ -7,7 +7,7 @@ diverge: after any failure the table is the one of an uninterrupted run.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,17 @@ from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
-from easycore_ray.data.coreset import read_sample_ids
+from easycore_ray.data.coreset import open_run_data, read_sample_ids
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.loader import Loader
-from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
-from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
+from easycore_ray.engine.plan import Fit, make_fit
+from easycore_ray.engine.ray_train import fit_tracked, resolve_resources
 from easycore_ray.engine.run_history import describe_training_run
-from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
-from easycore_ray.scoring.plans import open_scored, plan_score
+from easycore_ray.scoring.plans import plan_score
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import (
     ScorePart,
@@ -150,7 +149,7 @@ def score(config: ScoreConfig) -> Artifact:
         EasyCoreError: for a missing or foreign dataset, workers the cluster cannot give, a diverged run.
     """
     started = time.monotonic()
-    dataset, parents = open_scored(config)
+    dataset, parents = open_run_data(config.dataset, config.coreset)
     sample_ids = read_sample_ids(parents["coreset"]) if "coreset" in parents else None
     out = paths.absolute(config.out)
     fit = make_scoring_fit(config, dataset, sample_ids)
@@ -161,8 +160,8 @@ def score(config: ScoreConfig) -> Artifact:
         return made
     fit = resolve_resources(fit, config, made)
     with track(config, out, lambda status: [describe_scoring(config, dataset, out, status)]) as tracker:
-        state = _run(config, fit, dataset, made, tracker)
-        table = _freeze(config, made, parents, state, fit, time.monotonic() - started)
+        state = _train_and_score(config, fit, dataset, made, tracker)
+        table = _finish_table(config, made, parents, state, fit, time.monotonic() - started)
         hardness = reduce(ReduceConfig(out=paths.join(out, "hardness"), scores=out))
         artifact = finish(
             made,
@@ -188,21 +187,7 @@ def make_scoring_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarr
         dataset: a finished one.
         sample_ids: int64 (n,), ascending; the whole training split if None.
     """
-    num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
-    steps = config.epochs * batches_per_epoch(num_rows, config.batch_size)
-    return Fit(
-        dataset=dataset.path,
-        sample_ids=sample_ids,
-        num_rows=num_rows,
-        model=model_arguments(config, dataset),
-        plan=make_training_plan(config, total_steps=steps),
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        cache_gib=config.cache_gib,
-        threads=config.threads_per_worker or 1,
-        record_scores=config.score_pass != "eval",
-        compile=config.compile,
-    )
+    return make_fit(config, dataset, sample_ids, record_scores=config.score_pass != "eval")
 
 
 def describe_scoring(config: ScoreConfig, dataset: Dataset, path: str, status: str) -> TrackedRun:
@@ -211,7 +196,7 @@ def describe_scoring(config: ScoreConfig, dataset: Dataset, path: str, status: s
     return describe_training_run(path, "score", TrackedRun("", "score", to_dict(config), tags), status)
 
 
-def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: Tracker) -> State:
+def _train_and_score(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: Tracker) -> State:
     """Train and score on Ray Train."""
     table = paths.join(made.path, "table")
     samples = scored_samples(dataset, fit.sample_ids)
@@ -227,16 +212,7 @@ def _run(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: 
         stop_when_stable=config.stop_when_stable,
     )
     run = describe_scoring(config, dataset, made.path, "RUNNING")
-    tracker.send(run)
-    return fit_on_ray(
-        fit,
-        config,
-        storage=paths.join(made.path, "commits"),
-        name=f"score-{made.identity[:12]}-{made.nonce}",
-        label="score",
-        after_epoch=after_epoch,
-        on_metrics=lambda epoch, metrics: tracker.send(replace(run, points={epoch: metrics})),
-    )
+    return fit_tracked(fit, config, made, run, tracker, label="score", after_epoch=after_epoch)
 
 
 def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
@@ -252,7 +228,7 @@ def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
     return samples.take(np.searchsorted(samples["sample_id"].to_numpy(), sample_ids))
 
 
-def _freeze(
+def _finish_table(
     config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State, fit: Fit, seconds: float
 ) -> Artifact:
     """Write the table's manifest from the list of parts in the last commit."""

@@ -7,10 +7,10 @@ from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.core.eps import check_eps
-from easycore_ray.data.coreset import open_coreset
-from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.coreset import count_run_rows, open_run_data
+from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.shares import batches_per_epoch
-from easycore_ray.engine.throughput import Network, Work, assumed_rates, checkpoint_bytes, device_of, estimates_of
+from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -21,19 +21,15 @@ def open_training(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact]]:
     Raises:
         EasyCoreError: one is missing or foreign, or the attack in training is wider than the images.
     """
-    dataset = open_dataset(config.dataset)
+    dataset, parents = open_run_data(config.dataset, config.coreset)
     check_training(config, dataset.image_shape)
-    parents: dict[str, Artifact] = {"dataset": dataset}
-    if config.coreset is not None:
-        parents["coreset"] = open_coreset(config.coreset, dataset)
     return dataset, parents
 
 
 def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     """The plan of a training run."""
     dataset, parents = open_training(config)
-    source = parents.get("coreset")
-    num_rows = dataset.num_rows("train") if source is None else source.manifest["counts"]["samples"]
+    num_rows = count_run_rows(dataset, parents)
     steps = training_steps(config, num_rows)
     works = training_works(config, num_rows, dataset.num_rows("val"))
     network = network_of(config, dataset.image_shape)
@@ -54,12 +50,6 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     from easycore_ray.engine.measure import measure_plan
 
     return measure_plan(plan, config, dataset, works)
-
-
-def network_of(config: TrainConfig, image_shape: tuple[int, int, int]) -> Network:
-    """What decides the cost of an image in training."""
-    device = device_of(config.gpus_per_worker)
-    return Network(config.model, config.width, image_shape, device, config.precision, config.compile)
 
 
 def training_steps(config: TrainConfig, num_rows: int) -> int:

@@ -6,7 +6,6 @@ the test set, picks the best epoch; its weights are in ``best.safetensors``, unl
 """
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,10 @@ from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
 from easycore_ray.engine.checkpoint_files import BEST, LAST, best_epoch_text
-from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
-from easycore_ray.engine.ray_train import fit_on_ray, resolve_resources
+from easycore_ray.engine.plan import Fit, make_fit
+from easycore_ray.engine.ray_train import fit_tracked, resolve_resources
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
-from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -38,7 +36,7 @@ from easycore_ray.storage.artifact import (
     finish,
 )
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker, reconcile, track
+from easycore_ray.tracking.mlflow import TrackedRun, reconcile, track
 from easycore_ray.training.plans import open_training, plan_train
 
 
@@ -69,7 +67,8 @@ def train(config: TrainConfig) -> Artifact:
     fit = resolve_resources(fit, config, made)
     with track(config, out, lambda status: [describe_training(config, out, status)]) as tracker:
         try:
-            state = _run(config, fit, made, tracker)
+            run = describe_training(config, out, "RUNNING")
+            state = fit_tracked(fit, config, made, run, tracker, label="train")
         except HaltedError as halted:
             raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
         artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
@@ -98,30 +97,11 @@ def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndar
         dataset: a finished one.
         sample_ids: int64 (n,), ascending; the whole training split if None.
     """
-    num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
-    steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
-    steps = config.steps or config.epochs * steps_per_epoch
-    plan = make_training_plan(
+    return make_fit(
         config,
-        total_steps=steps,
-        training=config.training,
-        beta=config.beta,
-        eps=config.eps,
-        norm=config.norm,
-        attack_steps=config.attack_steps,
-        attack_step_size=config.attack_step_size,
-    )
-    return Fit(
-        dataset=dataset.path,
-        sample_ids=sample_ids,
-        num_rows=num_rows,
-        model=model_arguments(config, dataset),
-        plan=plan,
-        epochs=-(-steps // steps_per_epoch),
-        batch_size=config.batch_size,
-        cache_gib=config.cache_gib,
-        threads=config.threads_per_worker or 1,
-        compile=config.compile,
+        dataset,
+        sample_ids,
+        objective=config,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
     )
@@ -218,17 +198,3 @@ def describe_training(config: TrainConfig, path: str, status: str) -> TrackedRun
     """The MLflow run of the checkpoint in a folder, and its status if it is not finished."""
     new = TrackedRun("", f"train {config.training}", to_dict(config), {"kind": "checkpoint"})
     return describe_training_run(path, "train", new, status)
-
-
-def _run(config: TrainConfig, fit: Fit, made: Claim, tracker: Tracker) -> State:
-    """Train on Ray Train."""
-    run = describe_training(config, made.path, "RUNNING")
-    tracker.send(run)
-    return fit_on_ray(
-        fit,
-        config,
-        storage=paths.join(made.path, "commits"),
-        name=f"train-{made.identity[:12]}-{made.nonce}",
-        label="train",
-        on_metrics=lambda epoch, metrics: tracker.send(replace(run, points={epoch: metrics})),
-    )
