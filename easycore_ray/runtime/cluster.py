@@ -8,19 +8,27 @@ it is compared with what the cluster has now and with what its autoscaler may ad
 import logging
 import math
 import os
+import socket
+import tempfile
 from dataclasses import dataclass
-
-from easycore_ray.storage.errors import EasyCoreError
-
-# Ray reports usage to its makers by default; a user who wants that sets the variable to 1.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Train workers would otherwise be polled every 2 s, and wait as long for each epoch to be committed.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-# Tune would print a folder of its own that is deleted at the end.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+from easycore_ray.runtime.console import say
+from easycore_ray.storage.errors import EasyCoreError
+
+# Set once a job connects, unless the user has set them.
+_ENVIRONMENT = {
+    # Ray reports usage to its makers by default.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Train workers would otherwise be polled every 2 s, and wait as long for each epoch to be committed.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Tune would print a folder of its own that is deleted at the end.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_PORTS = {"": 6379, "ray": 10001}
+_ANSWER_SECONDS = 10.0
 
 # CPUs left to reading by default. Reading reserves none of its own (see ``samples.ray_dataset``), so
 # workers may also be given every CPU.
@@ -42,21 +50,27 @@ def connect() -> None:
     Does nothing if this process is connected already.
 
     Raises:
-        EasyCoreError: if ``RAY_ADDRESS`` names a cluster that does not answer.
+        EasyCoreError: ``RAY_ADDRESS`` names a cluster that does not answer, or Ray cannot start here.
     """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    options: dict[str, object] = {}
-    if address == "local":
-        # Never joins a cluster that happens to run on this machine: that takes RAY_ADDRESS=auto.
-        options = {"include_dashboard": False}
+    _check_answers(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError) as error:
-        raise EasyCoreError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; unset it to run here"
-        ) from error
+        if address == "local":
+            # Never joins a cluster that happens to run on this machine: that takes RAY_ADDRESS=auto.
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        if address == "local":
+            folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+            hint = f"its files go to {folder}/ray; set RAY_TMPDIR to a folder of yours with a short name"
+            raise EasyCoreError(f"Ray cannot start on this machine: {why}; {hint}") from error
+        raise EasyCoreError(f"no Ray cluster answers at RAY_ADDRESS={address}: {why}; unset it to run here") from error
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -66,6 +80,35 @@ def connect() -> None:
     context.execution_options.preserve_order = True
     # It would announce that its progress bars are off; ours say more.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where no server of Ray's protocol listens; Ray itself would wait for many minutes."""
+    if address in ("local", "auto"):
+        return
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":") if ":" in place else (place, "", str(_PORTS.get(scheme, 6379)))
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            _check_speaks_grpc(f"{host}:{port}")
+    except (OSError, ValueError, OverflowError) as error:
+        raise EasyCoreError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; it must be HOST:PORT of a running cluster, "
+            "as ray start --head prints it; unset it to run here"
+        ) from error
+
+
+def _check_speaks_grpc(place: str) -> None:
+    try:
+        import grpc
+    except ImportError:  # comes with MLflow, not with Ray's smallest installation
+        return
+    with grpc.insecure_channel(place) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError("something listens there that is no Ray") from None
 
 
 def capacity() -> tuple[dict[str, float], bool]:
@@ -121,7 +164,7 @@ def threads_per_worker(num_workers: int, requested: int | None, cpus: float) -> 
 
 
 def preflight(demand: Demand) -> None:
-    """Refuse a demand that the cluster can never meet.
+    """Refuse a demand that the cluster can never meet; say where GPUs stay idle.
 
     Raises:
         EasyCoreError: says what is wanted, what the cluster has or may grow to, and which option to lower.
@@ -136,6 +179,8 @@ def preflight(demand: Demand) -> None:
             f"a worker wants {worker['CPU']:g} CPUs and {worker['GPU']:g} GPUs on one node, and no node the cluster "
             f"{limit} is that large; lower --cpus-per-worker or --gpus-per-worker"
         )
+    if ever.get("GPU") and not demand.gpus_per_worker:
+        say(f"the cluster {limit} {ever['GPU']:g} GPUs, which stay idle; --gpus-per-worker 1 uses them")
 
 
 def _check(resource: str, wanted: float, ever: dict[str, float], limit: str, option: str) -> None:

@@ -1,0 +1,62 @@
+"""Addresses where no Ray answers and places where none can start: one line within seconds."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+CONNECT = """
+from easycore_ray.cli.command import mistakes_in_one_line
+from easycore_ray.runtime import cluster
+with mistakes_in_one_line():
+    cluster.connect()
+"""
+
+
+def said_by_connecting(**environment):
+    """The one line on standard error of a process that tries to connect, within 20 s."""
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT], env=os.environ | environment, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_an_address_where_nobody_listens():
+    """Refused by name, and what an address looks like."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    said = said_by_connecting(RAY_ADDRESS=f"127.0.0.1:{port}")
+    assert f"no Ray cluster answers at RAY_ADDRESS=127.0.0.1:{port}: " in said
+    assert "it must be HOST:PORT of a running cluster" in said
+    assert "RAY_ADDRESS=headnode.invalid: " in said_by_connecting(RAY_ADDRESS="headnode.invalid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_something_else_listens(scheme):
+    """It takes the connection and says nothing; Ray itself waits for more than two minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        said = said_by_connecting(RAY_ADDRESS=f"{scheme}127.0.0.1:{server.getsockname()[1]}")
+    assert "something listens there that is no Ray" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["/proc/1", "/tmp/" + 110 * "x"])
+def test_a_folder_in_which_ray_cannot_start(folder):
+    """One that cannot be written, and one whose name is too long for a socket."""
+    environment = {"RAY_TMPDIR": folder, "RAY_ADDRESS": "local"}
+    said = said_by_connecting(**environment)
+    assert said.startswith("error: Ray cannot start on this machine: ")
+    assert f"its files go to {folder}/ray; set RAY_TMPDIR to a folder of yours with a short name" in said
+
+
+def test_importing_changes_no_variables():
+    """A library that is imported leaves the process as it is."""
+    code = "import os; import ray; before = dict(os.environ); import easycore_ray.runtime.cluster; assert dict(os.environ) == before"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    subprocess.run([sys.executable, "-c", code], env=bare, check=True, timeout=60)
