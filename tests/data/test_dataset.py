@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,108 +17,27 @@ import ray.data
 import torch
 from PIL import Image
 
-from easycore_ray.data.dataset import draw_ids, image_bytes_per_row, open_dataset
+from easycore_ray.data.dataset import draw_ids, open_dataset
 from easycore_ray.data.ingest import shuffle, sources
 from easycore_ray.data.ingest.pipeline import prepare
-from easycore_ray.data.materialize import materialize
 from easycore_ray.data.samples import ray_dataset, read_split, table_to_samples
 from easycore_ray.storage.errors import EasyCoreError
+from tests.image_sources import (
+    CLASSES,
+    PER_CLASS,
+    WRITERS,
+    contents,
+    labelled,
+    make,
+    pixels,
+    png,
+    whole,
+    write_folders,
+    write_parquet,
+    write_tars,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-CLASSES = ["ant", "bee", "cow"]
-PER_CLASS = 20
-
-
-def pixels(number, shape=(6, 6, 3)):
-    """Image ``number``: random, but the same in every source made below."""
-    return np.random.default_rng(number).integers(0, 256, shape, np.uint8)
-
-
-def png(values):
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def labelled(count=PER_CLASS):
-    """(number, label) of a source sorted by class."""
-    return [(label * count + row, label) for label in range(len(CLASSES)) for row in range(count)]
-
-
-def write_folders(root, *, shape=(6, 6, 3), reverse=False, count=PER_CLASS):
-    """CLASS/0001.png; ``reverse`` creates the files in another order."""
-    for number, label in sorted(labelled(count), reverse=reverse):
-        path = root / CLASSES[label] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(pixels(number, shape)))
-    return str(root)
-
-
-def write_parquet(root, *, plain=False):
-    """Two Hugging Face-style files with small row groups, and the class names beside them."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "classes.json").write_text(json.dumps({"classes": CLASSES}))
-    for half, part in enumerate(np.array_split(np.array(labelled()), 2)):
-        files = [png(pixels(number)) for number, _ in part]
-        entries = [{"bytes": file, "path": None} for file in files]
-        columns = {"image" if plain else "img": files if plain else entries, "label": part[:, 1]}
-        pq.write_table(pa.table(columns), root / f"{half}.parquet", row_group_size=7)
-    return str(root)
-
-
-def write_tars(root):
-    """Two WebDataset shards: one with .cls members, one with .json."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "classes.json").write_text(json.dumps(CLASSES))
-    for half, part in enumerate(np.array_split(np.array(labelled()), 2)):
-        with tarfile.open(root / f"{half}.tar", "w") as tar:
-            for number, label in part.tolist():
-                said = ("cls", str(label)) if half == 0 else ("json", json.dumps({"label": CLASSES[label]}))
-                for suffix, content in (("png", png(pixels(number))), (said[0], said[1].encode())):
-                    member = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    return str(root)
-
-
-WRITERS = {"imagefolder": write_folders, "parquet": write_parquet, "webdataset": write_tars}
-
-
-def make(source, out, **fields):
-    """Import with test and val splits that small sources can give."""
-    return prepare(source=source, out=str(out), **{"val_fraction": 0.1, "rows_per_shard": 15, **fields})
-
-
-def contents(out):
-    """All bytes of a dataset but its manifest's times."""
-    return {path.name: path.read_bytes() for path in Path(out).rglob("*.parquet")}
-
-
-def whole(dataset, split):
-    """A split by the slowest way: the shards' rows in a dictionary by id."""
-    channels, height, width = dataset.image_shape
-    found = {}
-    for path in dataset.shards(split):
-        for row in pq.read_table(path).to_pylist():
-            image = np.frombuffer(row["image"], np.uint8).reshape(channels, height, width)
-            assert row["sample_id"] not in found
-            found[row["sample_id"]] = (image, row["label"])
-    return found
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """An image folder source."""
-    return write_folders(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def dataset(folders, tmp_path_factory):
-    """That source, imported."""
-    out = tmp_path_factory.mktemp("made") / "dataset"
-    make(folders, out)
-    return open_dataset(str(out))
 
 
 class TestImport:
@@ -484,110 +402,6 @@ class TestReaders:
         assert drawn.tolist() == sorted(draw_ids(dataset, "test", 6, seed=0))
         assert drawn.tolist() != draw_ids(dataset, "test", 6, seed=1).tolist()
         assert draw_ids(dataset, "test", 100, seed=0).tolist() == list(range(12))
-
-
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
-    """Photo-sized images of different shapes, viewed at 160 pixels: too large for raw storage."""
-    root = tmp_path_factory.mktemp("encoded")
-    for number in range(12):
-        path = root / "source" / CLASSES[number % 3] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(pixels(number, (170 + number, 200, 3))))
-    make(str(root / "source"), root / "out", image_size=160, val_fraction=0.25, test_fraction=0.25)
-    return open_dataset(str(root / "out")), root / "source"
-
-
-class TestEncoded:
-    def test_large_images_are_stored_as_they_came(self, encoded):
-        """The file itself, whose hash the index has."""
-        dataset, source = encoded
-        stored = {row["sample_id"]: row["image"] for row in pq.read_table(dataset.shards("test")[0]).to_pylist()}
-
-        assert (dataset.layout.storage, dataset.image_shape) == ("encoded", (3, 160, 160))
-        for row in dataset.index("test").to_pylist():
-            content = (source / row["key"]).read_bytes()
-            assert stored[row["sample_id"]] == content
-            assert row["sha256"] == hashlib.sha256(content).hexdigest()
-
-    def test_readers_resize_and_crop_as_pillow_does(self, encoded):
-        """Shorter side to 160, then the centre; both readers, and the norm of the index."""
-        dataset, source = encoded
-        rows = read_split(dataset, "train")
-        streamed = table_to_samples(
-            pa.concat_tables(list(ray_dataset(dataset, "train").iter_batches(batch_format="pyarrow"))), dataset
-        )
-        assert (streamed.images[torch.argsort(streamed.sample_ids)] == rows.images).all()
-        for row, image in zip(dataset.index().to_pylist(), rows.images, strict=True):
-            original = Image.open(source / row["key"])
-            width = 160 * original.width // original.height
-            resized = original.resize((width, 160), Image.Resampling.BILINEAR)
-            left = round((width - 160) / 2)
-            expected = np.asarray(resized.crop((left, 0, left + 160, 160))).transpose(2, 0, 1)
-            assert (image.numpy() == expected).all()
-            assert row["input_norm"] == pytest.approx(np.linalg.norm(expected / 255))
-
-    def test_padding_without_bytes_is_black(self, encoded):
-        """Rows that only complete a share need no image."""
-        dataset, _ = encoded
-        pad = pa.table({"sample_id": [-1], "label": [0], "image": [b""]}, schema=dataset.shard_schema)
-
-        assert not table_to_samples(pad, dataset).images.any()
-
-    def test_memory_is_counted_in_decoded_pixels(self, encoded):
-        """What a cache of them will hold."""
-        assert image_bytes_per_row(encoded[0]) == 3 * 160 * 160
-
-    def test_small_views_of_large_images_are_stored_raw(self, encoded, tmp_path):
-        """Resized once, at import."""
-        make(str(encoded[1]), tmp_path / "out", image_size=32, val_fraction=0.25, test_fraction=0.25)
-
-        dataset = open_dataset(str(tmp_path / "out"))
-        assert (dataset.layout.storage, dataset.image_shape) == ("raw", (3, 32, 32))
-
-
-@pytest.fixture(scope="module")
-def subset(dataset, tmp_path_factory):
-    """20 of 43 training samples, asked for out of order."""
-    ids = np.random.default_rng(0).permutation(43)[:20]
-    artifact = materialize(dataset, ids, str(tmp_path_factory.mktemp("subset") / "out"))
-    return open_dataset(artifact.path), np.sort(ids)
-
-
-class TestMaterialize:
-    def test_samples_keep_their_ids_labels_and_pixels(self, dataset, subset):
-        """Sorted, not dense."""
-        found, ids = subset
-        rows, expected = read_split(found, "train"), read_split(dataset, "train", ids)
-
-        assert rows.sample_ids.tolist() == ids.tolist()
-        assert all((column == right).all() for column, right in zip(rows, expected, strict=True))
-        assert [shard["rows"] for shard in found.manifest["shards"]["train"]] == [10, 10]
-
-    def test_val_and_test_come_along(self, dataset, subset):
-        """To the byte."""
-        found, _ = subset
-
-        for split in ("val", "test"):
-            assert found.index(split).equals(dataset.index(split))
-            for path, original in zip(found.shards(split), dataset.shards(split), strict=True):
-                assert Path(path).read_bytes() == Path(original).read_bytes()
-
-    def test_models_see_the_same_pixels_as_with_the_parent(self, dataset, subset):
-        """Normalisation is the parent's; the content, and so the fingerprint, is not."""
-        found, _ = subset
-
-        assert (found.mean, found.std, found.classes) == (dataset.mean, dataset.std, dataset.classes)
-        assert found.fingerprint != dataset.fingerprint
-        assert found.manifest["parents"]["dataset"]["fingerprint"] == dataset.fingerprint
-
-    def test_the_same_samples_are_not_written_twice_and_others_are_refused(self, dataset, subset):
-        """Identity is the parent and the ids."""
-        found, ids = subset
-
-        assert materialize(dataset, ids[::-1], found.path).manifest == found.manifest
-        with pytest.raises(EasyCoreError, match="another configuration or input"):
-            materialize(dataset, ids[1:], found.path)
 
 
 CIFAR10 = Path(os.environ.get("EASYCORE_CIFAR10", Path(__file__).parents[3] / "shared" / "data" / "cifar10"))

@@ -35,15 +35,22 @@ def one_worker(inputs, tmp_path_factory):
     return analyze(**inputs, out=str(tmp_path_factory.mktemp("one") / "analysis"), num_workers=1)
 
 
-def test_outcomes_are_those_of_the_same_shards_in_this_process(one_worker, inputs, monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def three_shards(inputs, tmp_path_factory):
+    """The same analysis in shards of 30."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "SHARD_ROWS", 30)
+        return analyze(**inputs, out=str(tmp_path_factory.mktemp("three") / "analysis"), num_workers=1)
+
+
+def test_outcomes_are_those_of_the_same_shards_in_this_process(one_worker, three_shards, inputs, monkeypatch, tmp_path):
     """Shards of 30 on one worker, on two, and one after the other here: the same files, whatever their number."""
     monkeypatch.setattr(analysis, "SHARD_ROWS", 30)
     config = AnalyzeConfig(**inputs, out=str(tmp_path / "two"), num_workers=2)
     two = analyze(config)
-    three = analyze(**inputs, out=str(tmp_path / "one"), num_workers=1)
     here = analysis.attack_in_process(config, analysis.open_analysis(config))
 
-    assert two.fingerprint == three.fingerprint
+    assert two.fingerprint == three_shards.fingerprint
     assert pq.read_table(f"{two.path}/samples.parquet").equals(here)
     assert here.num_rows == 80
     assert not list(Path(two.path).glob("shards-*"))
@@ -71,11 +78,10 @@ def test_the_runs_are_compared_by_what_differs(one_worker, inputs):
     assert summary["models"][0]["drawn_seen"] == 80
 
 
-def test_a_killed_analysis_goes_on_with_the_shards_that_are_there(inputs, monkeypatch, tmp_path, capsys):
+def test_a_killed_analysis_goes_on_with_the_shards_that_are_there(three_shards, inputs, monkeypatch, tmp_path, capsys):
     """Only what is missing is attacked; the result is that of an uninterrupted one."""
     monkeypatch.setattr(analysis, "SHARD_ROWS", 30)
     fields = dict(inputs, out=str(tmp_path / "analysis"), num_workers=1)
-    whole = analyze(**dict(fields, out=str(tmp_path / "whole")))
     monkeypatch.setattr(analysis, "finish_analysis", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         analyze(**fields)
@@ -88,8 +94,8 @@ def test_a_killed_analysis_goes_on_with_the_shards_that_are_there(inputs, monkey
 
     assert len(shards) == 3
     assert "resuming, 2 of 3 shards exist already" in capsys.readouterr().err
-    assert again.fingerprint == whole.fingerprint
-    assert again.manifest["identity"] == whole.manifest["identity"] != identity("analysis", {}, {})
+    assert again.fingerprint == three_shards.fingerprint
+    assert again.manifest["identity"] == three_shards.manifest["identity"] != identity("analysis", {}, {})
 
 
 def test_what_the_cluster_cannot_give_is_refused_and_the_folder_left_free(inputs, tmp_path):

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,75 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from easycore_ray import inspect, select
+from easycore_ray import inspect
 from easycore_ray.cli.command import run
 from easycore_ray.cli.options import parse
 from easycore_ray.cli.results import run_inspect
-from easycore_ray.config.base import to_dict
-from easycore_ray.config.stages import EvaluateConfig, InspectConfig, TrainConfig
-from easycore_ray.core.models import build_model
-from easycore_ray.core.selection import HIGHER_IS_HARDER
-from easycore_ray.engine.checkpoint import write_model
-from easycore_ray.evaluation.evaluate import finish_evaluation
-from easycore_ray.inspection import score_summary
-from easycore_ray.inspection.score_summary import QUANTILES, summarise_scores
+from easycore_ray.config.stages import InspectConfig
 from easycore_ray.reporting.inspect_text import WIDTH, to_text
-from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, open_hardness, read_hardness, write_hardness
-from easycore_ray.storage import artifact, paths
-from easycore_ray.storage.artifact import Artifact, Claim
+from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
+from easycore_ray.storage import artifact
 from easycore_ray.storage.errors import EasyCoreError
-from tests.artifacts import edit_manifest, make_image_dataset, make_scoring_run, write_commits
-
-LABELS = [number % 3 for number in range(60)]
-
-
-def claim_of(folder, kind):
-    """A claim that goes straight to its manifest."""
-    return Claim(str(folder), kind, "i" * 64, "nonce", resumed=False)
-
-
-def make_all(root):
-    """An artifact of every kind, by kind; those after the coreset with made-up content in the real format."""
-    dataset = make_image_dataset(root / "dataset", LABELS)
-    scores = make_scoring_run(root / "scores", dataset, LABELS)
-    coreset = select(out=f"{root}/coreset", scores=scores.path, fraction=0.4)
-    model = dict(name="cnn", num_classes=3, image_shape=[1, 4, 4], width=2, mean=[0.5], std=[0.25], seed=0)
-    weights = build_model(**model | {"image_shape": (1, 4, 4), "mean": (0.5,), "std": (0.25,)}).state_dict()
-    content = write_model(f"{root}/checkpoint", weights)
-    config = TrainConfig(out=f"{root}/checkpoint", dataset=dataset.path, coreset=coreset.path, eps=4 / 255)
-    checkpoint = artifact.finish(
-        claim_of(root / "checkpoint", "checkpoint"), fingerprint=artifact.content_hash(content), wall_seconds=100.0,
-        config=to_dict(config), parents={"dataset": dataset, "coreset": coreset}, counts={"samples": 24},
-        model=model, epochs=[{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}], num_workers=1,
-    )  # fmt: skip
-    outcomes = pa.table({"sample_id": np.arange(8), "label": np.arange(8, dtype=np.int32) % 3,
-                         "clean_correct": np.arange(8) < 6, "robust_pgd20_8/255": np.arange(8) < 2})  # fmt: skip
-    config = EvaluateConfig(out=f"{root}/evaluation", checkpoint=checkpoint.path, dataset=dataset.path)
-    parents = {"checkpoint": checkpoint, "dataset": dataset}
-    evaluation = finish_evaluation(config, claim_of(root / "evaluation", "evaluation"), parents, outcomes, 7200.0)
-    page = {"report.html": b"<p>", "plots/a.png": b"png"}
-    for name, part in page.items():
-        paths.write_bytes(f"{root}/report/{name}", part)
-    digest = artifact.content_hash(*(artifact.content_hash(name, part) for name, part in page.items()))
-    report = artifact.finish(claim_of(root / "report", "report"), fingerprint=digest, config={}, parents={},
-                             counts={"plots": 1}, wall_seconds=0.0, files=list(page))  # fmt: skip
-    shutil.copytree(evaluation.path, root / "sweep" / "trials" / "t" / "evaluation")
-    paths.write_json(f"{root}/sweep/summary.json", {"rows": [{}]})
-    sweep = artifact.finish(claim_of(root / "sweep", "sweep"), fingerprint="s" * 64, config={}, wall_seconds=0.0,
-                            parents={"dataset": dataset, "scores": scores},
-                            counts={"trials": 1, "rows": 1})  # fmt: skip
-    trials = {"t_s1": {"seed": 1, "clean_accuracy": 0.5}, "t_s0": {"seed": 0, "clean_accuracy": 1 / 3}}
-    paths.write_json(f"{root}/results.json", {"trials": trials})
-    paths.write_json(f"{root}/study/summary.json", {"rows": [{}]})
-    artifact.finish(claim_of(root / "study", "study"), fingerprint=artifact.study_fingerprint(trials), config={},
-                    parents={"dataset": dataset}, counts={"trials": 2, "rows": 1}, wall_seconds=0.0,
-                    results=f"{root}/results.json")  # fmt: skip
-    for stage, name in ((sweep, "summary.json"), (report, "report.html")):
-        paths.copy_file(f"{stage.path}/{name}", f"{root}/{name}")
-    artifact.finish(claim_of(root, "pipeline"), fingerprint=artifact.content_hash(sweep.fingerprint), config={},
-                    parents={"dataset": dataset, "scores": scores, "sweep": sweep, "report": report},
-                    counts={"trials": 1}, wall_seconds=0.0)  # fmt: skip
-
+from tests.artifacts import edit_manifest, write_commits
 
 KINDS = {
     "dataset": "dataset",
@@ -96,30 +36,6 @@ KINDS = {
     "study": "study",
     ".": "pipeline",
 }
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Artifacts of all kinds; not to be changed."""
-    root = tmp_path_factory.mktemp("made") / "run"
-    make_all(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Where the artifacts to be damaged lie, and a copy of them; they name each other by their paths."""
-    root = tmp_path_factory.mktemp("own")
-    make_all(root / "run")
-    return root / "run", shutil.copytree(root / "run", root / "copy")
-
-
-@pytest.fixture
-def own(whole):
-    """The same, to be damaged."""
-    root, copy = whole
-    shutil.rmtree(root)
-    return shutil.copytree(copy, root)
 
 
 def hardness_file(folder):
@@ -183,7 +99,7 @@ def test_easiest_and_hardest_come_with_class_and_key(made):
     assert [row["sample_id"] for row in found["easiest"]] == [row["sample_id"] for row in table[:4]]
     assert [row["sample_id"] for row in found["hardest"]] == [row["sample_id"] for row in table[:-5:-1]]
     for row in found["easiest"] + found["hardest"]:
-        label = LABELS[row["sample_id"]]
+        label = row["sample_id"] % 3
         assert (row["label"], row["class"]) == (label, f"class {label}")
         assert row["key"] == f"class {label}/{row['sample_id']}.png"
 
@@ -328,115 +244,6 @@ def test_an_artifact_that_cannot_be_read_is_refused(own):
     (own / "coreset" / "manifest.json").write_text("{}")
     with pytest.raises(EasyCoreError, match="is not one of ours"):
         inspect(path=f"{own}/coreset")
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def make_table(folder, columns, cuts):
-    """A hardness table of these columns in files cut at these places."""
-    count = len(columns["sample_id"])
-    zeros = {spec.name: np.zeros(count) for spec in HARDNESS_SCHEMA}
-    table = pa.table({name: pa.array(values) for name, values in (zeros | columns).items()}).cast(HARDNESS_SCHEMA)
-    edges = [0, *cuts, count]
-    files = [
-        write_hardness(str(folder), number, table.slice(low, high - low))
-        for number, (low, high) in enumerate(pairwise(edges))
-    ]
-    content = {"kind": "hardness_table", "fingerprint": "f", "counts": {"samples": count}, "files": files}
-    return Artifact(str(folder), content)
-
-
-def draw_columns(count, *, ties=False):
-    """Random scores, as often equal as wanted."""
-    rng = np.random.default_rng(count)
-    found = {"sample_id": np.sort(rng.choice(10 * count, count, replace=False)), "label": rng.integers(0, 5, count)}
-    for name in ("aign", "el2n", "loss", "aum", "input_norm", "aign_epoch0"):
-        values = rng.normal(0, 1, count).astype(np.float32)
-        found[name] = np.round(values) if ties else values
-    return found | {"num_scores": np.full(count, 4), "forgetting_events": rng.integers(0, 3, count),
-                    "first_learned_epoch": rng.integers(-1, 3, count)}  # fmt: skip
-
-
-@pytest.mark.parametrize("cuts", [[], [1], [100, 100, 700]])
-def test_quantiles_are_those_of_the_whole_table(tmp_path, cuts):
-    """However it is cut into files, empty ones too."""
-    columns = draw_columns(999)
-    found = summarise_scores(make_table(tmp_path, columns, cuts))
-
-    never = columns["first_learned_epoch"] == -1
-    columns["forgetting"] = np.where(never, 5, columns["forgetting_events"])
-    assert set(found.quantiles) == set(HIGHER_IS_HARDER)
-    for name, values in found.quantiles.items():
-        np.testing.assert_allclose(values, np.quantile(columns[name].astype(float), [0, *QUANTILES, 1]), rtol=1e-12)
-    assert found.sampled_rows == found.rows == 999
-
-
-@pytest.mark.parametrize("score", HIGHER_IS_HARDER)
-@pytest.mark.parametrize("count", [0, 1, 7, 500])
-def test_extremes_are_those_of_a_full_sort(tmp_path, score, count):
-    """By hardness, ties by id, at both ends; never more than there are."""
-    columns = draw_columns(200, ties=True)
-    found = summarise_scores(make_table(tmp_path, columns, [3, 90]), score=score, count=count)
-
-    columns["forgetting"] = np.where(columns["first_learned_epoch"] == -1, 5, columns["forgetting_events"])
-    hardness = columns[score] if HIGHER_IS_HARDER[score] else -columns[score]
-    for rows, rank in ((found.easiest, hardness), (found.hardest, -hardness)):
-        at = sorted(range(200), key=lambda i: (rank[i], columns["sample_id"][i]))[:count]
-        assert rows.sample_ids.tolist() == columns["sample_id"][at].tolist()
-        assert rows.labels.tolist() == columns["label"][at].tolist()
-        assert rows.values.tolist() == columns[score][at].tolist()
-
-
-def test_a_large_table_is_sampled_the_same_however_it_is_cut(tmp_path, monkeypatch):
-    """Close to the truth, ends exact, and said."""
-    monkeypatch.setattr(score_summary, "EXACT_ROWS", 10_000)
-    monkeypatch.setattr(score_summary, "SAMPLED_ROWS", 5_000)
-    columns = draw_columns(40_000)
-    whole = summarise_scores(make_table(tmp_path / "a", columns, []))
-    cut = summarise_scores(make_table(tmp_path / "b", columns, [13, 20_000]))
-    truth = np.quantile(columns["aign"], [0, *QUANTILES, 1])
-
-    assert whole.quantiles == cut.quantiles
-    assert 4_700 < whole.sampled_rows == cut.sampled_rows < 5_300
-    assert [whole.quantiles["aign"][0], whole.quantiles["aign"][-1]] == [truth[0], truth[-1]]
-    np.testing.assert_allclose(whole.quantiles["aign"][2:-2], truth[2:-2], atol=0.08)
-    assert whole.easiest.values[0] == truth[0]
-
-
-def test_a_large_table_is_read_a_file_at_a_time(tmp_path, monkeypatch):
-    """Never two files at once, and no file twice."""
-    table = make_table(tmp_path, draw_columns(300), [100, 200])
-    asked = []
-    real = score_summary.read_hardness_file
-
-    def read(folder, entry, columns):
-        asked.append(entry["path"])
-        return real(folder, entry, columns)
-
-    monkeypatch.setattr(score_summary, "read_hardness_file", read)
-    summarise_scores(table)
-
-    assert asked == [entry["path"] for entry in table.manifest["files"]]
-
-
-def test_the_text_says_that_quantiles_are_sampled(made, monkeypatch):
-    """Exact or not, and from how many."""
-    assert "Scores of 60 samples, quantiles exact" in to_text(inspect(path=f"{made}/scores"))
-    monkeypatch.setattr(score_summary, "EXACT_ROWS", 10)
-    monkeypatch.setattr(score_summary, "SAMPLED_ROWS", 30)
-    assert "quantiles from a fixed sample of" in to_text(inspect(path=f"{made}/scores"))
-
-
-def test_a_score_that_was_not_recorded_is_refused_by_name(tmp_path):
-    """The others are told without it."""
-    columns = draw_columns(20)
-    columns["aign_epoch0"] = pa.nulls(20, pa.float32())
-    table = make_table(tmp_path, columns, [])
-
-    assert "aign_epoch0" not in summarise_scores(table).quantiles
-    with pytest.raises(EasyCoreError, match="did not record aign_epoch0, or it was reduced without it"):
-        summarise_scores(table, score="aign_epoch0")
 
 
 # ---------------------------------------------------------------- damage

@@ -1,233 +1,36 @@
-"""The report: what it says is what the sweep found, it needs nothing else, and it survives odd sweeps.
-
-The sweep behind it is artificial (accuracies from a formula), but its images are real digits, scored by a
-small linear model in NumPy, so that pictures and distributions look like those of a run.
-"""
+"""The report: what it says is what the sweep found, it needs nothing else, and it survives odd sweeps."""
 
 import base64
-import functools
 import html.parser
 import io
 import json
-import math
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from easycore_ray.config.arms import parse_arm
 from easycore_ray.config.stages import ReportConfig
-from easycore_ray.core.selection import choose
-from easycore_ray.data import shards
-from easycore_ray.data.index import INDEX_SCHEMA, write_index
-from easycore_ray.reporting import score_plots, sweep_plots
-from easycore_ray.reporting.figures import styles, to_png, to_svg
-from easycore_ray.reporting.html import ReportData, render_report
-from easycore_ray.reporting.image_grid import Images, to_data_uri
+from easycore_ray.reporting import sweep_plots
+from easycore_ray.reporting.figures import styles, to_png
+from easycore_ray.reporting.html import render_report
 from easycore_ray.reporting.report import gather, make_report_plots, print_table, report
-from easycore_ray.reporting.score_plots import Mix
 from easycore_ray.reporting.tables import find_main_results, glance, result_tables
-from easycore_ray.storage import artifact, paths
-from easycore_ray.storage.artifact import Claim, open_artifact
+from easycore_ray.storage import artifact
+from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from tests.sweeps import ARMS, ROWS, make_findings, make_rows, make_sweep, mix_of, scored_digits
 
 # Every page draws a dozen plots.
 pytestmark = pytest.mark.slow
-
-ARMS = ("easycore", "easycore/class", "random", "hardest")
-# Points of robust accuracy an arm gains or loses against random choice, for the formula below.
-GAINS = {"full": 0.0, "easycore": 0.02, "easycore/class": 0.035, "random": 0.0, "hardest": -0.09}
-
-
-def row_of(arm, fraction, beta, eps, seeds=(0, 1, 2), scale=1.0):
-    """A result row from a formula: more data, larger β and smaller eps are better."""
-    known, gain = parse_arm(arm), GAINS.get(arm, -0.02)
-    clean = 0.97 - 0.06 * (1 - fraction) - 0.012 * (beta or 0) + gain / 4
-    lost = 18 * eps if beta is None else 8 * eps / (1 + beta) ** 0.3  # to the attack
-    robust = max(clean * (1 - lost) + gain - 0.1 * (1 - fraction), 0.0)
-    std = lambda value: value if len(seeds) > 1 else None  # noqa: E731 - reads as a rule
-    return {
-        "method": known.method,
-        "score": known.score,
-        "balance": known.balance,
-        "fraction": fraction,
-        "training": "standard" if beta is None else "trades",
-        "beta": beta,
-        "scoring_seed": 0 if known.score else None,
-        "seeds": list(seeds),
-        "clean_accuracy_mean": clean,
-        "clean_accuracy_std": std(0.004 + 0.002 * (1 - fraction)),
-        "robust_accuracy_pgd20_mean": robust,
-        "robust_accuracy_pgd20_std": std(0.008 + 0.006 * (1 - fraction)),
-        # Adversarial training on small coresets overfits: an earlier epoch was the best.
-        "best_epoch_mean": 20.0 if beta is None else 20.0 * fraction,
-        "clean_accuracy_best_mean": clean if beta is None else clean - 0.02 * (1 - fraction),
-        "clean_accuracy_best_std": std(0.005),
-        "robust_accuracy_pgd20_best_mean": robust if beta is None else robust + 0.08 * (1 - fraction),
-        "robust_accuracy_pgd20_best_std": std(0.006),
-        "worst_class_clean_accuracy_mean": clean - 0.07,
-        "worst_class_robust_accuracy_pgd20_mean": max(robust - 0.14, 0.0),
-        "eps": eps,
-        "epochs": 20,
-        "steps": round(1760 * fraction * scale),
-        "num_samples": round(1409 * fraction),
-        "scoring_seconds": 41.0 * scale if known.score else 0.0,
-        "training_seconds": scale * fraction * (38.0 if beta is None else 290.0),
-        "device": "cpu",
-    }
-
-
-def make_rows(arms=ARMS, fractions=(0.3, 0.5), betas=(None, 1.0, 6.0), all_eps=(4 / 255, 8 / 255), **options):
-    """Rows as a sweep writes them: full data first, then every arm and fraction; a row per eps."""
-    pairs = [("full", 1.0), *((arm, fraction) for arm in arms for fraction in fractions)]
-    return [row_of(*pair, beta, eps, **options) for pair in pairs for beta in betas for eps in all_eps]
-
-
-def make_curves(rows, epochs=20):
-    """Curves that go with rows: training improves throughout, validation under attack until the best epoch."""
-    found = []
-    for row in {(row["method"], row["balance"], row["fraction"], row["beta"]): row for row in rows}.values():
-        keys = ("method", "score", "balance", "fraction", "training", "beta", "seeds")
-        entries = []
-        for epoch in range(1, epochs + 1):
-            done = 1 - math.exp(-epoch / (4 * row["fraction"]))
-            clean = row["clean_accuracy_mean"] * done
-            entry = {"epoch": epoch, "train_loss": 2.4 - 1.9 * done, "train_accuracy": min(1.0, clean + 0.02),
-                     "val_accuracy": clean}  # fmt: skip
-            if row["beta"] is not None:
-                lost = 0.004 * (1 - row["fraction"]) * max(0.0, epoch - row["best_epoch_mean"])
-                entry["val_robust_accuracy"] = row["robust_accuracy_pgd20_best_mean"] * done - lost
-            entries.append(entry)
-        found.append({key: row[key] for key in keys} | {"epochs": entries})
-    return found
-
-
-ROWS = make_rows(all_eps=(8 / 255,))
-
-
-@functools.cache
-def scored_digits(epochs=8):
-    """Digits and their hardness under softmax regression trained by gradient descent."""
-    digits = load_digits()
-    pixels = (digits.images * 255 / 16).round().astype(np.uint8)[:, None]
-    inputs, labels = pixels.reshape(len(pixels), -1) / 255, digits.target
-    weights, history, norms, right = np.zeros((64, 10)), [], [], []
-    for epoch in range(1, epochs + 1):
-        for _ in range(25):
-            weights -= 0.5 * inputs.T @ (softmax(inputs @ weights) - np.eye(10)[labels]) / len(inputs)
-        error = softmax(inputs @ weights) - np.eye(10)[labels]
-        norms.append(np.linalg.norm(error @ weights.T, axis=1))
-        right.append((inputs @ weights).argmax(1) == labels)
-        loss = -np.log(softmax(inputs @ weights)[np.arange(len(labels)), labels])
-        history.append({"epoch": epoch, "train_loss": loss.mean(), "train_accuracy": right[-1].mean(),
-                        "val_accuracy": right[-1][::7].mean(), "train_seconds": 1.0, "score_seconds": 0.5,
-                        "mean_grad_norm": norms[-1].mean()})  # fmt: skip
-    right = np.array(right)
-    hardness = {
-        "sample_id": np.arange(len(labels)),
-        "label": labels.astype(np.int32),
-        "aign": np.mean(norms, axis=0),
-        "forgetting_events": (right[:-1] & ~right[1:]).sum(0).astype(np.int32),
-        "first_learned_epoch": np.where(right.any(0), right.argmax(0) + 1, -1).astype(np.int32),
-    }
-    return pixels, hardness, [{key: float(value) for key, value in entry.items()} for entry in history]
-
-
-def softmax(logits):
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
-
-
-def make_findings(rows=None, **changes):
-    """What a report shows, without any folder behind it."""
-    pixels, hardness, epochs = scored_digits()
-    order = np.argsort(hardness["aign"])
-    pick = [Images(hardness["sample_id"][part], hardness["label"][part], hardness["aign"][part], pixels[part])
-            for part in (order[:24], order[::-1][:24])]  # fmt: skip
-    mixes = [Mix(arm, fraction, mix_of(arm, fraction)) for arm in ARMS for fraction in (0.3, 0.5)]
-    fields = {
-        "title": "EasyCore on digits",
-        "note": "Artificial accuracies, real images.",
-        "rows": make_rows() if rows is None else rows,
-        "hardness": hardness,
-        "epochs": epochs,
-        "curves": make_curves(make_rows() if rows is None else rows),
-        "mixes": mixes,
-        "classes": [f"digit {label}" for label in range(10)],
-        "easiest": pick[0],
-        "hardest": pick[1],
-        "lineage": {"parents": {"dataset": {"path": "/data/digits", "fingerprint": "a" * 64}}, "git_commit": "abc"},
-    }
-    return ReportData(**{**fields, **changes})
-
-
-def mix_of(arm, fraction):
-    _, hardness, _ = scored_digits()
-    known = parse_arm(arm)
-    ids = choose(known.method, sample_ids=hardness["sample_id"], labels=hardness["label"], fraction=fraction,
-                 scores=hardness["aign"], score=known.score, balance=known.balance)  # fmt: skip
-    return np.bincount(hardness["label"][ids], minlength=10).tolist()
-
-
-def done(folder, kind, parents=None, **details):
-    """Finish an artifact of this kind in a folder."""
-    claim = Claim(str(folder), kind, "identity", "nonce", resumed=False)
-    details = {"counts": {}, "config": {}, **details}
-    return artifact.finish(claim, fingerprint=artifact.content_hash(kind), parents=parents or {}, wall_seconds=1.0,
-                           **details)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A sweep's folder, with the dataset, scoring run and coresets it refers to, as the stages write them."""
     return make_sweep(tmp_path_factory.mktemp("runs"), ROWS)
-
-
-def make_sweep(root, rows):
-    pixels, hardness, epochs = scored_digits()
-    count = len(pixels)
-    layout = shards.Layout("raw", pixels.shape[1:], None)
-    # Rows lie in another order than ids, as in a real dataset.
-    placed = np.random.default_rng(0).permutation(count)
-    stored = pa.array([pixels[number].tobytes() for number in placed], pa.binary(64))
-    columns = [pa.array(placed), pa.array(hardness["label"][placed]), stored]
-    shards.write_rows(f"{root}/dataset/shards/train-00000.parquet", layout, pa.table(columns, names=shards.COLUMNS))
-    index = {
-        "split": ["train"] * count,
-        "sample_id": range(count),
-        "key": [f"{number}.png" for number in range(count)],
-        "label": hardness["label"],
-        "sha256": ["0" * 64] * count,
-        "input_norm": np.ones(count),
-        "shard": [0] * count,
-        "row": np.argsort(placed),
-    }
-    write_index(pa.table(index, schema=INDEX_SCHEMA), f"{root}/dataset")
-    dataset = done(
-        root / "dataset", "dataset", classes=[f"digit {label}" for label in range(10)], storage="raw", image_size=None,
-        image_shape=list(pixels.shape[1:]), counts={"train": count},
-        shards={"train": [{"path": "shards/train-00000.parquet", "rows": count}]},
-    )  # fmt: skip
-    table = done(root / "scores/table", "score_table", epochs=epochs)
-    (root / "scores/hardness").mkdir()
-    pq.write_table(pa.table(hardness), root / "scores/hardness/hardness.parquet")
-    done(root / "scores/hardness", "hardness_table", files=[{"path": "hardness.parquet", "rows": count}])
-    scores = done(root / "scores", "scoring_run", {"dataset": dataset, "score_table": table})
-    for arm, fraction in {(row["method"] + "/class" * (row["balance"] == "class"), row["fraction"]) for row in rows}:
-        known = parse_arm(arm)
-        done(root / "sweep/coresets" / f"{arm.replace('/', '-')}_f{fraction}", "coreset", method=known.method,
-             score=known.score, balance=known.balance, fraction=fraction,
-             class_histogram=mix_of(arm, fraction))  # fmt: skip
-    lineage = {"parents": {}, "config": {"norm": "linf"}, "versions": artifact.versions(), "git_commit": "abc123"}
-    paths.write_json(f"{root}/sweep/summary.json", {"rows": rows, "curves": make_curves(rows), "lineage": lineage})
-    return done(root / "sweep", "sweep", {"dataset": dataset, "scores": scores},
-                counts={"rows": len(rows), "trials": 3 * len(rows)}, device_seconds=5400.0)  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
@@ -481,15 +284,6 @@ def test_a_finding_uses_the_largest_eps_that_tells_anything():
     assert [entry.eps for entry in find_main_results(rows)] == [1 / 255]
 
 
-def test_arms_look_the_same_in_every_report():
-    """The usual arms keep their colours whatever else is drawn; no two arms share colour and marker."""
-    many = ("easiest:el2n", "easycore", "random", "easycore/class", "hardest", "band", "random/class", "stratified")
-    few, lots = styles(make_rows()), styles(make_rows(arms=many))
-
-    assert {arm: lots[arm].colour for arm in few} == {arm: look.colour for arm, look in few.items()}
-    assert len({(look.colour, look.marker) for look in lots.values()}) == len(lots) == 9
-
-
 def test_pgd_adversarial_training_is_named_on_page_tables_and_plots():
     """Rows of pgd are "PGD-AT" in findings, tables and panels; they have no β and take no part in the β plot."""
     rows = [row | {"training": "pgd", "beta": None} for row in make_rows(betas=(6.0,))]
@@ -500,122 +294,6 @@ def test_pgd_adversarial_training_is_named_on_page_tables_and_plots():
     assert {found.objective for found in find_main_results(rows)} == {"PGD-AT"}
     assert "TRADES" not in glance(rows, looks)
     assert "with <span" in glance(rows, looks)
-
-
-def test_robust_by_fraction_draws_the_rows():
-    """Lines of a panel go through the rows' values, in per cent; full data is the line across."""
-    from matplotlib.figure import Figure
-
-    rows = make_rows(arms=("easycore", "random"), betas=(None,), all_eps=(4 / 255,))
-    (panel,) = sweep_plots.robust_by_fraction(rows, styles(rows)).panels
-    axes = Figure().add_subplot()
-    panel.draw(axes)
-    heights = [[round(float(height), 6) for height in line.get_ydata()] for line in axes.lines]
-
-    assert panel.title == "Standard training, ε = 4/255"
-    for arm in ("easycore", "random"):
-        assert [round(100 * row["robust_accuracy_pgd20_mean"], 6) for row in rows if row["method"] == arm] in heights
-    assert [round(100 * rows[0]["robust_accuracy_pgd20_mean"], 6)] * 2 in heights
-    (_, _, (whiskers,)), *_ = axes.containers
-    lengths = [top - bottom for (_, bottom), (_, top) in whiskers.get_segments()]
-    assert lengths == pytest.approx([200 * r["robust_accuracy_pgd20_std"] for r in rows if r["method"] == "easycore"])
-
-
-def test_training_curves_draw_every_epoch_and_mark_the_best():
-    """Per objective and fraction, three panels with a line per arm; the highest validation accuracy is marked."""
-    from matplotlib.figure import Figure
-
-    rows = make_rows(arms=("easycore", "random"), fractions=(0.5,), betas=(None, 6.0), all_eps=(8 / 255,))
-    curves = make_curves(rows)
-    plot = sweep_plots.plot_training_curves(curves, styles(rows))
-    alts = [panel.alt for panel in plot.panels]
-
-    assert [alt.split(": ")[0] for alt in alts] == ["Standard training, 50 %"] * 3 + ["TRADES, β = 6, 50 %"] * 3
-    assert alts[1].endswith(": training accuracy over the epochs")
-    assert alts[-1].endswith(": robust validation accuracy over the epochs")
-    axes = Figure().add_subplot()
-    plot.panels[-1].draw(axes)
-    (easycore,) = [curve for curve in curves if curve["method"] == "easycore" and curve["beta"] == 6.0]
-    values = [100 * entry["val_robust_accuracy"] for entry in easycore["epochs"]]
-    line = axes.lines[1]
-    assert list(line.get_ydata()) == values
-    assert line.get_markevery() == [values.index(max(values))]
-    assert 0 < values.index(max(values)) < 19, "the curve does not overfit, so there is nothing to see"
-
-
-def test_curves_without_validation_or_epochs_to_compare_are_left_out():
-    """A sweep of an older release, or of single epochs, has no plot; one without a validation split has two panels."""
-    rows = make_rows(arms=("easycore",), fractions=(0.5,), betas=(6.0,), all_eps=(8 / 255,))
-    looks = styles(rows)
-    plain = make_curves(rows)
-    for curve in plain:
-        curve["epochs"] = [{k: v for k, v in entry.items() if not k.startswith("val_")} for entry in curve["epochs"]]
-
-    assert sweep_plots.plot_training_curves([], looks).panels == []
-    assert sweep_plots.plot_training_curves(make_curves(rows, epochs=1), looks).panels == []
-    assert len(sweep_plots.plot_training_curves(plain, looks).panels) == 2
-
-
-def test_the_best_epoch_is_told_where_it_is_not_the_last():
-    """Beside the last's accuracies, in the terminal and on the page; and nowhere else."""
-    rows = make_rows(arms=("easycore",), fractions=(0.3,), betas=(None, 6.0), all_eps=(8 / 255,))
-    (overfit,) = [row for row in rows if row["method"] == "easycore" and row["beta"] == 6.0]
-    best = f"{100 * overfit['robust_accuracy_pgd20_best_mean']:.1f}"
-    (line,) = [line for line in print_table(rows).splitlines() if "easycore" in line and "β = 6" in line]
-    page = Page(result_tables(rows, styles(rows))).text
-
-    assert f" {best} " in line
-    assert f"best {best} ± 0.6 (epoch 6)" in page
-    alike = [row | {"best_epoch_mean": 20.0} for row in rows]
-    assert "best" not in print_table(alike)
-    assert "best" not in print_table([row | {"best_epoch_mean": None} for row in rows])
-
-
-def test_beta_needs_two_values_to_be_a_plot():
-    """With one β there is no plot against it; with two there is a panel per fraction and eps."""
-    looks = styles(make_rows())
-
-    assert sweep_plots.robust_by_beta(make_rows(betas=(None, 6.0)), looks).panels == []
-    assert len(sweep_plots.robust_by_beta(make_rows(), looks).panels) == 4
-
-
-def test_class_mix_averages_seeds_and_is_relative_to_the_data():
-    """Two draws of one arm are one line; twice the share of a class in the data is 2."""
-    from matplotlib.figure import Figure
-
-    mixes = [Mix("random", 0.5, [10, 0]), Mix("random", 0.5, [5, 5]), Mix("hardest", 0.5, [1, 9])]
-    (panel,) = score_plots.plot_class_mix(mixes, np.array([30, 70]), ["cat", "dog"]).panels
-    axes = Figure().add_subplot()
-    panel.draw(axes)
-
-    assert [text.get_text() for text in axes.texts] == ["2.50", "0.36", "0.33", "1.29"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["random, 50 %", "hardest, 50 %"]
-
-
-@pytest.mark.parametrize("aign", [np.zeros(9), np.full(9, 0.3), np.geomspace(1e-20, 1, 9), np.r_[0, np.ones(8)]])
-def test_any_scores_have_a_histogram(aign):
-    """Equal, vanishing and widely spread scores are drawn, every sample in some bin."""
-    from matplotlib.figure import Figure
-
-    hardness = {"label": np.arange(9) % 3, "aign": aign, "forgetting_events": np.arange(9) % 2,
-                "first_learned_epoch": np.arange(9) - 1}  # fmt: skip
-    plot = score_plots.distribution(hardness, ["a", "b", "c"], [0.3, 0.5])
-    axes = Figure().add_subplot()
-    plot.panels[0].draw(axes)
-
-    assert max(sum(bar.get_height() for bar in stack) for stack in axes.containers[-1:]) <= 9
-    assert sum(bar.get_y() + bar.get_height() for bar in axes.containers[-1]) == 9
-    assert to_svg(plot.panels[1]).startswith(b"<?xml")
-
-
-@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), (32, 32)), ((1, 8, 8), (8, 8)), ((3, 400, 300), (120, 160))])
-def test_pictures_keep_their_shape(shape, size):
-    """Small images are kept pixel for pixel, large ones are scaled to 160 pixels on the longer side."""
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    with Image.open(io.BytesIO(base64.b64decode(to_data_uri(pixels).split(",")[1]))) as picture:
-        assert picture.size == size
-        if max(shape) < 160:
-            np.testing.assert_array_equal(np.asarray(picture).reshape(*shape[1:], -1).transpose(2, 0, 1), pixels)
 
 
 def test_the_printed_table_is_aligned_and_fits():
@@ -713,3 +391,18 @@ def test_several_attacks_have_columns_and_the_headline_is_their_worst():
     assert find_main_results(rows)[0].best["robust_accuracy_mean"] == 0.311
     few = make_findings(rows)
     assert "PGD-20 and AutoAttack" in Page(render_report(few, [])).text
+
+
+def test_the_best_epoch_is_told_where_it_is_not_the_last():
+    """Beside the last's accuracies, in the terminal and on the page; and nowhere else."""
+    rows = make_rows(arms=("easycore",), fractions=(0.3,), betas=(None, 6.0), all_eps=(8 / 255,))
+    (overfit,) = [row for row in rows if row["method"] == "easycore" and row["beta"] == 6.0]
+    best = f"{100 * overfit['robust_accuracy_pgd20_best_mean']:.1f}"
+    (line,) = [line for line in print_table(rows).splitlines() if "easycore" in line and "β = 6" in line]
+    page = Page(result_tables(rows, styles(rows))).text
+
+    assert f" {best} " in line
+    assert f"best {best} ± 0.6 (epoch 6)" in page
+    alike = [row | {"best_epoch_mean": 20.0} for row in rows]
+    assert "best" not in print_table(alike)
+    assert "best" not in print_table([row | {"best_epoch_mean": None} for row in rows])

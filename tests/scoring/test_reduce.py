@@ -1,9 +1,6 @@
 """Reduction: equal to a plain loop over rows, whoever wrote the rows and however ids are cut; damage is refused."""
 
-import hashlib
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,91 +8,21 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.inspection.verify import verify
 from easycore_ray.scoring import reduce as reduction
 from easycore_ray.scoring import score_table
 from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, HARDNESS_SCHEMA, open_hardness, read_hardness
 from easycore_ray.scoring.reduce import reduce
-from easycore_ray.scoring.reduce_task import make_plan, reduce_range
-from easycore_ray.scoring.score_reader import open_table
-from easycore_ray.storage import paths
+from easycore_ray.scoring.reduce_task import reduce_range
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from tests.artifacts import draw_rows, edit_manifest, finish_table, samples_of, write_parts
-
-EPOCHS = [0, 1, 3, 5, 7]
-
-
-def population(count=37, seed=0):
-    """Ids with gaps in random order, and labels."""
-    rng = np.random.default_rng(seed)
-    return rng.permutation(np.arange(count) * 3 + 11), rng.integers(0, 4, count)
-
-
-def expected(rows, samples):
-    """The hardness table by a plain loop over samples and their rows, in order of epochs."""
-    found = {name: [] for name in HARDNESS_SCHEMA.names}
-    for sample in samples.to_pylist():
-        mine = []
-        for columns in sorted(rows, key=lambda columns: columns["epoch"][0]):
-            at = columns["sample_id"].tolist().index(sample["sample_id"])
-            mine.append({name: values[at].item() for name, values in columns.items()})
-        control = [row["grad_norm"] for row in mine if row["epoch"] == 0]
-        mine = [row for row in mine if row["epoch"] > 0]
-        learned = [row["epoch"] for row in mine if row["correct"]]
-        sums = dict.fromkeys(("grad_norm", "el2n", "loss", "margin"), 0.0)
-        forgotten, before = 0, False
-        for row in mine:
-            for name in sums:
-                sums[name] += row[name]
-            forgotten += before and not row["correct"]
-            before = row["correct"]
-        row = {
-            "sample_id": sample["sample_id"],
-            "label": sample["label"],
-            "num_scores": len(mine),
-            "aign": sums["grad_norm"] / len(mine),
-            "el2n": sums["el2n"] / len(mine),
-            "loss": sums["loss"] / len(mine),
-            "aum": sums["margin"] / len(mine),
-            "forgetting_events": forgotten,
-            "first_learned_epoch": learned[0] if learned else -1,
-            "input_norm": np.float32(sample["input_norm"]).item(),
-            "aign_epoch0": control[0] if control else None,
-        }
-        for name in HARDNESS_SCHEMA.names:
-            found[name].append(row[name])
-    return pa.table(found, schema=HARDNESS_SCHEMA)
-
-
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
-    """A scoring run with a finished table of 37 samples, five epochs, three ranks; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    ids, labels = population()
-    parts = write_parts(folder / "table", draw_rows(ids, labels, EPOCHS), np.arange(37) % 3)
-    finish_table(folder, parts, samples_of(ids, labels))
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path, finished_run):
-    """A copy of the run of its own."""
-    return shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
-
-
-def reduced(run, **options):
-    """The hardness table of a run."""
-    artifact = reduce(ReduceConfig(out=f"{run}/hardness", scores=str(run), **options))
-    return read_hardness(artifact)
-
+from tests.artifacts import draw_rows, finish_table, samples_of, write_parts
+from tests.hardness import EPOCHS, expected, in_ranges, part_file, population, reduced, refuse
 
 # ---------------------------------------------------------------- values
 
@@ -145,14 +72,6 @@ def test_sums_do_not_lose_small_scores_beside_large_ones(tmp_path):
     finish_table(tmp_path, write_parts(tmp_path / "table", rows, np.zeros(2)), samples_of(ids, labels))
 
     assert reduced(tmp_path)["aign"].to_pylist() == [(1e8 + 20) / 21, 1.0]
-
-
-def in_ranges(run, num_ranges, numbers=None, out="hardness"):
-    """What the tasks of a plan write, put together in id order; the tasks run here."""
-    table = open_table(f"{run}/table")
-    plan = make_plan(table, tuple(table.epochs()), f"{run}/{out}", num_ranges)
-    entries = [reduce_range(plan, number) for number in numbers or range(len(plan.ranges))]
-    return pa.concat_tables(pq.read_table(f"{run}/{out}/{entry['path']}") for entry in entries)
 
 
 @given(st.integers(1, 25), st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True), st.data())
@@ -406,215 +325,6 @@ def test_a_plan_writes_nothing(run):
 # ---------------------------------------------------------------- damage
 
 
-def part_file(run, epoch=3, rank=1):
-    """A part's file."""
-    return run / "table" / f"epoch={epoch:05d}" / f"part-a-r{rank:05d}.parquet"
-
-
-def relist(run, columns, epoch=3, rank=1):
-    """Replace a part by these rows, and its descriptor with it: damage that no checksum shows."""
-    part = score_table.write_part(str(run / "table"), columns, epoch=epoch, rank=rank, attempt="a")
-    manifest = json.loads((run / "table" / "manifest.json").read_text())
-    parts = [part.to_dict() if entry["path"] == part.path else entry for entry in manifest["parts"]]
-    edit_manifest(run / "table", parts=parts)
-
-
-def columns_of(run, epoch=3, rank=1):
-    """The rows of a part."""
-    table = pq.read_table(part_file(run, epoch, rank), partitioning=None)
-    return {name: table[name].to_numpy().copy() for name in table.column_names}
-
-
-def refuse(run, message, **options):
-    """Reducing fails with this one line, and nothing is finished."""
-    with pytest.raises(EasyCoreError, match=message) as caught:
-        reduced(run, **options)
-    assert "\n" not in str(caught.value)
-    assert not (run / "hardness" / "manifest.json").exists()
-
-
-def change_a_score(run):
-    """Flip one bit of one float in a part; it stays a valid file."""
-    content = bytearray(part_file(run).read_bytes())
-    content[content.index(columns_of(run)["margin"].tobytes())] ^= 1
-    part_file(run).write_bytes(content)
-
-
-def test_a_torn_part_is_refused(run):
-    """Its end is missing."""
-    part_file(run).write_bytes(part_file(run).read_bytes()[:-20])
-    refuse(run, "epoch=00003/part-a-r00001.parquet does not have the checksum")
-
-
-def test_a_part_that_is_gone_is_refused(run):
-    """Listed, but not there."""
-    part_file(run).unlink()
-    refuse(run, "epoch=00003/part-a-r00001.parquet is listed in the manifest but cannot be read")
-
-
-def test_a_changed_score_is_refused(run):
-    """No value can change behind the manifest's back."""
-    change_a_score(run)
-    refuse(run, "epoch=00003/part-a-r00001.parquet does not have the checksum")
-
-
-@pytest.mark.parametrize("num_ranges", [1, 3, 16])
-def test_every_part_is_verified_by_one_range(run, num_ranges):
-    """However ids are cut, one range reads all of a damaged part and refuses it, and only one does."""
-    change_a_score(run)
-    refused = []
-    for number in range(num_ranges):
-        try:
-            in_ranges(run, num_ranges, [number])
-        except EasyCoreError as error:
-            refused.append(str(error))
-
-    assert len(refused) == 1
-    assert "does not have the checksum" in refused[0]
-
-
-@pytest.mark.parametrize("num_ranges", [1, 2, 5])
-def test_checksums_are_shared_out_evenly(run, num_ranges):
-    """Each part to one range that it has rows in, and no range has much more to do than another."""
-    table = open_table(f"{run}/table")
-    plan = make_plan(table, tuple(table.epochs()), f"{run}/hardness", num_ranges)
-    for (low, high), parts in zip(plan.ranges, plan.verified, strict=True):
-        assert all(part.first_id < high and part.last_id >= low for part in parts)
-    loads = [sum(part.num_bytes for part in parts) for parts in plan.verified]
-
-    assert sorted(part.path for parts in plan.verified for part in parts) == sorted(part.path for part in table.parts)
-    assert max(loads) - min(loads) <= max(part.num_bytes for part in table.parts)
-
-
-def test_a_part_without_rows_is_verified_too(run):
-    """A worker that had none wrote one; it is listed, so it must be there."""
-    empty = {name: values[:0] for name, values in columns_of(run).items()}
-    part = score_table.write_part(f"{run}/table", empty, epoch=3, rank=9, attempt="a")
-    manifest = json.loads((run / "table" / "manifest.json").read_text())
-    edit_manifest(run / "table", parts=[part.to_dict(), *manifest["parts"]])
-    assert reduced(run).num_rows == 37
-    (run / "table" / part.path).unlink()
-    (run / "hardness" / "manifest.json").unlink()
-    refuse(run, "epoch=00003/part-a-r00009.parquet is listed in the manifest but cannot be read")
-
-
-def test_a_doubled_row_in_another_part_is_refused(run):
-    """The same sample by two ranks."""
-    columns = columns_of(run)
-    columns["sample_id"][2] = columns_of(run, rank=0)["sample_id"][4]
-    relist(run, columns)
-    refuse(run, rf"epoch 3: sample_id {columns['sample_id'][2]} has more than one row")
-
-
-def test_a_doubled_row_in_one_part_is_refused(run):
-    """The same sample twice by one rank."""
-    columns = columns_of(run)
-    columns["sample_id"][2] = columns["sample_id"][3]
-    relist(run, columns)
-    refuse(run, "epoch=00003/part-a-r00001.parquet is not sorted by sample_id, or holds one twice")
-
-
-def test_a_missing_row_is_refused(run):
-    """One sample lacks one epoch."""
-    gone = columns_of(run)["sample_id"][5]
-    relist(run, {name: np.delete(values, 5) for name, values in columns_of(run).items()})
-    refuse(run, rf"epoch 3: 1 samples have no row \(first sample_id: {gone}\)")
-
-
-def test_an_epoch_of_a_lost_worker_is_refused(run):
-    """A part that is not listed is a part that is not there."""
-    manifest = json.loads((run / "table" / "manifest.json").read_text())
-    edit_manifest(
-        run / "table", parts=[part for part in manifest["parts"] if part["path"] != "epoch=00003/part-a-r00001.parquet"]
-    )
-    gone = columns_of(run)["sample_id"]
-    refuse(run, rf"epoch 3: {len(gone)} samples have no row \(first sample_id: {gone[0]}\)")
-
-
-def test_a_sample_without_any_row_is_refused(run):
-    """Also where no part reaches its id."""
-    for epoch in EPOCHS:
-        for rank in range(3):
-            columns = columns_of(run, epoch, rank)
-            keep = columns["sample_id"] != 119
-            relist(run, {name: values[keep] for name, values in columns.items()}, epoch, rank)
-    refuse(run, r"epoch 0: 1 samples have no row \(first sample_id: 119\)")
-
-
-def test_a_list_of_samples_that_is_not_the_runs_is_refused(run):
-    """Shorter than the manifest says, or of another schema, or gone."""
-    ids, labels = population()
-    score_table.write_samples(f"{run}/table", samples_of(ids[:-1], labels[:-1]))
-    refuse(run, "36 of 37 samples are known; the table is damaged")
-    pq.write_table(pa.table({"sample_id": ids}), run / "table" / "samples.parquet")
-    refuse(run, "samples.parquet has another schema than the samples of a table")
-    (run / "table" / "samples.parquet").unlink()
-    refuse(run, "samples.parquet belongs to the table but cannot be read")
-
-
-@pytest.mark.parametrize("foreign", [-1, 12, 500])
-def test_a_foreign_row_is_refused(run, foreign):
-    """Padding, an id in a gap, an id beyond the population."""
-    columns = columns_of(run)
-    columns = {name: np.append(values, values[:1]) for name, values in columns.items()}
-    columns["sample_id"][-1] = foreign
-    relist(run, columns)
-    refuse(run, rf"(holds the foreign sample_id {foreign}, |epoch 3: sample_id {foreign} is foreign: )")
-
-
-@pytest.mark.parametrize("epoch", [0, 3])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["grad_norm", "loss", "margin", "el2n"])
-def test_a_score_that_is_not_finite_is_refused(run, monkeypatch, name, bad, epoch):
-    """The writer refuses it; a part written by something else is refused here, with its epoch and ids."""
-    columns = columns_of(run, epoch)
-    columns[name][[0, 4]] = bad
-    first, second = columns["sample_id"][[0, 4]]
-    monkeypatch.setattr(score_table, "_refuse_non_finite", lambda *_: None)
-    relist(run, columns, epoch)
-    refuse(run, rf"epoch {epoch}: {name} is not finite for 2 samples \(first sample_ids: {first}, {second}\)")
-
-
-def test_a_part_of_another_schema_is_refused(run):
-    """Valid Parquet and listed with its checksum, but no part."""
-    pq.write_table(pa.table({"sample_id": columns_of(run)["sample_id"]}), part_file(run))
-    manifest = json.loads((run / "table" / "manifest.json").read_text())
-    for part in manifest["parts"]:
-        if part["path"] == "epoch=00003/part-a-r00001.parquet":
-            part["sha256"] = hashlib.sha256(part_file(run).read_bytes()).hexdigest()
-    edit_manifest(run / "table", parts=manifest["parts"])
-    refuse(run, "part-a-r00001.parquet has another schema than a score table part: \\['sample_id'\\]")
-
-
-def test_a_table_with_nothing_but_the_control_is_refused(tmp_path):
-    """There is no average of no epochs."""
-    ids, labels = population()
-    parts = write_parts(tmp_path / "table", draw_rows(ids, labels, [0]), np.zeros(37))
-    finish_table(tmp_path, parts, samples_of(ids, labels))
-    refuse(tmp_path, "holds no scored epoch after the first weights")
-
-
-def test_tables_that_cannot_be_used_are_refused(run):
-    """Newer, of another kind, unfinished, missing: before anything is written."""
-    edit_manifest(run / "table", format_version=7)
-    refuse(run, "format_version 7, this release reads up to 2")
-    edit_manifest(run / "table", format_version=2, kind="dataset")
-    refuse(run, "holds a dataset, not a score table")
-    (run / "table" / "manifest.json").unlink()
-    paths.write_json(f"{run}/table/run.json", {})
-    refuse(run, "is still being written")
-    refuse(run / "nowhere", "does not exist")
-    assert not (run / "hardness").exists()
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_damage_found_by_a_ray_task_is_the_same_single_line(run):
-    """Without the task's traceback around it."""
-    change_a_score(run)
-    refuse(run, "^[^ ]*part-a-r00001.parquet does not have the checksum in the manifest", bucket_rows=20)
-
-
 @pytest.mark.parametrize(
     "only", [("aign",), ("el2n", "aum"), ("forgetting",), ("aign_epoch0",), ("loss", "aign_epoch0", "input_norm")]
 )
@@ -632,24 +342,3 @@ def test_only_some_scores_are_the_same_and_the_others_empty(run, only):
             assert some[name].equals(whole[name])
         else:
             assert some[name].null_count == some.num_rows
-
-
-def test_a_damaged_page_is_found_without_reading_whole_parts(run):
-    """With --only, a flipped bit in a score that is read is refused; one in a column that is not read is not seen."""
-    table = open_table(f"{run}/table")
-    part = Path(table.path, next(part.path for part in table.parts if part.epoch > 0 and part.rows))
-    content = part.read_bytes()
-    for column, refused in (("grad_norm", True), ("loss", False)):
-        index = score_table.SCORE_SCHEMA.get_field_index(column)
-        chunk = pq.ParquetFile(part).metadata.row_group(0).column(index)
-        # The last byte of the chunk is one of a value: its lowest mantissa byte would be no other number to a reader.
-        at = chunk.data_page_offset + chunk.total_compressed_size - 4
-        part.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        if refused:
-            with pytest.raises(EasyCoreError, match="is damaged"):
-                reduce(scores=str(run), out=f"{run}/a", only=("aign",))
-        else:
-            reduce(scores=str(run), out=f"{run}/b", only=("aign",))
-        with pytest.raises(EasyCoreError, match="does not have the checksum in the manifest"):
-            reduce(scores=str(run), out=f"{run}/{column}")
-        part.write_bytes(content)
