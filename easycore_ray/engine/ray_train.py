@@ -18,6 +18,7 @@ from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State, load_state
 from easycore_ray.engine.worker_group import RayContext
 from easycore_ray.runtime import cluster
+from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.runtime.progress_actor import watching
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim, giving_back
@@ -162,7 +163,7 @@ def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label:
     before = cluster.reservations()
     for failures in range(1, max_failures + 2):
         try:
-            return make_trainer().fit()
+            return interruptible(make_trainer().fit)
         except ray.train.TrainingFailedError as error:
             failure, cause = first_failure(error), error
             if failure.repeats:

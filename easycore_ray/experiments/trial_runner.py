@@ -25,6 +25,7 @@ from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import Progress
+from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
@@ -144,7 +145,7 @@ def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
         ),
     )
-    results = tuner.fit()
+    results = interruptible(tuner.fit)
     # Tune's own state is never read again: finished trials are recognised by their artifacts.
     paths.delete_tree(paths.join(made.path, "tune"))
     return [str(error).strip().splitlines()[-1] for error in results.errors]

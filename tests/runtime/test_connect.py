@@ -57,9 +57,7 @@ def test_a_folder_in_which_ray_cannot_start(folder):
 
 def test_importing_changes_no_variables():
     """A library that is imported leaves the process as it is."""
-    code = (
-        "import os; import ray; before = dict(os.environ); import easycore_ray.runtime.cluster; "
-        "assert dict(os.environ) == before"
-    )
+    load = "import easycore_ray.runtime.cluster"
+    code = f"import os; import ray; before = dict(os.environ); {load}; assert dict(os.environ) == before"
     bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     subprocess.run([sys.executable, "-c", code], env=bare, check=True, timeout=60)

@@ -1,0 +1,60 @@
+"""Ctrl-C: one line, exit code 130 within seconds, no process left behind, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from easycore_ray.storage.artifact import open_artifact
+from tests.faults import MARK, processes
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def command(settings, tmp_path):
+    """A scoring job on a Ray of its own, as a user starts it, and its environment."""
+    fields = settings(tmp_path / "run", epochs=400) | {"initial_pass": None}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items() if value is not None]
+    folder = tempfile.mkdtemp(prefix="ec", dir="/tmp")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return [sys.executable, "-m", "jobs.score", *options], environment | {MARK: folder, "RAY_TMPDIR": folder}
+
+
+def interrupted(command, environment, sign):
+    """Send SIGINT to a command once a line of standard error holds ``sign``: seconds to its end, exit code, lines."""
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    said = []
+    for line in job.stderr:
+        said.append(line)
+        if sign in line:
+            break
+    sent = time.monotonic()
+    job.send_signal(signal.SIGINT)
+    said += job.stderr.readlines()
+    code = job.wait(timeout=120)
+    return time.monotonic() - sent, code, said
+
+
+def test_a_run_that_is_interrupted_ends_at_once(command, tmp_path):
+    """While Ray Train's workers are at work."""
+    arguments, environment = command
+    seconds, code, said = interrupted(arguments, environment, "epoch ")
+    assert (code, said[-1]) == (130, "interrupted; run the same command again to resume\n"), "".join(said)
+    print(f"{seconds:.1f} s from the interrupt to the end")
+    assert seconds < 10, "5 s where nothing else runs"
+    deadline = time.monotonic() + 10
+    while processes(environment[MARK], "") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes(environment[MARK], "") == []
+    with pytest.raises(Exception, match="still being written"):
+        open_artifact(str(tmp_path / "run"))
+
+
+def test_the_handler_of_interrupts_stays_pythons(two_workers):
+    """Ray Train puts its own in place, and leaves it there: what comes after training could not be interrupted."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
