@@ -9,7 +9,7 @@ curves at all eps and the distance cannot contradict each other.
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
-from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice
+from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice, task_demand
 from easycore_ray.evaluation.threats import check_fits
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
@@ -132,9 +132,7 @@ def analyze(config: AnalyzeConfig) -> Artifact:
     if inputs.models:
         with giving_back(made):
             cluster.connect()
-            cpus = config.cpus_per_worker or 1.0
-            wanted = cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker)
-            cluster.preflight(wanted)
+            cluster.preflight(task_demand(config))
     samples = attack_on_ray(config, inputs, made)
     artifact = finish_analysis(config, made, inputs, samples, started)
     for text in artifact.manifest["warnings"]:
@@ -236,7 +234,7 @@ def _assign_names(models: Sequence[Model]) -> list[Model]:
         ]
     if len(set(names)) < len(names):
         names = [f"{name} (model {number})" for number, name in enumerate(names, start=1)]
-    return [Model(name, model.artifact, model.network, model.seen) for name, model in zip(names, models, strict=True)]
+    return [replace(model, name=name) for name, model in zip(names, models, strict=True)]
 
 
 # --- attacks ------------------------------------------------------------------------------------
@@ -417,31 +415,31 @@ def summarise_claims(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -
         "score": config.score,
         "norm": config.norm,
         "eps": eps,
-        "population": len(run.sample_ids),
+        "num_scored_samples": len(run.sample_ids),
         "num_samples": len(inputs.drawn) if inputs.models else 0,
-        "scoring_runs": [_run_entry(each) for each in inputs.runs],
-        "models": [_model_entry(each, inputs.drawn) for each in inputs.models],
+        "scoring_runs": [_describe_run(each) for each in inputs.runs],
+        "models": [_describe_model(each, inputs.drawn) for each in inputs.models],
         "claims": verdicts(config, groups, inputs.runs, pairs, inputs.deciles, inputs.dataset.classes),
         "groups": [describe_group(group, eps) for group in groups],
-        "population_deciles": [_population_decile(inputs, number) for number in range(1, DECILES + 1)],
+        "score_deciles": [_describe_score_decile(inputs, number) for number in range(1, DECILES + 1)],
         "class_mix": class_mix(run, inputs.dataset.num_classes),
         "pairs": [vars(pair) for pair in pairs],
         "warnings": inputs.warnings,
     }  # fmt: skip
 
 
-def _run_entry(run: Run) -> dict[str, Any]:
+def _describe_run(run: Run) -> dict[str, Any]:
     recipe = run.recipe or {}
     known = {name: recipe.get(name) for name in ("epochs", "score_pass")}
     return {"name": run.name, "path": run.hardness.path, "network": run.network, "seed": run.seed, **known}
 
 
-def _model_entry(model: Model, drawn: NDArray[np.int64]) -> dict[str, Any]:
+def _describe_model(model: Model, drawn: NDArray[np.int64]) -> dict[str, Any]:
     seen = None if model.seen is None else int(np.isin(drawn, model.seen).sum())
     return {"name": model.name, "path": model.artifact.path, "drawn_seen": seen}
 
 
-def _population_decile(inputs: Inputs, number: int) -> dict[str, Any]:
+def _describe_score_decile(inputs: Inputs, number: int) -> dict[str, Any]:
     run = inputs.runs[0]
     mine = inputs.deciles == number
     entry: dict[str, Any] = {

@@ -7,7 +7,7 @@ network trained twice.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def open_runs(folders: Sequence[str], score: str) -> list[Run]:
             )
     names = [run.name for run in runs]
     return [
-        run if names.count(run.name) == 1 else _renamed(run, f"{run.name} (run {number})")
+        run if names.count(run.name) == 1 else replace(run, name=f"{run.name} (run {number})")
         for number, run in enumerate(runs, start=1)
     ]
 
@@ -185,7 +185,3 @@ def _config_of(table: Artifact) -> ScoreConfig | None:
             except (EasyCoreError, KeyError):
                 continue
     return None
-
-
-def _renamed(run: Run, name: str) -> Run:
-    return Run(**{**vars(run), "name": name})

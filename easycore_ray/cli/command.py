@@ -93,15 +93,15 @@ def _run_command(name: str, arguments: list[str], prog: str) -> Any:
     command = COMMANDS[name]
     request = parse_request(command.kind, arguments, prog=prog, dry_run=command.plan is not None)
     if request.dry_run or request.measure:
-        return _show_plan(command, request.config, measure=request.measure, asked=request.dry_run)
+        return _show_plan(command, request.config, measure=request.measure, dry_run=request.dry_run)
     return command.run(request.config)
 
 
-def _show_plan(command: Command, config: Any, *, measure: bool, asked: bool) -> Any:
+def _show_plan(command: Command, config: Any, *, measure: bool, dry_run: bool) -> Any:
     from easycore_ray.cli.results import show
     from easycore_ray.storage import paths
 
-    if not asked:
+    if not dry_run:
         raise EasyCoreError("--measure goes with --dry-run; pass both")
     assert command.plan is not None
     paths.reach(*vars(config).values())

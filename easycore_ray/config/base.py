@@ -128,7 +128,7 @@ class Verb(Protocol[T_co]):
 def verb(
     kind: type[Any], *, gives: Callable[..., T_co], plan: Callable[[Any, bool], WorkPlan] | None = None
 ) -> Callable[[Callable[[Any], Any]], Verb[T_co]]:
-    """Make a verb of a function of one configuration. The object stores it names are asked first (``paths.reach``).
+    """Make a verb of a function of one configuration. First the object stores it names must answer (``paths.reach``).
 
     Args:
         kind: the configuration.

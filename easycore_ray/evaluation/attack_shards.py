@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from easycore_ray.config.base import ComputeConfig
+from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.attacks import ATTACKS
 from easycore_ray.core.eps import format_eps
@@ -21,12 +21,11 @@ from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.evaluation.autoattack import autoattack
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
 from easycore_ray.evaluation.threats import AUTOATTACK, Threats, outcome_column
+from easycore_ray.runtime.cluster import Demand
 from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
 from easycore_ray.storage.artifact import Claim
 
 SHARD_ROWS = 250
-
-
 _NOTES = b"easycore"  # what shards say besides their outcomes, in the metadata of their tables
 
 
@@ -44,6 +43,11 @@ class TaskDevice:
         """A GPU if tasks are given any; as many threads as requested, else as CPUs."""
         threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
         return cls("cuda" if config.gpus_per_worker else "cpu", threads)
+
+
+def task_demand(config: ResourceConfig) -> Demand:
+    """What a single task or one-worker trial must at least be given."""
+    return Demand(num_workers=1, cpus_per_worker=config.cpus_per_worker or 1.0, gpus_per_worker=config.gpus_per_worker)
 
 
 def attack_rows(

@@ -22,7 +22,7 @@ from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
-from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of
+from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of, task_demand
 from easycore_ray.evaluation.plans import plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.evaluation.threats import (
@@ -115,8 +115,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         return made
     with giving_back(made):
         cluster.connect()
-        cpus = config.cpus_per_worker or 1.0
-        cluster.preflight(cluster.Demand(num_workers=1, cpus_per_worker=cpus, gpus_per_worker=config.gpus_per_worker))
+        cluster.preflight(task_demand(config))
     outcomes = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
     artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
     summary = artifact.manifest["summary"]

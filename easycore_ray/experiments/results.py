@@ -85,17 +85,12 @@ def _result_row(
 ) -> dict[str, Any]:
     first = members[0]
     uses_scores = METHODS[first.arm.method].needs_score
-    seeds = [trial.seed for trial in members]
     return {
         **described(first),
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
-        "seeds": seeds,
-        **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
-        "worst_class_clean_accuracy_mean": mean(summary["worst_class_clean_accuracy"] for summary in summaries),
-        **robust_columns(summaries, eps),
+        **accuracy_columns([trial.seed for trial in members], summaries, eps),
         "attack": list(first.evaluate.attack),
         **_best_columns(checkpoints, best, eps),
-        "eps": eps,
         "epochs": checkpoints[0]["counts"]["epochs"],
         "steps": checkpoints[0]["steps"],
         "num_samples": checkpoints[0]["counts"]["samples"],
@@ -103,12 +98,32 @@ def _result_row(
         "training_seconds": _mean_seconds(checkpoints, "train_seconds"),
         "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
-        "suspicious": evaluation_messages("suspicious", seeds, summaries),
-        "warnings": evaluation_messages("warnings", seeds, summaries),
     }
 
 
-def robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, float | None]:
+def accuracy_columns(seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any]:
+    """The columns of a row that follow from evaluations, one for each seed: accuracies in [0, 1], and their messages.
+
+    Args:
+        seeds: of the models.
+        summaries: see ``evaluate.summarise_outcomes``, in the order of the seeds.
+        eps: one of those evaluated, in [0, 1] pixel units.
+    """
+    messages = {
+        key: [f"seed {seed}: {text}" for seed, found in zip(seeds, summaries, strict=True) for text in found[key]]
+        for key in ("suspicious", "warnings")
+    }
+    return {
+        "seeds": list(seeds),
+        **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
+        "worst_class_clean_accuracy_mean": mean(summary["worst_class_clean_accuracy"] for summary in summaries),
+        **_robust_columns(summaries, eps),
+        "eps": eps,
+        **messages,
+    }
+
+
+def _robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, float | None]:
     """Robust accuracies at an eps: under all attacks (no suffix), and ``_<attack>`` under each."""
     here = [[row for row in summary["robust"] if row["eps"] == eps] for summary in summaries]
     # The last one of an eps is the pointwise worst, with several attacks, or the only one.
@@ -121,11 +136,6 @@ def robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[s
         found |= mean_std(f"robust_accuracy{suffix}", [row["accuracy"] for row in rows])
         found[f"worst_class_robust_accuracy{suffix}_mean"] = mean(row["worst_class_accuracy"] for row in rows)
     return found
-
-
-def evaluation_messages(key: str, seeds: Iterable[int], summaries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Messages of the evaluations under a key (``suspicious`` or ``warnings``), each with its seed."""
-    return [f"seed {seed}: {text}" for seed, summary in zip(seeds, summaries, strict=True) for text in summary[key]]
 
 
 def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], eps: float) -> dict[str, float | None]:

@@ -16,14 +16,12 @@ from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.experiments.plans import plan_study
 from easycore_ray.experiments.results import (
+    accuracy_columns,
     described,
-    evaluation_messages,
     lineage,
     lost_row,
     mean,
-    mean_std,
     read_result_rows,
-    robust_columns,
 )
 from easycore_ray.experiments.study_results import (
     AUTOATTACK_SUFFIX,
@@ -99,7 +97,7 @@ def study(config: StudyConfig) -> Artifact:
             draw_book(book)
         for part, trials in missing.items():
             if trials:
-                _run(config, made, opened, part, tracker)
+                _run_part(config, made, opened, part, tracker)
                 draw_book(book)
                 say(f"study: part {part} is done → {results}")
         return _finish(config, made, opened, started)
@@ -153,26 +151,19 @@ def rows_of(book: Book) -> list[dict[str, Any]]:
 
 
 def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str, Any]:
-    first, seeds = members[0], [record["seed"] for record in members]
-    same = _without_seed(first)
+    first, same = members[0], _without_seed(members[0])
     scored = METHODS[first["method"]].needs_score
     seconds = [book.scoring[str(record["seed"])]["device_seconds"] for record in members] if scored else [0.0]
     return {
         **{name: first[name] for name in _DESCRIBED},
         "scoring_seed": None,  # each seed has its own
-        "seeds": seeds,
-        **mean_std("clean_accuracy", [record["clean_accuracy"] for record in members]),
-        "worst_class_clean_accuracy_mean": mean(record["worst_class_clean_accuracy"] for record in members),
-        **robust_columns(members, eps),
+        **accuracy_columns([record["seed"] for record in members], members, eps),
         "diverged_seeds": sorted({lost["seed"] for lost in book.diverged.values() if _without_seed(lost) == same}),
-        "eps": eps,
         "steps": first["steps"],
         "num_samples": first["num_samples"],
         "scoring_seconds": round(mean(seconds), 3),
         "training_seconds": round(mean(record["training_seconds"] for record in members), 3),
         "device": first["device"],
-        "suspicious": evaluation_messages("suspicious", seeds, members),
-        "warnings": evaluation_messages("warnings", seeds, members),
     }
 
 
@@ -196,7 +187,7 @@ def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Cl
     return made
 
 
-def _run(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tracker: Tracker) -> None:
+def _run_part(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tracker: Tracker) -> None:
     """Score and select what the trials need, run them, keep what they find."""
     dataset, book, trials = opened.dataset, opened.book, opened.missing[part]
     cluster.connect()

@@ -18,7 +18,7 @@ from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import demand_of
 from easycore_ray.engine.state import HaltedError
-from easycore_ray.evaluation.attack_shards import attack_rows
+from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
 from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
 from easycore_ray.evaluation.threats import threats_of
 from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
@@ -27,10 +27,7 @@ from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import Progress
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import (
-    Artifact,
-    Claim,
-)
+from easycore_ray.storage.artifact import Artifact, Claim
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker
 from easycore_ray.training.train import (
@@ -51,19 +48,9 @@ _REPORT_SECONDS = 5.0
 def concurrency_of(config: SweepConfig) -> int:
     """Trials at the same time: what the cluster can hold, at most as many as requested."""
     ever, _ = cluster.capacity()
-    if config.trial_workers > 1:
-        demand = demand_of(config, config.trial_workers)
-        cluster.preflight(demand)
-        cpus = demand.num_workers * demand.cpus_per_worker
-        room = ever.get("CPU", 0.0) / cpus
-    else:
-        demand = cluster.Demand(
-            num_workers=1,
-            cpus_per_worker=config.cpus_per_worker or 1.0,
-            gpus_per_worker=config.gpus_per_worker,
-        )
-        cluster.preflight(demand)
-        room = ever.get("CPU", 0.0) / demand.cpus_per_worker
+    demand = demand_of(config, config.trial_workers) if config.trial_workers > 1 else task_demand(config)
+    cluster.preflight(demand)
+    room = ever.get("CPU", 0.0) / (demand.num_workers * demand.cpus_per_worker)
     if config.gpus_per_worker:
         room = min(room, ever.get("GPU", 0.0) / (config.trial_workers * config.gpus_per_worker))
     most = max(1, int(room))

@@ -4,7 +4,6 @@ One listing is enough: a folder with a manifest is a finished artifact, one with
 every file belongs to the innermost of these that holds it. Nothing here changes anything. No Ray.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +70,8 @@ def survey(path: str) -> list[Folder]:
     """
     path = paths.absolute(path)
     files = paths.entries(path)
-    marked = sorted({folder for folder, name in map(_split, files) if name in (MANIFEST, RUN)})
+    split = [entry.path.rpartition("/") for entry in files]
+    marked = sorted({folder for folder, _, name in split if name in (MANIFEST, RUN)})
     there = {entry.path for entry in files}
     opened = {folder: found for folder in marked if (found := _open(folder, there, strict=folder == path)) is not None}
     if path not in opened:
@@ -122,11 +122,6 @@ def commits_folder(folder: Folder) -> str | None:
     return f"commits/{train_run_name(labels[folder.kind], folder.claim)}"
 
 
-def _split(entry: Entry) -> tuple[str, str]:
-    folder, _, name = entry.path.rpartition("/")
-    return folder, name
-
-
 def _open(folder: str, there: set[str], *, strict: bool) -> tuple[dict[str, Any] | None, dict[str, Any] | None] | None:
     """Manifest and claim of a folder, or None if they are not ours; ``strict``: what cannot be read is an error."""
     manifest = _read(folder, MANIFEST, {"kind", "fingerprint"}, there, strict)
@@ -160,13 +155,8 @@ def _read(folder: str, name: str, needed: set[str], there: set[str], strict: boo
 
 def _owner(path: str, opened: dict[str, Any]) -> str:
     """The innermost artifact that holds a file; the outermost holds them all."""
-    return next(parent for parent in _above(path) if parent in opened)
-
-
-def _above(path: str) -> Iterator[str]:
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        yield path
+    folder = path.rpartition("/")[0]
+    return folder if folder in opened else _owner(folder, opened)
 
 
 def _no_artifact(path: str, below: list[str]) -> str:

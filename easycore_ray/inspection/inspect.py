@@ -1,6 +1,6 @@
 """inspect(): what any artifact is, how it came to be, and whether it is still whole.
 
-Takes the folder of an artifact, finished or not, and gives plain data (``drawing/facts.py`` turns it into text).
+Takes the folder of an artifact, finished or not, and gives plain data (``reporting.inspect_text`` turns it into text).
 Nothing is changed and no Ray is started. Without ``verify`` the manifest is believed; with it everything is reread.
 """
 

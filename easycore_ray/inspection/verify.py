@@ -249,10 +249,14 @@ def _scoring_run(artifact: Artifact) -> Iterator[str]:
             yield f"{name}/ is not the one this run was finished with: it has another fingerprint"
 
 
-def _sweep(artifact: Artifact) -> Iterator[str]:
+def _result_rows(artifact: Artifact) -> Iterator[str]:
     rows = len(_json(artifact, "summary.json")["rows"])
     if rows != artifact.manifest["counts"]["rows"]:
         yield _differs("rows of summary.json", rows, artifact.manifest["counts"]["rows"])
+
+
+def _sweep(artifact: Artifact) -> Iterator[str]:
+    yield from _result_rows(artifact)
     files = paths.list_files(paths.join(artifact.path, "trials"))
     trials = sum(name.endswith("/evaluation/manifest.json") for name in files)
     if trials != artifact.manifest["counts"]["trials"]:
@@ -260,9 +264,7 @@ def _sweep(artifact: Artifact) -> Iterator[str]:
 
 
 def _study(artifact: Artifact) -> Iterator[str]:
-    rows = len(_json(artifact, "summary.json")["rows"])
-    if rows != artifact.manifest["counts"]["rows"]:
-        yield _differs("rows of summary.json", rows, artifact.manifest["counts"]["rows"])
+    yield from _result_rows(artifact)
     own = paths.join(artifact.path, "results.json")  # by default there, also after it was moved
     where = own if paths.exists(own) else artifact.manifest["results"]
     if not paths.exists(where):
@@ -274,14 +276,13 @@ def _study(artifact: Artifact) -> Iterator[str]:
 def _report(artifact: Artifact) -> Iterator[str]:
     contents = {name: paths.read_bytes(paths.join(artifact.path, name)) for name in artifact.manifest["files"]}
     if content_hash(*(content_hash(name, content) for name, content in contents.items())) != artifact.fingerprint:
-        yield "the page or its plots do not have the fingerprint in the manifest; they were changed"
+        samples = "the samples, " if "samples.parquet" in contents else ""
+        yield f"{samples}the page or its plots do not have the fingerprint in the manifest; they were changed"
 
 
 def _analysis(artifact: Artifact) -> Iterator[str]:
-    contents = {name: paths.read_bytes(paths.join(artifact.path, name)) for name in artifact.manifest["files"]}
-    if content_hash(*(content_hash(name, content) for name, content in contents.items())) != artifact.fingerprint:
-        yield "the samples, the page or its plots do not have the fingerprint in the manifest; they were changed"
-    rows = pq.read_metadata(pa.BufferReader(contents["samples.parquet"])).num_rows
+    yield from _report(artifact)
+    rows = pq.read_metadata(pa.BufferReader(paths.read_bytes(paths.join(artifact.path, "samples.parquet")))).num_rows
     if rows != artifact.manifest["counts"]["samples"]:
         yield _differs("rows of samples.parquet", rows, artifact.manifest["counts"]["samples"])
 

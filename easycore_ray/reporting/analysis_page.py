@@ -21,6 +21,7 @@ from easycore_ray.core.trend_test import DECILES, DOES_NOT_HOLD, HOLDS, INCONCLU
 from easycore_ray.reporting.figures import DEEP, INK, MUTED, PALE, Panel, Plot, to_png
 from easycore_ray.reporting.html import figure, fill, lineage_tables
 from easycore_ray.reporting.score_plots import heat_map
+from easycore_ray.reporting.tables import bullet_list, html_table
 
 AnalysisSummary = Mapping[str, Any]
 
@@ -63,13 +64,13 @@ def make_analysis_plots(summary: AnalysisSummary, classes: Sequence[str]) -> lis
     score = "AIGN" if summary["score"] == "aign" else summary["score"]
     label = f"decile by {score}, 10 is hardest"
     groups = summary["groups"]
-    learning = [_clean_panel(groups, label)] if groups else []
-    if "first_learned" in summary["population_deciles"][0]:
+    learning = [Panel("Clean accuracy", "Clean accuracy by decile", partial(_clean, groups, label))] if groups else []
+    if "first_learned" in summary["score_deciles"][0]:
         learning.append(
             Panel(
                 "First epoch classified right",
                 "Share of samples by the epoch they were learned in, by decile",
-                partial(_learned, summary["population_deciles"], label),
+                partial(_learned, summary["score_deciles"], label),
             )
         )
     found = [
@@ -144,10 +145,6 @@ def _distance(group: Mapping[str, Any], norm: str, label: str, axes: Axes) -> No
     axes.set_ylabel("distance (L∞), in 1/255" if norm == "linf" else "distance (L2)")
 
 
-def _clean_panel(groups: Sequence[Mapping[str, Any]], label: str) -> Panel:
-    return Panel("Clean accuracy", "Clean accuracy by decile", partial(_clean, groups, label))
-
-
 def _clean(groups: Sequence[Mapping[str, Any]], label: str, axes: Axes) -> None:
     for number, group in enumerate(groups):
         rows = [(entry["decile"], entry["clean_accuracy"]) for entry in group["deciles"]]
@@ -202,7 +199,7 @@ def _learned_in(histogram: Mapping[str, int], span: tuple[int, int] | None) -> i
 
 
 def _class_plot(summary: AnalysisSummary, classes: Sequence[str]) -> Plot:
-    counts = np.array([entry["class_histogram"] for entry in summary["population_deciles"]], np.float64)
+    counts = np.array([entry["class_histogram"] for entry in summary["score_deciles"]], np.float64)
     whole = counts.sum(axis=0)
     half = np.zeros(len(classes))
     for entry in summary["class_mix"]:
@@ -210,7 +207,7 @@ def _class_plot(summary: AnalysisSummary, classes: Sequence[str]) -> Plot:
     parts = np.vstack([half, counts])
     share = np.maximum(whole / whole.sum(), 1e-12)
     ratio = np.where(whole > 0, parts / np.maximum(parts.sum(axis=1, keepdims=True), 1) / share, 1.0)
-    names = ["easiest half", *(f"decile {entry['decile']}" for entry in summary["population_deciles"])]
+    names = ["easiest half", *(f"decile {entry['decile']}" for entry in summary["score_deciles"])]
     title = "Share of each class, as a multiple of its share in all scored samples"
     size = (9.4, 1.3 + 0.34 * len(names))
     return Plot("classes", [Panel(title, "Heat map of class shares", partial(heat_map, ratio, names, classes), size)])
@@ -294,7 +291,7 @@ def render_analysis_page(summary: AnalysisSummary, plots: Sequence[Plot], lineag
         ("lineage", "Where this comes from", lineage_tables(lineage, "Configuration of the analysis")),
     ]  # fmt: skip
     facts = [
-        ("scored samples", f"{summary['population']:,}"),
+        ("scored samples", f"{summary['num_scored_samples']:,}"),
         ("scoring runs", f"{len(summary['scoring_runs'])}"),
         ("models attacked", f"{len(summary['models'])}"),
         ("samples attacked", f"{summary['num_samples']:,}"),
@@ -311,13 +308,11 @@ def _verdicts(summary: AnalysisSummary) -> str:
         badge = f'<b style="color:{colour}">{symbol} {claim["outcome"]} here</b>'
         parts = claim["parts"] if len(claim["parts"]) > 1 else []
         text = escape(claim["sentence"]) if not parts else ""
-        lines = "".join(
-            f"<li>{_BADGES[part['outcome']][0]} {escape(part['group'])}: {escape(part['sentence'])}</li>"
-            for part in parts
-        )
-        items.append(f"<h3>{escape(claim['claim'])}</h3><p>{badge}{': ' if text else '.'}{text}</p><ul>{lines}</ul>")
+        lines = [f"{_BADGES[part['outcome']][0]} {part['group']}: {part['sentence']}" for part in parts]
+        listed = bullet_list(lines) if lines else ""
+        items.append(f"<h3>{escape(claim['claim'])}</h3><p>{badge}{': ' if text else '.'}{text}</p>{listed}")
     warnings = "".join(f"<p><b>Note.</b> {escape(text)}</p>" for text in summary["warnings"])
-    return "".join(items).replace("<ul></ul>", "") + warnings
+    return "".join(items) + warnings
 
 
 def _group_tables(summary: AnalysisSummary) -> str:
@@ -333,7 +328,7 @@ def _group_tables(summary: AnalysisSummary) -> str:
             cells = [f"{entry['decile']}", f"{entry['num_samples']:,}", f"{100 * entry['clean_accuracy']['share']:.1f}",
                      middle, *(success.get(eps, "–") for eps in summary["eps"])]  # fmt: skip
             rows.append(cells)
-        found.append(f"<h3>{escape(group['name'])}</h3>{_table(heads, rows)}")
+        found.append(f"<h3>{escape(group['name'])}</h3>{html_table(heads, rows)}")
     note = "<figcaption>Median distance, and attack success in per cent, of the samples classified right.</figcaption>"
     return "".join(found) + note
 
@@ -349,31 +344,22 @@ def _pair_table(summary: AnalysisSummary) -> str:
         ]
         for pair in summary["pairs"]
     ]
-    return _table(["Scoring runs", "Differ by", "Rank correlation", "Easiest half in common, %"], rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "".join(f"<tr class=group>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return html_table(["Scoring runs", "Differ by", "Rank correlation", "Easiest half in common, %"], rows)
 
 
 def _rules(summary: AnalysisSummary) -> str:
-    models = "".join(
-        f"<li>{escape(model['name'])}: "
-        + (
-            "which samples it was trained on is not known"
-            if model["drawn_seen"] is None
-            else f"{model['drawn_seen']:,} of the {summary['num_samples']:,} attacked samples were in its training data"
-        )
-        + "</li>"
+    models = bullet_list(
+        f"{model['name']}: which samples it was trained on is not known"
+        if model["drawn_seen"] is None
+        else f"{model['name']}: {model['drawn_seen']:,} of the {summary['num_samples']:,} attacked samples were in its "
+        "training data"
         for model in summary["models"]
     )
     return f"""
 <p>The scored training samples are divided into deciles by their score; equally many of each are attacked. Attack
 success and distance are of the samples a model classifies right: what is wrong already needs no attack,
 and would make hard samples look vulnerable. Samples a model was trained on are reported apart from others.</p>
-<ul>{models}</ul>
+{models}
 <p>A trend <b>holds</b> if the rank correlation (Spearman, over samples) is at least {NEGLIGIBLE:g}, its whole 95 %
 bootstrap interval is on the claimed side, and no decile contradicts an easier one beyond noise. It <b>does not
 hold</b> if the interval leaves no room for more than {NEGLIGIBLE:g} that way, or deciles contradict. Otherwise, or with

@@ -8,18 +8,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from easycore_ray.core.eps import format_eps
 from easycore_ray.engine.checkpoint_files import best_epoch_text
 
 WIDTH = 100
-
-
 _MARGIN = 14
-
-
 # Lines are not broken here.
 _NO_BREAK = "\u00a0"
-
-
 _METRICS = {
     "train_loss": "loss",
     "train_accuracy": "train accuracy",
@@ -27,7 +22,6 @@ _METRICS = {
     "val_robust_accuracy": "val robust accuracy",
     "mean_grad_norm": "mean gradient norm",
 }
-
 
 Facts = Mapping[str, Any]
 
@@ -54,7 +48,7 @@ def _head(facts: Facts) -> Iterator[str]:
     kind, when = facts["kind"].replace("_", " "), facts.get("created") or facts.get("claimed")
     word = "finished" if facts["state"] == "finished" else "unfinished, claimed"
     yield facts["path"]
-    yield f"{kind}, {word} {_time(when)}; {_bytes(facts['bytes'])} in {_count(facts['num_files'], 'file')}"
+    yield f"{kind}, {word} {_time(when)}; {bytes_text(facts['bytes'])} in {_count(facts['num_files'], 'file')}"
     if facts["state"] != "finished":
         return
     yield ""
@@ -135,8 +129,8 @@ def _accuracies(summary: Facts) -> Iterator[str]:
     yield from _line("clean", f"{_percent(summary['clean_accuracy'], summary['clean_interval'])}, worst class "
                      f"{100 * summary['worst_class_clean_accuracy']:.1f} %")  # fmt: skip
     for row in summary["robust"]:
-        yield from _line(row["attack"], f"{_percent(row['accuracy'], row['interval'])} at eps {_eps(row['eps'])}, "
-                         f"worst class {100 * row['worst_class_accuracy']:.1f} %")  # fmt: skip
+        robust = f"{_percent(row['accuracy'], row['interval'])} at eps {format_eps(row['eps'])}"
+        yield from _line(row["attack"], f"{robust}, worst class {100 * row['worst_class_accuracy']:.1f} %")
     for text in summary["suspicious"]:
         yield from _line("suspicious", text)
     for text in summary["warnings"]:
@@ -193,7 +187,7 @@ def _inside(facts: Facts) -> Iterator[str]:
         if "summary" in inner:
             best = [f"{row['attack']} {100 * row['accuracy']:.1f} %" for row in inner["summary"]["robust"]]
             counts = ", ".join([f"clean {100 * inner['summary']['clean_accuracy']:.1f} %", *best])
-        yield _cut(f"  {_left_cut(inner['path'], width):<{width}}  {what:<14}  {counts}")
+        yield _right_cut(f"  {_left_cut(inner['path'], width):<{width}}  {what:<14}  {counts}", WIDTH)
 
 
 def _files(facts: Facts) -> Iterator[str]:
@@ -203,10 +197,10 @@ def _files(facts: Facts) -> Iterator[str]:
     width = max(map(len, names.values()), default=0)
     ranked = sorted(facts["files"].items(), key=lambda item: -item[1]["bytes"])
     for name, top in ranked[:12]:
-        yield f"  {names[name]:<{width}}  {_bytes(top['bytes']):>10}"
+        yield f"  {names[name]:<{width}}  {bytes_text(top['bytes']):>10}"
     if len(ranked) > 12:
         rest = sum(top["bytes"] for _, top in ranked[12:])
-        yield f"  {f'{len(ranked) - 12} more':<{width}}  {_bytes(rest):>10}"
+        yield f"  {f'{len(ranked) - 12} more':<{width}}  {bytes_text(rest):>10}"
 
 
 def _schema(facts: Facts) -> Iterator[str]:
@@ -312,10 +306,6 @@ def _counts(counts: Mapping[str, int]) -> str:
     return _list(f"{value:,} {name.removesuffix('s') if value == 1 else name}" for name, value in words)
 
 
-def _cut(line: str) -> str:
-    return _right_cut(line, WIDTH)
-
-
 def _right_cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
@@ -345,13 +335,7 @@ def _histogram(classes: Sequence[Any], counts: Sequence[int]) -> str:
 
 def _value(name: str, value: Any) -> str:
     values = value if isinstance(value, list) else [value]
-    return " ".join(_eps(item) if "eps" in name and isinstance(item, float) else str(item) for item in values)
-
-
-def _eps(value: float) -> str:
-    from easycore_ray.core.eps import format_eps
-
-    return format_eps(value)
+    return " ".join(format_eps(item) if "eps" in name and isinstance(item, float) else str(item) for item in values)
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -397,9 +381,6 @@ def bytes_text(size: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
-
-
-_bytes = bytes_text
 
 
 def _time(when: Any) -> str:

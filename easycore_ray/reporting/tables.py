@@ -1,7 +1,7 @@
 """The words and tables of the report: findings in sentences, the arms, results by objective, the glossary."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -59,6 +59,26 @@ def term(word: str, text: str | None = None) -> str:
 def arm_tag(arm: str, look: Style) -> str:
     """An arm's name behind its marker in its colour."""
     return f'<span class="arm"><i style="color:{look.colour}">{look.symbol}</i>{escape(arm)}</span>'
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table that scrolls sideways on narrow screens; heads and cells are HTML."""
+    return table_frame(heads, (f"<tr class=group>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows))
+
+
+def table_frame(heads: Sequence[str], lines: Iterable[str], classes: str = "") -> str:
+    """A table around lines that are HTML already; ``classes``: of the table."""
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    attribute = f' class="{classes}"' if classes else ""
+    return (
+        f'<div class="scroll"><table{attribute}><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def bullet_list(texts: Iterable[str]) -> str:
+    """Sentences, plain text, as a list."""
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
 
 
 def glance(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
@@ -122,15 +142,14 @@ def find_main_results(rows: Sequence[Row]) -> list[MainResult]:
 
 def _findings_table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
     heads = ("Training", "ε", "All data", "Best coreset", "Random, same size", "Best − random")
-    body = "".join(
-        f"<tr class=group><td>{found.objective}</td><td>{format_eps(found.eps)}</td>{_accuracy(found.full)}"
-        f"{_accuracy(found.best, looks)}{_accuracy(found.random)}{_gain(found)}</tr>"
+    cells = [
+        [found.objective, format_eps(found.eps), _accuracy(found.full), _accuracy(found.best, looks),
+         _accuracy(found.random), _gain(found)]
         for found in find_main_results(rows)
-    )
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    ]  # fmt: skip
     return (
         f"<p>{term('robust accuracy', 'Robust accuracy')} in per cent, mean {term('±')} spread.</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"{html_table(heads, cells)}"
         "<figcaption>The best coreset is picked by these very numbers, which overestimates it a little.</figcaption>"
     )
 
@@ -138,19 +157,19 @@ def _findings_table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
 def _accuracy(row: Row | None, looks: Mapping[str, Style] | None = None) -> str:
     """A cell: robust accuracy, with arm and fraction below where the arm is not plain from the column."""
     if row is None:
-        return "<td>–</td>"
+        return "–"
     name = f"{arm_tag(arm_name(row), looks[arm_name(row)])}, {percent(row['fraction'])}" if looks else ""
-    return f"<td>{spread_text(row, 'robust_accuracy')}{_marks_tag(row)}<small>{name}</small></td>"
+    return f"{spread_text(row, 'robust_accuracy')}{_marks_tag(row)}<small>{name}</small>"
 
 
 def _gain(found: MainResult) -> str:
     """A cell: the difference, and whether it is more than noise."""
     if found.gain is None:
-        return "<td>–</td>"
+        return "–"
     if found.spread is None:
-        return f"<td>{found.gain:+.1f}<small>one seed</small></td>"
+        return f"{found.gain:+.1f}<small>one seed</small>"
     verdict = "beyond" if found.gain > found.spread else "within"
-    return f"<td>{found.gain:+.1f}<small>{verdict} the spread of {found.spread:.1f}</small></td>"
+    return f"{found.gain:+.1f}<small>{verdict} the spread of {found.spread:.1f}</small>"
 
 
 def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Sequence[Row] = ()) -> str:
@@ -180,9 +199,8 @@ def _notes(rows: Sequence[Row], diverged: Sequence[Row]) -> str:
     """Below the tables: runs that diverged, and what the evaluations say of themselves, each sentence once."""
     found = []
     if diverged:
-        lines = "".join(f"<li>{escape(text)}</li>" for text in lost_runs(diverged))
         mark = f'<span class="doubt">{_LOST}</span>'
-        found.append(f"<h3>{mark} Diverged, without results</h3><ul>{lines}</ul>")
+        found.append(f"<h3>{mark} Diverged, without results</h3>{bullet_list(lost_runs(diverged))}")
     for key, heading in (
         ("suspicious", f'<span class="doubt">{_DOUBT}</span> {_DOUBT_NOTE.capitalize()}'),
         ("warnings", "Warnings of AutoAttack"),
@@ -193,8 +211,7 @@ def _notes(rows: Sequence[Row], diverged: Sequence[Row]) -> str:
             for text in row.get(key, ())
         ]
         if messages:
-            lines = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(messages))
-            found.append(f"<h3>{heading}</h3><ul>{lines}</ul>")
+            found.append(f"<h3>{heading}</h3>{bullet_list(dict.fromkeys(messages))}")
     return "".join(found)
 
 
@@ -304,11 +321,7 @@ def _table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
         classes = "full" if first["method"] == "full" else "group" if first["fraction"] != previous else ""
         previous = first["fraction"]
         body.append(f'<tr class="{classes}">{_cells(members, all_eps, looks, best)}</tr>')
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    return table_frame(heads, body, "sortable")
 
 
 def _cells(
