@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from easycore_ray.analysis.paper_claims import SampleGroup, class_mix, describe_group, finite, verdicts
-from easycore_ray.analysis.plans import count_text, plan_analyze
+from easycore_ray.analysis.plans import plan_analyze
 from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import AnalyzeConfig
@@ -37,6 +37,7 @@ from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice, task_demand
 from easycore_ray.evaluation.threats import check_fits
+from easycore_ray.reporting.inspect_text import count_text
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
@@ -133,7 +134,7 @@ def analyze(config: AnalyzeConfig) -> Artifact:
         with giving_back(made):
             cluster.connect()
             cluster.preflight(task_demand(config))
-    samples = attack_on_ray(config, inputs, made)
+    samples = attack_samples(config, inputs, made)
     artifact = finish_analysis(config, made, inputs, samples, started)
     for text in artifact.manifest["warnings"]:
         say(f"analyze: warning: {text}")
@@ -149,7 +150,7 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
         config: as given.
         made: the claim on the folder.
         inputs: opened.
-        samples: what ``attack_on_ray`` or ``attack_in_process`` gives.
+        samples: what ``attack_samples`` gives.
         started: reading of ``time.monotonic`` when the work began.
     """
     summary = summarise_claims(config, inputs, samples)
@@ -240,42 +241,41 @@ def _assign_names(models: Sequence[Model]) -> list[Model]:
 # --- attacks ------------------------------------------------------------------------------------
 
 
-def attack_on_ray(config: AnalyzeConfig, inputs: Inputs, made: Claim) -> pa.Table:
-    """``samples.parquet``: one Ray task per model and shard of 250 drawn samples that is not there yet."""
+def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = None) -> pa.Table:
+    """``samples.parquet``: every model and shard of 250 drawn samples, attacked.
+
+    Args:
+        config: attacks and resources.
+        inputs: opened.
+        made: the claim they are attacked under: each is a Ray task whose result is kept until all are there. Without
+            one, they are attacked one after the other in this process.
+    """
     if not inputs.models:
         return _samples(inputs, [], config)
-    import ray
+    networks: list[Any] = [model.network for model in inputs.models]
+    if made is not None:
+        import ray
 
+        networks = [ray.put(network) for network in networks]
     device = TaskDevice.from_config(config)
-    items, rows, names = [], [], []
-    for number, model in enumerate(inputs.models):
-        network = ray.put(model.network)
-        for chunk in _chunks(inputs.drawn):
-            items.append((network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device))
-            rows.append(len(chunk))
-            names.append(f"{number:03d}-{chunk[0]:012d}")
-    tables = map_tasks(
-        _attack_task, items, label="analyze", resources=worker_resources(config), rows=rows, unit="images",
-        kept=KeptResults(made, names),
-    )  # fmt: skip
-    each = len(tables) // len(inputs.models)
-    return _samples(inputs, [pa.concat_tables(tables[at : at + each]) for at in range(0, len(tables), each)], config)
-
-
-def attack_in_process(config: AnalyzeConfig, inputs: Inputs) -> pa.Table:
-    """The same shards, attacked one after the other in this process, on the CPU."""
-    rows = [read_split(inputs.dataset, "train", chunk) for chunk in _chunks(inputs.drawn)]
-    attacked = [
-        pa.concat_tables(
-            measure_shard(model.network, shard, config.eval_eps, norm=config.norm, seed=config.seed) for shard in rows
-        )
-        for model in inputs.models
+    chunks = [inputs.drawn[start : start + SHARD_ROWS] for start in range(0, len(inputs.drawn), SHARD_ROWS)]
+    items = [
+        (network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device)
+        for network in networks
+        for chunk in chunks
     ]
-    return _samples(inputs, attacked, config)
-
-
-def _chunks(drawn: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return [drawn[start : start + SHARD_ROWS] for start in range(0, len(drawn), SHARD_ROWS)]
+    names = [f"{number:03d}-{chunk[0]:012d}" for number in range(len(networks)) for chunk in chunks]
+    tables = map_tasks(
+        _attack_task,
+        items,
+        label="analyze",
+        resources=None if made is None else worker_resources(config),
+        rows=[len(chunk) for _ in networks for chunk in chunks],
+        unit="images",
+        kept=None if made is None else KeptResults(made, names),
+    )
+    starts = range(0, len(tables), len(chunks))
+    return _samples(inputs, [pa.concat_tables(tables[start : start + len(chunks)]) for start in starts], config)
 
 
 def _attack_task(
@@ -287,7 +287,7 @@ def _attack_task(
     seed: int,
     device: TaskDevice,
 ) -> pa.Table:
-    """What each Ray task runs: read a shard's images, attack them."""
+    """One shard: read its images, attack them."""
     torch.set_num_threads(device.threads)
     rows = read_split(open_dataset(path), "train", sample_ids)
     return measure_shard(network.to(device.name), rows, eps, norm=norm, seed=seed, device=device.name)

@@ -21,6 +21,7 @@ from easycore_ray.core.metrics import wilson_interval
 from easycore_ray.core.score_stability import in_sample
 from easycore_ray.core.selection import budget, lowest
 from easycore_ray.core.trend_test import CONFIDENCE, DECILES, DOES_NOT_HOLD, HOLDS, INCONCLUSIVE, Trend, trend
+from easycore_ray.reporting.inspect_text import count_text
 
 MIX_TOLERANCE = 0.10
 """A class share in the easiest half within ± 10 % of that in the data counts as kept."""
@@ -127,12 +128,10 @@ def attack_finding(group: SampleGroup, eps: Sequence[float], seed: int) -> Findi
     trends = {each: trend(right.hard, success[each], right.deciles, seed=seed) for each in eps}
     middle_eps = min(eps, key=lambda each: abs(float(np.mean(success[each])) - 0.5)) if len(right.hard) else eps[0]
     easy, harder = _ends(success[middle_eps], right.deciles)
-    sentence = (
-        f"attack success at {format_eps(middle_eps)} goes from {_percent(easy)} ({_end(right.deciles, first=True)}) to "
-        f"{_percent(harder)} ({_end(right.deciles, first=False)}); {_correlation(trends[middle_eps])}"
-    )
-    numbers = {"eps": middle_eps, "by_eps": [{"eps": each, **_numbers(found)} for each, found in trends.items()]}
-    return _finding(trends[middle_eps], sentence, numbers)
+    what, found = f"attack success at {format_eps(middle_eps)}", trends[middle_eps]
+    sentence = _change(what, _percent(easy), _percent(harder), right.deciles, found)
+    numbers = {"eps": middle_eps, "by_eps": [{"eps": each, **_numbers(other)} for each, other in trends.items()]}
+    return _finding(found, sentence, numbers)
 
 
 def distance_finding(group: SampleGroup, norm: str, seed: int) -> Finding:
@@ -140,10 +139,7 @@ def distance_finding(group: SampleGroup, norm: str, seed: int) -> Finding:
     right = group.right()
     found = trend(right.hard, right.distance, right.deciles, rises=False, seed=seed)
     easy, harder = _ends(right.distance, right.deciles, np.median)
-    sentence = (
-        f"median distance goes from {_length(easy, norm)} ({_end(right.deciles, first=True)}) to "
-        f"{_length(harder, norm)} ({_end(right.deciles, first=False)}); {_correlation(found)}"
-    )
+    sentence = _change("median distance", _length(easy, norm), _length(harder, norm), right.deciles, found)
     return _finding(found, sentence, {"median_easiest": finite(easy), "median_hardest": finite(harder)})
 
 
@@ -151,10 +147,7 @@ def classified_finding(group: SampleGroup, seed: int) -> Finding:
     """Whether clean accuracy falls with hardness."""
     found = trend(group.hard, group.correct, group.deciles, rises=False, seed=seed)
     easy, harder = _ends(group.correct, group.deciles)
-    sentence = (
-        f"clean accuracy goes from {_percent(easy)} ({_end(group.deciles, first=True)}) to {_percent(harder)} "
-        f"({_end(group.deciles, first=False)}); {_correlation(found)}"
-    )
+    sentence = _change("clean accuracy", _percent(easy), _percent(harder), group.deciles, found)
     return _finding(found, sentence, {"easiest": easy, "hardest": harder})
 
 
@@ -205,9 +198,10 @@ def agnostic_finding(runs: Sequence[Run], pairs: Sequence[Pair]) -> Finding:
     chance = EASIEST + 2 * math.sqrt(EASIEST * (1 - EASIEST) / k)
     kept = (reached - EASIEST) / (yardstick - EASIEST) if yardstick > chance else None
     ranks = {kind: _mean([pair.rank_correlation for pair in found]) for kind, found in by_kind.items()}
+    sizes = {kind: count_text(len(found), "pair") for kind, found in by_kind.items()}
     sentence = (
-        f"two networks share {_points(reached)} % of the easiest half ({_pairs(networks)}, rank correlation "
-        f"{_number(ranks[ARCHITECTURE])}), two seeds {_points(yardstick)} ± {_points(spread)} % ({_pairs(seeds)}, "
+        f"two networks share {_points(reached)} % of the easiest half ({sizes[ARCHITECTURE]}, rank correlation "
+        f"{_number(ranks[ARCHITECTURE])}), two seeds {_points(yardstick)} ± {_points(spread)} % ({sizes[SEED]}, "
         f"{_number(ranks[SEED])}), chance 50 %"
     )
     if kept is not None:
@@ -379,12 +373,12 @@ def _ends(values: NDArray[Any], deciles: NDArray[np.int64], summary: Any = np.me
     return easy, harder
 
 
-def _end(deciles: NDArray[np.int64], *, first: bool) -> str:
-    """Name of the easiest or hardest decile there is."""
-    if not len(deciles):
-        return ""
-    number = int(deciles.min() if first else deciles.max())
-    return {1: "easiest decile", DECILES: "hardest"}.get(number, f"decile {number}")
+def _change(what: str, easy: str, harder: str, deciles: NDArray[np.int64], found: Trend) -> str:
+    """A sentence: how a figure changes from the easiest to the hardest decile there is, and the correlation."""
+    names = {1: "easiest decile", DECILES: "hardest"}
+    ends = (int(deciles.min()), int(deciles.max())) if len(deciles) else (1, DECILES)
+    first, last = (names.get(end, f"decile {end}") for end in ends)
+    return f"{what} goes from {easy} ({first}) to {harder} ({last}); {_correlation(found)}"
 
 
 def _share(kept: NDArray[np.bool_]) -> dict[str, Any] | None:
@@ -429,7 +423,3 @@ def _epoch(epoch: float) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def _pairs(values: NDArray[np.float64]) -> str:
-    return f"{len(values)} pair" + ("" if len(values) == 1 else "s")

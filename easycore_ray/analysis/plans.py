@@ -3,6 +3,7 @@
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.work_plan import WorkPlan, plan_for
+from easycore_ray.reporting.inspect_text import count_text
 from easycore_ray.storage import paths
 
 
@@ -22,8 +23,3 @@ def plan_analyze(config: AnalyzeConfig, _measure: bool = False) -> WorkPlan:
         samples=len(inputs.drawn),
         makes=(paths.join(out, "analysis.html"), paths.join(out, "samples.parquet")),
     )
-
-
-def count_text(number: int, noun: str) -> str:
-    """A number and its noun, in the plural where it is one."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -100,7 +100,7 @@ def run_inspect(config: Any) -> dict[str, Any]:
 def run_clean(config: Any) -> Any:
     """Clean, and show each file with its size and reason."""
     from easycore_ray.inspection.clean import clean
-    from easycore_ray.reporting.inspect_text import bytes_text
+    from easycore_ray.reporting.inspect_text import bytes_text, count_text
 
     found = clean(config)
     root = paths.absolute(config.path)
@@ -109,7 +109,7 @@ def run_clean(config: Any) -> Any:
         lines.append(f"{reason}:")
         mine = [each for each in found if each.reason == reason]
         lines += [f"  {bytes_text(each.size):>10}  {each.path[len(root) + 1 :]}" for each in mine]
-    total = f"{len(found):,} file{'' if len(found) == 1 else 's'}, {bytes_text(sum(each.size for each in found))}"
+    total = f"{count_text(len(found), 'file')}, {bytes_text(sum(each.size for each in found))}"
     if not found:
         lines.append(f"nothing to remove in {root}")
     elif config.yes:

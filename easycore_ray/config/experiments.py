@@ -76,7 +76,25 @@ class AnalyzeConfig(ComputeConfig):
 
 
 @configuration
-class GridConfig(ThreatConfig, Checked):
+class TrialsConfig(Checked):
+    """How the models of a comparison are trained and attacked."""
+
+    train_epochs: Count = setting(default=20, identity=True, group="training")
+    """Passes over the coreset in standard training."""
+    adversarial_epochs: Count | None = setting(default=None, identity=True, group="training")
+    """Passes over the coreset in adversarial training (trades, pgd); as --train-epochs if left out."""
+    num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
+    """Attack only this many images in an evaluation, the same for every model; all if left out."""
+    trial_workers: Count = setting(default=1, identity=False, group="compute")
+    """Training processes of each trial; 1 trains in the trial's own process, which saves seconds each."""
+    max_concurrent_trials: Count | None = setting(default=None, identity=False, group="compute")
+    """Trials at the same time; by default as many as the cluster can run."""
+    keep_going: Flag = setting(default=False, identity=False, group="output")
+    """Finish although training diverged in some trials: they are named, and their seeds missing in the means."""
+
+
+@configuration
+class GridConfig(TrialsConfig, ThreatConfig):
     """What a sweep and a pipeline train: arms × fractions × objectives × seeds."""
 
     method: Several[ArmName] = setting(
@@ -91,10 +109,6 @@ class GridConfig(ThreatConfig, Checked):
     """TRADES weights to train with; standard and pgd have none."""
     seeds: Several[Natural] = setting(default=(0, 1), identity=True, group="training")
     """One training run per seed; random arms draw anew with each."""
-    train_epochs: Count = setting(default=20, identity=True, group="training")
-    """Passes over the coreset in standard training."""
-    adversarial_epochs: Count | None = setting(default=None, identity=True, group="training")
-    """Passes over the coreset in adversarial training (trades, pgd); as --train-epochs if left out."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
     attack: Several[SweepAttackName] = setting(default=("pgd20",), identity=True, group="attack")
@@ -105,14 +119,6 @@ class GridConfig(ThreatConfig, Checked):
     epoch, which is evaluated beside the last. 0: the clean accuracy picks it."""
     eval_eps: Several[Eps] = setting(default=(8 / 255,), identity=True, group="attack")
     """Perturbations of the evaluation, in [0, 1] pixel units, one result for each; 0 is the clean accuracy."""
-    num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
-    """Attack only this many images in an evaluation, the same for every model; all if left out."""
-    trial_workers: Count = setting(default=1, identity=False, group="compute")
-    """Training processes of each trial; 1 trains in the trial's own process, which saves seconds each."""
-    max_concurrent_trials: Count | None = setting(default=None, identity=False, group="compute")
-    """Trials at the same time; by default as many as the cluster can run."""
-    keep_going: Flag = setting(default=False, identity=False, group="output")
-    """Finish although training diverged in some trials: they are named, and their seeds missing in the means."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -158,7 +164,7 @@ class ScoringConfig(Checked):
 
 
 @configuration
-class StudyConfig(ScoringConfig, ThreatConfig, RecipeConfig, TrackingConfig, ComputeConfig):
+class StudyConfig(TrialsConfig, ScoringConfig, ThreatConfig, RecipeConfig, TrackingConfig, ComputeConfig):
     """Compare coresets over whole repetitions: for each seed a scoring run, coresets from it, models, attacks."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -174,10 +180,6 @@ class StudyConfig(ScoringConfig, ThreatConfig, RecipeConfig, TrackingConfig, Com
     the first seed's models of standard and trades."""
     seeds: Several[Natural] = setting(default=(0, 1, 2), identity=True, group="training")
     """One whole repetition per seed, its own scoring run included."""
-    train_epochs: Count = setting(default=20, identity=True, group="training")
-    """Passes over the coreset in standard training."""
-    adversarial_epochs: Count | None = setting(default=None, identity=True, group="training")
-    """Passes over the coreset in adversarial training (trades, pgd); as --train-epochs if left out."""
     beta: Weight = setting(default=6.0, identity=True, group="training")
     """Weight of the TRADES robustness term."""
     standard_eval_eps: Several[Eps] = setting(
@@ -186,20 +188,12 @@ class StudyConfig(ScoringConfig, ThreatConfig, RecipeConfig, TrackingConfig, Com
     """Perturbations of the evaluation of standard models; at 8/255 they have no accuracy left."""
     eval_eps: Several[Eps] = setting(default=(2 / 255, 4 / 255, 8 / 255), identity=True, group="attack")
     """Perturbations of the evaluation, in [0, 1] pixel units, one result for each; 0 is the clean accuracy."""
-    num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
-    """Attack only this many images in an evaluation, the same for every model; all if left out."""
     num_autoattack_samples: Count | None = setting(default=None, identity=True, group="data")
     """The same for AutoAttack, which takes minutes per hundred images on a CPU."""
     autoattack_eval_eps: Eps = setting(default=1 / 255, identity=True, group="attack")
     """Perturbation of AutoAttack on standard models; on TRADES models it is --eps."""
     num_workers: Count = setting(default=1, identity=False, group="compute")
     """Training processes of a scoring run."""
-    trial_workers: Count = setting(default=1, identity=False, group="compute")
-    """Training processes of each trial; 1 trains in the trial's own process, which saves seconds each."""
-    max_concurrent_trials: Count | None = setting(default=None, identity=False, group="compute")
-    """Trials at the same time; by default as many as the cluster can run."""
-    keep_going: Flag = setting(default=False, identity=False, group="output")
-    """Finish although training diverged in some trials: they are named, and their seeds missing in the means."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""

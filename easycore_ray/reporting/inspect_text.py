@@ -48,7 +48,7 @@ def _head(facts: Facts) -> Iterator[str]:
     kind, when = facts["kind"].replace("_", " "), facts.get("created") or facts.get("claimed")
     word = "finished" if facts["state"] == "finished" else "unfinished, claimed"
     yield facts["path"]
-    yield f"{kind}, {word} {_time(when)}; {bytes_text(facts['bytes'])} in {_count(facts['num_files'], 'file')}"
+    yield f"{kind}, {word} {_time(when)}; {bytes_text(facts['bytes'])} in {count_text(facts['num_files'], 'file')}"
     if facts["state"] != "finished":
         return
     yield ""
@@ -59,7 +59,7 @@ def _head(facts: Facts) -> Iterator[str]:
     yield from _details(facts)
     cost = facts["cost"]
     if cost:
-        workers = f", {_count(cost['num_workers'], 'worker')}" if "num_workers" in cost else ""
+        workers = f", {count_text(cost['num_workers'], 'worker')}" if "num_workers" in cost else ""
         yield from _line("cost", f"{_seconds(cost['wall_seconds'])} wall, {_seconds(cost['device_seconds'])} "
                          f"of devices{workers}")  # fmt: skip
     yield from _line("fingerprint", facts["fingerprint"])
@@ -73,8 +73,8 @@ def _coverage(coverage: Facts) -> str:
     control = " and the control 0" if 0 in coverage["epochs"] else ""
     once = "every sample once per epoch" if coverage["every_sample_once"] else "NOT every sample once per epoch"
     return (
-        f"{_count(len(scored), 'scored epoch')} ({_ranges(scored)}){control} × {coverage['samples']:,} samples = "
-        f"{coverage['rows']:,} rows in {_count(coverage['parts'], 'part')}: {once}, by the manifest; "
+        f"{count_text(len(scored), 'scored epoch')} ({_ranges(scored)}){control} × {coverage['samples']:,} samples = "
+        f"{coverage['rows']:,} rows in {count_text(coverage['parts'], 'part')}: {once}, by the manifest; "
         f"score pass {coverage['score_pass']}"
     )
 
@@ -106,7 +106,9 @@ def _details(facts: Facts) -> Iterator[str]:
     elif kind == "sweep":
         counts = facts["counts"]
         lost = f", {counts['diverged']:,} diverged" if "diverged" in counts else ""
-        yield from _line("counts", f"{_count(counts['trials'], 'trial')}, {_count(counts['rows'], 'result row')}{lost}")
+        yield from _line(
+            "counts", f"{count_text(counts['trials'], 'trial')}, {count_text(counts['rows'], 'result row')}{lost}"
+        )
     if kind in ("scoring_run", "score_table") and details.get("epochs"):
         yield from _line("training", _epochs(details["epochs"]))
     if kind == "hardness_table" and details.get("score_pass"):
@@ -145,7 +147,7 @@ def _unfinished(facts: Facts) -> Iterator[str]:
     yield from _line("last write", f"{_seconds(progress['seconds_since_last_write'])} ago")
     if "committed_epochs" in progress:
         rows = f", {progress['committed_rows']:,} score rows" if "committed_rows" in progress else ""
-        yield from _line("committed", f"{_count(progress['committed_epochs'], 'epoch')}{rows}")
+        yield from _line("committed", f"{count_text(progress['committed_epochs'], 'epoch')}{rows}")
         if progress["epochs"]:
             yield from _line("training", _epochs(progress["epochs"]))
     if "diverged" in progress:
@@ -192,7 +194,7 @@ def _inside(facts: Facts) -> Iterator[str]:
 
 def _files(facts: Facts) -> Iterator[str]:
     yield "Files"
-    names = {name: f"{name} ({_count(top['files'], 'file')})" if name.endswith("/") else name
+    names = {name: f"{name} ({count_text(top['files'], 'file')})" if name.endswith("/") else name
              for name, top in facts["files"].items()}  # fmt: skip
     width = max(map(len, names.values()), default=0)
     ranked = sorted(facts["files"].items(), key=lambda item: -item[1]["bytes"])
@@ -268,8 +270,8 @@ def _verified(facts: Facts) -> Iterator[str]:
     bad = sum(bool(entry["problems"]) for entry in facts["verified"])
     total = len(facts["verified"])
     yield (
-        f"Verified: all files of {_count(total, 'artifact')} reread, nothing wrong"
-        if not bad else f"Verified: {bad} of {_count(total, 'artifact')} NOT as recorded"
+        f"Verified: all files of {count_text(total, 'artifact')} reread, nothing wrong"
+        if not bad else f"Verified: {bad} of {count_text(total, 'artifact')} NOT as recorded"
     )  # fmt: skip
     for entry in facts["verified"]:
         for problem in entry["problems"]:
@@ -322,7 +324,7 @@ def _epochs(epochs: Sequence[Facts]) -> str:
         for key, word in _METRICS.items()
         if last.get(key) is not None
     ]  # fmt: skip
-    return f"{_count(len(epochs), 'epoch')}; in the last one: {', '.join(shown)}"
+    return f"{count_text(len(epochs), 'epoch')}; in the last one: {', '.join(shown)}"
 
 
 def _histogram(classes: Sequence[Any], counts: Sequence[int]) -> str:
@@ -361,7 +363,8 @@ def _shape(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _count(number: int, noun: str) -> str:
+def count_text(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where it is one: ``1 file``, ``1,200 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

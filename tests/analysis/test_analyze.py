@@ -14,7 +14,7 @@ from torch import nn
 from easycore_ray import analyze, inspect, select
 from easycore_ray.analysis.analyze import (
     ANALYSIS_PAGE,
-    attack_in_process,
+    attack_samples,
     finish_analysis,
     measure_shard,
     open_analysis,
@@ -74,7 +74,7 @@ def done(world, tmp_path_factory):
     config = config_of(world, out)
     inputs = open_analysis(config)
     made = Claim(out, "analysis", "i" * 64, "nonce", resumed=False)
-    return finish_analysis(config, made, inputs, attack_in_process(config, inputs), time.monotonic())
+    return finish_analysis(config, made, inputs, attack_samples(config, inputs), time.monotonic())
 
 
 # ---------------------------------------------------------------- attacks
@@ -134,7 +134,7 @@ def test_each_row_says_whether_it_was_seen_and_is_robust_where_its_distance_says
 
 def test_pgd_only_ever_brings_a_sample_nearer(world):
     """With more eps to look at, no distance grows."""
-    few, many = (attack_in_process(c, open_analysis(c)) for c in (config_of(world, eval_eps=EPS[:1]), config_of(world)))
+    few, many = (attack_samples(c, open_analysis(c)) for c in (config_of(world, eval_eps=EPS[:1]), config_of(world)))
     assert (many["distance"].to_numpy() <= few["distance"].to_numpy()).all()
 
 
@@ -265,7 +265,7 @@ def test_a_model_of_unknown_training_data_is_not_told_apart_and_said_so(world, t
     assert [model.seen for model in inputs.models] == [None, None]
     assert re.search(r"coreset .*gone, which is gone", inputs.warnings[0])
     assert "was trained on another dataset" in inputs.warnings[1]
-    assert attack_in_process(config, inputs)["seen"].null_count == 400
+    assert attack_samples(config, inputs)["seen"].null_count == 400
 
 
 def test_inspect_tells_the_verdicts_and_finds_damage(done, tmp_path):

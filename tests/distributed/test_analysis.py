@@ -48,7 +48,7 @@ def test_outcomes_are_those_of_the_same_shards_in_this_process(one_worker, three
     monkeypatch.setattr(analysis, "SHARD_ROWS", 30)
     config = AnalyzeConfig(**inputs, out=str(tmp_path / "two"), num_workers=2)
     two = analyze(config)
-    here = analysis.attack_in_process(config, analysis.open_analysis(config))
+    here = analysis.attack_samples(config, analysis.open_analysis(config))
 
     assert two.fingerprint == three_shards.fingerprint
     assert pq.read_table(f"{two.path}/samples.parquet").equals(here)
