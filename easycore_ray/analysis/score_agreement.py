@@ -73,7 +73,7 @@ def open_runs(folders: Sequence[str], score: str) -> list[Run]:
     """
     tables = [open_hardness(folder) for folder in folders]
     _check_same_dataset(tables)
-    runs = [_open(table, score) for table in tables]
+    runs = [_open_run(table, score) for table in tables]
     for run in runs[1:]:
         if not np.array_equal(run.sample_ids, runs[0].sample_ids):
             raise EasyCoreError(
@@ -100,7 +100,7 @@ def compare(runs: Sequence[Run]) -> list[Pair]:
             Pair(
                 one,
                 two,
-                _difference(runs[one], runs[two]),
+                _classify_difference(runs[one], runs[two]),
                 None if np.isnan(correlation) else correlation,
                 overlap(easiest[one], easiest[two]),
             )
@@ -108,7 +108,7 @@ def compare(runs: Sequence[Run]) -> list[Pair]:
     return found
 
 
-def _difference(one: Run, two: Run) -> str:
+def _classify_difference(one: Run, two: Run) -> str:
     if one.network is None or two.network is None:
         return RECIPE
     if one.network != two.network:
@@ -131,7 +131,7 @@ def _check_same_dataset(tables: Sequence[Artifact]) -> None:
         seen[table.fingerprint] = table.path
 
 
-def _open(table: Artifact, score: str) -> Run:
+def _open_run(table: Artifact, score: str) -> Run:
     columns = sorted({"sample_id", "label", "first_learned_epoch", *COLUMNS_OF_SCORE[score]})
     rows = read_hardness(table, columns)
     try:
@@ -146,8 +146,9 @@ def _open(table: Artifact, score: str) -> Run:
     config = _config_of(table)
     network = None if config is None else network_name(config.model, config.width)
     fields = None if config is None else identity_fields(config)
+    folder = table.path.removesuffix("/hardness").rpartition("/")[2]
     return Run(
-        name=_folder_name(table.path) if config is None else f"{network}, seed {config.seed}",
+        name=folder if config is None else f"{network}, seed {config.seed}",
         hardness=table,
         network=network,
         seed=None if config is None else config.seed,
@@ -164,11 +165,6 @@ def network_name(model: str, width: int | None) -> str:
     """A network with its width, e.g. ``resnet18-16``; a user's own has none."""
     width = default_width(model) if width is None else width
     return model if width is None else f"{model}-{width}"
-
-
-def _folder_name(path: str) -> str:
-    """The folder of a run as people call it: the last part of its path, without ``hardness``."""
-    return path.removesuffix("/hardness").rpartition("/")[2]
 
 
 def _config_of(table: Artifact) -> ScoreConfig | None:

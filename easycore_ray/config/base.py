@@ -94,7 +94,7 @@ def _sentence(error: Any) -> str:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """All fields as JSON content (tuples become lists)."""
-    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+    return {key: _to_json(value) for key, value in dataclasses.asdict(config).items()}
 
 
 def from_dict(kind: type[Any], content: dict[str, Any]) -> Any:
@@ -183,7 +183,7 @@ def _check_names(verb: str, kind: type[Any], given: Iterable[str]) -> None:
         raise TypeError(f"{verb}() needs {' and '.join(missing)} as well")
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

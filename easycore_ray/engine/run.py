@@ -96,9 +96,9 @@ def _run_epoch(run: _Run, state: State, epoch: int) -> State:
     if after_epoch is not None:
         metrics |= after_epoch(context, run.loader, model, epoch, result, state.carried)
         metrics["score_seconds"] = time.monotonic() - ended
-    metrics |= _measured(fit, context, result, model, run.validation)
+    metrics |= _reduce_metrics(fit, context, result, model, run.validation)
     # Copied: on a CPU the model's own tensors are those that the next epoch changes.
-    weights = {name: _copied(tensor) for name, tensor in model.state_dict().items()}
+    weights = {name: _copy_to_cpu(tensor) for name, tensor in model.state_dict().items()}
     better = fit.keep_best and _is_best(metrics, state.history, fit.selected_by)
     return State(
         epoch,
@@ -140,7 +140,7 @@ def _train(run: _Run, state: State, epoch: int) -> EpochResult:
         raise HaltedError(str(error), state if state.epoch else None) from error
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copy_to_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
@@ -158,7 +158,7 @@ def _validation_blocks(fit: Fit, context: Context) -> list[Samples]:
     return [Samples(*block) for block in zip(*columns, strict=True)][context.rank :: context.world_size]
 
 
-def _measured(
+def _reduce_metrics(
     fit: Fit, context: Context, result: EpochResult, model: nn.Module, validation: list[Samples]
 ) -> dict[str, float]:
     """Loss and accuracies over all workers' rows, and what validation took."""

@@ -29,10 +29,7 @@ def result_rows(trials: Iterable[Trial], scores: Artifact, diverged: Sequence[Tr
     for members in _over_seeds(trials):
         checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
         # Last and best of each; the same one twice where they are one epoch.
-        found = [
-            [open_artifact(config.out, "evaluation").manifest["summary"] for config in trial.evaluations()]
-            for trial in members
-        ]
+        found = [trial.summaries() for trial in members]
         last, best = ([summaries[end] for summaries in found] for end in (0, -1))
         missing = {"diverged_seeds": lost.get(_without_seed(members[0]), [])}
         rows += [
@@ -68,11 +65,6 @@ def _over_seeds(trials: Iterable[Trial]) -> list[list[Trial]]:
 
 def _without_seed(trial: Trial) -> tuple[Any, ...]:
     return trial.arm, trial.fraction, trial.training, trial.beta
-
-
-def evaluation_summary(trial: Trial) -> dict[str, Any]:
-    """What a finished trial's evaluation found."""
-    return open_artifact(trial.evaluate.out, "evaluation").manifest["summary"]
 
 
 def _result_row(

@@ -15,7 +15,6 @@ from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.config.identity import claim_artifact
 from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep
 from easycore_ray.experiments.results import (
-    evaluation_summary,
     lineage,
     lost_row,
     read_result_rows,
@@ -128,6 +127,6 @@ def _report(artifact: Artifact, trials: list[Trial], diverged: Collection[str], 
     if diverged:
         say(f"sweep: DIVERGED, without results: {', '.join(trial.name for trial in trials if trial.name in diverged)}")
     finished = [trial for trial in trials if trial.name not in diverged]
-    doubtful = [trial.name for trial in finished if evaluation_summary(trial)["suspicious"]]
+    doubtful = [trial.name for trial in finished if trial.summaries()[0]["suspicious"]]
     if doubtful:
         say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")

@@ -66,7 +66,7 @@ def describe_trials(config: JobConfig, path: str, kind: str, trials: Sequence[Tr
 
 def trial_summary(trial: Trial) -> dict[str, Any]:
     """What a finished trial found: ``metrics``, those of another best epoch ending in ``_best``, and ``words``."""
-    last, *best = (open_artifact(config.out, "evaluation").manifest["summary"] for config in trial.evaluations())
+    last, *best = trial.summaries()
     metrics = flat_metrics(last)
     metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
     epoch = open_artifact(trial.train.out, "checkpoint").manifest.get("best_epoch")

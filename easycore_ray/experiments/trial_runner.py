@@ -89,7 +89,7 @@ def run_trials(
     if not trials:
         return diverged
     tracker.send(replace(parent, status="RUNNING", files={}))
-    callback = _Follow(trials, tracker, parent.key, made.kind, on_finished)
+    callback = _TrialCallback(trials, tracker, parent.key, made.kind, on_finished)
     problems = callback.problems + _tune(config, made, trials, callback)
     if not config.keep_going:
         problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
@@ -138,7 +138,7 @@ def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.
     return [str(error).strip().splitlines()[-1] for error in results.errors]
 
 
-class _Follow(tune.Callback):
+class _TrialCallback(tune.Callback):
     """Shows progress and tracks trials, in the driver."""
 
     def __init__(
@@ -251,7 +251,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         started = time.monotonic()
         threads = trial.train.threads_per_worker or max(1, int(trial.train.cpus_per_worker or 1))
         fit = replace(make_training_fit(trial.train, dataset, sample_ids), threads=threads)
-        rows = _pick(_split_rows(dataset.path, "train"), sample_ids)
+        rows = _select_rows(_split_rows(dataset.path, "train"), sample_ids)
         try:
             state = train_here(fit, rows, device=device, on_epoch=report)
         except HaltedError as halted:
@@ -270,7 +270,7 @@ def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifa
         return made
     started = time.monotonic()
     ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
-    rows = _pick(_split_rows(dataset.path, config.split), ids)
+    rows = _select_rows(_split_rows(dataset.path, config.split), ids)
     outcomes = attack_rows(model, rows, threats_of(config), device=device, made=made)
     return finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
 
@@ -281,7 +281,7 @@ def _split_rows(path: str, split: str) -> Samples:
     return read_split(open_dataset(path), split)
 
 
-def _pick(rows: Samples, sample_ids: np.ndarray | None) -> Samples:
+def _select_rows(rows: Samples, sample_ids: np.ndarray | None) -> Samples:
     """The rows with these ids."""
     if sample_ids is None:
         return rows

@@ -1,6 +1,7 @@
 """The trials of a sweep: every arm, fraction, objective and seed, with their configurations and folders."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.experiments import SweepConfig, stage_config
@@ -45,6 +46,10 @@ class Trial:
         """What is evaluated of the finished checkpoint: the last epoch, and the best where it is another one."""
         only_last = not self.best_too or has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
         return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """What the finished evaluations found, in the order of ``evaluations``; see ``evaluate.summarise_outcomes``."""
+        return [open_artifact(config.out, "evaluation").manifest["summary"] for config in self.evaluations()]
 
     def finished(self) -> bool:
         """True if all artifacts are there and were made by this configuration from these inputs."""

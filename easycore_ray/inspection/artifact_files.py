@@ -73,7 +73,11 @@ def survey(path: str) -> list[Folder]:
     split = [entry.path.rpartition("/") for entry in files]
     marked = sorted({folder for folder, _, name in split if name in (MANIFEST, RUN)})
     there = {entry.path for entry in files}
-    opened = {folder: found for folder in marked if (found := _open(folder, there, strict=folder == path)) is not None}
+    opened = {
+        folder: found
+        for folder in marked
+        if (found := _read_manifest_and_claim(folder, there, strict=folder == path)) is not None
+    }
     if path not in opened:
         raise EasyCoreError(_no_artifact(path, list(opened)))
     owned: dict[str, list[Entry]] = {folder: [] for folder in opened}
@@ -122,10 +126,12 @@ def commits_folder(folder: Folder) -> str | None:
     return f"commits/{train_run_name(labels[folder.kind], folder.claim)}"
 
 
-def _open(folder: str, there: set[str], *, strict: bool) -> tuple[dict[str, Any] | None, dict[str, Any] | None] | None:
+def _read_manifest_and_claim(
+    folder: str, there: set[str], *, strict: bool
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None] | None:
     """Manifest and claim of a folder, or None if they are not ours; ``strict``: what cannot be read is an error."""
-    manifest = _read(folder, MANIFEST, {"kind", "fingerprint"}, there, strict)
-    claim = _read(folder, RUN, {"kind", "identity", "nonce"}, there, strict)
+    manifest = _read_marker(folder, MANIFEST, {"kind", "fingerprint"}, there, strict)
+    claim = _read_marker(folder, RUN, {"kind", "identity", "nonce"}, there, strict)
     if manifest is not None and manifest.get("format_version", 0) > FORMAT_VERSION:
         if strict:
             raise EasyCoreError(
@@ -141,7 +147,7 @@ def _open(folder: str, there: set[str], *, strict: bool) -> tuple[dict[str, Any]
     return None if manifest is None and claim is None else (manifest, claim)
 
 
-def _read(folder: str, name: str, needed: set[str], there: set[str], strict: bool) -> dict[str, Any] | None:
+def _read_marker(folder: str, name: str, needed: set[str], there: set[str], strict: bool) -> dict[str, Any] | None:
     if f"{folder}/{name}" not in there:
         return None
     try:

@@ -22,8 +22,6 @@ EXACT_ROWS = 5_000_000
 SAMPLED_ROWS = 1_000_000
 QUANTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 
-# Forgetting is read together with the column that marks a sample that was never learned.
-
 
 class NotRecordedError(EasyCoreError):
     """The score was not recorded; the table itself is sound."""

@@ -135,6 +135,12 @@ def grouped(entries: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list
     return found
 
 
+def split_full(rows: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Rows or curves of models trained on all data, and those of coresets."""
+    found = grouped(rows, lambda row: row["method"] == "full")
+    return found.get(True, []), found.get(False, [])
+
+
 def styles(rows: Iterable[Row]) -> dict[str, Style]:
     """A style for each arm, in order of appearance; the usual arms always have the same colour."""
     others = iter(_OTHER_COLOURS * 9)

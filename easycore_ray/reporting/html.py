@@ -4,7 +4,6 @@ Takes the findings of a sweep and its plots; gives the page's text. The page loa
 needs no library in the browser, so that the file can be mailed, archived and opened in ten years.
 """
 
-import base64
 import importlib.resources
 import json
 import string
@@ -15,7 +14,7 @@ from typing import Any
 
 from easycore_ray.core.eps import format_eps
 from easycore_ray.reporting.figures import Plot, Row, Style, attack_names, percent, styles, to_svg
-from easycore_ray.reporting.image_grid import Images, short, to_data_uri
+from easycore_ray.reporting.image_grid import Images, data_uri, short, to_data_uri
 from easycore_ray.reporting.score_plots import Columns, Mix
 from easycore_ray.reporting.tables import arm_tag, glance, result_tables, term
 
@@ -132,7 +131,7 @@ def _facts(findings: ReportData) -> list[tuple[str, str]]:
 def figure(plot: Plot, looks: Mapping[str, Style], text: str) -> str:
     """A plot: its panels side by side as far as the screen is wide, legend above, caption below."""
     images = "".join(
-        f'<img src="{_data_uri(to_svg(panel), "image/svg+xml")}" alt="{escape(panel.alt)}">' for panel in plot.panels
+        f'<img src="{data_uri(to_svg(panel), "image/svg+xml")}" alt="{escape(panel.alt)}">' for panel in plot.panels
     )
     widest = max(panel.size[0] for panel in plot.panels)
     layout = "wide" if widest > 6 else "two" if widest > 4 else ""
@@ -194,7 +193,3 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return escape(", ".join(f"{key} {entry}" for key, entry in value.items()))
     return f"<code>{escape(str(value))}</code>"
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

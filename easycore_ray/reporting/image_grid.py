@@ -68,7 +68,12 @@ def to_data_uri(pixels: NDArray[np.uint8]) -> str:
     picture.thumbnail((_LARGEST, _LARGEST))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), "image/png")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A file inside a URI; ``kind`` is its media type, e.g. ``image/png``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _picture(pixels: NDArray[np.uint8]) -> Image.Image:

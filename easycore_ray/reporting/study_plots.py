@@ -25,6 +25,7 @@ from easycore_ray.reporting.figures import (
     grouped,
     objective,
     percent,
+    split_full,
     styles,
     to_png,
 )
@@ -44,15 +45,16 @@ def draw_study(rows: Sequence[Row], records: Sequence[Record], results: str, *, 
     folder = results.rsplit("/", 1)[0]
     looks = styles(rows)
     gains = gains_over_random(records)
-    sections = [*_tables(rows), *_gains_table(gains), *_autoattack_table(records), *_diverged_list(diverged)]
-    text = "\n\n".join(sections)
-    paths.write_bytes(paths.join(folder, "results.md"), (text + "\n").encode())
+    sections = [*_tables(rows), *_gains_table(gains), *_autoattack_table(records)]
+    if diverged:
+        lost = "\n".join(f"- {text}" for text in lost_runs(diverged))
+        sections.append(f"### Diverged, without results\n\n{lost}")
+    paths.write_bytes(paths.join(folder, "results.md"), ("\n\n".join(sections) + "\n").encode())
     plots = [_robust_by_eps(rows, looks), trade_off(rows, looks)] if rows else []
     plots += [_against_random(gains, looks)] if gains else []
     for plot in plots:
-        if not plot.panels:
-            continue  # there is nothing beside all data yet
-        paths.write_bytes(paths.join(folder, f"{plot.name}.png"), to_png(plot, looks))
+        if plot.panels:  # or there is nothing beside all data yet
+            paths.write_bytes(paths.join(folder, f"{plot.name}.png"), to_png(plot, looks))
 
 
 def gains_over_random(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -143,12 +145,6 @@ def _autoattack_table(records: Sequence[Record]) -> list[str]:
     return [f"### PGD-20 against AutoAttack\n\n{_markdown(heads, lines)}"] if lines else []
 
 
-def _diverged_list(diverged: Sequence[Row]) -> list[str]:
-    """The runs without results, and why."""
-    lines = "\n".join(f"- {text}" for text in lost_runs(diverged))
-    return [f"### Diverged, without results\n\n{lines}"] if diverged else []
-
-
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *lines])
 
@@ -163,8 +159,7 @@ def _robust_by_eps(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:
     """Robust accuracy against eps: a panel per objective and fraction, full data beside."""
     panels = []
     for name, members in grouped(rows, objective).items():
-        full = [row for row in members if row["method"] == "full"]
-        coresets = [row for row in members if row["method"] != "full"]
+        full, coresets = split_full(members)
         for fraction, mine in grouped(coresets, lambda row: row["fraction"]).items():
             title = f"{name}, {percent(fraction)} kept"
             panels.append(

@@ -23,6 +23,7 @@ from easycore_ray.reporting.figures import (
     grouped,
     objective,
     percent,
+    split_full,
     value,
 )
 
@@ -89,8 +90,7 @@ def plot_training_curves(curves: Sequence[Row], looks: Mapping[str, Style]) -> P
     """
     panels = []
     for title, of_objective in grouped(curves, objective).items():
-        full = [curve for curve in of_objective if curve["method"] == "full"]
-        coresets = [curve for curve in of_objective if curve["method"] != "full"]
+        full, coresets = split_full(of_objective)
         by_fraction = grouped(coresets, lambda curve: curve["fraction"]) or {1.0: []}
         for fraction, members in by_fraction.items():
             panels += _curve_panels(f"{title}, {percent(fraction)}", [*full, *members], looks)
@@ -128,13 +128,13 @@ def _curve(curves: Sequence[Row], name: str, looks: Mapping[str, Style], axes: A
 
 
 def _by_fraction(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None:
-    kept = sorted({100 * row["fraction"] for row in rows if row["method"] != "full"})
-    for row in (row for row in rows if row["method"] == "full"):
+    full, coresets = split_full(rows)
+    kept = sorted({100 * row["fraction"] for row in coresets})
+    for row in full:
         mean, spread = 100 * value(row, f"{_ROBUST}_mean"), _spread(row, _ROBUST)
         colour = looks[arm_name(row)].colour
         axes.axhline(mean, color=colour, linestyle="--", linewidth=1.4)
         axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.1, linewidth=0)
-    coresets = [row for row in rows if row["method"] != "full"]
     _lines(axes, coresets, looks, kept, lambda row: 100 * row["fraction"])
     axes.set_xticks(kept)
     axes.set_xlabel("training samples kept, %")

@@ -18,6 +18,7 @@ from easycore_ray.reporting.figures import (
     grouped,
     objective,
     percent,
+    split_full,
     value,
 )
 from easycore_ray.runtime.console import duration
@@ -131,11 +132,9 @@ def find_main_results(rows: Sequence[Row]) -> list[MainResult]:
     found = []
     for name, members in grouped(rows, objective).items():
         eps = _telling_eps(members)
-        here = [row for row in members if row["eps"] == eps]
-        coresets = [row for row in here if row["method"] != "full"]
+        full, coresets = split_full(row for row in members if row["eps"] == eps)
         best = max(coresets, key=_robust, default=None)
         drawn = [row for row in coresets if row["method"] == "random" and best and row["fraction"] == best["fraction"]]
-        full = [row for row in here if row["method"] == "full"]
         found.append(MainResult(name, eps, full[0] if full else None, best, max(drawn, key=_robust, default=None)))
     return found
 
