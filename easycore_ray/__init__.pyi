@@ -43,7 +43,9 @@ class _Prepare(Protocol):
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
         image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", rows_per_shard: int = 10000,
-        on_bad_sample: Literal["error", "skip"] = "error", seed: int = 0,
+        on_bad_sample: Literal["error", "skip"] = "error", image_column: str | None = None,
+        label_column: str | None = None, allow_one_class: bool = False,
+        on_duplicate: Literal["keep", "drop", "error"] = "keep", source_check: bool = True, seed: int = 0,
     ) -> Dataset: ...
     @overload
     def plan(self, config: PrepareConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -55,7 +57,10 @@ class _Prepare(Protocol):
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
         image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", rows_per_shard: int = 10000,
-        on_bad_sample: Literal["error", "skip"] = "error", seed: int = 0, measure: bool = False,
+        on_bad_sample: Literal["error", "skip"] = "error", image_column: str | None = None,
+        label_column: str | None = None, allow_one_class: bool = False,
+        on_duplicate: Literal["keep", "drop", "error"] = "keep", source_check: bool = True, seed: int = 0,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Score(Protocol):
@@ -381,7 +386,9 @@ class _Pipeline(Protocol):
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), dataset: StrPath | None = None,
         source: StrPath = "digits", format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto",
         test_source: StrPath | None = None, image_size: int | None = None,
-        exif: Literal["rotate", "ignore"] = "rotate", note: str = "",
+        exif: Literal["rotate", "ignore"] = "rotate", image_column: str | None = None, label_column: str | None = None,
+        allow_one_class: bool = False, on_duplicate: Literal["keep", "drop", "error"] = "keep",
+        source_check: bool = True, note: str = "",
     ) -> Pipeline: ...
     @overload
     def plan(self, config: PipelineConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -411,7 +418,9 @@ class _Pipeline(Protocol):
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), dataset: StrPath | None = None,
         source: StrPath = "digits", format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto",
         test_source: StrPath | None = None, image_size: int | None = None,
-        exif: Literal["rotate", "ignore"] = "rotate", note: str = "", measure: bool = False,
+        exif: Literal["rotate", "ignore"] = "rotate", image_column: str | None = None, label_column: str | None = None,
+        allow_one_class: bool = False, on_duplicate: Literal["keep", "drop", "error"] = "keep",
+        source_check: bool = True, note: str = "", measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Analyze(Protocol):

@@ -46,6 +46,11 @@ def setting(*, default: Any = dataclasses.MISSING, identity: bool | Callable[[An
     return dataclasses.field(default=default, metadata={"identity": identity, "group": group})
 
 
+def if_given(name: str) -> Callable[[Any], bool]:
+    """Identity of a field that decides nothing while it is left out (None)."""
+    return lambda config: getattr(config, name) is not None
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def configuration(kind: Kind) -> Kind:
     """Make a class a configuration: fields are brought into their types and checked, then ``problems()`` is asked.

@@ -12,6 +12,7 @@ from easycore_ray.config.base import (
     batch_size_problems,
     configuration,
     eps_problems,
+    if_given,
     setting,
 )
 from easycore_ray.config.fields import (
@@ -22,6 +23,7 @@ from easycore_ray.config.fields import (
     Natural,
     Norm,
     Number,
+    OnDuplicate,
     ScoreName,
     ScorePass,
     Several,
@@ -230,6 +232,18 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
     """Pixels of the resized and cropped image, where images differ in size: see prepare."""
     exif: Literal["rotate", "ignore"] = setting(default="rotate", identity=True, group="data")
     """Whether photos are turned upright by their metadata: see prepare."""
+    image_column: Text | None = setting(default=None, identity=if_given("image_column"), group="data")
+    """Column of the images in Parquet files: see prepare."""
+    label_column: Text | None = setting(default=None, identity=if_given("label_column"), group="data")
+    """Column of the labels in Parquet files: see prepare."""
+    allow_one_class: Flag = setting(default=False, identity=False, group="data")
+    """Import a source of a single class: see prepare."""
+    on_duplicate: OnDuplicate = setting(
+        default="keep", identity=lambda config: config.on_duplicate == "drop", group="data"
+    )
+    """Images that are there more than once: see prepare."""
+    source_check: Flag = setting(default=True, identity=False, group="data")
+    """Stop if the source has changed since it was imported: see prepare."""
     note: Text = setting(default="", identity=True, group="output")
     """A sentence shown in the report, e.g. what the data cannot be compared with."""
 

@@ -13,6 +13,7 @@ from easycore_ray.config.base import (
     batch_size_problems,
     configuration,
     eps_problems,
+    if_given,
     setting,
 )
 from easycore_ray.config.fields import (
@@ -29,6 +30,7 @@ from easycore_ray.config.fields import (
     NonNegative,
     Norm,
     Number,
+    OnDuplicate,
     PartialShare,
     ScoreName,
     ScorePass,
@@ -65,6 +67,20 @@ class PrepareConfig(JobConfig):
     """Most rows in one shard (Parquet file); shards of a split differ by at most one row."""
     on_bad_sample: Literal["error", "skip"] = setting(default="error", identity=True, group="data")
     """A corrupt image or unknown label stops the import (error), or is left out and listed in the manifest (skip)."""
+    image_column: Text | None = setting(default=None, identity=if_given("image_column"), group="data")
+    """Column of the images in Parquet files; image or img if left out."""
+    label_column: Text | None = setting(default=None, identity=if_given("label_column"), group="data")
+    """Column of the labels in Parquet files, e.g. fine_label; label if left out."""
+    allow_one_class: Flag = setting(default=False, identity=False, group="data")
+    """Import a source of a single class, which is otherwise taken for a wrong folder."""
+    on_duplicate: OnDuplicate = setting(
+        default="keep", identity=lambda config: config.on_duplicate == "drop", group="data"
+    )
+    """Images that are there more than once, by content: keep all of them and say how many, drop all but one (that of
+    the test split if it has one; ids change), or stop (error)."""
+    source_check: Flag = setting(default=True, identity=False, group="data")
+    """Where --out is finished already: compare names, sizes and times of the source's files with those of the import,
+    and stop if they differ. --no-source-check reuses the dataset as it is."""
     seed: Natural = setting(default=0, identity=True, group="data")
     """Seed of the splits and of the placement of rows in shards."""
 

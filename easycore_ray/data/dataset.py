@@ -19,6 +19,8 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
+_LEAST_STD = 1e-7
+
 
 class Dataset(Artifact):
     """A finished dataset; its fingerprint is the hash of all labels and images, in id order."""
@@ -53,8 +55,9 @@ class Dataset(Artifact):
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of each channel over the training images' pixels, in [0, 1] units."""
-        return self.manifest["std"]
+        """Standard deviation of each channel over the training images' pixels, in [0, 1] units; 1 if it is constant."""
+        # Earlier releases recorded 0, or what rounding made of it; no other is that small.
+        return [std if std > _LEAST_STD else 1.0 for std in self.manifest["std"]]
 
     @property
     def shard_schema(self) -> pa.Schema:

@@ -89,13 +89,17 @@ class TestEveryConfiguration:
             "keep_going": True, "materialize": True, "cache_gib": 0.0, "tracking_uri": "none", "experiment": "x",
             "source": "t", "test_source": "t", "classes": "t", "dataset": "t", "scores": "t", "coreset": "t",
             "checkpoint": "t", "sweep": "t", "user_scores": "t", "results": "t", "trial_workers": 4, "bucket_rows": 9,
+            "allow_one_class": True, "source_check": False,
         }  # fmt: skip
         known = {spec.name for spec in dataclasses.fields(kind)}
         moved = make(kind, **{name: value for name, value in there.items() if name in known})
 
         assert identity_fields(moved) == identity_fields(make(kind))
-        # No job's defaults use them: multistep has milestones, and a standard run attacks no validation split.
-        unused = {"milestones"} | ({"val_attack_steps"} if kind is TrainConfig else set())
+        # No job's defaults use them: multistep has milestones, and a standard run attacks no validation split. Columns
+        # left out and copies kept are as if there were no such options.
+        unused = {"milestones", "image_column", "label_column", "on_duplicate"} | (
+            {"val_attack_steps"} if kind is TrainConfig else set()
+        )
         assert set(identity_fields(moved)) == known - set(there) - unused
 
     def test_an_unknown_field_is_refused(self, kind):

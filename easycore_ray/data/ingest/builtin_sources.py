@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 
@@ -19,6 +20,21 @@ from easycore_ray.storage.errors import EasyCoreError
 
 _ROWS_PER_PIECE = 1000
 
+# What torchvision calls the splits of its datasets, where it is not "train" and "test".
+_THREE_SPLITS: dict[Split, str] = {"train": "train", "val": "val", "test": "test"}
+_SPLITS: dict[str, dict[Split, str]] = {
+    "CLEVRClassification": {"train": "train", "test": "val"},
+    "Country211": {"train": "train", "val": "valid", "test": "test"},
+    "DTD": _THREE_SPLITS,
+    "FGVCAircraft": _THREE_SPLITS,
+    "Flowers102": _THREE_SPLITS,
+    "Imagenette": {"train": "train", "test": "val"},
+    "OxfordIIITPet": {"train": "trainval", "test": "test"},
+    "PCAM": _THREE_SPLITS,
+    "Places365": {"train": "train-standard", "test": "val"},
+    "RenderedSST2": _THREE_SPLITS,
+}
+
 
 def digits_source() -> Source:
     """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels, 0..16 scaled to 0..255; no test split."""
@@ -27,7 +43,7 @@ def digits_source() -> Source:
     found = load_digits()
     pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)
     pieces = _arrays("digits", list(pixels), found.target.tolist())
-    return Source({"train": pieces}, [str(name) for name in range(10)], {"train": len(pixels)})
+    return Source({"train": pieces}, [str(name) for name in range(10)], {"train": len(pixels)}, "scikit-learn")
 
 
 def torchvision_source(name: str) -> Source:
@@ -49,12 +65,24 @@ def torchvision_source(name: str) -> Source:
             pictures = [take_over(image) for image in images]
             pieces[split] = _arrays(f"{name}/{split}", pictures, [int(label) for label in labels])
         except (OSError, RuntimeError, TypeError, ValueError) as error:
-            raise EasyCoreError(
-                f"torchvision:{name} cannot be loaded: {error}; without internet access put its files into {root}"
-            ) from error
+            hint = f"; without internet access put its files into {root}" if _is_offline(error) else ""
+            raise EasyCoreError(f"torchvision:{name} cannot be loaded: {error}{hint}") from error
         classes = classes or [str(title) for title in getattr(found, "classes", [])] or None
         num_rows[split] = len(images)
-    return Source(pieces, classes, num_rows)
+    return Source(pieces, classes, num_rows, "torchvision" if classes else "")
+
+
+def _is_offline(error: BaseException) -> bool:
+    """Whether a server was not reached, as against one that refused, a full disk or a damaged file."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, HTTPError):
+            return False
+        # MNIST tries several servers and tells their errors in the text of its own.
+        if isinstance(found, URLError | ConnectionError | TimeoutError) or "urlopen error" in str(found):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def _dataset_class(name: str) -> tuple[Callable[..., Any], dict[Split, dict[str, Any]]]:
@@ -71,7 +99,8 @@ def _dataset_class(name: str) -> tuple[Callable[..., Any], dict[Split, dict[str,
     if "train" in options:
         return made, {"train": {"train": True}, "test": {"train": False}}
     if "split" in options:
-        return made, {"train": {"split": "train"}, "test": {"split": "test"}}
+        words = _SPLITS.get(name, {"train": "train", "test": "test"})
+        return made, {split: {"split": word} for split, word in words.items()}
     return made, {"train": {}}
 
 

@@ -6,6 +6,7 @@ disk beyond its size); this process sees their descriptions only, decides, and l
 out to shards and write them.
 """
 
+import math
 import pickle
 import time
 from collections.abc import Mapping
@@ -18,15 +19,24 @@ import ray.data
 from numpy.typing import NDArray
 
 from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.fields import OnDuplicate
 from easycore_ray.config.stages import PrepareConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.images import MAX_RAW_BYTES
 from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, write_index
 from easycore_ray.data.ingest import readers, shuffle
+from easycore_ray.data.ingest.changes import check_unchanged, write_source_files
+from easycore_ray.data.ingest.duplicates import (
+    choose_copies,
+    count_copies,
+    describe_copies,
+    find_copies,
+    refuse_copies,
+)
 from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
 from easycore_ray.data.ingest.remarks import count_remarks, describe_remarks
-from easycore_ray.data.ingest.sources import list_source
+from easycore_ray.data.ingest.sources import list_configured
 from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement, assign_splits, class_names, place
 from easycore_ray.data.shards import Layout, Written
 from easycore_ray.runtime import cluster
@@ -73,27 +83,67 @@ def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
     skipped, rows = checked.rows.filter(bad), checked.rows.filter(pc.invert(bad))
     _refuse_bad(skipped, len(checked.rows), skip=config.on_bad_sample == "skip")
     layout = _layout(rows, config)
+    rows, counted, dropped = _without_copies(source, rows, config.on_duplicate)
     labels, own = rows["label"].to_numpy(), _own_splits(source, rows)
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     splits = assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
     classes = class_names(labels, splits, source.classes)
+    _check_several_classes(classes, allow_one_class=config.allow_one_class)
+    if not dropped:
+        counted |= count_copies(find_copies(rows["content"]), splits, labels)
     placed = place(splits, config.rows_per_shard, config.seed)
     written = shuffle.write_shards(checked.blocks, checked.sizes, rows, placed, layout=layout, out=out)
     index = _index(rows, own, placed, layout, written)
     write_index(index, out)
-    mean, std = _moments(rows.filter(pa.array(splits == TRAIN)), layout)
+    mean, std, constant = _moments(rows.filter(pa.array(splits == TRAIN)), layout)
     details = {
         "classes": classes,
         **layout._asdict(),
         "image_shape": list(layout.image_shape),
         "mean": mean,
         "std": std,
+        "constant_channels": constant,
         "shards": shard_details(index, _sizes(placed, written), len(classes)),
         "remarks": count_remarks(rows),
         "skipped": skipped.select(["key", "problem"]).rename_columns(["key", "reason"]).to_pylist(),
+        "duplicates": {**counted, "dropped": len(dropped)},
+        "dropped": dropped,
+        "names_from": source.names_from,
+        "passed_over": source.passed_over,
+        "source_files": write_source_files(source.files, out) if source.files else None,
     }
     counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
     return Imported(dataset_fingerprint(index), counts, details)
+
+
+def _without_copies(
+    source: Source, rows: pa.Table, on_duplicate: OnDuplicate
+) -> tuple[pa.Table, dict[str, int], list[dict[str, str]]]:
+    """The rows that are imported, what is known of copies among all, and key and reason of those left out.
+
+    Raises:
+        EasyCoreError: there are copies and they are to be refused.
+    """
+    own, copies = _own_splits(source, rows), find_copies(rows["content"])
+    counted = count_copies(copies, own, rows["label"].to_numpy())
+    if on_duplicate == "error":
+        refuse_copies(copies, counted, rows["key"])
+    if on_duplicate != "drop":
+        return rows, counted, []
+    chosen = choose_copies(copies, own)
+    left_out = np.flatnonzero(chosen != np.arange(len(chosen)))
+    keys = rows["key"].take(pa.array(left_out)).to_pylist()
+    kept = rows["key"].take(pa.array(chosen[left_out])).to_pylist()
+    dropped = [{"key": key, "reason": f"the same picture as {other}"} for key, other in zip(keys, kept, strict=True)]
+    return rows.take(pa.array(np.unique(chosen))).combine_chunks(), counted, dropped
+
+
+def _check_several_classes(classes: list[str], *, allow_one_class: bool) -> None:
+    if len(classes) == 1 and not allow_one_class:
+        raise EasyCoreError(
+            f"the source has one class, {classes[0]}; check --source and the labels, or pass --allow-one-class if that "
+            "is meant"
+        )
 
 
 def describe_dataset(found: Mapping[str, Any]) -> str:
@@ -101,6 +151,7 @@ def describe_dataset(found: Mapping[str, Any]) -> str:
     counts = found["counts"]
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     skipped = f", {len(found['skipped']):,} skipped" if found["skipped"] else ""
+    skipped += f", {len(found['dropped']):,} copies dropped" if found.get("dropped") else ""
     size = sum(shard["bytes"] for entries in found["shards"].values() for shard in entries) / 2**20
     shape = "x".join(map(str, found["image_shape"]))
     return ", ".join(
@@ -250,14 +301,43 @@ def _per_channel(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return column.combine_chunks().flatten().to_numpy().reshape(-1, 3)
 
 
-def _moments(rows: pa.Table, layout: Layout) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in [0, 1] units, from exact integer sums."""
+def _moments(rows: pa.Table, layout: Layout) -> tuple[list[float], list[float], list[int]]:
+    """Mean and standard deviation of each channel, in [0, 1] units, from exact integer sums; the constant channels.
+
+    The deviation of a constant channel is 1: models divide by it.
+    """
     channels, height, width = layout.image_shape
     count = len(rows) * height * width
-    sums = _per_channel(rows["sums"]).sum(axis=0)[:channels] / 255
-    squares = _per_channel(rows["squares"]).sum(axis=0)[:channels] / 255**2
-    mean = sums / count
-    return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()
+    sums = _per_channel(rows["sums"]).sum(axis=0)[:channels].tolist()
+    squares = _per_channel(rows["squares"]).sum(axis=0)[:channels].tolist()
+    # Python's integers, so that a variance of 0 is 0.
+    variances = [count * square - total * total for total, square in zip(sums, squares, strict=True)]
+    std = [math.sqrt(variance) / count / 255 if variance else 1.0 for variance in variances]
+    constant = [channel for channel, variance in enumerate(variances) if not variance]
+    return [total / count / 255 for total in sums], std, constant
+
+
+def _say_findings(found: Mapping[str, Any], on_duplicate: OnDuplicate) -> None:
+    """What a user should know of the images, a line each."""
+    for channel in found["constant_channels"]:
+        value = round(255 * found["mean"][channel])
+        say(
+            f"prepare: channel {channel} is {value}/255 in every training image; its standard deviation is taken as 1, "
+            "so that models see it as 0"
+        )
+    counted = found["duplicates"]
+    if counted["dropped"]:
+        then = f"{counted['dropped']:,} copies are dropped, so that ids are others than without --on-duplicate drop"
+        say(f"prepare: {describe_copies(counted)}; {then}")
+    elif counted["images"] and on_duplicate == "keep":
+        say(f"prepare: {describe_copies(counted)}; all are kept, --on-duplicate drop keeps one of each")
+
+
+def _describe_source(found: Mapping[str, Any]) -> str:
+    """Where the class names come from, and what was not read."""
+    names = f"class names from {found['names_from']}" if found["names_from"] else "classes are named by their labels"
+    passed = ", ".join(f"{count:,} {suffix}" for suffix, count in found["passed_over"].items())
+    return names + (f"; {passed} passed over" if passed else "")
 
 
 @verb(PrepareConfig, gives=Dataset, plan=plan_prepare)
@@ -269,18 +349,18 @@ def prepare(config: PrepareConfig) -> Artifact:
 
     Raises:
         EasyCoreError: the source is missing or unclear, a sample is bad, a class or split is empty, ``out`` holds
-            something else. Nothing is written then.
+            something else, or the source has changed since. Nothing is written then.
     """
     started = time.monotonic()
     out = paths.absolute(config.out)
     made = claim(out, "dataset", dataset_identity(config), overwrite=config.overwrite)
     if isinstance(made, Artifact):
+        if config.source_check:
+            check_unchanged(config, made)
         say(f"prepare: {out} is finished already, with this configuration; nothing to do")
         return made
     with giving_back(made):
-        source = list_source(
-            config.source, layout=config.format, test_source=config.test_source, classes=config.classes
-        )
+        source = list_configured(config)
         cluster.connect()
         imported = import_source(source, config, out)
     seconds = time.monotonic() - started
@@ -293,5 +373,7 @@ def prepare(config: PrepareConfig) -> Artifact:
         wall_seconds=seconds,
         **imported.details,
     )
-    say(f"prepare: {describe_dataset(artifact.manifest)} in {duration(seconds)} → {out}")
+    _say_findings(artifact.manifest, config.on_duplicate)
+    found = artifact.manifest
+    say(f"prepare: {describe_dataset(found)} in {duration(seconds)} → {out}; {_describe_source(found)}")
     return artifact

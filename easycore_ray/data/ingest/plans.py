@@ -3,7 +3,7 @@
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import PrepareConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
-from easycore_ray.data.ingest.sources import is_path, list_source
+from easycore_ray.data.ingest.sources import is_path, list_configured
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import identity
 
@@ -23,9 +23,7 @@ def plan_prepare(config: PrepareConfig, _measure: bool = False) -> WorkPlan:
     shards = f"shards of at most {config.rows_per_shard:,} images"
     work, total = f"import {config.source} into {shards}", 0
     if is_path(config.source):
-        source = list_source(
-            config.source, layout=config.format, test_source=config.test_source, classes=config.classes
-        )
+        source = list_configured(config)
         images = "images" if source.total is None else f"{source.total:,} images"
         classes = "" if source.classes is None else f" in {len(source.classes):,} classes"
         pieces = " and ".join(f"{len(found):,} {split}" for split, found in source.pieces.items())

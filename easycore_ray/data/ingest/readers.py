@@ -7,11 +7,12 @@ import reports everything that is wrong, and nothing is written before.
 Imported by Ray workers, so no torch in here.
 """
 
+import hashlib
 import json
 import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +48,8 @@ DESCRIPTION = {
     "width": pa.int32(),
     "sums": pa.list_(pa.int64(), 3),
     "squares": pa.list_(pa.int64(), 3),
+    # Hash of the pixels, or of the file where it is stored as it came.
+    "content": pa.binary(16),
     "problem": pa.string(),
     "archive": pa.int32(),
     "rotated": pa.bool_(),
@@ -99,6 +102,7 @@ class RowGroups:
     groups: tuple[int, ...]
     first_row: int
     image_column: str
+    label_column: str = "label"
 
     def samples(self) -> Iterator[Sample]:
         """See ``Sample``.
@@ -114,10 +118,10 @@ class RowGroups:
                 try:
                     # One footer for all groups; of a remote file, only the ranges of both columns are fetched.
                     file = file or pq.ParquetFile(stream, pre_buffer=paths.is_remote(whole))
-                    table = file.read_row_group(group, columns=[self.image_column, "label"])
+                    table = file.read_row_group(group, columns=[self.image_column, self.label_column])
                 except (OSError, pa.ArrowInvalid) as error:
                     raise EasyCoreError(f"{whole} cannot be read (row group {group}): {error}") from error
-                for image, label in zip(table[self.image_column], table["label"], strict=True):
+                for image, label in zip(table[self.image_column], table[self.label_column], strict=True):
                     yield self._sample(row, image.as_py(), label.as_py())
                     row += 1
 
@@ -233,7 +237,22 @@ class Arrays:
             yield Sample(where, where, image, label)
 
 
-Piece = Files | RowGroups | Tar | Arrays
+@dataclass(frozen=True)
+class Named:
+    """A piece whose own list of class names is another than the dataset's: ``names`` in its own label order."""
+
+    piece: "Files | RowGroups | Tar | Arrays | Named"
+    names: tuple[str, ...]
+
+    def samples(self) -> Iterator[Sample]:
+        """See ``Sample``; a label that is a number becomes the name it stands for."""
+        for sample in self.piece.samples():
+            label = sample.label
+            known = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.names)
+            yield sample._replace(label=self.names[label]) if known else sample
+
+
+Piece = Files | RowGroups | Tar | Arrays | Named
 Split = Literal["train", "val", "test"]
 
 
@@ -245,11 +264,18 @@ class Source:
         pieces: what to read, in source order, by split.
         classes: names in label order, or None if they are not known before the labels are.
         num_rows: samples by split, or None if counting them takes reading (tar shards).
+        names_from: where the class names come from, for people; "" if there are none.
+        passed_over: number of files that are not read, by suffix.
+        files: path, size in bytes and time of change (nanoseconds since 1970) of what is read; empty for sources
+            that have names instead of paths.
     """
 
     pieces: dict[Split, list[Piece]]
     classes: list[str] | None
     num_rows: dict[Split, int] | None
+    names_from: str = ""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    files: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def total(self) -> int | None:
@@ -271,10 +297,12 @@ def label_index(label: Any, classes: dict[str, int] | None) -> int:
         known = f"classes are {_few(list(classes))}" if classes else "pass the class names with --classes FILE"
         raise ValueError(f"unknown label {label!r}; {known}")
     if isinstance(label, bool) or not isinstance(label, int):
-        raise ValueError(f"label {label!r} is no whole number")
+        whole = f"; write it as {label:.0f}" if isinstance(label, float) and label.is_integer() else ""
+        raise ValueError(f"label {label!r} is no whole number{whole}")
     limit = len(classes) if classes else 2**31
     if not 0 <= label < limit:
-        raise ValueError(f"unknown label {label}; allowed are 0 .. {limit - 1}")
+        from_one = "; if the labels count from 1, write them as label - 1" if label == limit else ""
+        raise ValueError(f"unknown label {label}; allowed are 0 .. {limit - 1}{from_one}")
     return label
 
 
@@ -340,7 +368,10 @@ def _checked(
         if sample.problem or sample.image is None:
             raise ValueError(sample.problem or "no image")
         label = label_index(sample.label, classes)
-        return {"label": label, **images.measure(sample.image, image_size, exif)._asdict()}
+        found = images.measure(sample.image, image_size, exif)
+        stored = found.encoded if found.pixels is None else found.pixels
+        content = hashlib.blake2b(stored or b"", digest_size=16).digest()
+        return {"label": label, **found._asdict(), "content": content}
     except ValueError as error:
         return {"problem": " ".join(str(error).split())}
 

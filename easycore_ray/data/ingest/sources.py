@@ -5,29 +5,32 @@ names, sizes and footers are read here; its images are read piece by piece on th
 order and cut the same way everywhere, so that sample ids depend on the source alone.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from easycore_ray.config.stages import PrepareConfig
 from easycore_ray.data.ingest import builtin_sources
+from easycore_ray.data.ingest.class_lists import classes_file_beside, name_labels, read_classes, rename_classes
+from easycore_ray.data.ingest.columns import SourceColumns, find_columns
+from easycore_ray.data.ingest.folders import read_image_folders, split_of_word, use_val_as_test
+from easycore_ray.data.ingest.listing import Listing, SourceFile, count_by_suffix, list_folders, list_tree
 from easycore_ray.data.ingest.readers import IMAGE_SUFFIXES, Files, Piece, RowGroups, Source, Split, Tar
+from easycore_ray.data.ingest.shard_numbers import check_shard_numbers
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
+
+__all__ = ["find_files", "is_path", "list_configured", "list_source", "read_classes"]
 
 TORCHVISION = "torchvision:"
 _FILES_PER_PIECE = 500
 _ROWS_PER_PIECE = 1000
 _BYTES_PER_PIECE = 64 * 1024 * 1024
 
-_SPLIT_NAMES: dict[str, Split] = {
-    "train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val",
-}  # fmt: skip
 _SUFFIXES = {
     "parquet": (".parquet",),
     "webdataset": (".tar", ".tar.gz", ".tgz"),
@@ -35,167 +38,237 @@ _SUFFIXES = {
 }
 
 
+@dataclass(frozen=True)
+class _Options:
+    """How a source is to be read: see ``list_source``."""
+
+    layout: str
+    image_column: str | None
+    label_column: str | None
+    allow_one_class: bool
+
+
 def is_path(source: str) -> bool:
     """False for the sources that have names of their own: ``digits`` and ``torchvision:NAME``."""
     return source != "digits" and not source.startswith(TORCHVISION)
 
 
+def list_configured(config: PrepareConfig) -> Source:
+    """List what a configuration imports: see ``list_source``."""
+    return list_source(
+        config.source, layout=config.format, test_source=config.test_source, classes=config.classes,
+        image_column=config.image_column, label_column=config.label_column, allow_one_class=config.allow_one_class,
+    )  # fmt: skip
+
+
 def list_source(
-    source: str, *, layout: str = "auto", test_source: str | None = None, classes: str | None = None
+    source: str,
+    *,
+    layout: str = "auto",
+    test_source: str | None = None,
+    classes: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    allow_one_class: bool = True,
 ) -> Source:
     """List a source and, if given, the one its test split is taken from.
 
     Args:
         source: ``digits``, ``torchvision:NAME`` or a path.
         layout: ``auto``, ``imagefolder``, ``parquet`` or ``webdataset``, for paths.
-        test_source: like ``source``; replaces its test split.
+        test_source: like ``source``; replaces its test split. Its labels are mapped by name if it names its classes.
         classes: file of class names (see ``read_classes``); replaces the source's.
+        image_column: of Parquet files; ``image`` or ``img`` if None.
+        label_column: of Parquet files; ``label`` if None.
+        allow_one_class: whether image folders may hold a single class.
 
     Raises:
-        EasyCoreError: nothing is there, it is not clear what it is, or it has no training split.
+        EasyCoreError: nothing is there, it is not clear what it is, it has no training split, or its files name
+            their classes differently.
     """
-    listed = _list(source, layout)
+    options = _Options(layout, image_column, label_column, allow_one_class)
+    listed = _list(source, options)
     if "train" not in listed.pieces:
         raise EasyCoreError(
             f"{source} has no training split, only {' and '.join(listed.pieces)}; pass its parent folder"
         )
     if test_source is not None:
-        listed = _with_test(listed, _list(test_source, layout))
+        other = _list(test_source, replace(options, allow_one_class=True))
+        listed = _with_test(listed, other, source, test_source)
     if classes is not None:
-        listed = replace(listed, classes=read_classes(paths.absolute(classes)))
+        listed = _with_classes(listed, source, paths.absolute(classes))
     return listed
 
 
-def _with_test(source: Source, other: Source) -> Source:
+def _with_test(source: Source, other: Source, name: str, other_name: str) -> Source:
     """The source with the other's test split, or all of the other if it has none of that name."""
     split: Split = "test" if "test" in other.pieces else next(iter(other.pieces))
-    return Source(
-        {**source.pieces, "test": other.pieces[split]},
-        source.classes,
-        {**source.num_rows, "test": other.num_rows[split]} if source.num_rows and other.num_rows else None,
+    places = {"place": _place(other, other_name), "classes_place": _place(source, name)}
+    pieces = name_labels(other.pieces[split], other.classes, source.classes, **places)
+    return replace(
+        source,
+        classes=source.classes or other.classes,
+        names_from=source.names_from or other.names_from,
+        pieces={**source.pieces, "test": pieces},
+        num_rows={**source.num_rows, "test": other.num_rows[split]} if source.num_rows and other.num_rows else None,
+        files=source.files + other.files,
+        passed_over={
+            suffix: source.passed_over.get(suffix, 0) + other.passed_over.get(suffix, 0)
+            for suffix in sorted({*source.passed_over, *other.passed_over})
+        },
     )
 
 
-def _list(source: str, layout: str) -> Source:
+def _with_classes(source: Source, name: str, path: str) -> Source:
+    """The source with the class names of a file."""
+    classes = read_classes(path)
+    places = {"place": _place(source, name), "classes_place": path}
+    pieces = {split: rename_classes(found, source.classes, classes, **places) for split, found in source.pieces.items()}
+    return replace(source, pieces=pieces, classes=classes, names_from=path, files=_and_file(source.files, path))
+
+
+def _place(source: Source, name: str) -> str:
+    """Where the class names of a source come from, for a message."""
+    return source.names_from if source.names_from.startswith(("/", "s3:", "gs:")) else name
+
+
+def _and_file(files: tuple[tuple[str, int, int], ...], path: str) -> tuple[tuple[str, int, int], ...]:
+    found = list_tree(path)
+    return (*files, *((paths.join(found.root, file.name), file.size, file.modified) for file in found.files))
+
+
+def _list(source: str, options: _Options) -> Source:
+    if is_path(source):
+        return _list_path(paths.absolute(source), options)
+    if options.image_column or options.label_column:
+        raise EasyCoreError(f"image_column and label_column go with Parquet files, {source} has none; leave them out")
     if source == "digits":
         return builtin_sources.digits_source()
-    if source.startswith(TORCHVISION):
-        return builtin_sources.torchvision_source(source.removeprefix(TORCHVISION))
-    return _list_path(paths.absolute(source), layout)
+    return builtin_sources.torchvision_source(source.removeprefix(TORCHVISION))
 
 
-def _list_path(root: str, layout: str) -> Source:
-    """Any path: its files by layout and split."""
-    if not paths.exists(root):
-        raise EasyCoreError(f"{root} does not exist; pass --source FOLDER, digits or torchvision:NAME")
-    one_file = not paths.is_dir(root)
-    if one_file:
-        root, name = root.rsplit("/", 1)
-        names = [name]
-    else:
-        names = sorted(path.removeprefix(root).lstrip("/") for path in paths.list_files(root))
-        names = [name for name in names if not any(_is_hidden(part) for part in name.split("/"))]
-    layout = _layout(root, names) if layout == "auto" else layout
-    names = [name for name in names if name.lower().endswith(_SUFFIXES[layout])]
-    if not names:
+def find_files(root: str, layout: str) -> tuple[Listing, list[SourceFile], str]:
+    """The files of a path source: all of them, those that are read, and their layout.
+
+    Raises:
+        EasyCoreError: see ``listing.list_tree``; there are none, or of several layouts.
+    """
+    tree = list_tree(root)
+    layout = _layout(root, tree) if layout == "auto" else layout
+    files = tree.having(_SUFFIXES[layout])
+    if not files:
         raise EasyCoreError(
             f"{root} holds no {layout} files ({', '.join(_SUFFIXES[layout])}); check --source and --format"
         )
-    whole: dict[Split, list[str]] = {"train": names}
-    by_split = whole if one_file else _by_split(root, names, folders_only=layout == "imagefolder")
-    lister = {"imagefolder": _image_folders, "parquet": _parquet, "webdataset": _tars}[layout]
-    listed = lister(root, by_split)
-    return replace(listed, classes=listed.classes or _classes_beside(root))
+    return tree, files, layout
 
 
-def _layout(root: str, names: Sequence[str]) -> str:
-    found = [layout for layout, suffixes in _SUFFIXES.items() if any(name.lower().endswith(suffixes) for name in names)]
+def _list_path(path: str, options: _Options) -> Source:
+    """Any path: its files by layout and split."""
+    tree, files, layout = find_files(path, options.layout)
+    if layout != "parquet" and (options.image_column or options.label_column):
+        raise EasyCoreError(
+            f"image_column and label_column go with Parquet files, {path} holds {layout} files; leave them out"
+        )
+    names = [file.name for file in files]
+    root, one_file = tree.root, tree.root != path
+    if layout == "imagefolder":
+        listed = _image_folders(root, names, allow_one_class=options.allow_one_class)
+    else:
+        if not one_file:
+            check_shard_numbers(root, names)
+        by_split: dict[Split, list[str]] = {"train": names} if one_file else _by_split(root, names)
+        listed = _parquet(root, by_split, options) if layout == "parquet" else _tars(root, by_split)
+    beside = None if listed.classes else classes_file_beside(root)
+    if beside is not None:
+        listed = replace(listed, classes=read_classes(beside), names_from=beside)
+    recorded = tuple((paths.join(root, file.name), file.size, file.modified) for file in files)
+    used = {*names, "classes.json"} if beside == paths.join(root, "classes.json") else set(names)
+    others = [file.name for file in tree.files if file.name not in used]
+    return replace(
+        listed,
+        passed_over=count_by_suffix(others, tree.hidden),
+        files=recorded if beside is None else _and_file(recorded, beside),
+    )
+
+
+def _layout(path: str, tree: Listing) -> str:
+    found = [layout for layout, suffixes in _SUFFIXES.items() if tree.having(suffixes)]
     if len(found) == 1:
         return found[0]
     raise EasyCoreError(
-        f"{root} holds {' and '.join(found) if found else 'no images, Parquet files or tar shards'}; "
+        f"{path} holds {' and '.join(found) if found else 'no images, Parquet files or tar shards'}; "
         "allowed is one kind: pass a folder of it, or choose with --format imagefolder|parquet|webdataset"
     )
 
 
-def _by_split(root: str, names: Sequence[str], *, folders_only: bool) -> dict[Split, list[str]]:
-    """File names by split, read off the first folder or a word of the file name (``train-00000-of-00010``).
+def _by_split(root: str, names: Sequence[str]) -> dict[Split, list[str]]:
+    """File names by split, read off a folder or a word of the file name (``train-00000-of-00010``).
 
     Without any such name all files are training data. Without a test split, ``val`` is the test split.
     """
-    splits = [_split_of(name, folders_only=folders_only) for name in names]
-    if not any(splits) or (folders_only and not all(splits)):
+    splits = [_split_of_file(root, name) for name in names]
+    if not any(splits):
         return {"train": list(names)}
-    if not all(splits):
-        stray = names[splits.index(None)]
-        raise EasyCoreError(
-            f"{root}/{stray} belongs to no split while others do; name it train or test, or move it away"
-        )
     found: dict[Split, list[str]] = {}
     for name, split in zip(names, splits, strict=True):
-        assert split is not None
-        found.setdefault(split, []).append(name)
-    if "val" in found and "test" not in found:
-        found["test"] = found.pop("val")
-    return found
-
-
-def _split_of(name: str, *, folders_only: bool) -> Split | None:
-    *folders, file = name.lower().split("/")
-    # Below the first folder an image's folders are classes.
-    words = folders[:1] if folders_only else [*folders, *re.split(r"[^a-z]+", file)]
-    return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
-
-
-def _image_folders(root: str, by_split: dict[Split, list[str]]) -> Source:
-    """``CLASS/…/file`` below the root, or below a folder per split; classes are the sorted folder names."""
-    depth = int(all(_split_of(name, folders_only=True) for names in by_split.values() for name in names))
-    pieces: dict[Split, list[Piece]] = {}
-    for split, names in by_split.items():
-        loose = [name for name in names if name.count("/") <= depth]
-        if loose:
+        if split is None:
             raise EasyCoreError(
-                f"{root}/{loose[0]} lies in no class folder; the layout is CLASS/image, or train/CLASS/image"
+                f"{root}/{name} belongs to no split while others do; name it train or test, or move it away"
             )
-        # Sorted by class first: the order of torchvision's ImageFolder.
-        files = sorted((name.split("/")[depth], name) for name in names)
-        pieces[split] = [
+        found.setdefault(split, []).append(name)
+    return use_val_as_test(found)
+
+
+def _split_of_file(root: str, name: str) -> Split | None:
+    *folders, file = name.lower().split("/")
+    found = {split for word in [*folders, *re.split(r"[^a-z]+", file)] if (split := split_of_word(word))}
+    if len(found) > 1:
+        raise EasyCoreError(
+            f"{root}/{name} is named after the splits {' and '.join(sorted(found, reverse=True))}; rename it, or pass "
+            "the folder of one split as --source and another as --test-source"
+        )
+    return next(iter(found), None)
+
+
+def _image_folders(root: str, names: Sequence[str], *, allow_one_class: bool) -> Source:
+    """See ``folders``; classes are the sorted folder names."""
+    reading = read_image_folders(root, names, allow_one_class=allow_one_class)
+    pieces: dict[Split, list[Piece]] = {
+        split: [
             Files(root, tuple((name, label) for label, name in files[start : start + _FILES_PER_PIECE]))
             for start in range(0, len(files), _FILES_PER_PIECE)
         ]
+        for split, files in reading.by_split.items()
+    }
     # Folders, not files, say which classes there should be: an empty one is a mistake to be reported.
-    tops = sorted({name.split("/")[0] for name in by_split.get("train", [])}) if depth else [""]
-    folders = {name for top in tops for name in _folders(f"{root}/{top}".rstrip("/"))}
-    return Source(pieces, sorted(folders), {split: len(names) for split, names in by_split.items()})
+    folders = {name for parent in reading.parents for name in list_folders(f"{root}/{parent}".rstrip("/"))}
+    counts = {split: len(files) for split, files in reading.by_split.items()}
+    return Source(pieces, sorted(folders), counts, "the folders")
 
 
-def _folders(path: str) -> list[str]:
-    """Names of the folders directly below a path, hidden ones left out."""
-    filesystem, inner = paths.locate(path)
-    infos = filesystem.get_file_info(pafs.FileSelector(inner))
-    names = [info.base_name for info in infos if info.type == pafs.FileType.Directory]
-    return [name for name in names if not _is_hidden(name)]
-
-
-def _is_hidden(name: str) -> bool:
-    """True for what file managers and archivers leave behind."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _parquet(root: str, by_split: dict[Split, list[str]]) -> Source:
-    """Row groups of all files; class names from the first file that has Hugging Face's metadata."""
-    pieces: dict[Split, list[Piece]] = {}
-    classes: list[str] | None = None
+def _parquet(root: str, by_split: dict[Split, list[str]], options: _Options) -> Source:
+    """Row groups of all files; class names from the first file that has Hugging Face's metadata, train first."""
     num_rows: dict[Split, int] = {}
-    for split, names in by_split.items():
-        pieces[split], num_rows[split] = [], 0
+    found: list[tuple[Split, str, SourceColumns, list[Piece]]] = []
+    for split in sorted(by_split, key=lambda split: split != "train"):
+        names = by_split[split]
+        num_rows[split] = 0
         with ThreadPoolExecutor(16) as pool:
             footers = pool.map(lambda name: _footer(paths.join(root, name)), names)
         for name, (metadata, schema) in zip(names, footers, strict=True):
-            classes = classes or _class_label_names(schema)
-            pieces[split] += _row_groups(root, name, metadata, _image_column(paths.join(root, name), schema))
+            columns = find_columns(
+                paths.join(root, name), schema, image=options.image_column, label=options.label_column
+            )
+            found.append((split, name, columns, list(_row_groups(root, name, metadata, columns))))
             num_rows[split] += metadata.num_rows
-    return Source(pieces, classes, num_rows)
+    first = next(((name, columns) for _, name, columns, _ in found if columns.classes), None)
+    classes, place = (first[1].classes, paths.join(root, first[0])) if first else (None, "")
+    pieces: dict[Split, list[Piece]] = {split: [] for split in by_split}
+    for split, name, columns, groups in found:
+        places = {"place": paths.join(root, name), "classes_place": place}
+        pieces[split] += name_labels(groups, columns.classes, classes, **places)
+    return Source(pieces, classes, num_rows, place)
 
 
 def _footer(path: str) -> tuple[pq.FileMetaData, pa.Schema]:
@@ -207,79 +280,20 @@ def _footer(path: str) -> tuple[pq.FileMetaData, pa.Schema]:
         raise EasyCoreError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _image_column(path: str, schema: pa.Schema) -> str:
-    found = [name for name in ("image", "img") if name in schema.names]
-    if not found or "label" not in schema.names:
-        raise EasyCoreError(
-            f"{path} has the columns {', '.join(schema.names)}; needed are image (or img) of bytes or "
-            "struct<bytes, path>, and label"
-        )
-    kind = schema.field(found[0]).type
-    if not (pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise EasyCoreError(
-            f"{path} has {found[0]} of {kind}; needed are image files in bytes or struct<bytes, path>; save "
-            "arrays of pixels as PNG, and leave normalisation, which is part of every model, out"
-        )
-    return found[0]
-
-
-def _row_groups(root: str, name: str, metadata: pq.FileMetaData, image_column: str) -> Iterator[RowGroups]:
+def _row_groups(root: str, name: str, metadata: pq.FileMetaData, columns: SourceColumns) -> Iterator[RowGroups]:
     """Consecutive row groups, put together to pieces of some 1,000 rows."""
     groups: list[int] = []
     first_row = rows = size = 0
     for group in range(metadata.num_row_groups):
         found = metadata.row_group(group)
         if groups and (rows + found.num_rows > _ROWS_PER_PIECE or size + found.total_byte_size > _BYTES_PER_PIECE):
-            yield RowGroups(root, name, tuple(groups), first_row, image_column)
+            yield RowGroups(root, name, tuple(groups), first_row, columns.image, columns.label)
             groups, first_row, rows, size = [], first_row + rows, 0, 0
         groups.append(group)
         rows, size = rows + found.num_rows, size + found.total_byte_size
     if groups:
-        yield RowGroups(root, name, tuple(groups), first_row, image_column)
-
-
-def _class_label_names(schema: pa.Schema) -> list[str] | None:
-    """Names of the ``ClassLabel`` feature that the datasets library keeps in the schema's metadata."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features["label"]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return [str(name) for name in names] or None
+        yield RowGroups(root, name, tuple(groups), first_row, columns.image, columns.label)
 
 
 def _tars(root: str, by_split: dict[Split, list[str]]) -> Source:
     return Source({split: [Tar(root, name) for name in names] for split, names in by_split.items()}, None, None)
-
-
-def _classes_beside(root: str) -> list[str] | None:
-    """Content of a ``classes.json`` in the folder or its parent."""
-    parent = root.rsplit("/", 1)[0]
-    for folder in [root] if parent.endswith("/") else [root, parent]:  # a bucket has no parent
-        path = f"{folder}/classes.json"
-        if paths.exists(path):
-            return read_classes(path)
-    return None
-
-
-def read_classes(path: str) -> list[str]:
-    """Class names in label order, from a JSON list, ``{"classes": [...]}``, or text with one name a line.
-
-    Raises:
-        EasyCoreError: the file is none of these, or names a class twice.
-    """
-    text = paths.read_bytes(path).decode(errors="replace")
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = [line.strip() for line in text.splitlines() if line.strip()]
-    names = content.get("classes") if isinstance(content, dict) else content
-    if not isinstance(names, list) or not names:
-        raise EasyCoreError(
-            f'{path} names no classes; allowed are a JSON list, {{"classes": [...]}} or one name a line'
-        )
-    names = [str(name) for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise EasyCoreError(f"{path} names {twice[0]} twice; every class needs a name of its own")
-    return names

@@ -49,7 +49,8 @@ def assign_splits(
 ) -> NDArray[np.int8]:
     """The split of every row: the source's own, and what is held out of its training rows.
 
-    The test split is held out first, validation from what is left; both seeded and class-balanced.
+    The test split is held out first, validation from what is left; both seeded and class-balanced. The last image of a
+    class stays for training.
 
     Args:
         labels: int (N,), in source order.
@@ -88,20 +89,42 @@ def _hold_out(splits: NDArray[np.int8], labels: NDArray[np.integer], split: int,
             f"the {name} split is empty: {name}_fraction {fraction:g} of {len(train):,} images is none; "
             f"raise --{name}-fraction, or pass 0 to do without"
         )
+    quotas = _spare_last_images(class_quotas(labels[train], count), labels[train])
+    if not any(quotas.values()):
+        name = SPLITS[split]
+        raise EasyCoreError(
+            f"the {name} split is empty: no class has more than one image, and the last one stays for training; add "
+            f"images, or pass --{name}-fraction 0 to do without"
+        )
     rng = numpy_rng("split", SPLITS[split], seed)
-    for label, quota in class_quotas(labels[train], count).items():
+    for label, quota in quotas.items():
         members = train[labels[train] == label]
         splits[rng.choice(members, quota, replace=False)] = split
+
+
+def _spare_last_images(quotas: dict[int, int], labels: NDArray[np.integer]) -> dict[int, int]:
+    """Quotas that leave an image of every class; what they may not take is taken of the classes with most to spare."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    wanted = np.array([quotas[label] for label in classes.tolist()])
+    taken = np.minimum(wanted, sizes - 1)
+    for _ in range(int(min((wanted - taken).sum(), (sizes - 1 - taken).sum()))):
+        taken[np.argmax(sizes - taken)] += 1
+    return dict(zip(classes.tolist(), taken.tolist(), strict=True))
 
 
 def class_names(labels: NDArray[np.integer], splits: NDArray[np.integer], known: Sequence[str] | None) -> list[str]:
     """Names of the classes in label order: the known ones, or the labels themselves.
 
     Raises:
-        EasyCoreError: a class has no training image.
+        EasyCoreError: a class has no training image, or labels count from 1.
     """
     count = len(known) if known else int(labels.max()) + 1
     there = np.unique(labels[splits == TRAIN])
+    if known is None and np.array_equal(there, np.arange(1, count)):
+        raise EasyCoreError(
+            f"labels are 1 .. {count - 1}, and none is 0: they seem to count from 1; they have to count from 0, so "
+            "write them as label - 1"
+        )
     if len(there) < count:
         # Set difference would list every number up to a stray label of a billion.
         gaps = np.flatnonzero(there != np.arange(len(there)))

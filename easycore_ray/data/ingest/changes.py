@@ -1,0 +1,133 @@
+"""Whether a source is still what was imported: a record of its files, and their comparison with what is there now.
+
+Takes names, sizes and times of change; object stores' etags as well, where the files are few enough to ask for them
+one by one. No file is read.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from easycore_ray.config.stages import PrepareConfig
+from easycore_ray.data.ingest.class_lists import classes_file_beside
+from easycore_ray.data.ingest.listing import list_tree
+from easycore_ray.data.ingest.sources import find_files, is_path
+from easycore_ray.runtime.console import say
+from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Artifact, content_hash
+from easycore_ray.storage.errors import EasyCoreError
+
+SOURCE_FILES = "source_files.arrow"
+SOURCE_SCHEMA = pa.schema({
+    "path": pa.string(),
+    "size": pa.int64(),
+    # Nanoseconds since 1970, by the clock of the disk or store.
+    "modified": pa.int64(),
+    # "" where the store has none, or was not asked.
+    "etag": pa.string(),
+})  # fmt: skip
+
+# Each takes a request of its own: with 32 at a time half a minute of a store's usual answers.
+_MOST_ETAGS = 20_000
+
+
+def write_source_files(files: Sequence[tuple[str, int, int]], folder: str) -> dict[str, Any]:
+    """Write the record of a source beside its dataset.
+
+    Args:
+        files: path, size in bytes, time of change in nanoseconds since 1970, as listed before the import.
+        folder: of the dataset.
+
+    Returns:
+        What the manifest says of it: number of ``files``, their ``bytes``, and a ``digest`` of the record.
+    """
+    table = _with_etags(files)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SOURCE_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    paths.write_bytes(paths.join(folder, SOURCE_FILES), sink.getvalue())
+    digest = content_hash(*("\0".join(map(str, column.to_pylist())) for column in table.columns))
+    return {"files": table.num_rows, "bytes": sum(size for _, size, _ in files), "digest": digest}
+
+
+def check_unchanged(config: PrepareConfig, dataset: Artifact) -> None:
+    """Compare the source with what it was when the dataset was imported.
+
+    Datasets without a record, of an earlier release, and sources that come with a library are passed over. So is,
+    with a word, a source that is gone altogether.
+
+    Raises:
+        EasyCoreError: how many files are new, gone or changed.
+    """
+    if not dataset.manifest.get("source_files"):
+        return
+    if is_path(config.source) and not paths.exists(source := paths.absolute(config.source)):
+        say(f"prepare: {source} is not there any more; {dataset.path} is what was imported from it")
+        return
+    with pa.ipc.open_file(paths.read_bytes(paths.join(dataset.path, SOURCE_FILES))) as reader:
+        before = _by_path(reader.read_all())
+    after = _by_path(_with_etags(_files_now(config, before, named=bool(dataset.manifest.get("names_from")))))
+    new, gone = len(after.keys() - before.keys()), len(before.keys() - after.keys())
+    changed = sum(_differs(before[path], after[path]) for path in before.keys() & after.keys())
+    if new or gone or changed:
+        raise EasyCoreError(
+            f"the source has changed since {dataset.path} was imported: {new:,} new, {gone:,} gone and {changed:,} "
+            "changed files; pass --overwrite to import again, or --no-source-check to reuse the dataset as it is"
+        )
+
+
+def _files_now(config: PrepareConfig, before: dict[str, Any], *, named: bool) -> list[tuple[str, int, int]]:
+    """What an import would read now."""
+    found: list[tuple[str, int, int]] = []
+    lists = [] if config.classes is None else [paths.absolute(config.classes)]
+    for place in (config.source, config.test_source):
+        if place is None or not is_path(place) or not paths.exists(paths.absolute(place)):
+            continue
+        tree, files, _ = find_files(paths.absolute(place), config.format)
+        found += [(paths.join(tree.root, file.name), file.size, file.modified) for file in files]
+        beside = classes_file_beside(tree.root)
+        # One that is new counts where there were no names before.
+        if beside is not None and (beside in before or not named):
+            lists.append(beside)
+    for path in dict.fromkeys(lists):
+        if paths.exists(path):
+            [file] = list_tree(path).files
+            found.append((path, file.size, file.modified))
+    return found
+
+
+def _with_etags(files: Sequence[tuple[str, int, int]]) -> pa.Table:
+    """The files as a table of ``SOURCE_SCHEMA``, sorted by path, each once."""
+    files = sorted(set(files))
+    etags = [""] * len(files)
+    remote = [number for number, (path, _, _) in enumerate(files) if paths.is_remote(path)]
+    if len(remote) <= _MOST_ETAGS:
+        with ThreadPoolExecutor(32) as pool:
+            for number, etag in zip(remote, pool.map(_etag, [files[number][0] for number in remote]), strict=True):
+                etags[number] = etag
+    columns = [list(column) for column in zip(*files, strict=True)] or [[], [], []]
+    return pa.table([*columns, etags], schema=SOURCE_SCHEMA)
+
+
+def _etag(path: str) -> str:
+    """What the store says of the content of an object; "" if it says nothing."""
+    filesystem, inner = paths.locate(path)
+    try:
+        with filesystem.open_input_file(inner) as stream:
+            metadata = stream.metadata() or {}
+    except OSError:  # gone meanwhile, or not to be read: the import will say so
+        return ""
+    return next((value.decode() for name, value in metadata.items() if name.lower() == b"etag"), "")
+
+
+def _by_path(table: pa.Table) -> dict[str, tuple[int, int, str]]:
+    rows = zip(*(table[name].to_pylist() for name in ("size", "modified", "etag")), strict=True)
+    return dict(zip(table["path"].to_pylist(), rows, strict=True))
+
+
+def _differs(before: tuple[int, int, str], after: tuple[int, int, str]) -> bool:
+    """By etags where both have one, else by times."""
+    etags = bool(before[2] and after[2])
+    return before[0] != after[0] or (before[2] != after[2] if etags else before[1] != after[1])
