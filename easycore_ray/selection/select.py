@@ -5,12 +5,14 @@ samples, ties broken by ``sample_id``, whatever the order of rows and however ma
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
+from easycore_ray.config.fields import Balance
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection import METHODS, look_up
@@ -84,8 +86,21 @@ def select(config: CoresetConfig) -> Artifact:
         class_histogram=histogram.tolist(),
         files=files,
     )
+    _say_empty_classes(dataset.classes, histogram, config.balance)
     say(f"select: {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
     return _with_images(config, artifact, dataset)
+
+
+def _say_empty_classes(classes: Sequence[str], histogram: NDArray[np.integer], balance: Balance) -> None:
+    """Name the classes of which nothing is kept: a model would never see them."""
+    empty = [name for name, count in zip(classes, histogram.tolist(), strict=True) if not count]
+    if empty:
+        named = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        why = "their share rounds to none" if balance == "class" else "--balance class keeps a share of each"
+        say(
+            f"select: {len(empty):,} of {len(classes):,} classes have no sample in the coreset ({named}); {why}; a "
+            "larger --fraction keeps more"
+        )
 
 
 def _with_images(config: CoresetConfig, coreset: Artifact, dataset: Dataset) -> Artifact:
@@ -210,7 +225,7 @@ def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Datase
         samples = partitions.dataset_partitions(dataset.path)
     if score == "user":
         assert config.user_scores is not None
-        samples = with_user_scores(samples, paths.absolute(config.user_scores))
+        samples = with_user_scores(samples, paths.absolute(config.user_scores), dataset.path)
     try:
         selection = Selection(
             method=look_up(config.method, balance=config.balance, score=column),
