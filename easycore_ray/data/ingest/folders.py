@@ -190,6 +190,6 @@ def _check_one_class(root: str, folders: Sequence[tuple[str, ...]], label: int) 
     elif len(below) > 1:
         hint = f"it holds {name_some(below)}: if these are the classes, move them up; or "
     raise EasyCoreError(
-        f"{root} holds one class, {folders[0][label]}, for all {len(folders):,} images; {hint}"
+        f"{root} holds one class, {folders[0][label]}, of {len(folders):,} images; {hint}"
         "pass --allow-one-class if that is meant"
     )
