@@ -119,7 +119,7 @@ def _etag(path: str) -> str:
             metadata = stream.metadata() or {}
     except OSError:  # gone meanwhile, or not to be read: the import will say so
         return ""
-    return next((value.decode() for name, value in metadata.items() if name.lower() == b"etag"), "")
+    return next((value.decode() for name, value in metadata.items() if name.lower() == "etag"), "")
 
 
 def _by_path(table: pa.Table) -> dict[str, tuple[int, int, str]]:
