@@ -15,6 +15,7 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 
 from easycore_ray.data.images import take_over
+from easycore_ray.data.ingest.class_lists import name_labels
 from easycore_ray.data.ingest.readers import Arrays, Piece, Source, Split
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -66,8 +67,12 @@ def torchvision_source(name: str) -> Source:
             pieces[split] = _arrays(f"{name}/{split}", pictures, [int(label) for label in labels])
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             hint = f"; without internet access put its files into {root}" if _is_offline(error) else ""
-            raise EasyCoreError(f"torchvision:{name} cannot be loaded: {error}{hint}") from error
-        classes = classes or [str(title) for title in getattr(found, "classes", [])] or None
+            why = " ".join(str(error).split())
+            raise EasyCoreError(f"torchvision:{name} cannot be loaded: {why}{hint}") from error
+        own = [str(title) for title in getattr(found, "classes", [])] or None
+        classes = classes or own
+        places = {"place": f"the {split} split of torchvision:{name}", "classes_place": "its training split"}
+        pieces[split] = name_labels(pieces[split], own, classes, **places)
         num_rows[split] = len(images)
     return Source(pieces, classes, num_rows, "torchvision" if classes else "")
 

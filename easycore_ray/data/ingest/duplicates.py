@@ -46,7 +46,8 @@ def count_copies(copies: Copies, splits: NDArray[np.integer], labels: NDArray[np
     """
     several = copies.counts > 1
     there = [np.bincount(copies.group[splits == split], minlength=len(several)) > 0 for split in (TRAIN, TEST)]
-    pairs = np.unique(np.stack([copies.group, labels]), axis=1)[0]
+    of_several = several[copies.group]
+    pairs = np.unique(np.stack([copies.group[of_several], labels[of_several]]), axis=1)[0]
     return {
         "images": int(several.sum()),
         "samples": int(copies.counts[several].sum()),

@@ -248,8 +248,13 @@ class Named:
         """See ``Sample``; a label that is a number becomes the name it stands for."""
         for sample in self.piece.samples():
             label = sample.label
-            known = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.names)
-            yield sample._replace(label=self.names[label]) if known else sample
+            if isinstance(label, bool) or not isinstance(label, int):
+                yield sample
+            elif 0 <= label < len(self.names):
+                yield sample._replace(label=self.names[label])
+            else:
+                limit = len(self.names) - 1
+                yield sample._replace(problem=f"unknown label {label}; its file names the classes 0 .. {limit}")
 
 
 Piece = Files | RowGroups | Tar | Arrays | Named

@@ -27,6 +27,8 @@ from easycore_ray.storage.errors import EasyCoreError
 __all__ = ["find_files", "is_path", "list_configured", "list_source", "read_classes"]
 
 TORCHVISION = "torchvision:"
+FOLDERS = "the folders"
+"""Where the class names of image folders come from."""
 _FILES_PER_PIECE = 500
 _ROWS_PER_PIECE = 1000
 _BYTES_PER_PIECE = 64 * 1024 * 1024
@@ -123,7 +125,9 @@ def _with_classes(source: Source, name: str, path: str) -> Source:
     """The source with the class names of a file."""
     classes = read_classes(path)
     places = {"place": _place(source, name), "classes_place": path}
-    pieces = {split: rename_classes(found, source.classes, classes, **places) for split, found in source.pieces.items()}
+    # Labels of image folders are names already, which no other list can stand for.
+    put = name_labels if source.names_from == FOLDERS else rename_classes
+    pieces = {split: put(found, source.classes, classes, **places) for split, found in source.pieces.items()}
     return replace(source, pieces=pieces, classes=classes, names_from=path, files=_and_file(source.files, path))
 
 
@@ -244,7 +248,7 @@ def _image_folders(root: str, names: Sequence[str], *, allow_one_class: bool) ->
     # Folders, not files, say which classes there should be: an empty one is a mistake to be reported.
     folders = {name for parent in reading.parents for name in list_folders(f"{root}/{parent}".rstrip("/"))}
     counts = {split: len(files) for split, files in reading.by_split.items()}
-    return Source(pieces, sorted(folders), counts, "the folders")
+    return Source(pieces, sorted(folders), counts, FOLDERS)
 
 
 def _parquet(root: str, by_split: dict[Split, list[str]], options: _Options) -> Source:

@@ -7,6 +7,7 @@ from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from easycore_ray.data.ingest import sources
@@ -291,7 +292,35 @@ class TestTorchvision:
 
         with pytest.raises(EasyCoreError, match="SVHN cannot be loaded") as caught:
             sources.list_source("torchvision:SVHN")
+        assert "\n" not in str(caught.value)
         assert ("without internet access" in str(caught.value)) == hint
+
+
+def write_flowers(root):
+    """Flowers102's own files, small: splits of three, four and five images of three classes."""
+    base = root / "torchvision" / "flowers-102"
+    (base / "jpg").mkdir(parents=True)
+    labels = np.array([1 + number % 3 for number in range(12)])
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(base / "jpg" / f"image_{number + 1:05d}.jpg")
+    scipy.io.savemat(base / "imagelabels.mat", {"labels": labels})
+    numbers = np.arange(1, 13)
+    scipy.io.savemat(base / "setid.mat", {"trnid": numbers[:3], "valid": numbers[3:7], "tstid": numbers[7:]})
+    return labels - 1
+
+
+def test_a_validation_split_of_torchvision_is_imported_as_one(tmp_path, monkeypatch):
+    """Read by torchvision from files where a download would have put them."""
+    labels = write_flowers(tmp_path)
+    monkeypatch.setenv("EASYCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.Flowers102._check_integrity", lambda _: True)
+    monkeypatch.setattr("torchvision.datasets.Flowers102.download", lambda _: None)
+
+    source = sources.list_source("torchvision:Flowers102")
+
+    found = {split: [label for piece in pieces for label in piece.labels] for split, pieces in source.pieces.items()}
+    assert found == {"train": labels[:3].tolist(), "val": labels[3:7].tolist(), "test": labels[7:].tolist()}
 
 
 def test_an_import_says_what_it_passed_over(tmp_path, ray_session, capsys):

@@ -115,6 +115,29 @@ class TestNamesOfFiles:
         with pytest.raises(EasyCoreError, match=match):
             sources.list_source(str(tmp_path), classes=str(tmp_path / "names.txt"))
 
+    def test_a_number_that_the_files_own_list_lacks_is_refused(self, tmp_path):
+        """It may be a class of the dataset's list, by chance."""
+        write(tmp_path / "train-0.parquet", [0, 1, 2], names=["cat", "dog", "emu"])
+        write(tmp_path / "test-0.parquet", [0, 2], names=["dog", "cat"])
+
+        labels, problems = labels_of(sources.list_source(str(tmp_path)), "test")
+
+        assert (labels, problems) == ([1, None], [None, "unknown label 2; its file names the classes 0 .. 1"])
+
+    def test_a_list_that_lacks_a_folder_is_refused(self, tmp_path):
+        """Before any image is read; a list in another order numbers the folders otherwise."""
+        for label in ("cat", "dog"):
+            (tmp_path / "source" / label).mkdir(parents=True)
+            (tmp_path / "source" / label / "0.png").write_bytes(png(0))
+        names = tmp_path / "names.txt"
+        names.write_text("dog\ncat\n")
+        source = sources.list_source(str(tmp_path / "source"), classes=str(names))
+        assert (source.classes, labels_of(source, "train")[0]) == (["dog", "cat"], [1, 0])
+
+        names.write_text("cat\nemu\n")
+        with pytest.raises(EasyCoreError, match=r"source names classes that .*names\.txt does not name: dog"):
+            sources.list_source(str(tmp_path / "source"), classes=str(names))
+
 
 class TestColumns:
     def test_columns_can_be_named(self, tmp_path):
