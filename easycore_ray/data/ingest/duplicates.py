@@ -58,9 +58,10 @@ def count_copies(copies: Copies, splits: NDArray[np.integer], labels: NDArray[np
 
 def describe_copies(counted: dict[str, int]) -> str:
     """The counts as the first part of a sentence."""
-    labels = counted["with_different_labels"]
+    labels, images = counted["with_different_labels"], counted["images"]
+    are = "image is" if images == 1 else "images are"
     return (
-        f"{counted['images']:,} images are there more than once, {counted['in_train_and_test']:,} of them in train and "
+        f"{images:,} {are} there more than once, {counted['in_train_and_test']:,} of them in train and "
         f"test{f', {labels:,} with different labels' if labels else ''}"
     )
 

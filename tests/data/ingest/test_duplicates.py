@@ -113,7 +113,7 @@ def test_nothing_is_said_where_no_picture_is_there_twice(tmp_path, capsys):
     assert made.manifest["duplicates"]["images"] == 0
 
 
-def test_large_copies_are_found_as_well(tmp_path):
+def test_large_copies_are_found_as_well(tmp_path, capsys):
     """By the bytes of their files."""
     for number in range(4):
         save(tmp_path / "source" / "ab"[number % 2] / f"{number}.png", min(number, 2), size=200)
@@ -121,6 +121,7 @@ def test_large_copies_are_found_as_well(tmp_path):
     made = make(str(tmp_path / "source"), tmp_path / "out", test_fraction=0)
 
     assert made.manifest["duplicates"]["images"] == 1
+    assert "1 image is there more than once" in capsys.readouterr().err
 
 
 def test_dropping_alone_is_another_dataset():
