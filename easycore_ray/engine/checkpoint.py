@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from easycore_ray.engine.checkpoint_files import LAST
 from easycore_ray.engine.plan import build
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.artifact import Artifact, content_hash, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -44,16 +45,21 @@ def write_model(folder: str, weights: dict[str, Tensor], name: str = LAST) -> by
     return content
 
 
-def read_model(where: str, arguments: dict[str, Any]) -> nn.Module:
-    """The model whose weights are in a file, in evaluation mode.
+def read_model(where: str, content: bytes, arguments: dict[str, Any]) -> nn.Module:
+    """The model of these weights, in evaluation mode.
+
+    Args:
+        where: name of the file, for errors.
+        content: of the safetensors file.
+        arguments: of the network, see ``models.build_model``.
 
     Raises:
         EasyCoreError: if weights and configuration do not fit, or a user's model cannot be built here.
     """
     model = build(arguments)
     try:
-        model.load_state_dict(load(paths.read_bytes(where)))
-    except (RuntimeError, ValueError) as error:
+        model.load_state_dict(load(content))
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise EasyCoreError(f"{where} does not fit the model in its manifest: {str(error).splitlines()[0]}") from error
     return model.to(memory_format=torch.channels_last).eval()
 
@@ -76,6 +82,12 @@ def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Mo
             "(or it is of an older release); pass --weights last, or train on a dataset prepared with --val-fraction"
         )
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["model"].items()}
-    return Checkpoint(artifact.path, artifact.manifest), read_model(
-        paths.join(artifact.path, files[weights]), arguments
-    )
+    contents = {name: paths.read_bytes(paths.join(artifact.path, name)) for name in dict.fromkeys(files.values())}
+    if content_hash(*contents.values()) != artifact.fingerprint:
+        raise EasyCoreError(
+            f"{artifact.path} holds other weights ({', '.join(contents)}) than its manifest says; they are damaged, "
+            "copy or train them again"
+        )
+    name = files[weights]
+    model = read_model(paths.join(artifact.path, name), contents[name], arguments)
+    return Checkpoint(artifact.path, artifact.manifest), model

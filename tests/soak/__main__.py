@@ -15,11 +15,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.soak import kills, processes, verify
+from tests.soak import fuzz, kills, processes, verify
 
 KINDS: dict[str, Callable[[int], dict]] = {
     "kills": kills.run_case,
     "verify": verify.run_case,
+    "fuzz": fuzz.run_case,
     **{name: processes.case_of(name) for name in processes.TESTS},
 }
 

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
@@ -117,9 +118,14 @@ class RowGroups:
             for group in self.groups:
                 try:
                     # One footer for all groups; of a remote file, only the ranges of both columns are fetched.
-                    file = file or pq.ParquetFile(stream, pre_buffer=paths.is_remote(whole))
+                    # Checksums of pages are looked at where the writer has put some.
+                    file = file or pq.ParquetFile(
+                        stream, pre_buffer=paths.is_remote(whole), page_checksum_verification=True
+                    )
                     table = file.read_row_group(group, columns=[self.image_column, self.label_column])
-                except (OSError, pa.ArrowInvalid) as error:
+                    table.validate(full=True)
+                    _check_group(file.metadata.row_group(group), table, self.label_column)
+                except (OSError, pa.ArrowException, ValueError) as error:
                     raise EasyCoreError(f"{whole} cannot be read (row group {group}): {error}") from error
                 for image, label in zip(table[self.image_column], table[self.label_column], strict=True):
                     yield self._sample(row, image.as_py(), label.as_py())
@@ -129,6 +135,23 @@ class RowGroups:
         where = f"{self.path}#{row}"
         content, key = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
         return Sample(key or where, where, content, label, None if content else "no image bytes")
+
+
+def _check_group(metadata: pq.RowGroupMetaData, table: pa.Table, label_column: str) -> None:
+    """Raises ValueError where a row group is not what the file's own footer says of it."""
+    if table.num_rows != metadata.num_rows:
+        raise ValueError(f"it has {table.num_rows:,} rows, its footer says {metadata.num_rows:,}")
+    labels = table[label_column]
+    columns = (metadata.column(number) for number in range(metadata.num_columns))
+    found = next((column.statistics for column in columns if column.path_in_schema == label_column), None)
+    if found is None:
+        return
+    if found.has_null_count and found.null_count != labels.null_count:
+        raise ValueError(f"{labels.null_count:,} labels are missing, its footer says {found.null_count:,}")
+    if found.has_min_max and pa.types.is_integer(labels.type) and labels.null_count < len(labels):
+        least, most = pc.min_max(labels).values()
+        if least.as_py() < found.min or most.as_py() > found.max:
+            raise ValueError(f"labels {least} .. {most} are beyond the footer's {found.min} .. {found.max}")
 
 
 @dataclass(frozen=True)

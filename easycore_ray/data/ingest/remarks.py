@@ -30,6 +30,6 @@ def describe_remarks(counts: Mapping[str, int]) -> list[str]:
     words = {
         "rotated": "turned upright by EXIF",
         "several_frames": "with several frames or pages, of which the first was taken",
-        "joined_archives": "tar files that hold several archives, all of which were read",
+        "joined_archives": "tar files of several archives, all of them read",
     }
     return [f"{counts[name]:,} {text}" for name, text in words.items() if counts.get(name)]

@@ -280,7 +280,7 @@ def _footer(path: str) -> tuple[pq.FileMetaData, pa.Schema]:
         with paths.open_input(path) as stream:
             file = pq.ParquetFile(stream)
             return file.metadata, file.schema_arrow
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:  # names that are no UTF-8 among them
         raise EasyCoreError(f"{path} cannot be read as Parquet: {error}") from error
 
 
