@@ -57,10 +57,10 @@ def materialize(
         say(f"materialize: {out} is finished already, with these samples; nothing to do")
         return made
     cluster.connect()
-    train, sizes = _write_train(dataset, train, out)
-    _copy_others(dataset, out)
+    train, sizes = _write_train(dataset, train, made.path)
+    _copy_others(dataset, made.path)
     index = pa.concat_tables([train, dataset.index("val"), dataset.index("test")])
-    write_index(index, out)
+    write_index(index, made.path)
     parent = dataset.manifest
     others = {split: [shard["bytes"] for shard in parent["shards"][split]] for split in ("val", "test")}
     artifact = finish(

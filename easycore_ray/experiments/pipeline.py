@@ -23,7 +23,7 @@ from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.score import describe_scoring, score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
+from easycore_ray.storage.artifact import Artifact, claim, content_folder, content_hash, finish, identity
 from easycore_ray.tracking.mlflow import TrackedRun, default_uri, reconcile
 
 
@@ -63,22 +63,22 @@ def pipeline(config: PipelineConfig) -> Artifact:
     made = claim(out, "pipeline", key, overwrite=config.overwrite)
     if isinstance(made, Artifact):
         say(f"pipeline: {out} is finished, reused")
-        reconcile(config, out, lambda status: _describe_stages(config, made, status))
+        reconcile(config, out, lambda status: _describe_stages(config.replace(out=made.path), status))
         return made
-    config = config.replace(overwrite=False)
+    config = config.replace(overwrite=False, out=made.path)
     dataset = parents.get("dataset") or prepare(config.prepare_config())
     pool = None
     if config.subset is not None:
-        pool = draw_subset(open_dataset(dataset.path), paths.join(out, "subset"), config.subset, config.seed)
+        pool = draw_subset(open_dataset(dataset.path), paths.join(made.path, "subset"), config.subset, config.seed)
     scores = score(config.score_config(dataset.path, pool.path if pool else None))
     swept = sweep(config.sweep_config(dataset.path, scores.path))
-    page = report(ReportConfig(out=paths.join(out, "report"), sweep=swept.path, note=config.note))
+    page = report(ReportConfig(out=paths.join(made.path, "report"), sweep=swept.path, note=config.note))
     for name, stage in (("summary.json", swept), ("report.html", page)):
-        paths.copy_file(paths.join(stage.path, name), paths.join(out, name))
+        paths.copy_file(paths.join(stage.path, name), paths.join(made.path, name))
     artifact = finish(
         made,
         fingerprint=content_hash(swept.fingerprint),
-        config=to_dict(config),
+        config=to_dict(config.replace(out=out)),
         parents={"dataset": dataset, "scores": scores, "sweep": swept, "report": page},
         counts=swept.manifest["counts"],
         wall_seconds=time.monotonic() - started,
@@ -87,9 +87,14 @@ def pipeline(config: PipelineConfig) -> Artifact:
     return artifact
 
 
-def _describe_stages(config: PipelineConfig, done: Artifact, status: str) -> list[TrackedRun]:
+def _describe_stages(config: PipelineConfig, status: str) -> list[TrackedRun]:
     """The MLflow runs of the stages of a finished pipeline."""
     dataset = open_dataset(config.dataset or config.prepare_config().out)
-    scoring, sweeping = config.score_config(dataset.path), config.sweep_config(dataset.path, done.path)
-    runs = [describe_scoring(scoring, dataset, scoring.out, status)] if is_finished(scoring.out) else []
-    return runs + (describe_sweep(sweeping, status) if is_finished(sweeping.out) else [])
+    scoring = config.score_config(dataset.path)
+    sweeping = config.sweep_config(dataset.path, scoring.out)
+    runs = []
+    if is_finished(scoring.out):
+        runs.append(describe_scoring(scoring, dataset, content_folder(scoring.out), status))
+    if is_finished(sweeping.out):
+        runs += describe_sweep(sweeping, content_folder(sweeping.out), status)
+    return runs

@@ -44,7 +44,6 @@ from easycore_ray.scoring.score import score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
-    MANIFEST,
     Artifact,
     Claim,
     claim,
@@ -52,6 +51,7 @@ from easycore_ray.storage.artifact import (
     git_commit,
     identity,
     open_artifact,
+    reopen,
     study_fingerprint,
     versions,
 )
@@ -86,13 +86,16 @@ def study(config: StudyConfig) -> Artifact:
     """
     started = time.monotonic()
     config = config.replace(out=paths.absolute(config.out))
-    opened = open_study(config)
+    opened, root = open_study(config), config.out
+    made = _claim(config, opened.setting, opened.dataset)
+    if made.path != root:
+        config = config.replace(out=made.path, results=opened.results)
+        opened = open_study(config)
     book, results, missing, total = opened.book, opened.results, opened.missing, opened.total
     count = len({key_of(trial) for trial in itertools.chain(*missing.values())})
-    made = _claim(config, opened.setting, opened.dataset)
     if count < total:
         say(f"study: {total - count} of {total} trials are in {results} already")
-    with track(config, config.out, lambda status: describe_study(config, status)) as tracker:
+    with track(config, root, lambda status: describe_study(config, status)) as tracker:
         if not count:
             draw_book(book)
         for part, trials in missing.items():
@@ -100,7 +103,7 @@ def study(config: StudyConfig) -> Artifact:
                 _run_part(config, made, opened, part, tracker)
                 draw_book(book)
                 say(f"study: part {part} is done → {results}")
-        return _finish(config, made, opened, started)
+        return _finish(config, made, opened, to_dict(config.replace(out=root)), started)
 
 
 def describe_study(config: StudyConfig, status: str) -> list[TrackedRun]:
@@ -109,7 +112,7 @@ def describe_study(config: StudyConfig, status: str) -> list[TrackedRun]:
     return describe_trials(config, config.out, "study", list(trials.values()), status)
 
 
-def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, started: float) -> Artifact:
+def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, saved: dict[str, Any], started: float) -> Artifact:
     """Write the summary and the manifest."""
     book, dataset, results = opened.book, opened.dataset, opened.results
     rows, diverged = rows_of(book), list(book.diverged.values())
@@ -120,7 +123,7 @@ def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, started: float)
     artifact = finish(
         made,
         fingerprint=study_fingerprint(book.trials),
-        config=to_dict(config),
+        config=saved,
         parents={"dataset": dataset},
         counts={"trials": len(book.trials), "rows": len(rows)} | ({"diverged": len(diverged)} if diverged else {}),
         wall_seconds=time.monotonic() - started,
@@ -180,11 +183,7 @@ def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Cl
     """The right to write into ``--out``; a finished study is opened again, for it may go on with more seeds."""
     key = identity("study", setting, {"dataset": dataset.fingerprint})
     made = claim(config.out, "study", key, overwrite=config.overwrite)
-    if isinstance(made, Artifact):
-        paths.delete_file(paths.join(config.out, MANIFEST))
-        made = claim(config.out, "study", key)
-    assert isinstance(made, Claim)
-    return made
+    return made if isinstance(made, Claim) else reopen(made, config.out)
 
 
 def _run_part(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tracker: Tracker) -> None:

@@ -61,27 +61,27 @@ def sweep(config: SweepConfig) -> Artifact:
     made = claim_artifact("sweep", config, parents)
     if isinstance(made, Artifact):
         say(f"sweep: {out} is finished, reused")
-        reconcile(config, out, lambda status: describe_sweep(config, status))
+        reconcile(config, out, lambda status: describe_sweep(config, made.path, status))
         return made
     with giving_back(made):
         cluster.connect()
         concurrency_of(config)
-    trials = make_trials(config, out, select_coresets(config, dataset, out))
+    trials = make_trials(config, made.path, select_coresets(config, dataset, made.path))
     todo = [trial for trial in trials if not trial.finished()]
     if len(todo) < len(trials):
         say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
-    with track(config, out, lambda status: describe_sweep(config, status)) as tracker:
-        parent = describe_parent(config, out, "sweep", "RUNNING")
+    with track(config, out, lambda status: describe_sweep(config, made.path, status)) as tracker:
+        parent = describe_parent(config, made.path, "sweep", "RUNNING")
         diverged = run_trials(config, made, todo, tracker=tracker, parent=parent)
         artifact = _finish(config, made, parents, trials, diverged, started)
         _report(artifact, trials, diverged, started)
     return artifact
 
 
-def describe_sweep(config: SweepConfig, status: str) -> list[TrackedRun]:
+def describe_sweep(config: SweepConfig, folder: str, status: str) -> list[TrackedRun]:
     """The MLflow runs of a sweep and of its trials that were begun; the status of what is not finished."""
-    out = paths.absolute(config.out)
-    return describe_trials(config, out, "sweep", make_trials(config, out, coreset_folders(config, out)), status)
+    trials = make_trials(config, folder, coreset_folders(config, folder))
+    return describe_trials(config, folder, "sweep", trials, status)
 
 
 def _finish(

@@ -9,7 +9,7 @@ from typing import Any
 
 from easycore_ray.engine.run_history import train_run_name
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import FORMAT_VERSION, MANIFEST, RUN
+from easycore_ray.storage.artifact import FORMAT_VERSION, GENERATION, GENERATIONS, MANIFEST, RUN
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.paths import Entry
 
@@ -40,6 +40,11 @@ class Folder:
     def finished(self) -> bool:
         """True if the manifest is there."""
         return self.manifest is not None
+
+    @property
+    def replaced(self) -> bool:
+        """True if the manifest names a generation, which has all the files; what lies beside it is left over."""
+        return self.manifest is not None and GENERATION in self.manifest
 
     def relative(self, entry: Entry) -> str:
         """Path of one of its files within the folder."""
@@ -85,6 +90,17 @@ def survey(path: str) -> list[Folder]:
         owned[_owner(entry.path, opened)].append(entry)
     order = [path, *(folder for folder in opened if folder != path)]
     return [Folder(folder, *opened[folder], tuple(owned[folder])) for folder in order]
+
+
+def current(folders: list[Folder]) -> list[Folder]:
+    """Those of a survey that count: not the rest of what was replaced, and no replacement that is not finished."""
+    named = {paths.join(f.path, f.manifest[GENERATION]) for f in folders if f.manifest and f.replaced}
+    begun = [
+        folder.path + "/"
+        for folder in folders[1:]
+        if folder.path.rpartition("/")[2].startswith(GENERATIONS) and folder.path not in named
+    ]
+    return [f for f in folders if not f.replaced and not (f.path + "/").startswith(tuple(begun))]
 
 
 def read_commits(folder: Folder) -> Commits | None:

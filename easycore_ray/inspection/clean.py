@@ -17,7 +17,7 @@ from easycore_ray.config.base import verb
 from easycore_ray.config.stages import CleanConfig
 from easycore_ray.inspection.artifact_files import Commits, Folder, commits_folder, read_commits, survey
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import MANIFEST, RUN
+from easycore_ray.storage.artifact import MANIFEST, NOT_REPLACED, RUN
 from easycore_ray.storage.paths import Entry
 
 # As paths.write_bytes names them: .NAME.XXXXXXXX.tmp beside NAME.
@@ -78,7 +78,11 @@ def leftovers(path: str, *, older_than: float = 24.0) -> list[Leftover]:
     path = paths.absolute(path)
     survey(path)  # refuses what is no artifact
     folders = survey(_outermost_unfinished(path))
-    listed = {paths.join(folder.path, name) for folder in folders for name in _collect_strings(folder.manifest)}
+    listed = {
+        paths.join(folder.path, name)
+        for folder in folders if not folder.replaced
+        for name in _collect_strings(folder.manifest)
+    }  # fmt: skip
     found = []
     for folder in folders:
         quiet = _is_quiet(folder, folders, before)
@@ -109,7 +113,10 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
     numbered = _NUMBERED.get(folder.kind)
     for entry in folder.files:
         name = folder.relative(entry)
-        if _TEMPORARY.fullmatch(name):
+        if folder.replaced:
+            if name != MANIFEST and not name.startswith(NOT_REPLACED):
+                yield entry, "file of a result that has been replaced"
+        elif _TEMPORARY.fullmatch(name):
             yield entry, "temporary file of an interrupted write"
         elif folder.kind == "score_table" and _PART.fullmatch(name):
             if name not in listed:

@@ -64,7 +64,7 @@ def report(config: ReportConfig) -> Artifact:
     if isinstance(made, Artifact):
         say(f"report: {out} is finished, reused")
         return made
-    files = write_report(gather(config, sweep), out)
+    files = write_report(gather(config, sweep), made.path)
     artifact = finish(
         made,
         fingerprint=content_hash(*(content_hash(name, content) for name, content in files.items())),
@@ -74,7 +74,7 @@ def report(config: ReportConfig) -> Artifact:
         wall_seconds=time.monotonic() - started,
         files=list(files),
     )
-    say(f"report: {paths.join(out, REPORT_PAGE)}")
+    say(f"report: {paths.join(made.path, REPORT_PAGE)}")
     return artifact
 
 

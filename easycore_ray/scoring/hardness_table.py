@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.artifact import Artifact, content_folder, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 HARDNESS_SCHEMA = pa.schema(
@@ -115,7 +115,7 @@ def open_hardness(path: str) -> HardnessTable:
     Raises:
         EasyCoreError: if it is missing, unfinished, of another kind or of another format.
     """
-    path = paths.absolute(path)
+    path = content_folder(paths.absolute(path))
     inner = paths.join(path, "hardness")
     found = open_artifact(inner if paths.exists(inner) else path, "hardness_table")
     return HardnessTable(found.path, found.manifest)

@@ -18,7 +18,7 @@ from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
 from easycore_ray.scoring.score_reader import ScoreTable, open_table, population
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, content_hash, finish
+from easycore_ray.storage.artifact import Artifact, content_folder, content_hash, finish
 from easycore_ray.storage.errors import EasyCoreError
 
 # A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
@@ -46,7 +46,7 @@ def reduce(config: ReduceConfig) -> Artifact:
             ``epoch_range`` holds no scored epoch or ends after the last one.
     """
     started = time.monotonic()
-    table = open_table(paths.join(paths.absolute(config.scores), "table"))
+    table = open_table(paths.join(content_folder(paths.absolute(config.scores)), "table"))
     parents = {"score_table": table.artifact}
     out = paths.absolute(config.out)
     between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
@@ -55,7 +55,7 @@ def reduce(config: ReduceConfig) -> Artifact:
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
-    files = _reduce_ranges(table, epochs, out, config)
+    files = _reduce_ranges(table, epochs, made.path, config)
     rows = sum(entry["rows"] for entry in files)
     artifact = finish(
         made,

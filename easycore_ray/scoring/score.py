@@ -156,13 +156,13 @@ def score(config: ScoreConfig) -> Artifact:
     made = claim_artifact("scoring_run", config, parents)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
-        reconcile(config, out, lambda status: [describe_scoring(config, dataset, out, status)])
+        reconcile(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)])
         return made
     fit = resolve_resources(fit, config, made)
-    with track(config, out, lambda status: [describe_scoring(config, dataset, out, status)]) as tracker:
+    with track(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)]) as tracker:
         state = _train_and_score(config, fit, dataset, made, tracker)
         table = _finish_table(config, made, parents, state, fit, time.monotonic() - started)
-        hardness = reduce(ReduceConfig(out=paths.join(out, "hardness"), scores=out))
+        hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))
         artifact = finish(
             made,
             fingerprint=hardness.fingerprint,

@@ -26,7 +26,15 @@ from easycore_ray.selection.exact_cut import Choice, Selection, decide, write_ch
 from easycore_ray.selection.plans import plan_select
 from easycore_ray.selection.user_scores import with_user_scores
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, giving_back, identity
+from easycore_ray.storage.artifact import (
+    Artifact,
+    claim,
+    content_folder,
+    content_hash,
+    finish,
+    giving_back,
+    identity,
+)
 from easycore_ray.storage.errors import EasyCoreError
 
 ROWS = "coreset.parquet"
@@ -64,9 +72,9 @@ def select(config: CoresetConfig) -> Artifact:
     with giving_back(made):
         choice = _decide(config, parents, dataset)
     # Partial results of a killed run may have been cut into other files.
-    paths.delete_tree(paths.join(out, ROWS))
-    files = write_choice(choice, paths.join(out, ROWS), dataset.path)
-    fingerprint = write_exports(out, files)
+    paths.delete_tree(paths.join(made.path, ROWS))
+    files = write_choice(choice, paths.join(made.path, ROWS), dataset.path)
+    fingerprint = write_exports(made.path, files)
     histogram = np.zeros(dataset.num_classes, np.int64)
     for entry in files:
         counts = entry.pop("class_histogram")
@@ -190,7 +198,7 @@ def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
     from easycore_ray.config.stages import ReduceConfig
     from easycore_ray.scoring.reduce import reduce
 
-    run = paths.absolute(scores)
+    run = content_folder(paths.absolute(scores))
     if not paths.exists(paths.join(run, "table", "manifest.json")):
         raise EasyCoreError(
             f"epoch_range {config.epoch_range} needs the scores of each epoch, and {run} has no finished table/; "
@@ -205,7 +213,9 @@ def epochs_folder(config: CoresetConfig) -> str | None:
     """Where the hardness of the requested epochs lies, inside the scoring run; None if all epochs are requested."""
     if config.epoch_range is None or config.scores is None:
         return None
-    return paths.join(paths.absolute(config.scores), "hardness-epochs-" + config.epoch_range.replace(":", "-"))
+    return paths.join(
+        content_folder(paths.absolute(config.scores)), "hardness-epochs-" + config.epoch_range.replace(":", "-")
+    )
 
 
 def _score_name(config: CoresetConfig) -> str | None:

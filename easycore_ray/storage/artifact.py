@@ -1,6 +1,8 @@
 """Artifacts: folders whose ``manifest.json``, written last, says what they are and how they came to be.
 
-A finished artifact is reused, an unfinished one resumed, a different one refused. *Identity* is the
+A finished artifact is reused, an unfinished one resumed, a different one refused. What ``--overwrite`` makes instead
+of it grows in a folder of its own inside, a *generation*; only when that is whole does the manifest name it, by one
+write, and the old files go. *Identity* is the
 hash of everything that changes the result (configuration and the fingerprints of the parents, not
 workers, resources or logging) and decides which of the three applies. *Fingerprint* is the hash of
 the content, and is what children record of their parents.
@@ -43,13 +45,21 @@ RUN = "run.json"
 DIVERGED = "diverged.json"
 """In an unfinished training run: that it diverged, as ``identity``, ``problem`` and the ``device_seconds`` it took."""
 
+GENERATION = "generation"
+"""Key of a manifest: the folder inside, a finished artifact itself, where the files that replaced others lie."""
+GENERATIONS = "gen-"
+"""How their names begin."""
+NOT_REPLACED = ("mlflow.db", "mlflow_artifacts", "results.")
+"""What stays where an artifact is replaced: MLflow's runs, also of those before it, and the results of a study, which
+grow from run to run."""
+
 # Reported in every manifest: what could change a number from one machine to the next.
 _PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow", "pyautoattack")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder: where it is, and its manifest."""
+    """A finished artifact: the folder its files lie in, and its manifest."""
 
     path: str
     manifest: dict[str, Any] = field(repr=False)
@@ -78,7 +88,8 @@ class Claim:
     """The right to write an artifact: made before the work, kept in ``run.json`` until it is finished.
 
     ``nonce`` distinguishes this attempt series from any earlier one with the same identity, so that
-    state kept under a name (Ray Train's) can never be picked up by accident.
+    state kept under a name (Ray Train's) can never be picked up by accident. ``path`` is where its files go, and
+    ``replaces`` the artifact that they replace in the end, in whose folder they lie; None if they replace nothing.
     """
 
     path: str
@@ -86,6 +97,7 @@ class Claim:
     identity: str
     nonce: str
     resumed: bool
+    replaces: str | None = None
 
 
 def identity(kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
@@ -111,7 +123,7 @@ def open_artifact(path: str, kind: str | None = None, *, any_version: bool = Fal
     Raises:
         EasyCoreError: if the folder is missing, unfinished, of another kind, or of another format.
     """
-    path = paths.absolute(path)
+    path = content_folder(paths.absolute(path))
     wanted = (kind or "artifact").replace("_", " ")
     if not paths.exists(paths.join(path, MANIFEST)):
         if not paths.exists(path):
@@ -126,6 +138,22 @@ def open_artifact(path: str, kind: str | None = None, *, any_version: bool = Fal
     if kind is not None and manifest["kind"] != kind:
         raise EasyCoreError(f"{path} holds a {manifest['kind'].replace('_', ' ')}, not a {wanted}; check the path")
     return Artifact(path, manifest)
+
+
+def content_folder(path: str) -> str:
+    """The folder the files of an artifact lie in: its own, or the generation that its manifest names.
+
+    What lies in an artifact that was replaced is found under the old path as well, as a pipeline's ``scores`` are.
+    """
+    if paths.exists(paths.join(path, MANIFEST)):
+        manifest = paths.read_json(paths.join(path, MANIFEST))
+        generation = manifest.get(GENERATION) if isinstance(manifest, dict) else None
+        return path if generation is None else paths.join(path, generation)
+    above, _, name = path.rpartition("/")
+    if not above.strip("/") or above.endswith(":/") or paths.exists(path):
+        return path
+    moved = paths.join(content_folder(above), name)
+    return content_folder(moved) if paths.exists(moved) else path
 
 
 def refuse_other_format(path: str, found: Mapping[str, Any]) -> None:
@@ -155,6 +183,8 @@ def _is_claimed(path: str) -> bool:
 def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Artifact | Claim:
     """Decide, before any work, what is to be done at ``path``.
 
+    Nothing that is there is changed, also with ``overwrite``, before ``finish``.
+
     Returns:
         The finished ``Artifact`` if one of this identity is there, else a ``Claim`` to write (or go on
         writing) it.
@@ -171,20 +201,62 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
     if found is not None:
         refuse_other_format(path, found)
     if found is not None and overwrite:
-        paths.delete_tree(path)
-        found = None
+        return _claim_replacement(path, kind, identity, found)
     if found is not None and found.get("identity") != identity:
         raise EasyCoreError(
             f"{path} holds a {kind.replace('_', ' ')} made with another configuration or input; "
             "choose another --out, or pass --overwrite to replace it"
         )
     if found is not None and "fingerprint" in found:
-        return Artifact(path, found)
+        return Artifact(content_folder(path), found)
     if found is not None:
         return Claim(path, kind, identity, found["nonce"], resumed=True)
     made = Claim(path, kind, identity, uuid.uuid4().hex[:8], resumed=False)
     _write_claim(made)
     return made
+
+
+def _claim_replacement(path: str, kind: str, identity: str, found: Mapping[str, Any]) -> Artifact | Claim:
+    """Claim a generation inside an artifact, or go on with that of an interrupted replacement."""
+    current = found.get(GENERATION, "")
+    for folder in paths.list_subfolders(path):
+        name = folder.rpartition("/")[2]
+        if not name.startswith(GENERATIONS) or name == current:
+            continue
+        claimed = _read_entry(paths.join(folder, RUN), "nonce") or {}
+        if tuple(map(claimed.get, ("kind", "identity", "replaces"))) != (kind, identity, current):
+            paths.delete_tree(folder)  # replaced already, or never finished
+            continue
+        manifest = _read_entry(paths.join(folder, MANIFEST), "fingerprint")
+        if manifest is not None:
+            return _replace(path, Artifact(folder, manifest))
+        return Claim(folder, kind, identity, claimed["nonce"], resumed=True, replaces=path)
+    nonce = uuid.uuid4().hex[:8]
+    made = Claim(paths.join(path, GENERATIONS + nonce), kind, identity, nonce, resumed=False, replaces=path)
+    _write_claim(made, current)
+    return made
+
+
+def _replace(path: str, made: Artifact) -> Artifact:
+    """Make a finished generation the artifact's content, by one write, and remove what was before."""
+    generation = made.path.rpartition("/")[2]
+    paths.write_json(paths.join(path, MANIFEST), {**made.manifest, GENERATION: generation})
+    for folder in paths.list_subfolders(path):
+        if folder.rpartition("/")[2] not in (generation, *NOT_REPLACED):
+            paths.delete_tree(folder)
+    for file in paths.list_files(path, recursive=False):
+        name = file.rpartition("/")[2]
+        plot = made.kind == "study" and name.endswith(".png")
+        if name != MANIFEST and not name.startswith(NOT_REPLACED) and not plot:
+            paths.delete_file(file)
+    return made
+
+
+def reopen(finished: Artifact, path: str) -> Claim:
+    """Claim a finished artifact in a folder again, to add to it; it stays as it is until ``finish``."""
+    entry = paths.read_json(paths.join(finished.path, RUN))
+    replaces = None if finished.path == path else path
+    return Claim(finished.path, finished.kind, entry["identity"], entry["nonce"], resumed=True, replaces=replaces)
 
 
 def peek(path: str, kind: str, identity: str) -> str:
@@ -218,11 +290,9 @@ def giving_back(made: Claim) -> Iterator[None]:
 
 def _found(path: str) -> dict[str, Any] | None:
     """The manifest at ``path``, or the claim of an unfinished one, or None for a free place."""
-    for name, needed in ((MANIFEST, "fingerprint"), (RUN, "nonce")):
-        if paths.exists(paths.join(path, name)):
-            found = paths.read_json(paths.join(path, name))
-            if isinstance(found, dict) and {"kind", "identity", needed} <= set(found):
-                return found
+    found = _read_entry(paths.join(path, MANIFEST), "fingerprint") or _read_entry(paths.join(path, RUN), "nonce")
+    if found is not None:
+        return found
     if paths.exists(path) and not paths.is_dir(path):
         raise EasyCoreError(f"{path} is a file; --out must be a folder that is new, empty or ours")
     foreign = [name for name in paths.list_files(path) if not name.endswith(".tmp")]
@@ -233,14 +303,23 @@ def _found(path: str) -> dict[str, Any] | None:
     return None
 
 
-def _write_claim(made: Claim) -> None:
-    entry = {
+def _read_entry(file: str, needed: str) -> dict[str, Any] | None:
+    """A manifest or claim, or None if there is none of ours."""
+    found = paths.read_json(file) if paths.exists(file) else None
+    return found if isinstance(found, dict) and {"kind", "identity", needed} <= set(found) else None
+
+
+def _write_claim(made: Claim, replaced: str | None = None) -> None:
+    """Write ``run.json``; with the generation that is replaced, "" for the files of an artifact's own folder."""
+    entry: dict[str, Any] = {
         "kind": made.kind,
         "format_version": FORMAT_VERSION,
         "identity": made.identity,
         "nonce": made.nonce,
         "created": _now(),
     }
+    if replaced is not None:
+        entry["replaces"] = replaced
     try:
         paths.write_json(paths.join(made.path, RUN), entry)
     except OSError as error:
@@ -258,7 +337,7 @@ def finish(
     device_seconds: float | None = None,
     **details: Any,
 ) -> Artifact:
-    """Write the manifest, which makes the artifact finished. All its files must be in place.
+    """Write the manifest, which makes the artifact finished, and replaces another. All its files must be in place.
 
     Args:
         made: the claim under which the work was done.
@@ -286,7 +365,8 @@ def finish(
         "git_commit": git_commit(),
     }
     paths.write_json(paths.join(made.path, MANIFEST), manifest)
-    return Artifact(made.path, manifest)
+    artifact = Artifact(made.path, manifest)
+    return artifact if made.replaces is None else _replace(made.replaces, artifact)
 
 
 def content_hash(*parts: bytes | str) -> str:

@@ -34,6 +34,7 @@ __all__ = [
     "is_remote",
     "join",
     "list_files",
+    "list_subfolders",
     "locate",
     "make_dir",
     "open_input",
@@ -182,28 +183,36 @@ def size(path: str) -> int:
     return int(_info(path).size or 0)
 
 
-def list_files(path: str) -> list[str]:
-    """Paths of all files below a folder, sorted; empty if the folder does not exist."""
-    return [entry.path for entry in entries(path)]
+def list_files(path: str, *, recursive: bool = True) -> list[str]:
+    """Paths of the files below a folder, or directly in it, sorted; empty if the folder does not exist."""
+    return [entry.path for entry in entries(path, recursive=recursive)]
 
 
-def entries(path: str) -> list[Entry]:
-    """All files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
+def list_subfolders(path: str) -> list[str]:
+    """Paths of the folders directly in a folder, sorted; empty if it does not exist."""
+    found = _list(path, recursive=False)
+    return sorted(_with_scheme(path, info) for info in found if info.type == pafs.FileType.Directory)
+
+
+def entries(path: str, *, recursive: bool = True) -> list[Entry]:
+    """The files below a folder with size and time of change, sorted by path; empty if the folder does not exist."""
+    files = [info for info in _list(path, recursive=recursive) if info.type == pafs.FileType.File]
+    return sorted(Entry(_with_scheme(path, info), int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
+
+
+def _with_scheme(path: str, info: pafs.FileInfo) -> str:
+    return (path.split("://")[0] + "://" if is_remote(path) else "") + info.path
+
+
+def _list(path: str, *, recursive: bool) -> list[pafs.FileInfo]:
+    """What is below a folder; looks again where a folder inside went meanwhile, as those of a run at work do."""
     filesystem, inner = locate(path)
-    selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
-    prefix = path.split("://")[0] + "://" if is_remote(path) else ""
+    selector = pafs.FileSelector(inner, recursive=recursive, allow_not_found=True)
     with _translate_errors(path, "listed"):
-        infos = _infos(filesystem, selector)
-    files = [info for info in infos if info.type == pafs.FileType.File]
-    return sorted(Entry(prefix + info.path, int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in files)
-
-
-def _infos(filesystem: pafs.FileSystem, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-    """What a selector finds; looks again where a folder inside went meanwhile, as those of a run at work do."""
-    for _ in range(_LISTINGS - 1):
-        with contextlib.suppress(FileNotFoundError):
-            return filesystem.get_file_info(selector)
-    return filesystem.get_file_info(selector)
+        for _ in range(_LISTINGS - 1):
+            with contextlib.suppress(FileNotFoundError):
+                return filesystem.get_file_info(selector)
+        return filesystem.get_file_info(selector)
 
 
 def make_dir(path: str) -> None:

@@ -62,12 +62,12 @@ def train(config: TrainConfig) -> Artifact:
     made = claim_artifact("checkpoint", config, parents)
     if isinstance(made, Artifact):
         say(f"train: {out} is finished, reused")
-        reconcile(config, out, lambda status: [describe_training(config, out, status)])
+        reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
     fit = resolve_resources(fit, config, made)
-    with track(config, out, lambda status: [describe_training(config, out, status)]) as tracker:
+    with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:
         try:
-            run = describe_training(config, out, "RUNNING")
+            run = describe_training(config, made.path, "RUNNING")
             state = fit_tracked(fit, config, made, run, tracker, label="train")
         except HaltedError as halted:
             raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted

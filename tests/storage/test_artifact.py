@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,7 +48,7 @@ def test_a_finished_artifact_is_returned(tmp_path):
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_identity_is_refused_unless_overwritten(tmp_path, finished):
-    """With --overwrite all that was there goes, and the new attempts have another nonce."""
+    """With --overwrite it grows inside, under another nonce, and in the end takes the place of all that was there."""
     before = claim(str(tmp_path / "x"), "coreset", "k")
     if finished:
         make(tmp_path / "x")
@@ -60,15 +61,24 @@ def test_another_identity_is_refused_unless_overwritten(tmp_path, finished):
     assert isinstance(after, Claim)
     assert not after.resumed
     assert after.nonce != before.nonce
-    assert names(tmp_path / "x") == ["run.json"]
+    assert {"old", "run.json", f"gen-{after.nonce}"} <= set(names(tmp_path / "x")), "nothing goes before"
+    done = finish(after, fingerprint="new", config={}, parents={}, counts={}, wall_seconds=1.0)
+    assert names(tmp_path / "x") == [f"gen-{after.nonce}", "manifest.json"]
+    assert open_artifact(str(tmp_path / "x")).path == done.path == after.path
+    assert claim(str(tmp_path / "x"), "coreset", "other").path == done.path
 
 
 def test_overwrite_replaces_the_same_configuration_too(tmp_path):
     """Who asks for it wants it made anew."""
     make(tmp_path / "x")
 
-    assert isinstance(claim(str(tmp_path / "x"), "coreset", "k", overwrite=True), Claim)
-    assert names(tmp_path / "x") == ["run.json"]
+    first = claim(str(tmp_path / "x"), "coreset", "k", overwrite=True)
+    assert claim(str(tmp_path / "x"), "coreset", "k", overwrite=True) == replace(first, resumed=True)
+    finish(first, fingerprint="1", config={}, parents={}, counts={}, wall_seconds=1.0)
+    second = claim(str(tmp_path / "x"), "coreset", "k", overwrite=True)
+    assert second.nonce != first.nonce
+    finish(second, fingerprint="2", config={}, parents={}, counts={}, wall_seconds=1.0)
+    assert names(tmp_path / "x") == [f"gen-{second.nonce}", "manifest.json"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -165,8 +165,13 @@ def test_an_artifact_is_claimed_resumed_finished_reused_and_replaced(root):
         artifact.claim(out, "coreset", "two")
     with pytest.raises(EasyCoreError, match="holds a coreset, not a dataset"):
         artifact.claim(out, "dataset", "one", overwrite=True)
-    assert isinstance(artifact.claim(out, "coreset", "two", overwrite=True), Claim)
-    assert paths.list_files(out) == [f"{out}/run.json"]
+    other = artifact.claim(out, "coreset", "two", overwrite=True)
+    assert artifact.open_artifact(out).fingerprint == "f"
+    paths.write_bytes(f"{other.path}/data", b"y")
+    artifact.finish(other, fingerprint="g", config={}, parents={}, counts={}, wall_seconds=1.0)
+    names = [f"gen-{other.nonce}/{name}" for name in ("data", "manifest.json", "run.json")]
+    assert paths.list_files(out) == [f"{out}/{name}" for name in [*names, "manifest.json"]]
+    assert artifact.open_artifact(out).path == other.path
 
 
 def test_a_refused_claim_leaves_nothing(root):

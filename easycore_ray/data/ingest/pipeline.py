@@ -362,7 +362,7 @@ def prepare(config: PrepareConfig) -> Artifact:
     with giving_back(made):
         source = list_configured(config)
         cluster.connect()
-        imported = import_source(source, config, out)
+        imported = import_source(source, config, made.path)
     seconds = time.monotonic() - started
     artifact = finish(
         made,
