@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/digits
 RESULTS ?= soak.jsonl
-CASES ?= 0:27
+CASES ?= 0:30
 
 .PHONY: demo test check soak install clean
 

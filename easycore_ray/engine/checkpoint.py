@@ -84,9 +84,9 @@ def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Mo
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["model"].items()}
     contents = {name: paths.read_bytes(paths.join(artifact.path, name)) for name in dict.fromkeys(files.values())}
     if content_hash(*contents.values()) != artifact.fingerprint:
+        where = paths.join(artifact.path, " and ".join(contents))
         raise EasyCoreError(
-            f"{artifact.path} holds other weights ({', '.join(contents)}) than its manifest says; they are damaged, "
-            "copy or train them again"
+            f"{where}: not the fingerprint in the manifest, these are other weights; copy or train them again"
         )
     name = files[weights]
     model = read_model(paths.join(artifact.path, name), contents[name], arguments)

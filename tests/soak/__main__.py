@@ -1,4 +1,4 @@
-"""The soak: numbered cases of lost processes, nodes, disks and stores on real Ray, each exact or a failure.
+"""The soak: numbered cases of lost processes, nodes, disks and stores on real Ray, and of damaged files, all exact.
 
     python -m tests.soak [--cases 0:50] [--results soak.jsonl] [--kinds kills verify …]
 

@@ -32,4 +32,16 @@ def test_a_reader_that_stops_without_a_word_fails_the_case(monkeypatch):
 
     with pytest.raises(AssertionError) as caught:
         fuzz.run_case(0, damages=140)
-    assert re.search(r"damage \d+ of seed 0 \(tar\.gz, \w+\): samples", str(caught.value))
+    for name in (r"tar", r"tar\.gz"):
+        assert re.search(rf"damage \d+ of seed 0 \({name}, \w+\): samples", str(caught.value))
+
+
+def test_a_whole_archive_is_known_by_its_bytes(tmp_path):
+    """By a walk of the test's own, which shares nothing with the reader."""
+    fuzz.write_tar(tmp_path / "0.tar")
+    content = (tmp_path / "0.tar").read_bytes()
+
+    assert fuzz.is_whole(content)
+    assert not fuzz.is_whole(content[:3000])
+    assert not fuzz.is_whole(content.replace(b"0003.png", b"0004.png"))
+    assert not fuzz.is_whole(content.rstrip(b"\0"))
