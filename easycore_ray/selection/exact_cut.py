@@ -36,6 +36,8 @@ from easycore_ray.storage.errors import EasyCoreError
 
 # Up to this many samples are done before a Ray task has started.
 _SMALL_ROWS = 4_000_000
+# A task costs Ray about as much as a census of some million rows, so each is given several partitions.
+_TASKS_PER_CPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +159,20 @@ def _map(
     """``function(partition, selection, *own)`` of every partition: Ray tasks, or here for few samples."""
     from easycore_ray.runtime.tasks import TaskResources, map_tasks
 
-    pairs = zip(partitions, own, strict=True)
+    calls = [(partition, selection, *args) for partition, args in zip(partitions, own, strict=True)]
     if len(partitions) == 1 or sum(partition.rows for partition in partitions) <= _SMALL_ROWS:
-        return map_tasks(function, ((partition, selection, *args) for partition, args in pairs), label="select")
+        return map_tasks(function, calls, label="select")
     from easycore_ray.runtime import cluster
 
     cluster.connect()
-    # Not all at once: their results would pile up in the object store.
-    resources = TaskResources(in_flight=max(8, 4 * int(cluster.capacity()[0].get("CPU", 1))))
-    return map_tasks(function, ((partition, selection, *args) for partition, args in pairs), label="select",
-                     resources=resources)  # fmt: skip
+    num_tasks = min(len(calls), max(1, int(_TASKS_PER_CPU * cluster.capacity()[0].get("CPU", 1))))
+    chunks = [calls[number::num_tasks] for number in range(num_tasks)]
+    found = map_tasks(_call_each, ((function, chunk) for chunk in chunks), label="select", resources=TaskResources())
+    return [found[number % num_tasks][number // num_tasks] for number in range(len(calls))]
+
+
+def _call_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [function(*call) for call in calls]
 
 
 # ---------------------------------------------------------------- what a task does with one partition

@@ -298,13 +298,14 @@ def test_a_disk_that_fails_while_it_is_flushed_fails_the_selection(run, tmp_path
 
 @pytest.mark.ray
 def test_ray_tasks_make_the_same_choice(run, tmp_path, ray_session, monkeypatch):
-    """One task per file: ids, rows and refusals are those of one process; a user's scores and drawn numbers too."""
+    """Several files a task: ids, rows and refusals are those of one process; a user's scores and drawn numbers too."""
     here = {
         (method, balance): select(out=f"{tmp_path}/{method}-{balance}", scores=f"{run}/scores", method=method,
                                   balance=balance).manifest
         for method in ("easycore", "random", "stratified") for balance in ("none", "class")
     }  # fmt: skip
     monkeypatch.setattr(exact_cut, "_SMALL_ROWS", 0)
+    monkeypatch.setattr(exact_cut, "_TASKS_PER_CPU", 0.5)
     for (method, balance), manifest in here.items():
         again = select(out=f"{tmp_path}/ray-{method}-{balance}", scores=f"{run}/scores", method=method, balance=balance)
         assert again.manifest["files"] == manifest["files"]
