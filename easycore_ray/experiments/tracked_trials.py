@@ -52,7 +52,8 @@ def describe_trial(trial: Trial, parent: str, status: str) -> TrackedRun:
     if is_finished(trial.train.out):
         run = replace(run, status=status)
         if all(is_finished(config.out) for config in trial.evaluations()):
-            points[trial.train.epochs] = {**points.get(trial.train.epochs, {}), **trial_summary(trial)["metrics"]}
+            found = trial_summary(trial)
+            points[found["epoch"]] = {**points.get(found["epoch"], {}), **found["metrics"]}
             run = replace(run, status="FINISHED")
     return replace(run, key=new.key, params=new.params, points=points)
 
@@ -65,15 +66,15 @@ def describe_trials(config: JobConfig, path: str, kind: str, trials: Sequence[Tr
 
 
 def trial_summary(trial: Trial) -> dict[str, Any]:
-    """What a finished trial found: ``metrics``, those of another best epoch ending in ``_best``, and ``words``."""
+    """What a finished trial found after its last ``epoch``: ``metrics``, ``words``; ``…_best`` is the best epoch's."""
     last, *best = trial.summaries()
     metrics = flat_metrics(last)
     metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
-    epoch = open_artifact(trial.train.out, "checkpoint").manifest.get("best_epoch")
-    if epoch is not None:
-        metrics["best_epoch"] = epoch
+    manifest = open_artifact(trial.train.out, "checkpoint").manifest
+    if manifest.get("best_epoch") is not None:
+        metrics["best_epoch"] = manifest["best_epoch"]
     words = "; best epoch: ".join(map(short_result, (last, *best)))
-    return {"metrics": metrics, "words": words}
+    return {"metrics": metrics, "words": words, "epoch": int(manifest["epochs"][-1]["epoch"])}
 
 
 def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:

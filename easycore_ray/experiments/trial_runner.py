@@ -181,11 +181,12 @@ class _TrialCallback(tune.Callback):
             else:
                 self.problems.append(f"{spec.name}: {result['problem']}")
         if "summary" in result:
-            self._send(spec, {spec.train.epochs: result["summary"]["metrics"]}, status="FINISHED")
+            summary = result["summary"]
+            self._send(spec, {summary["epoch"]: summary["metrics"]}, status="FINISHED")
             self.finished += 1
             if self._on_finished is not None:
                 self._on_finished(spec)
-            self._progress.update(self.finished + len(self.diverged), f"{spec.name}: {result['summary']['words']}")
+            self._progress.update(self.finished + len(self.diverged), f"{spec.name}: {summary['words']}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close the trial's MLflow run as failed."""

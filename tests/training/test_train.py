@@ -311,11 +311,12 @@ def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path
 
 
 def test_a_trial_whose_last_epoch_is_the_best_is_evaluated_once(dataset, tmp_path):
-    """Its best columns are those of the last."""
-    trial = make_trial(dataset, tmp_path, seed=SEED, epochs=2)
+    """Its best columns are those of the last; the last is that in which its steps ended."""
+    trial = make_trial(dataset, tmp_path, seed=SEED, epochs=40, steps=8)
     train_and_attack(trial, lambda _: None)
     row = result_rows([trial], scores_of(dataset))[1]
 
+    assert trial_summary(trial)["epoch"] == 2
     assert [config.weights for config in trial.evaluations()] == ["last"]
     assert not (tmp_path / str(SEED) / "evaluation_best").exists()
     assert trial.finished()
