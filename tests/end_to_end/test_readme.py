@@ -49,7 +49,7 @@ def test_every_verb_is_in_the_readme():
 
 def test_files_the_readme_names_exist():
     """Pictures and modules that the README points to are there."""
-    for path in re.findall(r"\]\((docs/[^)]+)\)", README):
+    for path in re.findall(r"\]\((docs/[^)#]+)", README):
         assert (ROOT / path).exists(), path
     for module in re.findall(r"`((?:\w+/)?\w+\.py)`", README):
         assert (ROOT / "easycore_ray" / module).exists(), module

@@ -160,7 +160,7 @@ def test_a_checkpoint_opens_with_last_or_best_weights(dataset, tmp_path):
     )
     assert problems(checkpoint) == []
     shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / "best.safetensors")
-    assert "model.safetensors and best.safetensors do not have the fingerprint" in problems(checkpoint)[0]
+    assert "model.safetensors and best.safetensors: not the fingerprint" in problems(checkpoint)[0]
 
 
 def problems(checkpoint):
