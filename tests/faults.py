@@ -151,12 +151,12 @@ class DyingMidEpoch:
 
 def train(fields, kills):
     """Train with these fields; the workers die as told."""
-    fit_on_ray = training.fit_on_ray
+    fit_tracked = training.fit_tracked
 
     def fit(*args, **options):
-        return fit_on_ray(*args, **options, after_epoch=DyingMidEpoch(kills, os.getpid()))
+        return fit_tracked(*args, **options | {"after_epoch": DyingMidEpoch(kills, os.getpid())})
 
-    training.fit_on_ray = fit
+    training.fit_tracked = fit
     training.train(from_dict(TrainConfig, fields))
 
 
