@@ -123,14 +123,13 @@ def open_artifact(path: str, kind: str | None = None, *, any_version: bool = Fal
     Raises:
         EasyCoreError: if the folder is missing, unfinished, of another kind, or of another format.
     """
-    path = content_folder(paths.absolute(path))
+    path, manifest = _locate(paths.absolute(path))
     wanted = (kind or "artifact").replace("_", " ")
-    if not paths.exists(paths.join(path, MANIFEST)):
+    if manifest is None:
         if not paths.exists(path):
             raise EasyCoreError(f"{path} does not exist; pass the folder of a finished {wanted}")
         state = "still being written" if _is_claimed(path) else f"no {wanted}: it has no {MANIFEST}"
         raise EasyCoreError(f"{path} is {state}; pass the folder of a finished {wanted}, or run its job (again) first")
-    manifest = paths.read_json(paths.join(path, MANIFEST))
     if not isinstance(manifest, dict) or "kind" not in manifest or "fingerprint" not in manifest:
         raise EasyCoreError(f"{path}/{MANIFEST} is not one of ours: it has no kind and fingerprint")
     if not any_version or manifest.get("format_version", 1) > FORMAT_VERSION:
@@ -145,15 +144,20 @@ def content_folder(path: str) -> str:
 
     What lies in an artifact that was replaced is found under the old path as well, as a pipeline's ``scores`` are.
     """
+    return _locate(path)[0]
+
+
+def _locate(path: str) -> tuple[str, Any]:
+    """The content folder of an artifact, and what its manifest holds; None without one."""
     if paths.exists(paths.join(path, MANIFEST)):
         manifest = paths.read_json(paths.join(path, MANIFEST))
         generation = manifest.get(GENERATION) if isinstance(manifest, dict) else None
-        return path if generation is None else paths.join(path, generation)
+        return path if generation is None else paths.join(path, generation), manifest
     above, _, name = path.rpartition("/")
     if not above.strip("/") or above.endswith(":/") or paths.exists(path):
-        return path
+        return path, None
     moved = paths.join(content_folder(above), name)
-    return content_folder(moved) if paths.exists(moved) else path
+    return _locate(moved) if paths.exists(moved) else (path, None)
 
 
 def refuse_other_format(path: str, found: Mapping[str, Any]) -> None:
@@ -208,7 +212,7 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
             "choose another --out, or pass --overwrite to replace it"
         )
     if found is not None and "fingerprint" in found:
-        return Artifact(content_folder(path), found)
+        return Artifact(paths.join(path, found[GENERATION]) if GENERATION in found else path, found)
     if found is not None:
         return Claim(path, kind, identity, found["nonce"], resumed=True)
     made = Claim(path, kind, identity, uuid.uuid4().hex[:8], resumed=False)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from easycore_ray import score
 from easycore_ray.storage.artifact import open_artifact
 from tests.faults import MARK, processes
 
@@ -27,7 +28,11 @@ def command(settings, tmp_path):
 
 def interrupted(command, environment, sign):
     """Send SIGINT to a command once a line of standard error holds ``sign``: seconds to its end, exit code, lines."""
-    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    job = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # As a shell starts it: what runs in its background inherits that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     said = []
     for line in job.stderr:
         said.append(line)
@@ -55,6 +60,15 @@ def test_a_run_that_is_interrupted_ends_at_once(command, tmp_path):
         open_artifact(str(tmp_path / "run"))
 
 
-def test_the_handler_of_interrupts_stays_pythons(two_workers):
+@pytest.fixture
+def pythons_handler():
+    """That of an interactive process, whatever these tests were started by."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_handler_of_interrupts_stays_pythons(settings, tmp_path, pythons_handler):
     """Ray Train puts its own in place, and leaves it there: what comes after training could not be interrupted."""
+    score(**settings(tmp_path / "run", epochs=1))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,37 @@ def test_overwrite_replaces_the_same_configuration_too(tmp_path):
     assert second.nonce != first.nonce
     finish(second, fingerprint="2", config={}, parents={}, counts={}, wall_seconds=1.0)
     assert names(tmp_path / "x") == [f"gen-{second.nonce}", "manifest.json"]
+
+
+def replaced(folder, key, fingerprint):
+    """Replace an artifact; its new content's folder."""
+    made = claim(str(folder), "coreset", key, overwrite=True)
+    return finish(made, fingerprint=fingerprint, config={}, parents={}, counts={}, wall_seconds=1.0).path
+
+
+def test_a_replacement_that_was_whole_is_taken_and_not_made_again(tmp_path):
+    """Killed between its own manifest and the one that names it."""
+    make(tmp_path / "x")
+    before = (tmp_path / "x" / "manifest.json").read_bytes()
+    whole = replaced(tmp_path / "x", "k", "new")
+    (tmp_path / "x" / "manifest.json").write_bytes(before)
+
+    assert claim(str(tmp_path / "x"), "coreset", "k", overwrite=True).path == whole
+    assert open_artifact(str(tmp_path / "x")).fingerprint == "new"
+
+
+def test_what_was_replaced_is_never_taken_for_its_replacement(tmp_path):
+    """Killed before the old files were gone: of equal identity, but not what is asked for now."""
+    make(tmp_path / "x")
+    old = replaced(tmp_path / "x", "k", "old")
+    shutil.copytree(old, tmp_path / "kept")
+    new = replaced(tmp_path / "x", "k", "new")
+    shutil.copytree(tmp_path / "kept", old)
+
+    again = claim(str(tmp_path / "x"), "coreset", "k", overwrite=True)
+    assert isinstance(again, Claim)
+    assert not again.resumed
+    assert open_artifact(str(tmp_path / "x")).path == new
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -83,7 +83,7 @@ def _image_columns(schema: pa.Schema) -> list[str]:
 
 
 def _label_columns(schema: pa.Schema) -> list[str]:
-    """SourceColumns that may hold labels: those with class names if there are any, else whole numbers and text."""
+    """Columns that may hold labels: those with class names if there are any, else whole numbers and text."""
     named = [field.name for field in schema if _class_label_names(schema, field.name)]
     return named or [field.name for field in schema if _holds_labels(field.type)]
 

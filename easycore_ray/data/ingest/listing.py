@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import pyarrow.fs as pafs
-
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -63,9 +61,7 @@ def list_tree(path: str) -> Listing:
 
 def list_folders(path: str) -> list[str]:
     """Names of the folders directly below a path, hidden ones left out."""
-    filesystem, inner = paths.locate(path)
-    infos = filesystem.get_file_info(pafs.FileSelector(inner))
-    names = [info.base_name for info in infos if info.type == pafs.FileType.Directory]
+    names = [folder.rpartition("/")[2] for folder in paths.list_subfolders(path)]
     return [name for name in names if not is_hidden(name)]
 
 
