@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,9 @@ MANIFEST = "manifest.json"
 RUN = "run.json"
 DIVERGED = "diverged.json"
 """In an unfinished training run: that it diverged, as ``identity``, ``problem`` and the ``device_seconds`` it took."""
+
+# What is left of a claim whose process was killed while it wrote it, see paths.write_bytes.
+_HALF_CLAIM = re.compile(re.escape(f".{RUN}.") + r"[a-z0-9_]{8}\.tmp")
 
 GENERATION = "generation"
 """Key of a manifest: the folder inside, a finished artifact itself, where the files that replaced others lie."""
@@ -299,7 +303,7 @@ def _found(path: str) -> dict[str, Any] | None:
         return found
     if paths.exists(path) and not paths.is_dir(path):
         raise EasyCoreError(f"{path} is a file; --out must be a folder that is new, empty or ours")
-    foreign = [name for name in paths.list_files(path) if not name.endswith(".tmp")]
+    foreign = [name for name in paths.list_files(path) if not _HALF_CLAIM.fullmatch(name[len(path) + 1 :])]
     if foreign:
         raise EasyCoreError(
             f"{path} is not empty and not ours (it holds {foreign[0]}); choose another --out, --overwrite does not help"

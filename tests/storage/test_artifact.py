@@ -132,6 +132,9 @@ def test_another_kind_is_never_replaced(tmp_path, overwrite):
         ("manifest.json", '{"name": "web app"}'),
         ("manifest.json", "[]"),
         ("run.json", "3"),
+        ("thesis.tmp", "somebody's"),
+        (".thesis.tex.ab_c1234.tmp", "somebody's"),
+        ("deep/.run.json.ab_c1234.tmp", "somebody's"),
     ],
 )
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, name, content, overwrite):
@@ -160,7 +163,7 @@ def test_a_file_is_no_place(tmp_path, overwrite):
 def test_the_debris_of_a_killed_write_does_not_occupy_a_folder(tmp_path):
     """A process killed while it wrote run.json leaves a temporary file only."""
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / ".run.json.abc.tmp").write_text("{")
+    (tmp_path / "x" / ".run.json.ab_c1234.tmp").write_text("{")
 
     assert isinstance(claim(str(tmp_path / "x"), "coreset", "k"), Claim)
 
