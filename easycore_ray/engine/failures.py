@@ -3,6 +3,7 @@
 import traceback
 from pathlib import Path
 
+from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
 # Where errors come from that have their cause elsewhere: in a peer, a device, the cluster.
@@ -27,6 +28,8 @@ def describe_error(error: Exception) -> WorkerError:
     raised = cause if isinstance(cause, Exception) else error
     if isinstance(raised, EasyCoreError):
         return WorkerError(str(raised), repeats=True)
+    if paths.is_full(raised):
+        return WorkerError(f"{_one_line(raised)}; {paths.MAKE_ROOM}", repeats=True)
     frames = traceback.extract_tb(error.__traceback__)
     elsewhere = (
         isinstance(raised, OSError)

@@ -16,6 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from easycore_ray.runtime.console import say
+from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
 # Set once a job connects, unless the user has set them.
@@ -29,6 +30,8 @@ _ENVIRONMENT = {
 }
 _PORTS = {"": 6379, "ray": 10001}
 _ANSWER_SECONDS = 10.0
+# What the files of a Ray that has just started take up, about; with less it waits for itself for half a minute.
+_START_BYTES = 1 << 20
 
 # CPUs left to reading by default. Reading reserves none of its own (see ``samples.ray_dataset``), so
 # workers may also be given every CPU.
@@ -58,6 +61,8 @@ def connect() -> None:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     _check_answers(address)
+    if address == "local":
+        _check_room(_ray_folder())
     try:
         if address == "local":
             # Never joins a cluster that happens to run on this machine: that takes RAY_ADDRESS=auto.
@@ -67,8 +72,10 @@ def connect() -> None:
     except Exception as error:
         why = " ".join(str(error).split())
         if address == "local":
-            folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-            hint = f"its files go to {folder}/ray; set RAY_TMPDIR to a folder of yours with a short name"
+            hint = f"its files go to {_ray_folder()}/ray; set RAY_TMPDIR to a folder of yours with a short name"
+            home = os.environ.get("HOME")
+            if home and isinstance(error, OSError) and str(error.filename).startswith(home):
+                hint = "it keeps a token there; set HOME to a folder of yours"
             raise EasyCoreError(f"Ray cannot start on this machine: {why}; {hint}") from error
         raise EasyCoreError(f"no Ray cluster answers at RAY_ADDRESS={address}: {why}; unset it to run here") from error
     from ray.data import DataContext
@@ -80,6 +87,24 @@ def connect() -> None:
     context.execution_options.preserve_order = True
     # It would announce that its progress bars are off; ours say more.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _ray_folder() -> str:
+    """Where a Ray that is started here puts its files."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+
+
+def _check_room(folder: str) -> None:
+    """Refuse to start Ray on a disk that is full."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_START_BYTES))
+    except OSError as error:
+        if paths.is_full(error):
+            raise EasyCoreError(
+                f"Ray cannot start on this machine: the disk of {folder} is full; make room, or set RAY_TMPDIR to "
+                "another folder of yours with a short name"
+            ) from error
 
 
 def _check_answers(address: str) -> None:

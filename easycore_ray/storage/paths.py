@@ -6,6 +6,7 @@ output stream on an object store completes its upload even when the code that wr
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ __all__ = [
     "exists",
     "in_submitted_job",
     "is_dir",
+    "is_full",
     "is_remote",
     "join",
     "list_files",
@@ -47,6 +49,10 @@ __all__ = [
     "write_file",
     "write_json",
 ]
+
+# Errors of a place where nothing can be written, now or later; others, of a disk that stumbles, stay what they are.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 # How often a folder is listed whose own folders come and go.
 _LISTINGS = 5
@@ -162,6 +168,27 @@ def _translate_errors(path: str, done: str, then: str = "") -> Iterator[None]:
         raise EasyCoreError(f"{path} cannot be {done}: {why}{then}") from error
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or somebody's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+MAKE_ROOM = "make room and run the same command again, or choose another --out"
+"""What to do about a full disk."""
+
+
+@contextlib.contextmanager
+def _refuse_unwritable(path: str) -> Iterator[None]:
+    """Turn the error of a local place where nothing can be written into one sentence that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL | _CLOSED:
+            raise
+        hint = MAKE_ROOM if is_full(error) else "choose another --out"
+        raise EasyCoreError(f"{path} cannot be written: {os.strerror(error.errno)}; {hint}") from error
+
+
 def _info(path: str) -> pafs.FileInfo:
     filesystem, inner = locate(path)
     with _translate_errors(path, "reached"):
@@ -273,13 +300,22 @@ def read_json(path: str) -> Any:
 
 
 def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
-    """Put a file in place whole: afterwards it holds all of ``content``, or does not exist or is as before."""
+    """Put a file in place whole: afterwards it holds all of ``content``, or does not exist or is as before.
+
+    Raises:
+        EasyCoreError: nothing can be written there.
+        OSError: the disk fails in another way.
+    """
     if is_remote(path):
         filesystem, inner = locate(path)
         with _translate_errors(path, "written"), filesystem.open_output_stream(inner) as stream:
             stream.write(content)
         return
-    target = Path(path)
+    with _refuse_unwritable(path):
+        _write_local(Path(path), content)
+
+
+def _write_local(target: Path, content: bytes | pa.Buffer) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
@@ -304,7 +340,11 @@ def write_file(path: str, local_file: str) -> None:
         with _translate_errors(path, "written"), pa.memory_map(local_file) as content:
             write_bytes(path, content.read_buffer())
         return
-    target = Path(path)
+    with _refuse_unwritable(path):
+        _move_local(Path(path), local_file)
+
+
+def _move_local(target: Path, local_file: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
@@ -326,17 +366,16 @@ def staged(path: str) -> Iterator[str]:
 
     For content that is too large to hold: it lies beside a local target, in the temporary folder for a remote one.
     """
-    folder = None
-    if not is_remote(path):
-        folder = Path(path).parent
+    folder = Path(tempfile.gettempdir()) if is_remote(path) else Path(path).parent
+    with _refuse_unwritable(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{Path(path).name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        yield temporary
-        write_file(path, temporary)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{Path(path).name}.", suffix=".tmp")
+        os.close(handle)
+        try:
+            yield temporary
+            write_file(path, temporary)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def flush(local_file: str) -> None:

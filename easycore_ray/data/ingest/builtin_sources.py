@@ -54,8 +54,7 @@ def torchvision_source(name: str) -> Source:
         EasyCoreError: torchvision has none of this name, or cannot load it.
     """
     made, splits = _dataset_class(name)
-    root = cache_folder() / "torchvision"
-    root.mkdir(parents=True, exist_ok=True)
+    root = _make_download_folder()
     pieces: dict[Split, list[Piece]] = {}
     classes: list[str] | None = None
     num_rows: dict[Split, int] = {}
@@ -119,6 +118,17 @@ def _arrays(name: str, images: Sequence[Any], labels: Sequence[int]) -> list[Pie
         )
         for start in range(0, len(images), _ROWS_PER_PIECE)
     ]
+
+
+def _make_download_folder() -> Path:
+    try:
+        folder = cache_folder() / "torchvision"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise EasyCoreError(
+            f"downloads cannot be kept: {error}; set EASYCORE_CACHE to a folder of yours with enough room"
+        ) from error
+    return folder
 
 
 def cache_folder() -> Path:
