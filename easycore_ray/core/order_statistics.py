@@ -1,7 +1,7 @@
-"""Order statistics: the k lowest of many numbers, in one process or in partitions that never come together.
+"""Order statistics of numbers in partitions that never come together: where to cut them so that the k lowest are left.
 
-An order is total, by (key, sample_id), with −0.0 equal to 0.0 and NaN refused, so that every way to compute a choice
-gives the same one. Keys are float64; groups are the classes of a class-balanced choice, or one group of all.
+The cut of (key, sample_id) is the one that ``core.lowest`` makes in one process. Keys are float64; groups are the
+classes of a class-balanced choice, or one group of all.
 """
 
 import itertools
@@ -12,7 +12,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Ids: TypeAlias = NDArray[np.int64]
+from easycore_ray.core.lowest import Ids
+
 Values: TypeAlias = NDArray[np.float64]
 
 LIMIT = 1 << 20
@@ -20,51 +21,6 @@ LIMIT = 1 << 20
 
 # Of a guess: a cut lies farther off once in two million times if the sample is a random one.
 _STANDARD_ERRORS = 5
-
-
-def lowest(keys: NDArray, sample_ids: NDArray[np.integer], k: int) -> Ids:
-    """The k ids with the lowest (key, id), sorted by id; time linear in N but for sorting the result.
-
-    Args:
-        keys: (N,) numbers; infinities are fine.
-        sample_ids: (N,), unique, in any order.
-        k: 0 .. N.
-
-    Raises:
-        ValueError: a NaN key, named with its first ids, or k outside 0 .. N.
-    """
-    ids = np.asarray(sample_ids, dtype=np.int64)
-    if not 0 <= k <= len(ids):
-        raise ValueError(f"k must be in 0 .. {len(ids)} (the number of samples), got {k}")
-    refuse_nan(keys, ids)
-    if k == 0:
-        return np.empty(0, dtype=np.int64)
-    bound = np.partition(keys, k - 1)[k - 1]
-    keep = keys < bound
-    tied = np.flatnonzero(keys == bound)
-    still_needed = k - np.count_nonzero(keep)
-    keep[tied[np.argsort(ids[tied], kind="stable")[:still_needed]]] = True
-    return np.sort(ids[keep], kind="stable")  # linear where the ids come sorted
-
-
-def refuse_nan(scores: NDArray, sample_ids: Ids) -> None:
-    """Refuse NaN scores: they have no rank.
-
-    Args:
-        scores: (N,) numbers.
-        sample_ids: (N,).
-
-    Raises:
-        ValueError: how many there are, and the first ids.
-    """
-    missing = np.isnan(scores)
-    if missing.any():
-        raise ValueError(nan_problem(int(missing.sum()), len(scores), np.sort(sample_ids[missing])[:5].tolist()))
-
-
-def nan_problem(count: int, total: int, first_ids: list[int]) -> str:
-    """The message about NaN scores."""
-    return f"{count} of {total} scores are NaN (first ids: {first_ids}); score those samples again or leave them out"
 
 
 @dataclass(frozen=True)
@@ -75,7 +31,7 @@ class Interval:
         low: float64 (groups,).
         high: float64 (groups,). Equal to ``low`` where the value of the cut is known and its ties are counted.
         share: of the keys inside, the part to return, drawn at random; 1.0 for all of them.
-        seed: of that draw.
+        seed: of that draw; 0 in the first census, which is of all keys.
     """
 
     low: Values

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from easycore_ray.core.hashing import uniform_draws
-from easycore_ray.core.order_statistics import Ids, lowest, refuse_nan
+from easycore_ray.core.lowest import Ids, lowest, refuse_nan
 from easycore_ray.core.seeding import derive_seed
 from easycore_ray.core.selection_methods import METHODS, Method, ranking_method, selection_method
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from easycore_ray.core.order_statistics import Ids, lowest
+from easycore_ray.core.lowest import Ids, lowest
 
 Scores: TypeAlias = NDArray[np.float64]
 SelectionFunction: TypeAlias = Callable[..., Any]

@@ -6,31 +6,30 @@ of an interval until the value at which to cut is known; rows never come togethe
 process, without Ray. For methods that must see all samples at once see ``gathered_choice``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from easycore_ray.core.lowest import Ids, nan_problem
 from easycore_ray.core.order_statistics import (
     LIMIT,
     Census,
     Cut,
-    Ids,
     Interval,
     Values,
     add_up,
     find_cut,
     keep,
-    nan_problem,
     take_census,
 )
 from easycore_ray.core.selection import budget, quotas_of_sizes, ranking_keys, turned
 from easycore_ray.core.selection_methods import Method
 from easycore_ray.selection.coreset_files import write_coreset_rows
 from easycore_ray.selection.gathered_choice import choose_gathered
-from easycore_ray.selection.partitions import Batch, Partition
+from easycore_ray.selection.partitions import SAMPLED_GROUPS, Batch, Partition
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -179,11 +178,26 @@ def _call_each(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -
 
 
 def census_of(partition: Partition, selection: Selection, interval: Interval) -> tuple[Ids, Census]:
-    """The ids whose score is NaN, (m,) int64, and if there are none what the partition has in an interval."""
+    """The ids whose score is NaN, (m,) int64, and if there are none what the partition has in an interval.
+
+    The first census is of all keys. Without classes their count is known: for a share of them a part of the file is
+    read, and NaN is left to the next. Where scores go with the place in a file, it will look in the wrong place.
+    """
     rng = np.random.default_rng([interval.seed, partition.number])
+    first = interval.seed == 0 and interval.share < 1
+    if first and selection.num_classes is None and partition.can_be_sampled:
+        denser = replace(interval, share=min(1.0, interval.share * SAMPLED_GROUPS))
+        _, sample = _census(partition.sampled_batches(rng), selection, denser, rng)
+        return np.zeros(0, np.int64), replace(sample, inside=np.array([partition.rows]))
+    return _census(_stored_batches(partition, selection), selection, interval, rng)
+
+
+def _census(
+    batches: Iterable[Batch], selection: Selection, interval: Interval, rng: np.random.Generator
+) -> tuple[Ids, Census]:
     found: list[Census] = []
     bad: list[Ids] = []
-    for batch, keys in _keyed_batches(partition, selection):
+    for batch, keys in _with_keys(batches, selection):
         if keys is None:
             assert batch.scores is not None
             bad.append(batch.sample_ids[np.isnan(batch.scores)])
@@ -213,19 +227,22 @@ def kept_rows(partition: Partition, selection: Selection, rule: Rule) -> Iterato
             yield batch.take(np.searchsorted(batch.sample_ids, rule.ids[low:high]))
         return
     ties = rule.ties.copy()
-    for batch, keys in _keyed_batches(partition, selection, labels=True):
+    for batch, keys in _with_keys(_stored_batches(partition, selection, labels=True), selection):
         assert keys is not None
         # Places once, then a gather for each column: several times as fast as a mask for each.
         yield batch.take(np.flatnonzero(keep(rule.value, ties, keys, _groups(batch, selection))))
 
 
-def _keyed_batches(
-    partition: Partition, selection: Selection, *, labels: bool = False
-) -> Iterator[tuple[Batch, Values | None]]:
-    """Batches of a partition with their keys to rank by; None if a score is NaN."""
+def _stored_batches(partition: Partition, selection: Selection, *, labels: bool = False) -> Iterator[Batch]:
+    """All rows of a partition, with what a selection needs of them."""
+    return partition.batches(labels=labels or selection.num_classes is not None, scores=selection.method.needs_score)
+
+
+def _with_keys(batches: Iterable[Batch], selection: Selection) -> Iterator[tuple[Batch, Values | None]]:
+    """Batches with their keys to rank by; None if a score is NaN."""
     method = selection.method
     turn = method.needs_score and turned(method, selection.score)
-    for batch in partition.batches(labels=labels or selection.num_classes is not None, scores=method.needs_score):
+    for batch in batches:
         if batch.scores is not None and np.isnan(batch.scores.min(initial=np.inf)):
             yield batch, None
             continue

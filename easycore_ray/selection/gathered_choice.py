@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from easycore_ray.core.order_statistics import Ids
+from easycore_ray.core.lowest import Ids
 from easycore_ray.core.selection import choose
 from easycore_ray.selection.partitions import Partition
 from easycore_ray.storage.errors import EasyCoreError

@@ -21,6 +21,8 @@ from easycore_ray.storage.errors import EasyCoreError
 _SPAN_ROWS = 4_000_000
 # Rows that are worked on at a time: few enough to stay in a processor's cache from one step to the next.
 _BATCH_ROWS = 1 << 16
+SAMPLED_GROUPS = 4
+"""One row group in so many is read for a sample."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Batch:
         """The rows at some positions: a slice, integers (m,) or a bool mask (n,)."""
         labels = None if self.labels is None else self.labels[at]
         return Batch(self.sample_ids[at], labels, None if self.scores is None else self.scores[at])
+
+    def cut(self) -> Iterator["Batch"]:
+        """The rows, 65,536 at a time."""
+        for start in range(0, len(self.sample_ids), _BATCH_ROWS):
+            yield self.take(slice(start, start + _BATCH_ROWS))
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,16 @@ class Partition:
     score: str | None = None
     user_scores: NDArray[np.float64] | None = None
 
+    @property
+    def can_be_sampled(self) -> bool:
+        """Whether a part of it can be read alone, by ``sampled_batches``."""
+        return self.score is not None and self.user_scores is None
+
+    def sampled_batches(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """Ids and scores of a quarter of the row groups of a file, drawn at random; as of ``batches``."""
+        for stored in self._file_rows(labels=False, scores=True, rng=rng):
+            yield from stored.cut()
+
     def batches(self, *, labels: bool, scores: bool) -> Iterator[Batch]:
         """The rows in id order, 65,536 at a time: ids int64, labels integers, scores float64, each (n,).
 
@@ -82,8 +99,7 @@ class Partition:
             count = len(stored.sample_ids)
             if scores and self.user_scores is not None:
                 stored = replace(stored, scores=self.user_scores[done : done + count])
-            for start in range(0, count, _BATCH_ROWS):
-                yield stored.take(slice(start, start + _BATCH_ROWS))
+            yield from stored.cut()
             done += count
         if done != self.rows:
             raise EasyCoreError(f"{self.source} has {done:,} rows, {self.rows:,} are listed; it is damaged")
@@ -93,8 +109,8 @@ class Partition:
         rows = dataset_index.read_index_range(self.source, "train", self.first_id, self.last_id, columns)
         yield Batch(rows["sample_id"].to_numpy(), rows["label"].to_numpy() if labels else None, None)
 
-    def _file_rows(self, labels: bool, scores: bool) -> Iterator[Batch]:
-        """A batch for each row group."""
+    def _file_rows(self, labels: bool, scores: bool, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """A batch for each row group; with ``rng`` for a few of them, drawn at random."""
         of_score = list(COLUMNS_OF_SCORE[self.score]) if scores and self.score is not None else []
         try:
             filesystem, inner = paths.locate(self.source)
@@ -102,7 +118,8 @@ class Partition:
             with stream, pq.ParquetFile(stream) as file:
                 if not set(of_score) <= set(file.schema_arrow.names):
                     raise EasyCoreError(NOT_RECORDED.format(score=self.score))
-                for group in range(file.num_row_groups):
+                groups = range(file.num_row_groups)
+                for group in groups if rng is None else _draw(groups, rng):
                     ids = _unbroken_ids(file, group)
                     columns = ["sample_id"] * (ids is None) + ["label"] * labels + of_score
                     rows = file.read_row_group(group, columns=columns, use_threads=False)
@@ -124,6 +141,11 @@ def _unbroken_ids(file: pq.ParquetFile, group: int) -> NDArray[np.int64] | None:
     if span is None or not span.has_min_max or span.max - span.min + 1 != metadata.num_rows:
         return None
     return np.arange(span.min, span.max + 1)
+
+
+def _draw(groups: range, rng: np.random.Generator) -> list[int]:
+    """A quarter of the row groups, in order."""
+    return sorted(rng.choice(groups, -(-len(groups) // SAMPLED_GROUPS), replace=False).tolist())
 
 
 def hardness_partitions(hardness: Artifact, score: str | None) -> list[Partition]:

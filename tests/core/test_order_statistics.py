@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from easycore_ray.core.order_statistics import find_cut, keep, lowest, take_census
+from easycore_ray.core.lowest import lowest
+from easycore_ray.core.order_statistics import find_cut, keep, take_census
 from easycore_ray.core.selection import quotas_of_sizes
 
 TINY = float(np.nextafter(0, 1))

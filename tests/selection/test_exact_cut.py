@@ -221,6 +221,38 @@ def test_a_damaged_file_is_refused(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def in_row_groups(folder, scores, rows):
+    """A hardness file of these scores, in row groups of so many, as a partition."""
+    count = len(scores)
+    ids = np.arange(count)
+    pq.write_table(pa.table({"sample_id": ids, "label": ids % 3, "aign": scores}), f"{folder}/h", row_group_size=rows)
+    return partitions.Partition(0, count, 0, count - 1, f"{folder}/h", from_index=False, score="aign")
+
+
+@pytest.mark.parametrize("order", ["at random", "sorted", "few values, sorted", "all equal"])
+@pytest.mark.parametrize("rows", [10, 1000])
+def test_a_sample_of_a_few_row_groups_changes_no_choice(tmp_path, monkeypatch, order, rows):
+    """Also where the row groups that are read for it are nothing like the others."""
+    drawn, scores = [], np.random.default_rng(0).random(1000)
+    draw = partitions._draw
+    monkeypatch.setattr(partitions, "_draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    if order != "at random":
+        scores = np.sort(np.floor(scores * {"sorted": 1e9, "few values, sorted": 5}.get(order, 1)))
+    samples = [in_row_groups(tmp_path, scores, rows)]
+
+    for limit in (10, 100):
+        chosen = kept("easiest", "aign", "none", fraction=0.37, samples=samples, limit=limit)
+        assert chosen.tolist() == np.sort(np.lexsort((np.arange(1000), scores))[:370]).tolist()
+    assert [len(groups) for groups in drawn] == [25 if rows == 10 else 1] * 2
+
+
+def test_every_nan_is_counted_where_a_sample_has_seen_few(tmp_path):
+    """The message is about all rows, not about those read first."""
+    scores = np.where(np.arange(1000) % 10 == 3, np.nan, 1.0)
+    with pytest.raises(ValueError, match=r"100 of 1000 scores are NaN \(first ids: \[3, 13, 23, 33, 43\]"):
+        kept("easiest", "aign", "none", samples=[in_row_groups(tmp_path, scores, 100)], limit=10)
+
+
 def test_a_key_that_is_nan_is_the_methods_fault(monkeypatch):
     """A method that divides by nothing ranks nothing."""
     broken = replace(METHODS["easiest"], function=lambda scores, _: np.where(scores > 1, np.nan, 0.0))
