@@ -115,15 +115,15 @@ def accuracy_columns(seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]
     }
 
 
-def _robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, float | None]:
-    """Robust accuracies at an eps: under all attacks (no suffix), and ``_<attack>`` under each."""
+def _robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any]:
+    """Robust accuracies at an eps: under all attacks (no suffix; seed by seed, too), and ``_<attack>`` under each."""
     here = [[row for row in summary["robust"] if row["eps"] == eps] for summary in summaries]
     # The last one of an eps is the pointwise worst, with several attacks, or the only one.
     by_name = {"": [rows[-1] for rows in here]}
     for number, first in enumerate(here[0]):
         if first["attack"] != "worst":
             by_name[f"_{first['attack']}"] = [rows[number] for rows in here]
-    found: dict[str, float | None] = {}
+    found: dict[str, Any] = {"robust_accuracy_by_seed": [row["accuracy"] for row in by_name[""]]}
     for suffix, rows in by_name.items():
         found |= mean_std(f"robust_accuracy{suffix}", [row["accuracy"] for row in rows])
         found[f"worst_class_robust_accuracy{suffix}_mean"] = mean(row["worst_class_accuracy"] for row in rows)

@@ -5,7 +5,6 @@ random choice of the same size *within* a seed, because what the seeds share (im
 otherwise drown the difference.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from easycore_ray.core.eps import format_eps
+from easycore_ray.core.paired_differences import paired_difference, survives_holm
 from easycore_ray.reporting.figures import (
     INK,
     MUTED,
@@ -30,7 +30,7 @@ from easycore_ray.reporting.figures import (
     to_png,
 )
 from easycore_ray.reporting.sweep_plots import trade_off
-from easycore_ray.reporting.tables import lost_runs, spread_text
+from easycore_ray.reporting.tables import difference_text, lost_runs, spread_text
 from easycore_ray.storage import paths
 
 Record = Mapping[str, Any]
@@ -45,7 +45,7 @@ def draw_study(rows: Sequence[Row], records: Sequence[Record], results: str, *, 
     folder = results.rsplit("/", 1)[0]
     looks = styles(rows)
     gains = gains_over_random(records)
-    sections = [*_tables(rows), *_gains_table(gains), *_autoattack_table(records)]
+    sections = [*_tables(rows), *_gains_table(gains), *_survivors(gains), *_autoattack_table(records)]
     if diverged:
         lost = "\n".join(f"- {text}" for text in lost_runs(diverged))
         sections.append(f"### Diverged, without results\n\n{lost}")
@@ -62,7 +62,8 @@ def gains_over_random(records: Sequence[Record]) -> list[dict[str, Any]]:
 
     Returns:
         One entry per objective, fraction, arm and eps (None: the clean accuracy): ``training, beta, fraction, method,
-        score, balance, eps`` and ``points``, one number per seed that has both.
+        score, balance, eps``; ``points``, one number per seed that has both; ``difference``, a ``PairedDifference`` of
+        them; and ``survives``: whether it does Holm's correction over all entries.
     """
     plain = [record for record in records if {entry["attack"] for entry in record["robust"]} == {_PGD}]
     # As the rows of the other tables and plots come, whichever part of a study was run first.
@@ -84,7 +85,12 @@ def gains_over_random(records: Sequence[Record]) -> list[dict[str, Any]]:
             for place, entry in enumerate(mine[0]["robust"]):
                 points = [100 * (a["robust"][place]["accuracy"] - b["robust"][place]["accuracy"]) for a, b in pairs]
                 found.append({**same, "eps": entry["eps"], "points": points})
-    return found
+    differences = [paired_difference(gain["points"]) for gain in found]
+    survivors = survives_holm([difference.p_value for difference in differences])
+    return [
+        {**gain, "difference": difference, "survives": survives}
+        for gain, difference, survives in zip(found, differences, survivors, strict=True)
+    ]
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:
@@ -114,20 +120,51 @@ def _tables(rows: Sequence[Row]) -> list[str]:
 
 
 def _gains_table(gains: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Points ahead of random, seed by seed: mean ± standard deviation, and in how many seeds."""
+    """Points ahead of random, seed by seed: mean ± standard deviation, its 95 % interval, and in how many seeds."""
     found = []
     for name, members in grouped(gains, objective).items():
         all_eps = sorted({gain["eps"] for gain in members if gain["eps"] is not None})
         lines = []
         for (arm, fraction), mine in grouped(members, lambda gain: (arm_name(gain), gain["fraction"])).items():
-            by_eps = {gain["eps"]: gain["points"] for gain in mine}
-            cells = [_points(by_eps[eps]) if eps in by_eps else "" for eps in (None, *all_eps)]
+            by_eps = {gain["eps"]: f"{difference_text(gain['difference'])}{_mark(gain)}" for gain in mine}
+            cells = [by_eps.get(eps, "") for eps in (None, *all_eps)]
             lines.append([arm, percent(fraction), *cells])
         heads = ["arm", "kept", "clean", *map(format_eps, all_eps)]
         found.append(
             f"### {name}: points ahead of a random choice of the same size, within a seed\n\n{_markdown(heads, lines)}"
         )
     return found
+
+
+def _mark(gain: Mapping[str, Any]) -> str:
+    return " \\*" if gain["survives"] else ""
+
+
+def _survivors(gains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many comparisons the tables of gains make, and which of them are findings."""
+    if not gains:
+        return []
+    found = [
+        f"- {objective(gain)}, {arm_name(gain)}, {percent(gain['fraction'])} kept, "
+        f"{'clean' if gain['eps'] is None else format_eps(gain['eps'])}: {difference_text(gain['difference'])}"
+        for gain in gains
+        if gain["survives"]
+    ]
+    counts = sorted({len(gain["points"]) for gain in gains})
+    seeds = "1 seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
+    text = (
+        f"The tables above make {len(gains)} comparisons, over {seeds} each. In square brackets: the 95 % t-interval "
+        "of the mean difference within a seed. Of many such intervals some miss 0 by chance: "
+        f"{_intervals_beside_zero(gains)} of these do, and {len(found) or 'none'} of the comparisons "
+        f"{'survives' if len(found) < 2 else 'survive'} Holm's correction (any false finding among all of them: 5 %)"
+        f"{', marked *:' if found else '.'}"
+    )
+    return ["\n\n".join(["### Of many comparisons", text, *(["\n".join(found)] if found else [])])]
+
+
+def _intervals_beside_zero(gains: Sequence[Mapping[str, Any]]) -> int:
+    intervals = [gain["difference"].interval for gain in gains]
+    return sum(interval is not None and not interval[0] <= 0 <= interval[1] for interval in intervals)
 
 
 def _autoattack_table(records: Sequence[Record]) -> list[str]:
@@ -147,12 +184,6 @@ def _autoattack_table(records: Sequence[Record]) -> list[str]:
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *lines])
-
-
-def _points(points: Sequence[float]) -> str:
-    """``+1.2 ± 0.8 (3/3)``: mean, spread, seeds in which it is ahead."""
-    spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
-    return f"{statistics.fmean(points):+.1f}{spread} ({sum(point > 0 for point in points)}/{len(points)})"
 
 
 def _robust_by_eps(rows: Sequence[Row], looks: Mapping[str, Style]) -> Plot:

@@ -39,9 +39,9 @@ def record(method, seed, clean, robust, *, fraction=0.5, training="standard", at
 
 
 def book_of(path, records):
-    """A results file with these records and two scoring runs."""
+    """A results file with these records and five scoring runs."""
     book = Book(str(path), {}, DATASET)
-    for seed, seconds in ((0, 10.0), (1, 30.0)):
+    for seed, seconds in enumerate((10.0, 30.0, 20.0, 20.0, 20.0)):
         book.add("scoring", str(seed), {"device_seconds": seconds})
     for number, found in enumerate(records):
         under_autoattack = any(entry["attack"] == "autoattack" for entry in found["robust"])
@@ -221,10 +221,40 @@ class TestTables:
         text = (tmp_path / "results.md").read_text()
 
         assert "| easycore | 50 % | 10 | 2 | 73.5 ± 2.1 | 56.5 ± 2.1 | 46.5 ± 2.1 | 20.0 | 5 |" in text
-        assert "| easycore | 50 % | -1.5 ± 4.9 (1/2) | +1.5 ± 4.9 (1/2) | +1.5 ± 4.9 (1/2) |" in text
+        ahead = "+1.5 ± 4.9 [-43.0, +46.0] (1 of 2)"
+        assert f"| easycore | 50 % | -1.5 ± 4.9 [-46.0, +43.0] (1 of 2) | {ahead} | {ahead} |" in text
+        assert "The tables above make 3 comparisons, over 2 seeds each." in text
+        assert "0 of these do, and none of the comparisons survives Holm's correction" in text
         assert "| Standard training | easycore | 50 % | 0 | 100 | 2/255 | 40.0 | 40.0 | 0.0 |" in text
         for name in ("robust_by_eps", "against_random", "trade_off"):
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_of_many_comparisons_those_that_survive_are_marked(self, tmp_path):
+        """Ahead by 10 points in each of five seeds; on clean images by 1 ± 0.9, which alone would do."""
+        clean = (0.004, 0.001, 0.02, 0.018, 0.007)
+        records = [record("random", seed, 0.7, 0.5) for seed in range(5)]
+        records += [record("easycore", seed, 0.7 + clean[seed], 0.6 + 0.001 * seed) for seed in range(5)]
+        gains = gains_over_random(records)
+        book = book_of(tmp_path / "r.json", records)
+        draw_study(rows_of(book), records, str(tmp_path / "r.json"))
+        text = (tmp_path / "results.md").read_text()
+
+        assert [(gain["eps"] is None, gain["survives"]) for gain in gains] == [
+            (True, False), (False, True), (False, True),
+        ]  # fmt: skip
+        assert gains[0]["difference"].ahead == 5
+        assert "2 of these do, and 2 of the comparisons survive Holm's correction" in text
+        assert "(5 of 5) \\* |" in text
+        assert "- Standard training, easycore, 50 % kept, 1/255: +10.2 ± 0.2 [+10.0, +10.4] (5 of 5)" in text
+
+    def test_one_seed_is_said(self, tmp_path):
+        """There is no interval, and nothing that survives."""
+        records = [record("random", 0, 0.7, 0.5), record("easycore", 0, 0.72, 0.6)]
+        draw_study(rows_of(book_of(tmp_path / "r.json", records)), records, str(tmp_path / "r.json"))
+        text = (tmp_path / "results.md").read_text()
+
+        assert "| easycore | 50 % | +2.0 (one seed) | +10.0 (one seed) | +10.0 (one seed) |" in text
+        assert "3 comparisons, over 1 seed each." in text
 
 
 @pytest.mark.parametrize(

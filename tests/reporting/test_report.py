@@ -255,7 +255,8 @@ def test_one_seed_has_no_spread():
     (found, *_) = find_main_results(rows)
 
     assert found.gain > 0
-    assert found.spread is None
+    assert found.paired.interval is None
+    assert f"{found.paired.mean:+.1f}<small>one seed</small>" in glance(rows, styles(rows))
     assert "±" not in print_table(rows).replace("±: standard deviation", "")
 
 
@@ -265,12 +266,24 @@ def test_a_finding_compares_with_random_choice_of_the_same_size():
     (best,) = [row for row in rows if row["method"] == "easycore" and at(row) == (6.0, 0.3, 8 / 255)]
     (random,) = [row for row in rows if row["method"] == "random" and at(row) == (6.0, 0.3, 8 / 255)]
     best["robust_accuracy_pgd20_mean"] = 0.9
+    # The seeds that both have count, whatever their order: 10, 20 and 30 points, 20 ± 4.303 · 10 / √3.
+    best |= {"seeds": [2, 0, 1, 7], "robust_accuracy_by_seed": [0.8, 0.6, 0.7, 0.1]}
+    random["robust_accuracy_by_seed"] = [0.5, 0.5, 0.5]
     found = {entry.objective: entry for entry in find_main_results(rows)}["TRADES, β = 6"]
 
     assert found.best is best
     assert found.random is random
     assert found.gain == pytest.approx(100 * (0.9 - random["robust_accuracy_pgd20_mean"]))
-    assert found.spread == pytest.approx(100 * best["robust_accuracy_pgd20_std"] * 2**0.5)
+    assert found.paired.interval == pytest.approx((-4.84, 44.84), abs=0.01)
+    assert "+20.0<small>± 10.0 [-4.8, +44.8] (3 of 3)</small>" in glance(rows, styles(rows))
+
+
+def test_rows_without_figures_by_seed_still_compare():
+    """As release 0.2.0 wrote them: a difference of means, without an interval."""
+    rows = [{key: kept for key, kept in row.items() if key != "robust_accuracy_by_seed"} for row in make_rows()]
+
+    assert find_main_results(rows)[0].paired is None
+    assert "<small>no figures by seed</small>" in glance(rows, styles(rows))
 
 
 def at(row):
