@@ -19,11 +19,21 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    # Nothing takes a node away with a notice here; another process in every run for it takes a second to start.
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",
     MLFLOW_DISABLE_TELEMETRY="true",
     # Tensors of tests are small, and tests run on all cores at once: threads would only wait for each other.
     OMP_NUM_THREADS="1",
 )
+
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files that need a Ray come first, the quick ones fill up what is left: two workers then end at the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 # Folders of the Ray that runs for tests, if one does.

@@ -92,6 +92,12 @@ def kept(method, score, balance, *, fraction=None, seed=0, where=None, samples=N
     return np.concatenate(parts)
 
 
+@functools.cache
+def usual(method, score, balance):
+    """The ids that are kept of four files by seed 0: what most checks compare with."""
+    return kept(method, score, balance)
+
+
 def in_memory(method, score, balance, *, order=None, **options):
     """The ids that ``choose`` keeps, of the rows in some order."""
     order = np.arange(COUNT) if order is None else order
@@ -117,7 +123,7 @@ def check_count(method, score, balance):
 def check_files(method, score, balance):
     """However the rows are cut into files, it is the choice that is made in memory."""
     expected = in_memory(method, score, balance).tolist()
-    for num_files, limit in ((1, 1), (4, 1), (30, 1000)):
+    for num_files, limit in ((1, 1), (4, 1), (12, 1000)):
         assert kept(method, score, balance, where=table(num_files), limit=limit).tolist() == expected
 
 
@@ -135,14 +141,14 @@ def check_names(method, score, balance):
     if METHODS[method].draws:
         return
     renamed = kept(method, score, balance, where=table(4, id_scale=7))
-    assert ((renamed - 5) // 7).tolist() == ((kept(method, score, balance) - 5) // SCALE).tolist()
+    assert ((renamed - 5) // 7).tolist() == ((usual(method, score, balance) - 5) // SCALE).tolist()
 
 
 def check_seed(method, score, balance):
     """One seed repeats a choice; another changes it if, and only if, the method says that it draws."""
-    first = kept(method, score, balance).tolist()
+    first = usual(method, score, balance).tolist()
     assert kept(method, score, balance).tolist() == first
-    changed = any(kept(method, score, balance, seed=seed).tolist() != first for seed in (1, 2))
+    changed = kept(method, score, balance, seed=1).tolist() != first
     assert changed == METHODS[method].draws
 
 
@@ -167,7 +173,7 @@ def check_direction(method, score, balance):
         theirs = given(partitions.hardness_partitions(table(4), None), hardness)
         # easycore has one score and another name for any other
         name = "easiest" if method == "easycore" else method
-        assert kept(method, score, balance).tolist() == kept(name, "user", balance, samples=theirs).tolist()
+        assert usual(method, score, balance).tolist() == kept(name, "user", balance, samples=theirs).tolist()
 
 
 def check_nested(method, score, balance):

@@ -183,6 +183,7 @@ def test_the_page_is_whole_and_loads_nothing(done):
             assert paths.read_bytes(f"{done.path}/{name}").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_equal_findings_give_equal_files(done):
     """A page can be compared with another by its hash."""
     summary = json.loads(paths.read_bytes(f"{done.path}/summary.json"))

@@ -150,6 +150,7 @@ def test_options_are_grouped_and_their_texts_are_whole(capsys, monkeypatch):
 # ---------------------------------------------------------------- completion
 
 
+@pytest.mark.slow
 def test_completion_scripts_are_printed_for_each_shell(capsys):
     """The whole of it, on standard output."""
     for shell in SHELLS:
@@ -213,6 +214,7 @@ def test_help_and_a_wrong_option_need_no_more_than_the_parser():
         assert not names & (TRAINS | READS)
 
 
+@pytest.mark.slow
 def test_reading_and_selecting_import_nothing_that_trains(tmp_path, dataset):
     """inspect, coreset, clean and dry runs, that of a pipeline included."""
     out = tmp_path / "coreset"

@@ -117,6 +117,7 @@ POINTS = ("within the epoch", "after the part", "before the commit", "within the
 CRASHES = [("after the part", 0), *((point, epoch) for point in POINTS for epoch in (1, 2, EPOCHS))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score_pass", ["eval", "fused", "fused+eval"])
 def test_wherever_a_run_dies_it_resumes_to_the_same_bits(dataset, whole, tmp_path, score_pass):
     """Each crash point by itself: weights, optimizer, metrics and table are equal; no committed epoch is redone."""

@@ -171,6 +171,7 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
         require_autoattack()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_pgd_agrees_with_foolbox(digits_cnn):
     """The same steps from the same start fool the same share; ours, which keeps the worst iterate, at least as many."""

@@ -76,6 +76,7 @@ def test_a_program_needs_torch_alone(checkpoint, tmp_path):
             torch.testing.assert_close(model(pixels(batch)), logits(checkpoint, batch), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_runs_without_torch(checkpoint, tmp_path):
     """Any number of images; input and output have names."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -110,6 +111,7 @@ def small(dataset, tmp_path):
     return make_checkpoint(tmp_path / "small", dataset.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
 def test_a_program_that_computes_something_else_is_never_written(small, tmp_path, monkeypatch, form):
     """It is compared before the file appears."""

@@ -74,6 +74,7 @@ def test_sums_do_not_lose_small_scores_beside_large_ones(tmp_path):
     assert reduced(tmp_path)["aign"].to_pylist() == [(1e8 + 20) / 21, 1.0]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 25), st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True), st.data())
 @settings(max_examples=20, deadline=None)
 def test_who_wrote_the_rows_and_how_ids_are_cut_changes_nothing(count, epochs, data):

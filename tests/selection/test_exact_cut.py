@@ -284,6 +284,7 @@ select(out=sys.argv[1], scores=sys.argv[2], fraction=0.4, balance="class")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_selection_is_run_again(run, tmp_path):
     """SIGKILL before the first part, between parts, before an export: the same coreset, and nothing else is listed."""
     whole = select(out=f"{tmp_path}/whole", scores=f"{run}/scores", fraction=0.4, balance="class")

@@ -84,6 +84,7 @@ def test_a_new_method_is_one_decorated_function(newcomers):
     )
 
 
+@pytest.mark.slow
 def test_jobs_know_a_new_method(tmp_path):
     """Command line and help of the coreset job, and the sweep's arms, with no edit but the function."""
     program = f"""

@@ -8,6 +8,7 @@ from easycore_ray.data.ingest import archives
 from tests.soak import fuzz
 
 
+@pytest.mark.slow
 def test_damaged_inputs_are_refused_or_read_as_what_they_were():
     """Every input and kind of damage; most are refused."""
     found = fuzz.run_case(0, damages=350)

@@ -54,6 +54,7 @@ def count(coreset):
     return len(read_sample_ids(open_artifact(coreset)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", range(10))
 def test_a_replacement_that_is_killed_leaves_the_old_or_the_new(scores, tmp_path, moment):
     """Before each of its writes and deletions; afterwards the same command ends well, and nothing old is left."""

@@ -10,6 +10,7 @@ from easycore_ray.tracking.mlflow import TrackedRun, Tracker, default_uri
 from tests.tracking.stores import EXPERIMENT, make_empty_store, runs_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["50%20off", "what?", "c#", "ü and spaces"])
 def test_the_database_lies_in_the_folder_whatever_its_name(tmp_path, name):
     """Not in one that is nearly called so; its artifacts lie beside it."""
