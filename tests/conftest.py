@@ -28,7 +28,6 @@ os.environ.update(
 )
 
 
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Files that need a Ray come first, the quick ones fill up what is left: two workers then end at the same time."""

@@ -1,6 +1,7 @@
-"""How long a file or function may be, how many arguments it may ask for, and one place for each public name."""
+"""How long a file or function may be, how many arguments it may ask for, one place for each public name, and shapes."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -80,3 +81,23 @@ def test_a_public_name_has_one_place():
             places[name].add(path)
 
     assert {name for name, paths in places.items() if len(paths) > 1} == set()
+
+
+def arrays_without_a_shape(text):
+    """Public functions that take or give a tensor or an array and do not say of what shape."""
+    shape = re.compile(r"\([\w ]+,[^)]*\)|shape|See ``Context``")
+    for scope in [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Module | ast.ClassDef)]:
+        for node in scope.body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                types = [argument.annotation for argument in node.args.args + node.args.kwonlyargs] + [node.returns]
+                named = " ".join(ast.unparse(kind) for kind in types if kind is not None)
+                said = ast.get_docstring(node) or ""
+                if re.search(r"Tensor|NDArray|\bIds\b|\bValues\b", named) and not shape.search(said):
+                    yield node.name
+
+
+def test_docstrings_say_what_shape_an_array_has():
+    """(B, C, H, W), (N,), any shape: of every public function that takes or gives a tensor or an array."""
+    missing = [f"{path}:{name}" for path, text in FILES.items() for name in arrays_without_a_shape(text)]
+
+    assert missing == []

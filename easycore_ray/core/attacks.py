@@ -294,7 +294,7 @@ class _Ascent(NamedTuple):
     def move(self, points: Tensor, gradient: Tensor, inputs: Tensor) -> Tensor:
         """The points one step up the gradient, projected onto the ball around ``inputs`` and [0, 1].
 
-        A step goes along the sign of the gradient for linf, along its direction for l2.
+        All are (B, C, H, W). A step goes along the sign of the gradient for linf, along its direction for l2.
         """
         if self.norm == "linf":
             points = points.add(gradient.sign(), alpha=self.step_size)

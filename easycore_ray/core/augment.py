@@ -15,6 +15,9 @@ AUGMENTATIONS = ("none", "crop", "crop-flip")
 def to_float(images_uint8: Tensor) -> Tensor:
     """The images as float32 pixels in [0, 1]: value / 255.
 
+    Args:
+        images_uint8: uint8, of any shape, usually (B, C, H, W); the result has the same.
+
     Raises:
         ValueError: the images are not uint8 (floats may already have been divided).
     """

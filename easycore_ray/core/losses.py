@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The same values as float32, or as float64 if that is what they are."""
+    """The same values, of any shape, as float32, or as float64 if that is what they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -21,7 +21,7 @@ class SubsampledConv2d(nn.Conv2d):
     """A strided 1x1 convolution that picks its pixels before it convolves."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, out_channels, ceil(H / stride), ceil(W / stride)), as ``nn.Conv2d`` gives them."""
+        """Features (B, out_channels, H / stride, W / stride), rounded up, as ``nn.Conv2d`` gives them."""
         rows, columns = self.stride
         picked = features[..., ::rows, ::columns]
         return nn.functional.conv2d(picked, self.weight, self.bias, groups=self.groups)

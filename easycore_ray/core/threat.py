@@ -14,6 +14,9 @@ from easycore_ray.core.eps import check_norm
 def check_inputs(inputs: Tensor) -> None:
     """Refuses inputs that are not float pixels in [0, 1].
 
+    Args:
+        inputs: of any shape, usually (B, C, H, W); may be empty.
+
     Raises:
         ValueError: integer inputs, or values outside [0, 1] (NaN included).
     """

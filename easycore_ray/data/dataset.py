@@ -116,6 +116,11 @@ def image_bytes_per_row(dataset: Dataset) -> int:
 def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
     """Index rows of a split, or of some of its ids, sorted by id.
 
+    Args:
+        dataset: to look in.
+        split: train, val or test.
+        sample_ids: (n,) of that split, in any order; None for all.
+
     Raises:
         EasyCoreError: the split has no sample of some id, or an id is requested twice.
     """

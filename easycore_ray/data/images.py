@@ -156,7 +156,7 @@ def _jpeg_bits(content: bytes) -> int:
 def take_over(image: Any) -> Image.Image | NDArray[Any]:
     """A picture that a library gives, in a form that ``measure`` takes and that needs no file any more.
 
-    Palette and metadata of Pillow's images are kept; all else becomes an array.
+    Palette and metadata of Pillow's images are kept; all else becomes an array of whatever shape it has.
 
     Raises:
         ValueError: it has more than 8 bits per channel.

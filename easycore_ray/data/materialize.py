@@ -37,7 +37,7 @@ def materialize(
 
     Args:
         dataset: the parent.
-        sample_ids: of its training split, in any order.
+        sample_ids: (n,), of its training split, in any order.
         out: folder to write.
         parents: further parents for the manifest, by role, e.g. the coreset.
         overwrite: replace another dataset in ``out``.

@@ -39,7 +39,7 @@ class Checkpoint(Artifact):
 
 
 def write_model(folder: str, weights: dict[str, Tensor], name: str = LAST) -> bytes:
-    """Write weights as a safetensors file; returns its content."""
+    """Write weights, of whatever shapes, as a safetensors file; returns its content."""
     content = save(dict(sorted(weights.items())))
     paths.write_bytes(paths.join(folder, name), content)
     return content

@@ -43,7 +43,7 @@ def distribution(hardness: Columns, classes: Sequence[str], fractions: Sequence[
 def plot_class_mix(mixes: Sequence[Mix], dataset: NDArray[np.integer], classes: Sequence[str]) -> Plot:
     """Share of each class in each coreset as a multiple of its share in the data: a heat map.
 
-    Coresets that differ by their seed only are averaged. ``dataset`` is the number of samples by label.
+    Coresets that differ by their seed only are averaged. ``dataset`` (classes,) is the number of samples by label.
     """
     groups = grouped(mixes, lambda mix: (mix.arm, mix.fraction))
     if not groups:
@@ -131,7 +131,7 @@ def _class_bars(rows: Sequence[tuple[str, NDArray[np.float64]]], axes: Axes) -> 
 
 
 def heat_map(ratio: NDArray[np.float64], names: Sequence[str], classes: Sequence[str], axes: Axes) -> None:
-    """Shares of classes (columns) in parts of the data (rows), as multiples of those in all of it."""
+    """Shares (parts, classes) of classes in parts of the data, as multiples, above 0, of those in all of it."""
     shades = np.log2(np.clip(ratio, 0.25, 4.0))
     axes.imshow(shades, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
     axes.set_yticks(range(len(names)), names)

@@ -115,6 +115,11 @@ def _spare_last_images(quotas: dict[int, int], labels: NDArray[np.integer]) -> d
 def class_names(labels: NDArray[np.integer], splits: NDArray[np.integer], known: Sequence[str] | None) -> list[str]:
     """Names of the classes in label order: the known ones, or the labels themselves.
 
+    Args:
+        labels: (N,), at least 0.
+        splits: (N,), 0 for train.
+        known: names in label order, if the source has some.
+
     Raises:
         EasyCoreError: a class has no training image, or labels count from 1.
     """
@@ -159,5 +164,5 @@ def place(splits: NDArray[np.int8], rows_per_shard: int, seed: int) -> Placement
 
 
 def equal_parts(rows: NDArray[np.integer], most: int) -> list[NDArray[np.integer]]:
-    """The fewest consecutive parts of at most ``most`` rows; sizes differ by at most one. None for no rows."""
+    """The fewest consecutive parts of rows (N,), at most ``most`` in each; sizes differ by one. None for no rows."""
     return np.array_split(rows, math.ceil(len(rows) / most)) if len(rows) else []
