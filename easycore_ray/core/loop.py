@@ -410,7 +410,7 @@ class _DivergenceWatch:
         self._waiting: list[tuple[int, Tensor]] = []
 
     def see(self, step: int, loss: Tensor) -> None:
-        """Take note of the summed loss of the step after ``step`` others."""
+        """Take note of the summed loss, of shape (), of the step after ``step`` others."""
         self._waiting.append((step, loss))
         if len(self._waiting) == self._steps_per_look:
             self.look()

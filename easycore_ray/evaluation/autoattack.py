@@ -106,7 +106,7 @@ class _Contiguous(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of ``inputs``."""
+        """Logits (B, num_classes) of inputs (B, C, H, W)."""
         inputs = inputs.view_as(inputs)
         if inputs.requires_grad:
             inputs.register_hook(lambda gradient: gradient.contiguous())
