@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from easycore_ray.config.base import to_dict
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.data import shards
 from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, shard_path, write_index
+from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.scoring import score_table
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import ScorePart
@@ -183,7 +183,7 @@ def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact
     config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,
                             "augment": "none", "num_workers": 1, **fields})  # fmt: skip
     opened, parents, sample_ids = training.open_training_inputs(config)
-    made = claim_artifact("checkpoint", config, parents)
+    made = claim_run("checkpoint", config, parents)
     assert isinstance(made, Claim)
     fit = training.make_training_fit(config, opened, sample_ids)
     state = training.train_here(fit, read_split(opened, "train", sample_ids))

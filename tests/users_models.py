@@ -61,6 +61,33 @@ class Rounded(nn.Module):
         return (inputs / 2).round() * 2 + 0 * inputs
 
 
+class Ungraded(nn.Module):
+    """Learns as any model; in evaluation its logits have lost their way to the pixels."""
+
+    def __init__(self, network, ending):
+        super().__init__()
+        self.network, self.ending = network, ending
+
+    def forward(self, inputs):
+        """Logits; in evaluation of detached inputs, or a one for the class and zeros."""
+        if self.training:
+            return self.network(inputs)
+        if self.ending == "detached":
+            return self.network(inputs.detach())
+        logits = self.network(inputs)
+        return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1])
+
+
+def detached(*, num_classes, image_shape):
+    """A linear model that detaches its inputs in evaluation."""
+    return Ungraded(good(num_classes=num_classes, image_shape=image_shape), "detached")
+
+
+def one_hot(*, num_classes, image_shape):
+    """A linear model that gives classes in evaluation, as whole numbers."""
+    return Ungraded(good(num_classes=num_classes, image_shape=image_shape), "one-hot")
+
+
 def branching(*, num_classes, image_shape):
     """A linear model that looks at the values of its inputs to choose its way."""
     channels, height, width = image_shape

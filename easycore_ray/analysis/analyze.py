@@ -24,7 +24,7 @@ from easycore_ray.analysis.plans import plan_analyze
 from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import AnalyzeConfig
-from easycore_ray.config.identity import claim_artifact, identity_fields
+from easycore_ray.config.identity import identity_fields
 from easycore_ray.core.attacks import pgd20
 from easycore_ray.core.distance import boundary_distance, distances
 from easycore_ray.core.eps import format_eps
@@ -39,6 +39,7 @@ from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice, task_d
 from easycore_ray.evaluation.threats import check_fits
 from easycore_ray.reporting.inspect_text import count_text
 from easycore_ray.runtime import cluster
+from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
 from easycore_ray.storage import paths

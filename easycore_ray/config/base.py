@@ -34,7 +34,13 @@ _WORDS = {
 }
 
 
-def setting(*, default: Any = dataclasses.MISSING, identity: bool | Callable[[Any], bool], group: Group) -> Any:
+def setting(
+    *,
+    default: Any = dataclasses.MISSING,
+    identity: bool | Callable[[Any], bool],
+    group: Group,
+    held: Callable[[Any], Any] | None = None,
+) -> Any:
     """A field of a configuration.
 
     Args:
@@ -42,8 +48,22 @@ def setting(*, default: Any = dataclasses.MISSING, identity: bool | Callable[[An
         identity: whether it changes what is computed, see ``identity.identity_fields``; a function of the
             configuration where that depends on other fields.
         group: heading of its option in ``--help``.
+        held: what the identity holds of it, a function of the configuration; its value if left out.
     """
-    return dataclasses.field(default=default, metadata={"identity": identity, "group": group})
+    return dataclasses.field(default=default, metadata={"identity": identity, "group": group, "held": held})
+
+
+def trains(config: Any) -> bool:
+    """Identity of what changes a training and nothing else: whether a configuration trains a network."""
+    return hasattr(config, "batch_size")
+
+
+def decides_loading(config: Any) -> bool:
+    """Identity of the cache's size, where parts of a job are trained whose sizes it does not know itself.
+
+    A single run holds in its identity whether it streams (``engine.run_identity``), and a one-worker trial never does.
+    """
+    return hasattr(config, "score_epochs") or getattr(config, "trial_workers", 1) > 1
 
 
 def if_given(name: str) -> Callable[[Any], bool]:
@@ -216,19 +236,34 @@ class JobConfig(Checked):
 
 @configuration
 class ResourceConfig(JobConfig):
-    """What each worker of distributed work is given. Changes no result of given weights."""
+    """What each worker of distributed work is given. Threads and the kind of device change how sums are rounded."""
 
     cpus_per_worker: Number | None = setting(default=None, identity=False, group="compute")
     """CPUs reserved for each worker; by default an equal share that leaves room for Ray Data."""
-    gpus_per_worker: NonNegative = setting(default=0.0, identity=False, group="compute")
+    gpus_per_worker: NonNegative = setting(
+        default=0.0, identity=True, group="compute", held=lambda config: config.device
+    )
     """GPUs reserved for each worker: 0 trains on the CPU, 1 is the usual choice on GPU nodes."""
-    threads_per_worker: Count | None = setting(default=None, identity=False, group="compute")
-    """CPU threads torch uses in each worker; by default the reserved CPUs rounded up."""
+    threads_per_worker: Count | None = setting(
+        default=None, identity=True, group="compute", held=lambda config: config.threads
+    )
+    """CPU threads torch uses in each worker. By default as many as the whole CPUs of --cpus-per-worker, 1 without it:
+    never what a machine happens to have, since another number of threads gives other roundings, and another run."""
     max_failures: Natural = setting(default=3, identity=False, group="compute")
     """How often lost workers are replaced before the job gives up (it can be resumed by running it again)."""
-    cache_gib: NonNegative = setting(default=2.0, identity=False, group="compute")
-    """A worker keeps its share of the images in memory up to this size (GiB) and streams them otherwise.
-    0 always streams."""
+    cache_gib: NonNegative = setting(default=2.0, identity=decides_loading, group="compute")
+    """A training worker keeps its share of the images in memory up to this size (GiB) and streams them otherwise, in
+    another order: another run. 0 always streams."""
+
+    @property
+    def device(self) -> str:
+        """Where workers compute: ``cpu`` or ``cuda``."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker."""
+        return self.threads_per_worker or max(1, int(self.cpus_per_worker or 1))
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -242,10 +277,10 @@ class ResourceConfig(JobConfig):
 class ComputeConfig(ResourceConfig):
     """Where distributed work runs."""
 
-    num_workers: Workers = setting(default=2, identity=False, group="compute")
+    num_workers: Workers = setting(default=2, identity=trains, group="compute")
     """Processes that work at the same time; MIN:MAX lets a training run continue with what the cluster has, from one
-    epoch to the next. A training run records it: per-worker batch norm makes another number of workers another run;
-    an evaluation has the same outcome with any."""
+    epoch to the next, and records the number of each. Another number, or range, is another training run, since batch
+    norm is per worker; an evaluation has the same outcome with any."""
 
     @property
     def min_workers(self) -> int:

@@ -87,8 +87,9 @@ class TrialsConfig(Checked):
     """Passes over the coreset in adversarial training (trades, pgd); as --train-epochs if left out."""
     num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
     """Attack only this many images in an evaluation, the same for every model; all if left out."""
-    trial_workers: Count = setting(default=1, identity=False, group="compute")
-    """Training processes of each trial; 1 trains in the trial's own process, which saves seconds each."""
+    trial_workers: Count = setting(default=1, identity=True, group="compute")
+    """Training processes of each trial; 1 trains in the trial's own process, which saves seconds each, with all images
+    in memory."""
     max_concurrent_trials: Count | None = setting(default=None, identity=False, group="compute")
     """Trials at the same time; by default as many as the cluster can run."""
     keep_going: Flag = setting(default=False, identity=False, group="output")
@@ -194,7 +195,7 @@ class StudyConfig(TrialsConfig, ScoringConfig, ThreatConfig, RecipeConfig, Track
     """The same for AutoAttack, which takes minutes per hundred images on a CPU."""
     autoattack_eval_eps: Eps = setting(default=1 / 255, identity=True, group="attack")
     """Perturbation of AutoAttack on standard models; on TRADES models it is --eps."""
-    num_workers: Count = setting(default=1, identity=False, group="compute")
+    num_workers: Count = setting(default=1, identity=True, group="compute")
     """Training processes of a scoring run."""
 
     def problems(self) -> list[str]:

@@ -186,6 +186,12 @@ class CoresetConfig(JobConfig):
         return found
 
 
+def _whole_path(path: str) -> str:
+    from easycore_ray.storage import paths  # late: a configuration needs no library of file systems
+
+    return paths.absolute(path)
+
+
 # Options of methods that have a flag of their own.
 _FLAGS = ("cutoff", "band")
 
@@ -274,7 +280,8 @@ class EvaluateConfig(ComputeConfig):
 class ReportConfig(JobConfig):
     """Draw a sweep: tables, plots, easiest and hardest images, in one self-contained HTML page."""
 
-    sweep: Text = setting(identity=False, group="data")
+    # The page names the sweep's folder, and the command that repeats it.
+    sweep: Text = setting(identity=True, group="data", held=lambda config: _whole_path(config.sweep))
     """Folder of a finished sweep."""
     title: Text = setting(default="EasyCore: coresets for robust models", identity=True, group="output")
     """Heading of the page."""

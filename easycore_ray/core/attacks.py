@@ -222,7 +222,7 @@ def trades_attack(
         with torch.no_grad():
             clean = at_least_float32(model(inputs)).softmax(dim=1)
         for _ in range(steps):
-            gradient, _ = _input_gradient(model, adv_inputs, lambda logits: _kl_from(clean, logits))
+            gradient, _ = _input_gradient(model, adv_inputs, lambda logits: _kl_from(clean, logits), required=True)
             adv_inputs = ascent.move(adv_inputs, gradient, inputs)
     return adv_inputs.clamp(0.0, 1.0)  # the start is not clamped, and without steps it is what is left
 
@@ -274,7 +274,7 @@ def pgd_training_attack(
     adv_inputs = random_point(inputs, eps, norm, generator) if start is None else start
     with _attacked(model, fold=fold):
         for _ in range(steps):
-            gradient, _ = _cross_entropy_gradient(model, adv_inputs, labels)
+            gradient, _ = _cross_entropy_gradient(model, adv_inputs, labels, required=True)
             adv_inputs = ascent.move(adv_inputs, gradient, inputs)
     return adv_inputs.detach()
 
@@ -319,17 +319,46 @@ def _check(inputs: Tensor, eps: float, norm: str, *, values: bool = True) -> Non
         check_inputs(inputs)
 
 
+def carries_gradient(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether the logits depend on the inputs in a way that can be differentiated, in eval mode.
+
+    False for a model that detaches its inputs or gives classes instead of logits; a gradient may still be zero.
+
+    Args:
+        model: returns logits.
+        inputs: (B, …) float pixels in [0, 1]; one is enough.
+    """
+    points = inputs.detach().requires_grad_()
+    with frozen_eval(model), torch.enable_grad():
+        return _gradient_at(points, model(points).sum()) is not None
+
+
+def _gradient_at(points: Tensor, total: Tensor) -> Tensor | None:
+    """Gradient of a sum at ``points``; None where autograd finds no way from one to the other."""
+    if not total.requires_grad:
+        return None
+    # grad, not backward: nothing may reach the parameters' .grad.
+    return torch.autograd.grad(total, points, allow_unused=True)[0]
+
+
 def _input_gradient(
-    model: nn.Module, points: Tensor, loss_rows: Callable[[Tensor], Tensor]
+    model: nn.Module, points: Tensor, loss_rows: Callable[[Tensor], Tensor], *, required: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Gradient of the summed loss at ``points``, and (logits, loss rows) there, all detached."""
+    """Gradient of the summed loss at ``points``, and (logits, loss rows) there, all detached.
+
+    Without a gradient that is ``required``, to train with, a ValueError; otherwise zeros.
+    """
     points = points.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(points)
         loss = loss_rows(logits)
-        # grad, not backward: nothing may reach the parameters' .grad.
-        (gradient,) = torch.autograd.grad(loss.sum(), points)
-    return gradient, (logits.detach(), loss.detach())
+        gradient = _gradient_at(points, loss.sum())
+    if gradient is None and required:
+        raise ValueError(
+            "the model's logits carry no gradient to its pixels in evaluation mode (detached, or classes instead of "
+            "logits?), so it cannot be trained against an attack"
+        )
+    return torch.zeros_like(points) if gradient is None else gradient, (logits.detach(), loss.detach())
 
 
 def _kl_from(probabilities: Tensor, logits: Tensor) -> Tensor:
@@ -342,9 +371,12 @@ def _kl_from(probabilities: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(log_q, probabilities, reduction="none").sum(dim=1)
 
 
-def _cross_entropy_gradient(model: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, "_Iterates"]:
+def _cross_entropy_gradient(
+    model: nn.Module, points: Tensor, labels: Tensor, *, required: bool = False
+) -> tuple[Tensor, "_Iterates"]:
     """Gradient of the summed cross-entropy at ``points``, and how those points do."""
-    gradient, (logits, loss) = _input_gradient(model, points, lambda out: cross_entropy_rows(out, labels))
+    loss_rows = lambda out: cross_entropy_rows(out, labels)  # noqa: E731
+    gradient, (logits, loss) = _input_gradient(model, points, loss_rows, required=required)
     return gradient, _Iterates(points.detach(), loss, logits.argmax(dim=1) != labels)
 
 

@@ -18,8 +18,9 @@ import ray.train
 import torch
 
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.data.dataset import Dataset, image_bytes_per_row
+from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples, table_to_samples
+from easycore_ray.engine.run_identity import fits_cache
 from easycore_ray.engine.shares import Share, _padding, batches_per_epoch
 
 # Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
@@ -177,7 +178,7 @@ def open_loader(
 ) -> Loader:
     """This worker's loader: in memory if its share takes at most ``cache_gib`` GiB of uint8 pixels, else streamed."""
     num_batches = batches_per_epoch(share.num_rows, batch_size)
-    if share.size * image_bytes_per_row(dataset) > cache_gib * 2**30:
+    if not fits_cache(share, dataset, cache_gib):
         return StreamLoader(shard, dataset, share, num_batches=num_batches, seed=seed)
     tables = shard.iter_batches(batch_format="pyarrow", batch_size=4096)
     pieces = [table_to_samples(real, dataset) for table in tables if (real := drop_padding(table)).num_rows]

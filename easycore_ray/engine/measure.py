@@ -46,13 +46,13 @@ def measure_plan(
     Raises:
         EasyCoreError: no cluster answers, or the network cannot be built.
     """
-    threads, warnings = ask_cluster(config)
+    warnings = ask_cluster(config)
     device = device_of(config.gpus_per_worker)
     if device == "cuda" and not torch.cuda.is_available():
         warnings.append("this process has no GPU, so nothing was measured; run it on a node that has one")
         return plan.replace(warnings=(*plan.warnings, *warnings))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.threads)
     try:
         rates = measure_rates(config, dataset, works, device, model)
     finally:
@@ -62,8 +62,8 @@ def measure_plan(
     return plan.replace(estimates=estimates, warnings=(*plan.warnings, *warnings), measured=True)
 
 
-def ask_cluster(config: ComputeConfig) -> tuple[int, list[str]]:
-    """CPU threads of a worker on this cluster, and what is idle or missing there."""
+def ask_cluster(config: ComputeConfig) -> list[str]:
+    """What is idle or missing on this cluster."""
     cluster.connect()
     ever, _ = cluster.capacity()
     gpus, warnings = ever.get("GPU", 0.0), []
@@ -75,7 +75,7 @@ def ask_cluster(config: ComputeConfig) -> tuple[int, list[str]]:
         cluster.preflight(demand)
     except EasyCoreError as error:
         warnings.append(f"the run would be refused: {error}")
-    return cluster.threads_per_worker(config.max_workers, config.threads_per_worker, cpus), warnings
+    return warnings
 
 
 def measure_rates(

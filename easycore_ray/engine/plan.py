@@ -106,7 +106,7 @@ def make_fit(
         epochs=-(-steps // steps_per_epoch),
         batch_size=config.batch_size,
         cache_gib=config.cache_gib,
-        threads=config.threads_per_worker or 1,
+        threads=config.threads,
         compile=config.compile,
         **details,
     )

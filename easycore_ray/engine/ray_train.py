@@ -18,6 +18,7 @@ from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State, load_state
 from easycore_ray.engine.worker_group import RayContext
 from easycore_ray.runtime import cluster
+from easycore_ray.runtime.console import say
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.runtime.progress_actor import watching
 from easycore_ray.storage import paths
@@ -181,8 +182,8 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def resolve_resources(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
-    """Connect to Ray and make sure that it can ever hold the run, before any work; the run with its threads resolved.
+def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
+    """Connect to Ray and make sure that it can ever hold the run, before any work; say which CPUs stay idle.
 
     Raises:
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
@@ -192,8 +193,9 @@ def resolve_resources(fit: Fit, config: ComputeConfig, made: Claim) -> Fit:
         cluster.connect()
         demand = demand_of(config, config.num_workers)
         cluster.preflight(demand)
-    threads = cluster.threads_per_worker(config.max_workers, config.threads_per_worker, demand.cpus_per_worker)
-    return replace(fit, threads=threads)
+    idle = int(demand.cpus_per_worker)
+    if config.threads < idle and not config.gpus_per_worker and config.threads_per_worker is None:
+        say(f"each worker has {idle} CPUs and uses one of them; --threads-per-worker {idle} uses all, as another run")
 
 
 def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int]) -> cluster.Demand:

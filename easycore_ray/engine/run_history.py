@@ -1,7 +1,11 @@
 """The MLflow run of a training run, described by its manifest or, before that, by its last committed state."""
 
+import io
+import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN
@@ -19,16 +23,35 @@ def train_run_name(verb: str, claimed: Mapping[str, str]) -> str:
     return f"{verb}-{claimed['identity'][:12]}-{claimed['nonce']}"
 
 
+def local_commit_file(path: str, verb: str, claimed: Mapping[str, str]) -> str:
+    """Where a run in one process, a trial of a sweep, keeps its last state (``state.pack_state``).
+
+    Args:
+        path: folder of its artifact.
+        verb: as for ``train_run_name``.
+        claimed: as for ``train_run_name``.
+    """
+    return paths.join(path, "commits", train_run_name(verb, claimed) + ".zip")
+
+
+def read_local_commit(file: str) -> dict[str, Any]:
+    """What a ``local_commit_file`` says of its state: ``epoch``, ``step`` and ``history``, without the tensors."""
+    with zipfile.ZipFile(io.BytesIO(paths.read_bytes(file))) as archive:
+        return json.loads(archive.read("state.json"))
+
+
 def read_committed_history(storage: str) -> list[dict[str, float]]:
     """Metrics of every epoch of the last state that was registered in ``storage``; none where it cannot be read.
 
     Args:
-        storage: folder of Ray Train's run, ``<out>/commits/<run name>``.
+        storage: folder of Ray Train's run, ``<out>/commits/<run name>``; a run in one process has a file beside it.
     """
     try:
+        if paths.exists(storage + ".zip"):
+            return read_local_commit(storage + ".zip")["history"]
         latest = paths.read_json(paths.join(storage, _SNAPSHOT))["latest_checkpoint_result"]
         return paths.read_json(paths.join(storage, latest["checkpoint_dir_name"], "state.json"))["history"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return []
 
 

@@ -1,6 +1,9 @@
 """The state of a training run: what a commit holds, and its files (safetensors and JSON, no pickle)."""
 
+import io
 import json
+import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,3 +98,21 @@ def load_state(folder: str) -> State:
         best_epoch,
         load_file(Path(folder) / BEST) if best_epoch not in (0, content["epoch"]) else model if best_epoch else {},
     )
+
+
+def pack_state(state: State) -> bytes:
+    """The files of ``save_state`` in one, an uncompressed zip archive, so that a single write commits them."""
+    buffer = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(folder, state)
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for path in sorted(Path(folder).iterdir()):
+                archive.write(path, path.name)
+    return buffer.getvalue()
+
+
+def unpack_state(content: bytes) -> State:
+    """Read what ``pack_state`` gave."""
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(io.BytesIO(content)) as archive:
+        archive.extractall(folder)
+        return load_state(folder)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.engine.state import State, load_state, save_state
+from easycore_ray.engine.state import State, load_state, pack_state, save_state, unpack_state
+from easycore_ray.storage import paths
 
 # Workers report their progress at most this often.
 _POST_SECONDS = 0.2
@@ -51,21 +52,36 @@ class Context(Protocol):
 
 
 class LocalContext:
-    """One worker: this process. Nothing is kept between runs."""
+    """One worker: this process.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        on_epoch: called with the metrics of every epoch.
+        commit_file: where the state after the last epoch is kept, to resume from; nothing is kept if left out.
+    """
 
     rank, world_size = 0, 1
 
-    def __init__(self, device: str = "cpu", on_epoch: Callable[[dict[str, float]], None] | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
+        commit_file: str | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.attempt = uuid.uuid4().hex[:12]
-        self._on_epoch = on_epoch
+        self._on_epoch, self._commit_file = on_epoch, commit_file
 
     def restore(self) -> State | None:
         """See ``Context``."""
-        return None
+        if self._commit_file is None or not paths.exists(self._commit_file):
+            return None
+        return unpack_state(paths.read_bytes(self._commit_file))
 
     def commit(self, state: State) -> None:
-        """See ``Context``."""
+        """See ``Context``: the file appears whole, in the place of the one before."""
+        if self._commit_file is not None:
+            paths.write_bytes(self._commit_file, pack_state(state))
         if self._on_epoch is not None:
             self._on_epoch(state.history[-1])
 

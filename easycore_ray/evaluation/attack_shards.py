@@ -12,7 +12,7 @@ from torch import nn
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.config.stages import EvaluateConfig
-from easycore_ray.core.attacks import ATTACKS
+from easycore_ray.core.attacks import ATTACKS, carries_gradient
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import derive_seed, generator
@@ -40,9 +40,8 @@ class TaskDevice:
 
     @classmethod
     def from_config(cls, config: ComputeConfig) -> "TaskDevice":
-        """A GPU if tasks are given any; as many threads as requested, else as CPUs."""
-        threads = config.threads_per_worker or max(1, int(config.cpus_per_worker or 1.0))
-        return cls("cuda" if config.gpus_per_worker else "cpu", threads)
+        """A GPU if tasks are given any; as many threads as the configuration says."""
+        return cls(config.device, config.threads)
 
 
 def task_demand(config: ResourceConfig) -> Demand:
@@ -88,32 +87,37 @@ def merge_shards(shards: list[pa.Table]) -> pa.Table:
             counts[text] = counts.get(text, 0) + 1
     found = [f"{text} ({counts[text]} of {len(shards)} shards)" for text in sorted(counts)]
     large_eps = next((notes_of(shard)["large_eps"] for shard in shards if notes_of(shard)["large_eps"]), None)
+    no_gradient = any(notes_of(shard)["no_gradient"] for shard in shards)
     plain = [shard.replace_schema_metadata(None) for shard in shards]
-    return with_notes(pa.concat_tables(plain), found, large_eps)
+    return with_notes(pa.concat_tables(plain), found, large_eps, no_gradient=no_gradient)
 
 
-def with_notes(table: pa.Table, found: list[str], large_eps: list[int] | None) -> pa.Table:
+def with_notes(
+    table: pa.Table, found: list[str], large_eps: list[int] | None, *, no_gradient: bool = False
+) -> pa.Table:
     """The table with what its shard noted beside the outcomes."""
-    return table.replace_schema_metadata({_NOTES: json.dumps({"warnings": found, "large_eps": large_eps})})
+    notes = {"warnings": found, "large_eps": large_eps} | ({"no_gradient": True} if no_gradient else {})
+    return table.replace_schema_metadata({_NOTES: json.dumps(notes)})
 
 
 def notes_of(table: pa.Table) -> dict[str, Any]:
-    """``warnings`` and ``large_eps`` (kept, attacked) of a table; empty for one that was written without."""
-    return json.loads((table.schema.metadata or {}).get(_NOTES, '{"warnings": [], "large_eps": null}'))
+    """``warnings``, ``large_eps`` (kept, attacked) and ``no_gradient`` of a table; as little as it was written with."""
+    written = json.loads((table.schema.metadata or {}).get(_NOTES, "{}"))
+    return {"warnings": [], "large_eps": None, "no_gradient": False} | written
 
 
 def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
     """Outcomes of one shard; they depend on the shard's ids and the threats alone.
 
-    The first shard of an evaluation also runs the eps = 0.5 sanity check (see ``sanity_checks``).
-    Its result and the warnings of AutoAttack are stored in the table's metadata.
+    The first shard of an evaluation also runs the sanity checks of the model (eps = 0.5, any gradient at all; see
+    ``sanity_checks``). Their results and the warnings of AutoAttack are stored in the table's metadata.
 
     Args:
         model: returns logits; moved to the device.
         rows: images uint8 (B, C, H, W) with ids and labels int64 (B,).
         threats: attacks and budgets.
         device: ``cpu`` or ``cuda``.
-        first: whether to run the sanity check.
+        first: whether to run the sanity checks.
 
     Returns:
         B rows: sample_id int64, label int32, clean_correct bool, a bool column per attack and eps.
@@ -142,7 +146,8 @@ def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: s
     large_eps = (
         _at_large_eps(model, inputs[correct], labels[correct], threats.seed) if first and threats.attack else None
     )
-    return with_notes(pa.table(columns), messages, large_eps)
+    no_gradient = first and bool(threats.attack) and not carries_gradient(model, inputs[:1])
+    return with_notes(pa.table(columns), messages, large_eps, no_gradient=no_gradient)
 
 
 def _attacked(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.eps import check_eps
+from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.seeding import seeded
 from easycore_ray.core.threat import check_inputs, project
 from easycore_ray.evaluation.threats import check_autoattack
@@ -99,7 +100,7 @@ def _targeted_margin(attack: Any, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Contiguous(nn.Module):
-    """The model, its input gradients contiguous also where the model computes channels last."""
+    """The model, its input gradients contiguous also where it computes channels last, and zero where it has none."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -110,7 +111,11 @@ class _Contiguous(nn.Module):
         inputs = inputs.view_as(inputs)
         if inputs.requires_grad:
             inputs.register_hook(lambda gradient: gradient.contiguous())
-        return self.model(inputs)
+        logits = at_least_float32(self.model(inputs))
+        if logits.requires_grad or not inputs.requires_grad:
+            return logits
+        # Weights are frozen, so these logits have no way to the inputs; the library expects one.
+        return logits + 0 * inputs.flatten(1).sum(dim=1, keepdim=True)
 
 
 @contextmanager

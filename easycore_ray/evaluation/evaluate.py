@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
@@ -34,6 +33,7 @@ from easycore_ray.evaluation.threats import (
     threats_of,
 )
 from easycore_ray.runtime import cluster
+from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import KeptResults
 from easycore_ray.storage import paths
@@ -208,7 +208,9 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
         "robust_accuracy": headline and headline["accuracy"],
         "robust_interval": headline and headline["interval"],
         "warnings": notes["warnings"],
-        "suspicious": suspicious(robust, whole["accuracy"], len(labels), notes["large_eps"]),
+        "suspicious": suspicious(
+            robust, whole["accuracy"], len(labels), notes["large_eps"], no_gradient=notes["no_gradient"]
+        ),
     }
 
 

@@ -16,6 +16,11 @@ LARGE_EPS = 0.5  # linf: every image can become plain gray
 LARGE_EPS_IMAGES = 100
 NEAR_ZERO = 0.1
 
+_NO_GRADIENT = (
+    "the logits carry no gradient to the pixels (detached, or classes instead of logits?): attacks by gradient got "
+    "zeros, so what they leave is no measure of robustness"
+)
+
 
 class SuspiciousEvaluation(UserWarning):
     """An evaluation whose figures should not be believed as they are; its result is written all the same."""
@@ -30,7 +35,12 @@ def verdict(signs: Sequence[str], where: str) -> str:
 
 
 def suspicious(
-    robust: Sequence[Mapping[str, Any]], clean: float, num_samples: int, large_eps: tuple[int, int] | None = None
+    robust: Sequence[Mapping[str, Any]],
+    clean: float,
+    num_samples: int,
+    large_eps: tuple[int, int] | None = None,
+    *,
+    no_gradient: bool = False,
 ) -> list[str]:
     """What in these figures cannot be, or should not be, of a sound evaluation.
 
@@ -39,11 +49,13 @@ def suspicious(
         clean: accuracy without an attack.
         num_samples: images each accuracy is of.
         large_eps: images still correct under PGD at ``LARGE_EPS``, and images attacked, where that was tried.
+        no_gradient: whether the logits carry no gradient to the pixels.
 
     Returns:
         One sentence for each sign; empty if there is none.
     """
     return [
+        *([_NO_GRADIENT] if no_gradient else []),
         *_above_clean(robust, clean),
         *_autoattack_beaten(robust, num_samples),
         *_rising(robust, num_samples),

@@ -9,7 +9,7 @@ from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import PipelineConfig
-from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
@@ -19,11 +19,12 @@ from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import describe_sweep, sweep
 from easycore_ray.experiments.trials import is_finished
 from easycore_ray.reporting.report import report
+from easycore_ray.runtime.claims import warn_of_other_machines
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.score import describe_scoring, score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_folder, content_hash, finish, identity
+from easycore_ray.storage.artifact import Artifact, claim, content_folder, content_hash, finish
 from easycore_ray.tracking.mlflow import TrackedRun, default_uri, reconcile
 
 
@@ -56,11 +57,8 @@ def pipeline(config: PipelineConfig) -> Artifact:
     if AUTOATTACK in config.attack:
         require_autoattack()  # before hours of scoring
     parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset)}
-    # Sources have no fingerprint before they are read, so their names count.
-    sources = None if config.dataset else [config.source, config.test_source]
-    fields = identity_fields(config) | {"sources": sources}
-    key = identity("pipeline", fields, {role: parent.fingerprint for role, parent in parents.items()})
-    made = claim(out, "pipeline", key, overwrite=config.overwrite)
+    made = claim(out, "pipeline", pipeline_identity(config, parents), overwrite=config.overwrite)
+    warn_of_other_machines(made, parents.values())
     if isinstance(made, Artifact):
         say(f"pipeline: {out} is finished, reused")
         reconcile(config, out, lambda status: _describe_stages(config.replace(out=made.path), status))
@@ -85,6 +83,12 @@ def pipeline(config: PipelineConfig) -> Artifact:
     )
     say(f"pipeline: finished in {duration(time.monotonic() - started)}")
     return artifact
+
+
+def pipeline_identity(config: PipelineConfig, parents: dict[str, Artifact]) -> str:
+    """What decides a pipeline. Sources have no fingerprint before they are read, so their names count."""
+    sources = None if config.dataset else [config.source, config.test_source]
+    return artifact_identity("pipeline", config, parents, sources=sources)
 
 
 def _describe_stages(config: PipelineConfig, status: str) -> list[TrackedRun]:

@@ -39,6 +39,7 @@ from easycore_ray.experiments.trial_runner import run_trials
 from easycore_ray.experiments.trials import Trial, select_coresets
 from easycore_ray.reporting.study_plots import draw_study
 from easycore_ray.runtime import cluster
+from easycore_ray.runtime.claims import warn_of_other_machines
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.score import score
 from easycore_ray.selection.select import draw_subset
@@ -183,6 +184,7 @@ def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Cl
     """The right to write into ``--out``; a finished study is opened again, for it may go on with more seeds."""
     key = identity("study", setting, {"dataset": dataset.fingerprint})
     made = claim(config.out, "study", key, overwrite=config.overwrite)
+    warn_of_other_machines(made, [dataset])
     return made if isinstance(made, Claim) else reopen(made, config.out)
 
 

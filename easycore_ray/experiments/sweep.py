@@ -12,7 +12,6 @@ from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import SweepConfig
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep
 from easycore_ray.experiments.results import (
     lineage,
@@ -25,6 +24,7 @@ from easycore_ray.experiments.tracked_trials import describe_parent, describe_tr
 from easycore_ray.experiments.trial_runner import concurrency_of, run_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
 from easycore_ray.runtime import cluster
+from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, content_hash, finish, giving_back, open_artifact

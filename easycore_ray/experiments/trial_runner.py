@@ -11,12 +11,13 @@ import torch
 from ray import tune
 
 from easycore_ray.config.experiments import SweepConfig
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import demand_of
+from easycore_ray.engine.run_history import local_commit_file
+from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
 from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
@@ -24,6 +25,7 @@ from easycore_ray.evaluation.threats import threats_of
 from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.runtime import cluster
+from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import Progress
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.storage import paths
@@ -244,20 +246,22 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
 
 
 def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
-    """Train and evaluate in this process, unless an earlier run finished either."""
-    device = "cuda" if trial.train.gpus_per_worker else "cpu"
+    """Train and evaluate in this process, unless an earlier run finished either; resumes from its last epoch."""
+    torch.set_num_threads(trial.train.threads)
+    device = trial.train.device
     dataset, parents, sample_ids = open_training_inputs(trial.train)
-    made = claim_artifact("checkpoint", trial.train, parents)
+    made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
-        threads = trial.train.threads_per_worker or max(1, int(trial.train.cpus_per_worker or 1))
-        fit = replace(make_training_fit(trial.train, dataset, sample_ids), threads=threads)
+        fit = make_training_fit(trial.train, dataset, sample_ids)
         rows = _select_rows(_split_rows(dataset.path, "train"), sample_ids)
+        commit_file = local_commit_file(made.path, "train", {"identity": made.identity, "nonce": made.nonce})
         try:
-            state = train_here(fit, rows, device=device, on_epoch=report)
+            state = train_here(fit, rows, device=device, on_epoch=report, commit_file=commit_file)
         except HaltedError as halted:
             raise keep_last_good(trial.train, made, parents, fit, halted, time.monotonic() - started) from halted
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
+        paths.delete_file(commit_file)
     for config in trial.evaluations():
         attack_here(config, dataset, device)
 

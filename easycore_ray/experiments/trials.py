@@ -5,17 +5,19 @@ from typing import Any
 
 from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.experiments import SweepConfig, stage_config
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import CoresetConfig, EvaluateConfig, TrainConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.checkpoint_files import has_only_last
+from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.training.plans import open_training
 
 FULL = Arm("full", None, "none")
+# GiB. A trial of one worker trains in its own process, which shares the images with the trials after it.
+_ALL_IN_MEMORY = 2.0**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Trial:
         if not all(is_finished(config.out) for config in (self.train, self.evaluate)):
             return False
         _, parents = open_training(self.train)
-        if not isinstance(claim_artifact("checkpoint", self.train, parents), Artifact):
+        if not isinstance(claim_run("checkpoint", self.train, parents), Artifact):
             return False
         return all(is_finished(config.out) for config in self.evaluations())
 
@@ -150,6 +152,7 @@ def _make_trial(
         epochs=epochs,
         seed=seed,
         num_workers=config.trial_workers,
+        cache_gib=_ALL_IN_MEMORY if config.trial_workers == 1 else config.cache_gib,
         tracking_uri="none",
     )
     evaluation = stage_config(

@@ -4,10 +4,11 @@ One listing is enough: a folder with a manifest is a finished artifact, one with
 every file belongs to the innermost of these that holds it. Nothing here changes anything. No Ray.
 """
 
+import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from easycore_ray.engine.run_history import train_run_name
+from easycore_ray.engine.run_history import read_local_commit, train_run_name
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, GENERATION, GENERATIONS, MANIFEST, RUN
 from easycore_ray.storage.errors import EasyCoreError
@@ -109,6 +110,12 @@ def read_commits(folder: Folder) -> Commits | None:
     relative = {folder.relative(entry) for entry in folder.files}
     if at is None:
         return None
+    if f"{at}.zip" in relative:
+        try:
+            state = read_local_commit(paths.join(folder.path, f"{at}.zip"))
+            return Commits((f"{at}.zip",), int(state["epoch"]), frozenset(), 0, tuple(state["history"]))
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            return None
     if f"{at}/{_SNAPSHOT}" not in relative:
         # Ray writes it with the first registration. States without it: something is missing that we do not understand.
         if any(name.startswith(f"{at}/epoch-") for name in relative):

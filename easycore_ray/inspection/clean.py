@@ -25,9 +25,10 @@ _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[a-z0-9_]{8}\.tmp")
 _PART = re.compile(r"epoch=(\d{5})/part-[0-9a-f]+-r\d{5}\.parquet")
 _COMMIT = re.compile(r"(commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8})/(epoch-(\d{5})-[0-9a-f]{12})/[^/]+")
 _STATES = {"state.json", "model.safetensors", "best.safetensors", "optimizer.safetensors", "carried.safetensors"}
-_RAY_OWN = re.compile(
-    r"commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8}/"
-    r"(?:checkpoint_manager_snapshot\.json|\.validate_storage_marker)"
+# What Ray Train writes beside the states, and the state of a run in one process.
+_BESIDE_STATES = re.compile(
+    r"commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8}"
+    r"(?:/checkpoint_manager_snapshot\.json|/\.validate_storage_marker|\.zip)"
 )
 _NUMBERED = {
     "hardness_table": re.compile(r"hardness-\d{5}(-of-\d{5})?\.parquet"),
@@ -126,7 +127,7 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
             beside = {other for other in listed if other.rpartition("/")[0] == name.rpartition("/")[0]}
             if name not in listed and any(numbered.fullmatch(other) for other in beside):
                 yield entry, f"not among the files of this {folder.kind.replace('_', ' ')}"
-        elif folder.kind in ("scoring_run", "checkpoint") and (_is_state(name) or _RAY_OWN.fullmatch(name)):
+        elif folder.kind in ("scoring_run", "checkpoint") and (_is_state(name) or _BESIDE_STATES.fullmatch(name)):
             yield entry, "training state of a finished run"
 
 

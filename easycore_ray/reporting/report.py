@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ReportConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import read_split
@@ -25,6 +24,7 @@ from easycore_ray.reporting.image_grid import Images, image_grid
 from easycore_ray.reporting.plans import plan_report
 from easycore_ray.reporting.score_plots import Mix
 from easycore_ray.reporting.tables import print_table
+from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage import paths

@@ -176,18 +176,6 @@ def _workers_on(shape: dict[str, float], gpus_per_worker: float) -> int:
     return int(shape.get("GPU", 0.0) // gpus_per_worker) if gpus_per_worker else 1
 
 
-def threads_per_worker(num_workers: int, requested: int | None, cpus: float) -> int:
-    """CPU threads torch uses in each worker: as requested, or one for each reserved CPU.
-
-    Where less than a CPU is reserved (see ``cpus_per_worker``), an equal share of this small machine's.
-    """
-    if requested is not None:
-        return requested
-    if cpus >= 1:
-        return int(cpus)
-    return max(1, int(max(shape.get("CPU", 1.0) for shape in node_shapes())) // num_workers)
-
-
 def preflight(demand: Demand) -> None:
     """Refuse a demand that the cluster can never meet; say where GPUs stay idle.
 

@@ -6,6 +6,7 @@ from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.coreset import count_run_rows, open_run_data
+from easycore_ray.engine.run_identity import run_identity
 from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.throughput import Work, assumed_rates, estimates_of, network_of
 from easycore_ray.scoring.score_table import scored_epochs
@@ -36,7 +37,7 @@ def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | No
         "score",
         config,
         "scoring_run",
-        artifact_identity("scoring_run", config, parents),
+        run_identity("scoring_run", config, parents),
         work=f"train {config.model} for {config.epochs} epochs on {num_rows:,} samples with "
         f"{format_workers(config.num_workers)} workers, and score {len(scored)} times",
         steps=config.epochs * batches_per_epoch(num_rows, config.batch_size),

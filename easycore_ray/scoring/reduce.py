@@ -9,8 +9,8 @@ from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ReduceConfig
+from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.scoring.hardness_table import HardnessTable

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
@@ -24,8 +23,9 @@ from easycore_ray.data.coreset import open_run_data, read_sample_ids
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.loader import Loader
 from easycore_ray.engine.plan import Fit, make_fit
-from easycore_ray.engine.ray_train import fit_tracked, resolve_resources
+from easycore_ray.engine.ray_train import check_resources, fit_tracked
 from easycore_ray.engine.run_history import describe_training_run
+from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
@@ -153,12 +153,12 @@ def score(config: ScoreConfig) -> Artifact:
     sample_ids = read_sample_ids(parents["coreset"]) if "coreset" in parents else None
     out = paths.absolute(config.out)
     fit = make_scoring_fit(config, dataset, sample_ids)
-    made = claim_artifact("scoring_run", config, parents)
+    made = claim_run("scoring_run", config, parents)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
         reconcile(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)])
         return made
-    fit = resolve_resources(fit, config, made)
+    check_resources(fit, config, made)
     with track(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)]) as tracker:
         state = _train_and_score(config, fit, dataset, made, tracker)
         table = _finish_table(config, made, parents, state, fit, time.monotonic() - started)

@@ -18,6 +18,7 @@ from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection import METHODS, look_up
 from easycore_ray.data.coreset import Coreset, read_sample_ids
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
+from easycore_ray.runtime.claims import warn_of_other_machines
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.selection import partitions
@@ -66,6 +67,7 @@ def select(config: CoresetConfig) -> Artifact:
     out = paths.absolute(config.out)
     parents, dataset = open_selection_inputs(config)
     made = claim(out, "coreset", coreset_identity(config, parents), overwrite=config.overwrite)
+    warn_of_other_machines(made, parents.values())
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
         return _with_images(config, made, dataset)

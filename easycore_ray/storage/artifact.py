@@ -3,8 +3,9 @@
 A finished artifact is reused, an unfinished one resumed, a different one refused. What ``--overwrite`` makes instead
 of it grows in a folder of its own inside, a *generation*; only when that is whole does the manifest name it, by one
 write, and the old files go. *Identity* is the
-hash of everything that changes the result (configuration and the fingerprints of the parents, not
-workers, resources or logging) and decides which of the three applies. *Fingerprint* is the hash of
+hash of everything that changes the result (configuration, number and threads of training workers, the fingerprints of
+the parents; not reservations or logging) and decides which of the three applies. Library versions and the CPU are
+recorded beside it. *Fingerprint* is the hash of
 the content, and is what children record of their parents.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.machine import cpu
 
 FORMAT_VERSION = 2
 """Of manifests and identities. Version 1 (releases 0.1) is read by ``inspect`` alone."""
@@ -325,6 +327,8 @@ def _write_claim(made: Claim, replaced: str | None = None) -> None:
         "identity": made.identity,
         "nonce": made.nonce,
         "created": _now(),
+        "versions": versions(),
+        "cpu": cpu(),
     }
     if replaced is not None:
         entry["replaces"] = replaced
@@ -370,6 +374,7 @@ def finish(
         "parents": {role: parent.as_parent() for role, parent in parents.items()},
         **details,
         "versions": versions(),
+        "cpu": cpu(),
         "git_commit": git_commit(),
     }
     paths.write_json(paths.join(made.path, MANIFEST), manifest)

@@ -3,12 +3,12 @@
 import math
 
 from easycore_ray.config.fields import ADVERSARIAL, format_workers
-from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.core.eps import check_eps
 from easycore_ray.data.coreset import count_run_rows, open_run_data
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.run_identity import run_identity
 from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.storage.artifact import Artifact
@@ -37,7 +37,7 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
         "train",
         config,
         "checkpoint",
-        artifact_identity("checkpoint", config, parents),
+        run_identity("checkpoint", config, parents),
         work=f"train {config.model} ({config.training}) for {steps:,} steps on {num_rows:,} samples with "
         f"{format_workers(config.num_workers)} workers",
         steps=steps,

@@ -12,7 +12,6 @@ import numpy as np
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import ADVERSARIAL
-from easycore_ray.config.identity import artifact_identity, claim_artifact
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset
@@ -20,9 +19,10 @@ from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
 from easycore_ray.engine.checkpoint_files import BEST, LAST, best_epoch_text
 from easycore_ray.engine.plan import Fit, make_fit
-from easycore_ray.engine.ray_train import fit_tracked, resolve_resources
+from easycore_ray.engine.ray_train import check_resources, fit_tracked
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
+from easycore_ray.engine.run_identity import claim_run, run_identity
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -59,12 +59,12 @@ def train(config: TrainConfig) -> Artifact:
     dataset, parents, sample_ids = open_training_inputs(config)
     fit = make_training_fit(config, dataset, sample_ids)
     out = paths.absolute(config.out)
-    made = claim_artifact("checkpoint", config, parents)
+    made = claim_run("checkpoint", config, parents)
     if isinstance(made, Artifact):
         say(f"train: {out} is finished, reused")
         reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
-    fit = resolve_resources(fit, config, made)
+    check_resources(fit, config, made)
     with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:
         try:
             run = describe_training(config, made.path, "RUNNING")
@@ -114,12 +114,14 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
         return None
     _, parents, _ = open_training_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
-    return found if found["identity"] == artifact_identity("checkpoint", config, parents) else None
+    return found if found["identity"] == run_identity("checkpoint", config, parents) else None
 
 
-def train_here(fit: Fit, rows: Samples, *, device: str = "cpu", on_epoch: Any = None) -> State:
-    """Train in this process on rows in memory: what a one-worker trial of a sweep does."""
-    return fit_here(fit, rows, LocalContext(device, on_epoch))
+def train_here(
+    fit: Fit, rows: Samples, *, device: str = "cpu", on_epoch: Any = None, commit_file: str | None = None
+) -> State:
+    """Train in this process on rows in memory: what a one-worker trial of a sweep does. See ``LocalContext``."""
+    return fit_here(fit, rows, LocalContext(device, on_epoch, commit_file))
 
 
 def finish_checkpoint(

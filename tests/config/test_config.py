@@ -81,27 +81,6 @@ class TestEveryConfiguration:
             assert {"identity", "group"} <= set(spec.metadata), spec.name
             assert spec.metadata["group"] in typing.get_args(base.Group), spec.name
 
-    def test_where_and_how_it_runs_is_not_its_identity(self, kind):
-        """Paths, resources, tracking and the like may differ in a rerun."""
-        there = {
-            "out": "elsewhere", "overwrite": True, "num_workers": 8, "cpus_per_worker": 0.5,
-            "gpus_per_worker": 1.0, "threads_per_worker": 3, "max_failures": 9, "max_concurrent_trials": 5,
-            "keep_going": True, "materialize": True, "cache_gib": 0.0, "tracking_uri": "none", "experiment": "x",
-            "source": "t", "test_source": "t", "classes": "t", "dataset": "t", "scores": "t", "coreset": "t",
-            "checkpoint": "t", "sweep": "t", "user_scores": "t", "results": "t", "trial_workers": 4, "bucket_rows": 9,
-            "allow_one_class": True, "source_check": False,
-        }  # fmt: skip
-        known = {spec.name for spec in dataclasses.fields(kind)}
-        moved = make(kind, **{name: value for name, value in there.items() if name in known})
-
-        assert identity_fields(moved) == identity_fields(make(kind))
-        # No job's defaults use them: multistep has milestones, and a standard run attacks no validation split. Columns
-        # left out and copies kept are as if there were no such options.
-        unused = {"milestones", "image_column", "label_column", "on_duplicate"} | (
-            {"val_attack_steps"} if kind is TrainConfig else set()
-        )
-        assert set(identity_fields(moved)) == known - set(there) - unused
-
     def test_an_unknown_field_is_refused(self, kind):
         """A manifest of another job, or of another release, is not half understood."""
         with pytest.raises(EasyCoreError, match=rf"unknown fields colour for {kind.__name__}"):

@@ -23,6 +23,7 @@ from easycore_ray.evaluation.threats import Threats, threats_of
 from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
+from tests import users_models
 from tests.artifacts import make_checkpoint, make_image_dataset
 
 
@@ -181,6 +182,41 @@ def test_a_suspicious_evaluation_is_loud_whenever_it_is_asked_for(evaluated, cap
         found = evaluate(**vars(parsed(arguments)))
     assert caught[0].filename == __file__
     assert found.manifest["summary"]["suspicious"] == paths.read_json(f"{out}/summary.json")["suspicious"] != []
+
+
+@pytest.mark.parametrize("model", ["detached", "one_hot"])
+def test_a_model_whose_logits_carry_no_gradient_is_evaluated_and_doubted(evaluated, capsys, model):
+    """No traceback: the attacks do what they can without a gradient, and the result says what it is worth."""
+    arguments = evaluated(model=f"tests.users_models:{model}", width=None)
+    with pytest.raises(SystemExit) as caught:
+        run(EvaluateConfig, run_evaluate, arguments)
+
+    assert caught.value.code == 1
+    assert "suspicious: the logits carry no gradient to the pixels" in capsys.readouterr().err.splitlines()[-1]
+    summary = paths.read_json(f"{arguments[-1]}/summary.json")
+    assert "the logits carry no gradient to the pixels" in summary["suspicious"][0]
+    assert summary["robust_accuracy"] <= summary["clean_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("make", "norm", "eps"), [(users_models.detached, "linf", 0.5), (users_models.one_hot, "l2", 5.0)]
+)
+def test_every_attack_runs_without_a_gradient(make, norm, eps):
+    """FGSM leaves an image as it is, PGD its random start; of AutoAttack's four one needs no gradient."""
+    pytest.importorskip("pyautoattack")
+    torch.manual_seed(0)
+    model = make(num_classes=3, image_shape=(1, 6, 6)).eval()
+    images = torch.randint(0, 256, (2, 1, 6, 6), dtype=torch.uint8)
+    labels = model(images.float() / 255).argmax(dim=1)
+    threats = Threats(attack=("fgsm", "pgd20", "autoattack"), eps=(eps,), norm=norm, seed=0)
+    summary = summarise_outcomes(attack_rows(model, Samples(torch.arange(2), images, labels), threats), threats, 3)
+    robust = {row["attack"]: row["accuracy"] for row in summary["robust"]}
+
+    assert summary["suspicious"][0].startswith("the logits carry no gradient")
+    assert any("gradient zero" in text for text in summary["warnings"])
+    assert robust["fgsm"] == 1
+    assert robust["autoattack"] < 1
+    json.dumps(summary, allow_nan=False)
 
 
 def test_a_sound_evaluation_is_quiet(evaluated, capsys):

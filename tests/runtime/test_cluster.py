@@ -3,7 +3,7 @@
 import pytest
 
 from easycore_ray.runtime import cluster
-from easycore_ray.runtime.cluster import Demand, cpus_per_worker, preflight, threads_per_worker
+from easycore_ray.runtime.cluster import Demand, cpus_per_worker, preflight
 from easycore_ray.storage.errors import EasyCoreError
 
 HEAD = {"CPU": 0.0}
@@ -25,11 +25,10 @@ def nodes(monkeypatch):
 
 
 def test_a_laptop_shares_its_cores_beside_ray_data(nodes):
-    """Two workers on two CPUs reserve half a CPU each and use a thread each."""
+    """Two workers on two CPUs reserve half a CPU each."""
     nodes({"CPU": 2.0})
 
     assert cpus_per_worker(2, None) == 0.5
-    assert threads_per_worker(2, None, 0.5) == 1
     preflight(Demand(num_workers=2, cpus_per_worker=0.5))
 
 
@@ -38,7 +37,6 @@ def test_a_worker_never_asks_for_more_than_a_node_has(nodes):
     nodes(HEAD, DATA, *[GPU] * 4)
 
     assert cpus_per_worker(4, None, gpus_per_worker=1.0) == 16
-    assert threads_per_worker(4, None, 16) == 16
 
 
 def test_workers_share_a_node_with_several_gpus(nodes):
@@ -53,7 +51,6 @@ def test_what_is_requested_is_taken(nodes):
     nodes({"CPU": 8.0})
 
     assert cpus_per_worker(2, 1.5) == 1.5
-    assert threads_per_worker(2, 7, 1.5) == 7
 
 
 @pytest.mark.parametrize(

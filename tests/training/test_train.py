@@ -7,19 +7,20 @@ import pytest
 import torch
 
 from easycore_ray.config.arms import Arm
-from easycore_ray.config.identity import claim_artifact
 from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.checkpoint_files import best_epoch_text
 from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.state import HaltedError, load_state, save_state
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.experiments.results import lost_row, result_rows, training_curves
 from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack
 from easycore_ray.experiments.trial_runner import trial_summary
 from easycore_ray.experiments.trials import Trial
+from easycore_ray.inspection.inspect import inspect
 from easycore_ray.inspection.verify import verify
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -77,7 +78,7 @@ def trained(config, context=None):
 def finished(config, state):
     """The checkpoint a run's last state becomes."""
     dataset, parents, _ = open_training_inputs(config)
-    made = claim_artifact("checkpoint", config, parents)
+    made = claim_run("checkpoint", config, parents)
     return finish_checkpoint(config, made, parents, make_training_fit(config, dataset, None), state, 1.0)
 
 
@@ -209,7 +210,7 @@ def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
     """It stops, says where and why, and what was good before is a checkpoint that opens and says what it is."""
     config = diverging(dataset, out=str(tmp_path / "model"))
     found, parents, _ = open_training_inputs(config)
-    made = claim_artifact("checkpoint", config, parents)
+    made = claim_run("checkpoint", config, parents)
     with pytest.raises(HaltedError, match=r"the loss is nan in step \d of 16 \(epoch 2, learning rate 0.2\)") as caught:
         trained(config)
     error = keep_last_good(config, made, parents, make_training_fit(config, found, None), caught.value, 1.0)
@@ -231,7 +232,7 @@ def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
     """The note of an earlier attempt counts for nothing beside a finished checkpoint."""
     config = diverging(dataset, epochs=1, out=str(tmp_path / "model"))
     found, parents, _ = open_training_inputs(config)
-    made = claim_artifact("checkpoint", config, parents)
+    made = claim_run("checkpoint", config, parents)
     keep_last_good(config, made, parents, make_training_fit(config, found, None), HaltedError("by chance", None), 1.0)
 
     assert read_divergence(config)["problem"] == "by chance; no epoch was completed before"
@@ -243,7 +244,7 @@ def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
     """The message says so, and it is noted all the same."""
     config = settings(dataset, lr=1e30, out=str(tmp_path / "model"))
     found, parents, _ = open_training_inputs(config)
-    made = claim_artifact("checkpoint", config, parents)
+    made = claim_run("checkpoint", config, parents)
     with pytest.raises(HaltedError) as caught:
         trained(config)
     error = keep_last_good(config, made, parents, make_training_fit(config, found, None), caught.value, 1.0)
@@ -308,6 +309,28 @@ def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path
         open_artifact(trial.train.out).manifest["created"],
         open_artifact(trial.evaluate_best.out).fingerprint,
     )
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_a_killed_trial_goes_on_from_its_last_epoch(trials, dataset, tmp_path, after):
+    """Lost after any epoch, it trains the others alone, and ends with the bits of a trial that nothing happened to."""
+    trial, whole = make_trial(dataset, tmp_path, seed=SEED), trials[0]
+    epochs = []
+
+    def report(entry):
+        epochs.append(entry["epoch"])
+        if entry["epoch"] == after and len(epochs) == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_and_attack(trial, report)
+    assert inspect(path=trial.train.out)["progress"]["committed_epochs"] == after
+    train_and_attack(trial, report)
+
+    assert epochs == [1, 2, 3, 4], "each was trained once"
+    for mine, theirs in ((trial.train, whole.train), (trial.evaluate, whole.evaluate)):
+        assert open_artifact(mine.out).fingerprint == open_artifact(theirs.out).fingerprint
+    assert not list(tmp_path.rglob("*.zip")), "the state of a finished run is of no use"
 
 
 def test_a_trial_whose_last_epoch_is_the_best_is_evaluated_once(dataset, tmp_path):
