@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -120,6 +121,34 @@ class _Raising(nn.Module):
                 stream.write(f"{workers}\n")
             raise TypeError("half of the images\nare upside down")
         return self.network(images)
+
+
+class _Killing(nn.Module):
+    """Ends its process with SIGKILL in one training step, once; leaves a line for each step before that and after."""
+
+    def __init__(self, num_classes, image_shape):
+        super().__init__()
+        self.network = good(num_classes=num_classes, image_shape=image_shape)
+        self.places = Path(os.environ["EASYCORE_TEST_PROCESSES"])
+
+    def forward(self, images):
+        """Logits, except once."""
+        if self.training:
+            with (self.places / "steps").open("a") as stream:
+                stream.write(f"{os.getpid()}\n")
+            steps = len((self.places / "steps").read_text().splitlines())
+            if steps == KILLED_STEP and not (self.places / "killed").exists():
+                (self.places / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.network(images)
+
+
+KILLED_STEP = 17
+
+
+def killing(*, num_classes, image_shape):
+    """A model whose process is lost."""
+    return _Killing(num_classes, image_shape)
 
 
 def raising(*, num_classes, image_shape):

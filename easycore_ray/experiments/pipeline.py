@@ -5,6 +5,7 @@ interruption and ends in seconds when there is nothing left to do.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
@@ -85,7 +86,7 @@ def pipeline(config: PipelineConfig) -> Artifact:
     return artifact
 
 
-def pipeline_identity(config: PipelineConfig, parents: dict[str, Artifact]) -> str:
+def pipeline_identity(config: PipelineConfig, parents: Mapping[str, Artifact]) -> str:
     """What decides a pipeline. Sources have no fingerprint before they are read, so their names count."""
     sources = None if config.dataset else [config.source, config.test_source]
     return artifact_identity("pipeline", config, parents, sources=sources)

@@ -18,11 +18,12 @@ def test_a_model_that_raises_is_not_tried_again(settings, tmp_path, num_workers)
     raised = Path(os.environ["EASYCORE_TEST_PROCESSES"], "raised")
     raised.unlink(missing_ok=True)
     fields = settings(tmp_path / "run", model="tests.users_models:raising", num_workers=num_workers, max_failures=3)
-    started = time.monotonic()
     with pytest.raises(EasyCoreError) as caught:
         score(**fields | {"width": None})
+    ended = time.time()
 
     assert "score: TypeError: half of the images are upside down (users_models.py, line " in str(caught.value)
     assert str(caught.value).endswith(", in forward)")
     assert raised.read_text() == f"{num_workers}\n", "tried once"
-    assert time.monotonic() - started < 90, "nobody waited for a collective, which would take 300 s"
+    # The other rank is in the middle of a collective, which gives up after 300 s; Ray Train ends it.
+    assert ended - raised.stat().st_mtime < 15, "not within seconds"

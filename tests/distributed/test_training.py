@@ -131,7 +131,7 @@ def swept(digits, two_workers, tmp_path_factory):
 
 @pytest.mark.parametrize("training", ["standard", "trades"])
 def test_a_trial_of_a_sweep_trains_the_weights_of_ray_train(swept, checkpoint, digits, population, tmp_path, training):
-    """The same configuration in a Tune trial and under TorchTrainer: equal bit for bit, so is the fingerprint."""
+    """The same configuration in a Tune trial and under TorchTrainer: equal bit for bit, so they are one by identity."""
     alone = checkpoint
     if training == "standard":
         alone = train(**settings(digits, population, tmp_path / "model", training=training, beta=0.0))
@@ -140,7 +140,10 @@ def test_a_trial_of_a_sweep_trains_the_weights_of_ray_train(swept, checkpoint, d
 
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert paths.read_json(str(trial / "manifest.json"))["fingerprint"] == alone.fingerprint
+    manifest = paths.read_json(str(trial / "manifest.json"))
+    assert manifest["fingerprint"] == alone.fingerprint
+    assert manifest["parents"]["coreset"]["fingerprint"] == alone.manifest["parents"]["coreset"]["fingerprint"]
+    assert manifest["identity"] == alone.manifest["identity"]
 
 
 def test_autoattack_on_ray_equals_its_shards_in_one_process(swept, checkpoint, digits, tmp_path):

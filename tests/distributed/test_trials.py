@@ -1,0 +1,48 @@
+"""Trials of a sweep whose process is lost."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from easycore_ray import sweep
+from easycore_ray.config.stages import TrainConfig
+from easycore_ray.data.samples import read_split
+from easycore_ray.training.train import make_training_fit, open_training_inputs, train_here
+from tests.users_models import KILLED_STEP
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+def test_a_killed_one_worker_trial_resumes_from_its_last_epoch(digits, population, two_workers, tmp_path):
+    """Its process dies in the third epoch: Tune starts it there again; the weights are those of a run in one go."""
+    place = Path(os.environ["EASYCORE_TEST_PROCESSES"])
+    recipe = dict(model="tests.users_models:killing", batch_size=16, augment="crop", crop_pad=1, tracking_uri="none",
+                  threads_per_worker=1)  # fmt: skip
+    sweep(
+        dataset=digits.path, scores=two_workers.path, out=str(tmp_path / "sweep"), method=(), fraction=(0.5,),
+        seeds=(0,), training=("standard",), train_epochs=4, eval_eps=(0.1,), num_eval_samples=20, **recipe,
+    )  # fmt: skip
+    (trial,) = (tmp_path / "sweep" / "trials").glob("*/checkpoint")
+    steps = Counter((place / "steps").read_text().split())
+
+    assert (place / "killed").exists(), "nothing was lost"
+    # 97 samples in batches of 16 are 7 steps; two epochs were committed before the 17th step.
+    assert list(steps.values()) == [KILLED_STEP, 14], "what was committed is not trained again"
+    config = TrainConfig(
+        dataset=digits.path, coreset=population.path, out="unused", training="standard", epochs=4, num_workers=1,
+        **recipe,
+    )  # fmt: skip
+    dataset, _, sample_ids = open_training_inputs(config)
+    threads = torch.get_num_threads()
+    try:
+        state = train_here(make_training_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
+    finally:
+        torch.set_num_threads(threads)
+    mine, theirs = load_file(trial / "model.safetensors"), state.model
+    assert mine.keys() == theirs.keys()
+    assert all(mine[name].equal(theirs[name]) for name in mine)
+    assert not list(trial.rglob("*.zip"))
