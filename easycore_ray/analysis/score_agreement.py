@@ -24,6 +24,8 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import MANIFEST, Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
+# What two runs of one recipe may differ in; threads and devices only round otherwise.
+_NO_RECIPE = {"seed", "model", "width", "threads_per_worker", "gpus_per_worker"}
 SEED, ARCHITECTURE, RECIPE = "seed", "architecture", "recipe"
 EASIEST = 0.5
 
@@ -152,7 +154,7 @@ def _open_run(table: Artifact, score: str) -> Run:
         hardness=table,
         network=network,
         seed=None if config is None else config.seed,
-        recipe=fields and {name: value for name, value in fields.items() if name not in ("seed", "model", "width")},
+        recipe=fields and {name: value for name, value in fields.items() if name not in _NO_RECIPE},
         sample_ids=rows["sample_id"].to_numpy(),
         labels=rows["label"].to_numpy().astype(np.int64),
         scores=scores,

@@ -68,6 +68,10 @@ def fit_on_ray(
         raise HaltedError(answer["problem"], _last_state(result))
     state = _last_state(result)
     assert state is not None
+    if len(devices := state.carried.get("devices", [])) > 1:
+        say(
+            f"warning: {label} ran on {' and '.join(devices)}: the result may differ in rounding from that of one model"
+        )
     return state
 
 

@@ -23,6 +23,7 @@ from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.state import HaltedError, State, load_optimizer, optimizer_tensors
 from easycore_ray.engine.worker_group import Context
+from easycore_ray.storage.machine import cpu
 
 # Rows of the validation split that are attacked together; workers take whole blocks, so that no outcome depends on
 # how many they are.
@@ -71,6 +72,10 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, after_epoch: AfterEpo
     else:
         model.load_state_dict(state.model)
         load_optimizer(optimizer, model, state.optimizer)
+    # A number can depend on where it was computed: recorded, for the nodes of a cluster may differ.
+    state.carried["devices"] = sorted(
+        {*state.carried.get("devices", []), *context.gather(_device_name(context.device))}
+    )
     run = _Run(fit, context, loader, model, trained, optimizer, after_epoch, _validation_blocks(fit, context))
     for epoch in range(state.epoch + 1, fit.epochs + 1):
         if state.carried.get("stopped"):
@@ -78,6 +83,11 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, after_epoch: AfterEpo
         state = _run_epoch(run, state, epoch)
         context.commit(state)
     return state
+
+
+def _device_name(device: torch.device) -> str:
+    """Model of the GPU or CPU a worker computes on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
 
 
 def _run_epoch(run: _Run, state: State, epoch: int) -> State:

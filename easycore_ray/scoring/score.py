@@ -249,6 +249,7 @@ def _finish_table(
         wall_seconds=seconds,
         device_seconds=device_seconds,
         num_workers=max(entry["num_workers"] for entry in state.history),
+        devices=state.carried.get("devices", []),
         steps=state.step,
         epochs=state.history,
         parts=[part.to_dict() for part in parts],

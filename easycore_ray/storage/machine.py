@@ -29,7 +29,7 @@ def _describe_cpu(cpuinfo: str) -> str:
     entries = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
     known = {*entries.get("flags", "").split(), *entries.get("Features", "").split()}
     found = " ".join(name for name in _INSTRUCTIONS if name in known)
-    # Virtual machines hide the model's name, but not its numbers. Arm has no names.
+    # Virtual machines hide the model's name, but not its numbers; Arm gives numbers alone.
     words = ["model name", "cpu family", "model", "CPU implementer", "CPU part"]
     model = ", ".join(
         entries[word] if word == "model name" else f"{word.removeprefix('cpu ')} {entries[word]}"

@@ -153,6 +153,7 @@ def finish_checkpoint(
         model={key: list(value) if isinstance(value, tuple) else value for key, value in fit.model.items()},
         classes=list(parents["dataset"].manifest["classes"]),
         num_workers=max(entry["num_workers"] for entry in state.history),
+        devices=state.carried.get("devices", []),
         steps=state.step,
         training_seconds=round(sum(entry["train_seconds"] for entry in state.history), 3),
         weights=files,

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from easycore_ray.core.attacks import ATTACKS, fgsm, frozen_eval, pgd, pgd_training_attack, trades_attack
+from easycore_ray.core.attacks import (
+    ATTACKS,
+    carries_gradient,
+    fgsm,
+    frozen_eval,
+    pgd,
+    pgd_training_attack,
+    trades_attack,
+)
 from easycore_ray.core.eps import NORMS
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.threat import (
@@ -371,6 +379,46 @@ def test_inputs_that_are_not_pixels_are_refused(bad):
 def test_an_empty_batch_of_inputs_is_fine():
     """No pixel is wrong where there is none."""
     check_inputs(torch.empty(0, 3, 8, 8))
+
+
+class Wrapped(nn.Module):
+    """A network with something done to its inputs or logits."""
+
+    def __init__(self, network, call):
+        super().__init__()
+        self.network, self.call = network, call
+
+    def forward(self, inputs):
+        """Logits."""
+        return self.call(self.network, inputs)
+
+
+def detached(network):
+    """A model whose logits have no way back to the pixels."""
+    return Wrapped(network, lambda network, inputs: network(inputs.detach()))
+
+
+def test_a_model_without_a_gradient_is_known_by_it(model, inputs):
+    """Detached, or classes instead of logits; a gradient that is zero is one."""
+    classes = Wrapped(model, lambda network, inputs: nn.functional.one_hot(network(inputs).argmax(dim=1)))
+    zero = Wrapped(model, lambda network, inputs: network(0 * inputs))
+
+    assert carries_gradient(model, inputs[:1])
+    assert carries_gradient(zero, inputs[:1])
+    assert not carries_gradient(detached(model), inputs[:1])
+    assert not carries_gradient(classes, inputs[:1])
+
+
+def test_a_model_without_a_gradient_is_attacked_but_not_trained_against(model, inputs, labels):
+    """FGSM moves nothing and PGD keeps its random start; a training attack that does nothing would go unnoticed."""
+    threat = {"eps": 0.1, "steps": 2, "step_size": 0.05}
+
+    assert torch.equal(fgsm(detached(model), inputs, labels, eps=0.1), inputs)
+    assert (pgd(detached(model), inputs, labels, eps=0.1) - inputs).abs().max() <= 0.1 + 1e-6
+    with pytest.raises(ValueError, match="carry no gradient to its pixels in evaluation mode"):
+        trades_attack(detached(model), inputs, **threat)
+    with pytest.raises(ValueError, match="carry no gradient to its pixels in evaluation mode"):
+        pgd_training_attack(detached(model), inputs, labels, **threat)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

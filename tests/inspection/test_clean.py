@@ -104,6 +104,7 @@ JUNK = {
     "scores/hardness/.hardness-00001.parquet.abcdefgh.tmp",
     "coreset/.keys.txt.abcdefgh.tmp",
     "dataset/shards/.train-00000.parquet.abcdefgh.tmp",
+    "scores/commits/train-0123456789ab-01234567.zip",
 }
 FOREIGN = {
     "notes.txt",
