@@ -41,9 +41,9 @@ def warn_of_other_machines(made: Artifact | Claim, parents: Iterable[Artifact]) 
     found = [(parent.path, "was made", parent.manifest) for parent in parents]
     if made.resumed:
         found.insert(0, (made.path, "was begun", paths.read_json(paths.join(made.path, RUN))))
-    told = []
+    here, told = versions(), []
     for path, verb, recorded in found:
-        if differing := "; ".join(differences(recorded, versions())):
+        if differing := "; ".join(differences(recorded, here)):
             told.append(f"{path} {verb} with {differing}")
     new = [text for text in dict.fromkeys(told) if text not in _SAID]
     if new:

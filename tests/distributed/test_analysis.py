@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 def inputs(digits, population, settings, two_workers, tmp_path_factory):
     """Fields of an analysis: two scoring runs that differ by the seed, a model trained on what they scored."""
     root = tmp_path_factory.mktemp("analysis")
-    other = score(**settings(root / "other", seed=4, num_workers=1))
+    other = score(**settings(root / "other", seed=4))
     model = train(
         dataset=digits.path, coreset=population.path, out=f"{root}/model", model="cnn", width=4, epochs=8,
         batch_size=16, augment="none", tracking_uri="none", threads_per_worker=1, num_workers=1,
