@@ -9,7 +9,6 @@ curves at all eps and the distance cannot contradict each other.
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from easycore_ray.analysis.inputs import Inputs, Model, open_analysis
 from easycore_ray.analysis.paper_claims import SampleGroup, class_mix, describe_group, finite, verdicts
 from easycore_ray.analysis.plans import plan_analyze
-from easycore_ray.analysis.score_agreement import Run, compare, network_name, open_runs
+from easycore_ray.analysis.score_agreement import Run, compare
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.config.identity import identity_fields
@@ -30,13 +30,10 @@ from easycore_ray.core.distance import boundary_distance, distances
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.seeding import generator
-from easycore_ray.core.trend_test import DECILES, deciles, draw_from_deciles
-from easycore_ray.data.coreset import read_sample_ids
-from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.core.trend_test import DECILES
+from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples, read_split
-from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice, task_demand
-from easycore_ray.evaluation.threats import check_fits
 from easycore_ray.reporting.inspect_text import count_text
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
@@ -49,50 +46,10 @@ from easycore_ray.storage.artifact import (
     content_hash,
     finish,
     giving_back,
-    open_artifact,
 )
-from easycore_ray.storage.errors import EasyCoreError
 
 ANALYSIS_PAGE = "analysis.html"
 SAMPLES, SUMMARY = "samples.parquet", "summary.json"
-LEAST_PER_DECILE = 5
-
-
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint whose training samples are attacked."""
-
-    name: str
-    artifact: Artifact
-    network: nn.Module
-    seen: NDArray[np.int64] | None
-    """Sorted ids it was trained on; None if that is not known."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything an analysis looks at, opened and checked."""
-
-    dataset: Dataset
-    runs: list[Run]
-    models: list[Model]
-    deciles: NDArray[np.int64]
-    """1 .. 10 of each of the first run's samples."""
-    drawn: NDArray[np.int64]
-    """Sorted ids of the samples that are attacked."""
-    warnings: list[str]
-
-    @property
-    def parents(self) -> dict[str, Artifact]:
-        """Artifacts by role; the first scores and checkpoint without a number."""
-        found: dict[str, Artifact] = {"dataset": self.dataset}
-        for role, artifacts in (
-            ("hardness_table", [run.hardness for run in self.runs]),
-            ("checkpoint", [model.artifact for model in self.models]),
-        ):
-            for number, artifact in enumerate(artifacts, start=1):
-                found[role if number == 1 else f"{role}_{number}"] = artifact
-        return found
 
 
 class Analysis(Artifact):
@@ -133,6 +90,7 @@ def analyze(config: AnalyzeConfig) -> Artifact:
         return made
     if inputs.models:
         with giving_back(made):
+            inputs.read_networks()
             cluster.connect()
             cluster.preflight(task_demand(config))
     samples = attack_samples(config, inputs, made)
@@ -171,74 +129,6 @@ def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples:
     return artifact
 
 
-def open_analysis(config: AnalyzeConfig) -> Inputs:
-    """Open everything, check that it belongs together, and draw the samples.
-
-    Raises:
-        EasyCoreError: says what does not fit.
-    """
-    runs = open_runs(config.scores, config.score)
-    theirs = runs[0].hardness.manifest["dataset"]
-    dataset = open_dataset(config.dataset or theirs["path"])
-    if dataset.fingerprint != theirs["fingerprint"]:
-        raise EasyCoreError(
-            f"{runs[0].hardness.path} holds scores of {theirs['path']} (fingerprint {theirs['fingerprint'][:12]}), "
-            f"not of {dataset.path} ({dataset.fingerprint[:12]}); pass the dataset that was scored"
-        )
-    count, present = len(runs[0].labels), len(np.unique(runs[0].labels))
-    if present < 2:
-        raise EasyCoreError(f"all {count:,} scored samples are of one class; an attack needs another to lead to")
-    if count < LEAST_PER_DECILE * DECILES:
-        raise EasyCoreError(
-            f"{count:,} samples are scored, {LEAST_PER_DECILE * DECILES} are needed: {LEAST_PER_DECILE} for each decile"
-        )
-    warnings: list[str] = []
-    models = _assign_names([_open_model(path, dataset, warnings) for path in config.checkpoint])
-    by_hardness = deciles(runs[0].hard, runs[0].sample_ids)
-    drawn = draw_from_deciles(by_hardness, runs[0].sample_ids, config.num_train_samples, config.seed)
-    return Inputs(dataset, runs, models, by_hardness, drawn, warnings)
-
-
-def _open_model(path: str, dataset: Dataset, warnings: list[str]) -> Model:
-    artifact, network = open_checkpoint(path)
-    check_fits(artifact, dataset)
-    parents, config, model = artifact.manifest["parents"], artifact.manifest["config"], artifact.manifest["model"]
-    name = f"{config.get('training', 'model')} {network_name(model['name'], model['width'])}"
-    if "coreset" in parents:
-        name += f" on {artifact.manifest['counts']['samples']:,}"
-    seen, problem = None, ""
-    if parents.get("dataset", {}).get("fingerprint") != dataset.fingerprint:
-        problem = "was trained on another dataset"
-    elif "coreset" not in parents:
-        seen = dataset.index("train")["sample_id"].to_numpy()
-    else:
-        try:
-            coreset = open_artifact(parents["coreset"]["path"], "coreset")
-            if coreset.fingerprint == parents["coreset"]["fingerprint"]:
-                seen = read_sample_ids(coreset)
-        except EasyCoreError:
-            pass
-        problem = "" if seen is not None else f"was trained on the coreset {parents['coreset']['path']}, which is gone"
-    if problem:
-        warnings.append(
-            f"{artifact.path} {problem}: which samples it has seen is not known, so they are not reported apart"
-        )
-    return Model(name, artifact, network, seen)
-
-
-def _assign_names(models: Sequence[Model]) -> list[Model]:
-    """The models with names that differ: by seed where that helps, else by number."""
-    names = [model.name for model in models]
-    if len(set(names)) < len(names):
-        names = [
-            f"{name}, seed {model.artifact.manifest['config'].get('seed')}"
-            for name, model in zip(names, models, strict=True)
-        ]
-    if len(set(names)) < len(names):
-        names = [f"{name} (model {number})" for number, name in enumerate(names, start=1)]
-    return [replace(model, name=name) for name, model in zip(names, models, strict=True)]
-
-
 # --- attacks ------------------------------------------------------------------------------------
 
 
@@ -253,7 +143,7 @@ def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = N
     """
     if not inputs.models:
         return _samples(inputs, [], config)
-    networks: list[Any] = [model.network for model in inputs.models]
+    networks: list[Any] = inputs.read_networks()
     if made is not None:
         import ray
 

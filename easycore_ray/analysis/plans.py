@@ -9,7 +9,7 @@ from easycore_ray.storage import paths
 
 def plan_analyze(config: AnalyzeConfig, _measure: bool = False) -> WorkPlan:
     """The plan of an analysis. Its attacks end when an image is fooled, so there is no figure for them."""
-    from easycore_ray.analysis.analyze import open_analysis
+    from easycore_ray.analysis.inputs import open_analysis
 
     inputs, out = open_analysis(config), paths.absolute(config.out)
     runs, models = len(inputs.runs), len(inputs.models)

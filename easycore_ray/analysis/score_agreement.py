@@ -17,7 +17,7 @@ from easycore_ray.config.base import from_dict
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import ScoreConfig
 from easycore_ray.core.metrics import overlap, spearman
-from easycore_ray.core.models import default_width
+from easycore_ray.core.names import default_width
 from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, lowest
 from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, hardness_column, open_hardness, read_hardness
 from easycore_ray.storage import paths

@@ -6,13 +6,15 @@ Takes numpy arrays (or CPU tensors) and gives plain floats.
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-ArrayLike: TypeAlias = NDArray | Tensor | Sequence
+if TYPE_CHECKING:  # a dry run computes without torch
+    from torch import Tensor
+
+ArrayLike: TypeAlias = "NDArray | Tensor | Sequence"
 
 
 def accuracy(correct: ArrayLike) -> float:

@@ -7,7 +7,6 @@ as ``function(num_classes=…, image_shape=…)``.
 """
 
 import importlib
-import inspect
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.names import FIXED_WIDTHS, is_user_model
+from easycore_ray.core.names import FIXED_WIDTHS, default_width, is_user_model
 from easycore_ray.core.onednn_workaround import spare_narrow_strides
 from easycore_ray.core.seeding import seeded
 
@@ -203,19 +202,6 @@ def _check_output(model: nn.Module, name: str, num_classes: int, image_shape: Se
 def _in_a_line(error: Exception) -> str:
     """An error of a user's code for a one-line message."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def default_width(name: str) -> int | None:
-    """The width that a model has by default; None for a user's, which has none.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if is_user_model(name):
-        return None
-    if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(sorted(MODELS))}; got {name!r}")
-    return inspect.signature(MODELS[name]).parameters["width"].default
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -59,6 +59,15 @@ class Dataset(Artifact):
         # Earlier releases recorded 0, or what rounding made of it; no other is that small.
         return [std if std > _LEAST_STD else 1.0 for std in self.manifest["std"]]
 
+    def describe_constant_channels(self) -> list[str]:
+        """A sentence for each channel that has one value in all training images."""
+        return [
+            f"channel {channel} is {round(255 * mean)}/255 in every training image; its standard deviation is taken as "
+            "1, so that models see it as 0"
+            for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True))
+            if std == 1.0  # no other channel of pixels in [0, 1] deviates by more than 0.5
+        ]
+
     @property
     def shard_schema(self) -> pa.Schema:
         """Arrow schema of the rows that readers give: sample_id int64, label int32, image binary."""

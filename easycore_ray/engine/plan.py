@@ -9,8 +9,8 @@ from torch import nn
 from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.loop import TrainingPlan
-from easycore_ray.core.models import build_model, default_width
-from easycore_ray.core.names import is_user_model
+from easycore_ray.core.models import build_model
+from easycore_ray.core.names import default_width, is_user_model
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.storage.errors import EasyCoreError

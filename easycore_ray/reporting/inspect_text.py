@@ -120,11 +120,29 @@ def _dataset(details: Facts) -> Iterator[str]:
         yield from _line("images", f"{_shape(details['image_shape'])}, stored {details['storage']}")
     if details.get("skipped"):
         yield from _line("skipped", f"{len(details['skipped']):,} bad images")
+    if details.get("duplicates", {}).get("images"):
+        yield from _line("duplicates", _duplicates(details["duplicates"]))
+    if details.get("passed_over"):
+        passed = ", ".join(f"{count:,} {suffix}" for suffix, count in details["passed_over"].items())
+        yield from _line("passed over", passed)
+    if "names_from" in details:
+        yield from _line("class names", f"from {details['names_from']}" if details["names_from"] else "their labels")
     histograms = details.get("class_histogram", {})
     for split, histogram in histograms.items():
         yield from _line(f"{split} classes", _histogram(details["classes"], histogram))
     if not histograms:
         yield from _line("classes", ", ".join(map(str, details["classes"])))
+
+
+def _duplicates(counted: Mapping[str, int]) -> str:
+    """Pictures that the source has more than once, and what became of them."""
+    labels = counted["with_different_labels"]
+    return (
+        f"{counted['images']:,} images are there more than once ({counted['samples']:,} samples), "
+        f"{counted['in_train_and_test']:,} of them in train and test"
+        f"{f', {labels:,} with different labels' if labels else ''}; "
+        + (f"{counted['dropped']:,} copies dropped" if counted["dropped"] else "all kept")
+    )
 
 
 def _accuracies(summary: Facts) -> Iterator[str]:

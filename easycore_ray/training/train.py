@@ -65,6 +65,8 @@ def train(config: TrainConfig) -> Artifact:
         reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
     check_resources(fit, config, made)
+    for text in dataset.describe_constant_channels():
+        say(f"train: {text}")
     with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:
         try:
             run = describe_training(config, made.path, "RUNNING")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -17,8 +19,8 @@ from easycore_ray.analysis.analyze import (
     attack_samples,
     finish_analysis,
     measure_shard,
-    open_analysis,
 )
+from easycore_ray.analysis.inputs import open_analysis
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.config.stages import TrainConfig
@@ -251,6 +253,18 @@ def test_inputs_that_do_not_belong_together_are_refused(world, tmp_path):
         with pytest.raises(EasyCoreError, match=words):
             analyze(config_of(world, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_reads_no_weights_and_loads_no_torch(world, tmp_path):
+    """It says how much there is to do after a look at manifests and scores."""
+    words = ["--scores", f"{world}/scores", "--checkpoint", f"{world}/whole", "--eval-eps", "0.1", "--dry-run"]
+    code = "import sys; from easycore_ray.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    call = [sys.executable, "-c", code, "analyze", *words, "--out", f"{tmp_path}/a"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=60)
+    *said, modules = done.stdout.splitlines()
+
+    assert "compare 1 scoring run and attack 300 training samples with each of 1 model" in said[0]
+    assert not {"torch", "ray", "mlflow", "matplotlib"} & set(modules.split())
 
 
 def test_a_model_of_unknown_training_data_is_not_told_apart_and_said_so(world, tmp_path):

@@ -9,7 +9,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 from torchvision.models.resnet import ResNet
 
-from easycore_ray.core.models import MODELS, Normalise, build_model, default_width, num_parameters
+from easycore_ray.core.models import MODELS, Normalise, build_model, num_parameters
+from easycore_ray.core.names import default_width
 
 SMALL_WIDTHS = {
     "cnn": 4,

@@ -21,7 +21,7 @@ from easycore_ray.reporting.inspect_text import WIDTH, to_text
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage import artifact
 from easycore_ray.storage.errors import EasyCoreError
-from tests.artifacts import edit_manifest, write_commits
+from tests.artifacts import edit_manifest, make_image_dataset, write_commits
 
 KINDS = {
     "dataset": "dataset",
@@ -102,6 +102,27 @@ def test_easiest_and_hardest_come_with_class_and_key(made):
         label = row["sample_id"] % 3
         assert (row["label"], row["class"]) == (label, f"class {label}")
         assert row["key"] == f"class {label}/{row['sample_id']}.png"
+
+
+def test_a_dataset_says_what_its_import_found(tmp_path):
+    """Duplicates and what became of them, where the class names are from, what was passed over."""
+    dataset = make_image_dataset(tmp_path / "dataset", [0, 1, 0, 1])
+    counted = {"images": 3, "samples": 7, "in_train_and_test": 2, "with_different_labels": 1, "dropped": 4}
+    edit_manifest(dataset.path, duplicates=counted, names_from="/a/classes.txt", passed_over={".txt": 1200, ".md": 1})
+    text = " ".join(to_text(inspect(path=dataset.path)).split())
+
+    assert (
+        "duplicates 3 images are there more than once (7 samples), 2 of them in train and test, 1 with different"
+        in text
+    )
+    assert "labels; 4 copies dropped" in text
+    assert "class names from /a/classes.txt" in text
+    assert "passed over 1,200 .txt, 1 .md" in text
+    edit_manifest(dataset.path, duplicates=counted | {"dropped": 0}, names_from="", passed_over={})
+    text = " ".join(to_text(inspect(path=dataset.path)).split())
+    assert "different labels; all kept" in text
+    assert "class names their labels" in text
+    assert "passed over" not in text
 
 
 def test_without_its_dataset_a_table_is_still_told(own):

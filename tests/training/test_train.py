@@ -34,7 +34,7 @@ from easycore_ray.training.train import (
     train,
     train_here,
 )
-from tests.artifacts import make_image_dataset
+from tests.artifacts import edit_manifest, make_image_dataset
 
 # With this seed, robust accuracy on the validation split is highest after epoch 2 and clean accuracy after epoch 3.
 SEED = 35
@@ -428,4 +428,21 @@ def test_a_diverged_trial_keeps_its_last_good_model(dataset, tmp_path):
     assert (
         open_dataset(dataset.path).num_classes
         == open_checkpoint(f"{trial.train.out}/last_good")[1](torch.zeros(1, 1, 4, 4)).shape[1]
+    )
+
+
+@pytest.mark.ray
+def test_a_constant_channel_is_said(ray_session, tmp_path, monkeypatch, capsys):
+    """Also for datasets of earlier releases, whose manifest says 0."""
+    dataset = make_image_dataset(tmp_path / "dataset", [0, 1, 2] * 8)
+    edit_manifest(dataset.path, mean=[77 / 255], std=[0.0])
+
+    def stop(*_, **__):
+        raise EasyCoreError("far enough")
+
+    monkeypatch.setattr("easycore_ray.training.train.fit_tracked", stop)
+    with pytest.raises(EasyCoreError, match="far enough"):
+        train(settings(dataset, out=f"{tmp_path}/out", batch_size=8))
+    assert "train: channel 0 is 77/255 in every training image; its standard deviation is taken as 1" in (
+        capsys.readouterr().err
     )

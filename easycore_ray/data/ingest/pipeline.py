@@ -36,7 +36,7 @@ from easycore_ray.data.ingest.duplicates import (
 from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
 from easycore_ray.data.ingest.remarks import count_remarks, describe_remarks
-from easycore_ray.data.ingest.sources import list_configured
+from easycore_ray.data.ingest.sources import list_configured, names_place
 from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement, assign_splits, class_names, place
 from easycore_ray.data.shards import Layout, Written
 from easycore_ray.runtime import cluster
@@ -87,7 +87,7 @@ def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
     labels, own = rows["label"].to_numpy(), _own_splits(source, rows)
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     splits = assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
-    classes = class_names(labels, splits, source.classes)
+    classes = class_names(labels, splits, source.classes, where=names_place(source, config.source))
     _check_several_classes(classes, allow_one_class=config.allow_one_class)
     if not dropped:
         counted |= count_copies(find_copies(rows["content"]), splits, labels)
@@ -317,14 +317,8 @@ def _moments(rows: pa.Table, layout: Layout) -> tuple[list[float], list[float], 
     return [total / count / 255 for total in sums], std, constant
 
 
-def _say_findings(found: Mapping[str, Any], on_duplicate: OnDuplicate) -> None:
-    """What a user should know of the images, a line each."""
-    for channel in found["constant_channels"]:
-        value = round(255 * found["mean"][channel])
-        say(
-            f"prepare: channel {channel} is {value}/255 in every training image; its standard deviation is taken as 1, "
-            "so that models see it as 0"
-        )
+def _say_copies(found: Mapping[str, Any], on_duplicate: OnDuplicate) -> None:
+    """What a user should know of pictures that are there more than once, in a line."""
     counted = found["duplicates"]
     if counted["dropped"]:
         then = f"{counted['dropped']:,} copies are dropped, so that ids are others than without --on-duplicate drop"
@@ -373,7 +367,9 @@ def prepare(config: PrepareConfig) -> Artifact:
         wall_seconds=seconds,
         **imported.details,
     )
-    _say_findings(artifact.manifest, config.on_duplicate)
     found = artifact.manifest
+    for text in Dataset(out, found).describe_constant_channels():
+        say(f"prepare: {text}")
+    _say_copies(found, config.on_duplicate)
     say(f"prepare: {describe_dataset(found)} in {duration(seconds)} → {out}; {_describe_source(found)}")
     return artifact

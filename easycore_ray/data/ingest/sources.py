@@ -105,7 +105,7 @@ def list_source(
 def _with_test(source: Source, other: Source, name: str, other_name: str) -> Source:
     """The source with the other's test split, or all of the other if it has none of that name."""
     split: Split = "test" if "test" in other.pieces else next(iter(other.pieces))
-    places = {"place": _place(other, other_name), "classes_place": _place(source, name)}
+    places = {"place": names_place(other, other_name), "classes_place": names_place(source, name)}
     pieces = name_labels(other.pieces[split], other.classes, source.classes, **places)
     return replace(
         source,
@@ -124,15 +124,15 @@ def _with_test(source: Source, other: Source, name: str, other_name: str) -> Sou
 def _with_classes(source: Source, name: str, path: str) -> Source:
     """The source with the class names of a file."""
     classes = read_classes(path)
-    places = {"place": _place(source, name), "classes_place": path}
+    places = {"place": names_place(source, name), "classes_place": path}
     # Labels of image folders are names already, which no other list can stand for.
     put = name_labels if source.names_from == FOLDERS else rename_classes
     pieces = {split: put(found, source.classes, classes, **places) for split, found in source.pieces.items()}
     return replace(source, pieces=pieces, classes=classes, names_from=path, files=_and_file(source.files, path))
 
 
-def _place(source: Source, name: str) -> str:
-    """Where the class names of a source come from, for a message."""
+def names_place(source: Source, name: str) -> str:
+    """The file or folder that the class names of a source come from, for a message; ``name`` where it names none."""
     return source.names_from if source.names_from.startswith(("/", "s3:", "gs:")) else name
 
 

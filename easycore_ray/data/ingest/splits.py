@@ -112,13 +112,16 @@ def _spare_last_images(quotas: dict[int, int], labels: NDArray[np.integer]) -> d
     return dict(zip(classes.tolist(), taken.tolist(), strict=True))
 
 
-def class_names(labels: NDArray[np.integer], splits: NDArray[np.integer], known: Sequence[str] | None) -> list[str]:
+def class_names(
+    labels: NDArray[np.integer], splits: NDArray[np.integer], known: Sequence[str] | None, *, where: str = "the source"
+) -> list[str]:
     """Names of the classes in label order: the known ones, or the labels themselves.
 
     Args:
         labels: (N,), at least 0.
-        splits: (N,), 0 for train.
-        known: names in label order, if the source has some.
+        splits: (N,), index into ``SPLITS``.
+        known: names by label; None if the source has none.
+        where: the file or folder that the names or labels come from, for messages.
 
     Raises:
         EasyCoreError: a class has no training image, or labels count from 1.
@@ -127,8 +130,8 @@ def class_names(labels: NDArray[np.integer], splits: NDArray[np.integer], known:
     there = np.unique(labels[splits == TRAIN])
     if known is None and len(there) == count - 1 and there[0] == 1:  # each of 1 .. count - 1
         raise EasyCoreError(
-            f"labels are 1 .. {count - 1}, and none is 0: they seem to count from 1; they have to count from 0, so "
-            "write them as label - 1"
+            f"labels of {where} are 1 .. {count - 1}, and none is 0: they seem to count from 1; they have to count "
+            "from 0, so write them as label - 1"
         )
     if len(there) < count:
         # Set difference would list every number up to a stray label of a billion.
@@ -136,8 +139,8 @@ def class_names(labels: NDArray[np.integer], splits: NDArray[np.integer], known:
         first = int(gaps[0]) if len(gaps) else len(there)
         named = f"{first} ({known[first]})" if known else f"{first}"
         raise EasyCoreError(
-            f"{count - len(there):,} of {count:,} classes have no training image, the first is class {named}; "
-            "add images, or remove the class from the source or its list of classes"
+            f"{count - len(there):,} of {count:,} classes of {where} have no training image, the first is class "
+            f"{named}; add images, or remove the class from the source or its list of classes"
         )
     return list(known) if known else [str(label) for label in range(count)]
 

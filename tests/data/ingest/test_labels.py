@@ -184,7 +184,7 @@ class TestColumns:
 class TestNumbers:
     def test_labels_that_count_from_one_are_recognised(self):
         """Class 0 has no image, and all others have some."""
-        with pytest.raises(EasyCoreError, match=r"labels are 1 \.\. 3, .* count from 1.*label - 1"):
+        with pytest.raises(EasyCoreError, match=r"labels of the source are 1 \.\. 3, .* count from 1.*label - 1"):
             class_names(np.array([1, 2, 3, 1]), np.full(4, TRAIN), None)
 
     def test_a_label_beyond_the_last_name_may_count_from_one(self):

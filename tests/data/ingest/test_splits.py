@@ -74,9 +74,10 @@ class TestClasses:
         assert class_names(np.array([2, 0, 1]), np.zeros(3), None) == ["0", "1", "2"]
 
     def test_a_class_without_training_image_is_refused_by_name(self):
-        """A class that only the test split has cannot be learned."""
-        with pytest.raises(EasyCoreError, match=r"1 of 3 classes have no training image, the first is class 1 \(dog\)"):
-            class_names(np.array([0, 1, 2]), np.array([TRAIN, TEST, TRAIN]), ["cat", "dog", "emu"])
+        """A class that only the test split has cannot be learned; the list or folder of it is named."""
+        labels, splits, words = np.array([0, 1, 2]), np.array([TRAIN, TEST, TRAIN]), "have no training image, the first"
+        with pytest.raises(EasyCoreError, match=rf"1 of 3 classes of /a/list.txt {words} is class 1 \(dog\)"):
+            class_names(labels, splits, ["cat", "dog", "emu"], where="/a/list.txt")
 
     def test_a_stray_label_is_refused_without_listing_all_below_it(self):
         """A label of two billion is answered at once."""
