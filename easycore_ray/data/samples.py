@@ -69,6 +69,29 @@ def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | N
     return Samples(torch.from_numpy(ids.copy()), images, labels)
 
 
+def block_of_split(
+    dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None, number: int, count: int
+) -> NDArray[np.int64]:
+    """Ids, ascending, of one of ``count`` nearly equal parts of a split, or of some of its samples.
+
+    Parts are cut in stored order: each lies in few shards, and is a fair mixture, as rows are placed at random.
+
+    Args:
+        dataset: where to look.
+        split: train, val or test.
+        sample_ids: integers (N,), unique, in any order; all of the split if None.
+        number: of the part, 0 .. count − 1.
+        count: of parts.
+
+    Raises:
+        EasyCoreError: see ``read_split``.
+    """
+    places = locate_samples(dataset, split, sample_ids)
+    stored = np.lexsort((places["row"].to_numpy(), places["shard"].to_numpy()))
+    start, stop = (part * len(stored) // count for part in (number, number + 1))
+    return places["sample_id"].to_numpy()[np.sort(stored[start:stop])]
+
+
 def ray_dataset(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None = None) -> ray.data.Dataset:
     """A split, or the samples of these ids, as a Ray dataset in stored order.
 

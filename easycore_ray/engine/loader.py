@@ -3,8 +3,8 @@
 Every row reaches exactly one worker in every epoch, and every worker has the same number of batches,
 none of them empty. Ray Train splits a dataset into equal shares and drops the rest (up to
 world_size − 1 rows, others each epoch), so padding rows with ``sample_id = −1`` complete it and leave
-here, before any model sees them. A share that fits in memory is fetched once and kept; a larger one
-is streamed from Ray Data twice an epoch.
+here, before any model sees them. A share that fits in memory is read once, by its worker, and kept; a
+larger one is streamed from Ray Data twice an epoch.
 """
 
 import math
@@ -18,8 +18,9 @@ import ray.train
 import torch
 
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.data.dataset import Dataset
-from easycore_ray.data.samples import Samples, table_to_samples
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.samples import Samples, block_of_split, read_split, table_to_samples
+from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run_identity import fits_cache
 from easycore_ray.engine.shares import Share, _padding, batches_per_epoch
 
@@ -173,14 +174,15 @@ def padding_rows(schema: pa.Schema, count: int) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def open_loader(
-    shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, batch_size: int, seed: int, cache_gib: float
-) -> Loader:
-    """This worker's loader: in memory if its share takes at most ``cache_gib`` GiB of uint8 pixels, else streamed."""
-    num_batches = batches_per_epoch(share.num_rows, batch_size)
-    if not fits_cache(share, dataset, cache_gib):
+def open_loader(fit: Fit, share: Share) -> Loader:
+    """This worker's loader: in memory if its share takes at most ``fit.cache_gib`` GiB of uint8 pixels, else streamed.
+
+    A share that is kept is read from the shards themselves, so that Ray Data has nothing to start.
+    """
+    dataset = open_dataset(fit.dataset)
+    num_batches, seed = batches_per_epoch(share.num_rows, fit.batch_size), fit.plan.seed
+    if not fits_cache(share, dataset, fit.cache_gib):
+        shard = ray.train.get_dataset_shard("train")
         return StreamLoader(shard, dataset, share, num_batches=num_batches, seed=seed)
-    tables = shard.iter_batches(batch_format="pyarrow", batch_size=4096)
-    pieces = [table_to_samples(real, dataset) for table in tables if (real := drop_padding(table)).num_rows]
-    rows = Samples(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))
-    return MemoryLoader(rows, num_batches=num_batches, seed=seed, rank=share.rank)
+    ids = block_of_split(dataset, "train", fit.sample_ids, share.rank, share.world_size)
+    return MemoryLoader(read_split(dataset, "train", ids), num_batches=num_batches, seed=seed, rank=share.rank)

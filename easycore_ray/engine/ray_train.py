@@ -14,6 +14,7 @@ from easycore_ray.engine.loader import ExactDataConfig, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import AfterEpoch, run_epochs
 from easycore_ray.engine.run_history import train_run_name
+from easycore_ray.engine.run_identity import ways_of_loading
 from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State, load_state
 from easycore_ray.engine.worker_group import RayContext
@@ -115,7 +116,8 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
 
     fit: Fit = work["fit"]
     dataset = open_dataset(fit.dataset)
-    rows = ray_dataset(dataset, "train", fit.sample_ids)
+    streams = "streamed" in ways_of_loading(config, dataset, fit.num_rows)
+    datasets = {"train": ray_dataset(dataset, "train", fit.sample_ids)} if streams else None
     filesystem, root = paths.locate(storage)
     resources = {"CPU": demand_of(config, config.num_workers).cpus_per_worker}
     if config.gpus_per_worker:
@@ -131,7 +133,7 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
                 use_gpu=config.gpus_per_worker > 0,
                 resources_per_worker=resources,
             ),
-            datasets={"train": rows},
+            datasets=datasets,
             dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -214,19 +216,10 @@ def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int]) -> clu
 
 def _worker(work: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
-    import ray.train
-
     fit: Fit = work["fit"]
     try:
         context = RayContext(work["progress_actor"])
-        loader = open_loader(
-            ray.train.get_dataset_shard("train"),
-            open_dataset(fit.dataset),
-            Share(fit.num_rows, context.world_size, context.rank),
-            batch_size=fit.batch_size,
-            seed=fit.plan.seed,
-            cache_gib=fit.cache_gib,
-        )
+        loader = open_loader(fit, Share(fit.num_rows, context.world_size, context.rank))
         run_epochs(fit, context, loader, work["after_epoch"])
     except HaltedError as error:
         # All workers are here, so the run may end well, with its last commit.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from easycore_ray.config.base import ComputeConfig
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.data.coreset import count_run_rows
@@ -11,7 +12,7 @@ from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.storage.artifact import Artifact, Claim
 
 
-def ways_of_loading(config: TrainConfig | ScoreConfig, dataset: Dataset, num_rows: int) -> list[str]:
+def ways_of_loading(config: ComputeConfig, dataset: Dataset, num_rows: int) -> list[str]:
     """``cached`` or ``streamed`` for each number of workers the run may have, fewest first.
 
     Args:

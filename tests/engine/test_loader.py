@@ -9,10 +9,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from easycore_ray.data.samples import Samples
+from easycore_ray.data.dataset import locate_samples, open_dataset
+from easycore_ray.data.samples import Samples, block_of_split
 from easycore_ray.engine.loader import PAD_ID, SCORE_BATCH, MemoryLoader, drop_padding, padding_rows, rebatch
 from easycore_ray.engine.shares import batches_per_epoch, check_share
 from easycore_ray.storage.errors import EasyCoreError
+from tests.artifacts import make_image_dataset
 
 RAW = pa.schema({"sample_id": pa.int64(), "label": pa.int32(), "image": pa.binary(4)})
 
@@ -38,6 +40,30 @@ def situations(draw):
     assume(-(-num_rows // world) - -num_rows % world >= -(-num_rows // batch_size))
     check_share(num_rows, batch_size, [world])
     return num_rows, world, batch_size
+
+
+# ---------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("some", [False, True])
+def test_blocks_have_every_sample_once_and_lie_in_stored_order(tmp_path, workers, some):
+    """Whatever the number of workers; sizes differ by one at most, and each block is a piece of what is stored."""
+    dataset = open_dataset(make_image_dataset(tmp_path, [number % 3 for number in range(50)]).path)
+    chosen = np.random.default_rng(0).permutation(50)[:31] if some else None
+    blocks = [block_of_split(dataset, "train", chosen, rank, workers) for rank in range(workers)]
+    places = locate_samples(dataset, "train", None)
+    stored = places["sample_id"].to_numpy()[np.lexsort((places["row"].to_numpy(), places["shard"].to_numpy()))]
+    wanted = stored if chosen is None else stored[np.isin(stored, chosen)]
+
+    assert [set(block) for block in blocks] == [set(part) for part in split_evenly(wanted, workers)]
+    assert all((np.diff(block) > 0).all() for block in blocks)
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+
+
+def split_evenly(rows, count):
+    """Consecutive parts that end at the whole number below their share."""
+    return np.split(rows, [part * len(rows) // count for part in range(1, count)])
 
 
 # ---------------------------------------------------------------- counts
