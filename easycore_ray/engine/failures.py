@@ -1,5 +1,7 @@
 """What ended the workers of a run: an error of their own, which would come again, or the loss of a process."""
 
+import os
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -28,8 +30,10 @@ def describe_error(error: Exception) -> WorkerError:
     raised = cause if isinstance(cause, Exception) else error
     if isinstance(raised, EasyCoreError):
         return WorkerError(str(raised), repeats=True)
-    if paths.is_full(raised):
-        return WorkerError(f"{_one_line(raised)}; {paths.MAKE_ROOM}", repeats=True)
+    if isinstance(raised, OSError) and paths.is_full(raised):
+        place = f"--out or its temporary folder, {tempfile.gettempdir()}"
+        why = f"a worker cannot write to {place}: {os.strerror(raised.errno or 0)}"
+        return WorkerError(f"{why}; {paths.MAKE_ROOM}", repeats=True)
     frames = traceback.extract_tb(error.__traceback__)
     elsewhere = (
         isinstance(raised, OSError)
