@@ -19,7 +19,7 @@ from easycore_ray.data.index import INDEX_SCHEMA, write_index
 from easycore_ray.reporting.html import ReportData
 from easycore_ray.reporting.image_grid import Images
 from easycore_ray.reporting.score_plots import Mix
-from easycore_ray.storage import artifact, paths
+from easycore_ray.storage import artifact, paths, provenance
 from easycore_ray.storage.artifact import Claim
 
 ARMS = ("easycore", "easycore/class", "random", "hardest")
@@ -202,7 +202,7 @@ def make_sweep(root, rows):
         done(root / "sweep/coresets" / f"{arm.replace('/', '-')}_f{fraction}", "coreset", method=known.method,
              score=known.score, balance=known.balance, fraction=fraction,
              class_histogram=mix_of(arm, fraction))  # fmt: skip
-    lineage = {"parents": {}, "config": {"norm": "linf"}, "versions": artifact.versions(), "git_commit": "abc123"}
+    lineage = {"parents": {}, "config": {"norm": "linf"}, "versions": provenance.versions(), "git_commit": "abc123"}
     paths.write_json(f"{root}/sweep/summary.json", {"rows": rows, "curves": make_curves(rows), "lineage": lineage})
     return done(root / "sweep", "sweep", {"dataset": dataset, "scores": scores},
                 counts={"rows": len(rows), "trials": 3 * len(rows)}, device_seconds=5400.0)  # fmt: skip

@@ -156,6 +156,11 @@ def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = N
         for chunk in chunks
     ]
     names = [f"{number:03d}-{chunk[0]:012d}" for number in range(len(networks)) for chunk in chunks]
+
+    def fits(number: int, table: pa.Table) -> bool:
+        ids = chunks[number % len(chunks)]
+        return "sample_id" in table.column_names and np.array_equal(table["sample_id"].to_numpy(), ids)
+
     tables = map_tasks(
         _attack_task,
         items,
@@ -163,7 +168,7 @@ def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = N
         resources=None if made is None else worker_resources(config),
         rows=[len(chunk) for _ in networks for chunk in chunks],
         unit="images",
-        kept=None if made is None else KeptResults(made, names),
+        kept=None if made is None else KeptResults(made, names, fits),
     )
     starts = range(0, len(tables), len(chunks))
     return _samples(inputs, [pa.concat_tables(tables[start : start + len(chunks)]) for start in starts], config)

@@ -10,6 +10,9 @@ from easycore_ray.config.presets import PRESETS, STUDIES
 from easycore_ray.config.stages import EvaluateConfig, PrepareConfig, ScoreConfig, TrainConfig
 from easycore_ray.storage.errors import EasyCoreError
 
+# What is said of the folder as it is found, never of the result.
+_OF_ONE_CALL = ("overwrite", "take_over")
+
 
 def saved_fields(kind: type[Any], path: str) -> dict[str, Any]:
     """What the configuration in a manifest says of a job.
@@ -25,7 +28,7 @@ def saved_fields(kind: type[Any], path: str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
         raise EasyCoreError(f"{path} holds no configuration; pass the manifest.json of an artifact")
     config = from_dict(kind, manifest["config"])
-    return {key: value for key, value in vars(config).items() if value is not None and key != "overwrite"}
+    return {key: value for key, value in vars(config).items() if value is not None and key not in _OF_ONE_CALL}
 
 
 def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
         "dataset",
         "scores",
         "coreset",
-        "overwrite",
+        *_OF_ONE_CALL,
     }
     found = {key: value for key, value in vars(source).items() if key in names}
     if kind in stages:
@@ -71,4 +74,4 @@ def _study_fields(preset: str) -> dict[str, Any]:
     if preset not in STUDIES:
         raise EasyCoreError(f"unknown preset {preset!r} of a study; allowed are {', '.join(STUDIES)}")
     config = STUDIES[preset]("pending", "pending")
-    return {key: value for key, value in vars(config).items() if key not in ("out", "dataset", "overwrite")}
+    return {key: value for key, value in vars(config).items() if key not in ("out", "dataset", *_OF_ONE_CALL)}

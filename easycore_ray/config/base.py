@@ -166,8 +166,10 @@ def verb(
         @functools.wraps(function)
         def call(config: Any = None, /, **fields: Any) -> Any:
             from easycore_ray.storage.artifact import Artifact
+            from easycore_ray.storage.lease import released_at_the_end
 
-            done = function(_configure(function.__name__, kind, config, fields))
+            with released_at_the_end():
+                done = function(_configure(function.__name__, kind, config, fields))
             return gives(done.path, done.manifest) if isinstance(done, Artifact) else done
 
         def call_plan(config: Any = None, /, *, measure: bool = False, **fields: Any) -> WorkPlan:
@@ -232,6 +234,8 @@ class JobConfig(Checked):
     """Folder of the result: local path, s3:// or gs://. New, empty, or an earlier run of the same job."""
     overwrite: Flag = setting(default=False, identity=False, group="output")
     """Replace a result in --out that was made with another configuration or input."""
+    take_over: Flag = setting(default=False, identity=False, group="output")
+    """Go on in --out also where another command is at work: that one ends at its next commit."""
 
 
 @configuration

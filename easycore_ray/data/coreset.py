@@ -55,5 +55,15 @@ def count_run_rows(dataset: Dataset, parents: Mapping[str, Artifact]) -> int:
 
 
 def read_sample_ids(coreset: Artifact) -> np.ndarray:
-    """The kept ids: int64 (k,), ascending."""
-    return np.load(io.BytesIO(paths.read_bytes(paths.join(coreset.path, "sample_ids.npy"))), allow_pickle=False)
+    """The kept ids: int64 (k,), ascending.
+
+    Raises:
+        EasyCoreError: their file is missing or damaged.
+    """
+    where = paths.join(coreset.path, "sample_ids.npy")
+    try:
+        return np.load(io.BytesIO(paths.read_bytes(where)), allow_pickle=False)
+    except EasyCoreError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        raise EasyCoreError(f"{where} cannot be read ({error}); it is damaged") from error

@@ -62,9 +62,13 @@ def write_index(index: pa.Table, folder: str) -> None:
 
 
 def read_index(folder: str, split: str) -> pa.Table:
-    """The rows of a split, of ``INDEX_SCHEMA`` (sample_id int64, label int32 and others), sorted by ``sample_id``."""
+    """The rows of a split, of ``INDEX_SCHEMA`` (sample_id int64, label int32 and others), sorted by ``sample_id``.
+
+    Raises:
+        EasyCoreError: the file is missing or damaged.
+    """
     path = paths.join(folder, INDEX_FILE)
-    with paths.open_input(path) as stream:
+    with paths.damage_named(path), paths.open_input(path) as stream:
         return pq.read_table(stream, filters=[("split", "==", split)], pre_buffer=paths.is_remote(path))
 
 
@@ -82,13 +86,14 @@ def read_index_range(folder: str, split: str, first_id: int, last_id: int, colum
     """
     filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
     wanted = [("split", "==", split), ("sample_id", ">=", first_id), ("sample_id", "<=", last_id)]
-    return pq.read_table(inner, filesystem=filesystem, filters=wanted, columns=columns)
+    with paths.damage_named(paths.join(folder, INDEX_FILE)):
+        return pq.read_table(inner, filesystem=filesystem, filters=wanted, columns=columns)
 
 
 def index_spans(folder: str, split: str, most_rows: int) -> list[Span]:
     """The split in id order, cut where row groups end, into spans of about ``most_rows`` samples."""
     filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
-    with filesystem.open_input_file(inner) as stream:
+    with paths.damage_named(paths.join(folder, INDEX_FILE)), filesystem.open_input_file(inner) as stream:
         metadata = pq.ParquetFile(stream).metadata
     found: list[Span] = []
     for number in range(metadata.num_row_groups):

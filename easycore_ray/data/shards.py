@@ -149,8 +149,11 @@ def read_rows(path: str, rows: NDArray[np.integer] | None = None) -> pa.Table:
     Args:
         path: of the shard.
         rows: integers (n,), positions in the shard, in the order wanted; all rows if None.
+
+    Raises:
+        EasyCoreError: the file is missing or damaged.
     """
-    with paths.open_input(path) as stream:
+    with paths.damage_named(path), paths.open_input(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=paths.is_remote(path))
         if rows is None:
             return _plain(file.read(columns=COLUMNS))

@@ -13,7 +13,7 @@ from easycore_ray.engine.failures import describe_error, first_failure
 from easycore_ray.engine.loader import ExactDataConfig, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import AfterEpoch, run_epochs
-from easycore_ray.engine.run_history import train_run_name
+from easycore_ray.engine.run_history import check_committed_states, train_run_name
 from easycore_ray.engine.run_identity import ways_of_loading
 from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State, load_state
@@ -40,6 +40,7 @@ def fit_on_ray(
     label: str,
     after_epoch: AfterEpoch | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    made: Claim | None = None,
 ) -> State:
     """Run on Ray Train workers, resuming from the last commit of the same ``storage`` and ``name``.
 
@@ -51,6 +52,7 @@ def fit_on_ray(
         label: what the progress line says.
         after_epoch: see ``AfterEpoch``; a function that can be pickled.
         on_metrics: called in this process with (epoch, metrics) as epochs are committed.
+        made: the claim of the run's artifact, checked before each commit.
 
     Returns:
         The state after the last epoch.
@@ -60,8 +62,9 @@ def fit_on_ray(
         EasyCoreError: a worker raised what another attempt would raise again, or workers were lost too often.
     """
     paths.make_dir(storage)
+    check_committed_states(paths.join(storage, name))
     with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as actor, _quiet():
-        work = {"fit": fit, "after_epoch": after_epoch, "progress_actor": actor}
+        work = {"fit": fit, "after_epoch": after_epoch, "progress_actor": actor, "claim": made}
         make_trainer = _trainer_factory(work, config, storage, name)
         result = _fit_with_retries(make_trainer, config.max_failures, label)
     answer = result.return_value or {}
@@ -106,6 +109,7 @@ def fit_tracked(
         label=label,
         after_epoch=after_epoch,
         on_metrics=lambda epoch, metrics: tracker.send(replace(run, points={epoch: metrics})),
+        made=made,
     )
 
 
@@ -218,7 +222,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     fit: Fit = work["fit"]
     try:
-        context = RayContext(work["progress_actor"])
+        context = RayContext(work["progress_actor"], work["claim"])
         loader = open_loader(fit, Share(fit.num_rows, context.world_size, context.rank))
         run_epochs(fit, context, loader, work["after_epoch"])
     except HaltedError as error:

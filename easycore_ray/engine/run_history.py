@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,10 +10,14 @@ from typing import Any
 
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN
+from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun
 
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
+
+COMMIT_NAME = re.compile(r"epoch-\d{5,}-[0-9a-f]{12}")
+"""Names of the folders of training states, see ``RayContext.commit``."""
 
 # As Ray Train names it.
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -50,9 +55,36 @@ def read_committed_history(storage: str) -> list[dict[str, float]]:
         if paths.exists(storage + ".zip"):
             return read_local_commit(storage + ".zip")["history"]
         latest = paths.read_json(paths.join(storage, _SNAPSHOT))["latest_checkpoint_result"]
+        if not COMMIT_NAME.fullmatch(latest["checkpoint_dir_name"]):
+            return []
         return paths.read_json(paths.join(storage, latest["checkpoint_dir_name"], "state.json"))["history"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return []
+
+
+def check_committed_states(storage: str) -> None:
+    """Make sure that Ray Train's record of a run can be read, and names states that are there, before it is resumed.
+
+    Args:
+        storage: folder of Ray Train's run, ``<out>/commits/<run name>``; nothing need be there.
+
+    Raises:
+        EasyCoreError: it is damaged.
+    """
+    record = paths.join(storage, _SNAPSHOT)
+    if not paths.exists(record):
+        return
+    try:
+        content = paths.read_json(record)
+        results = [*content["checkpoint_results"], content["latest_checkpoint_result"]]
+        names = [str(result["checkpoint_dir_name"]) for result in results if result]
+    except (EasyCoreError, KeyError, TypeError) as error:
+        raise EasyCoreError(f"{record} is damaged; pass --overwrite to begin again") from error
+    for name in names:
+        if not COMMIT_NAME.fullmatch(name) or not paths.exists(paths.join(storage, name, "state.json")):
+            raise EasyCoreError(
+                f"{record} names the training state {name!r}, which is not there; pass --overwrite to begin again"
+            )
 
 
 def describe_training_run(path: str, verb: str, new: TrackedRun, status: str) -> TrackedRun:

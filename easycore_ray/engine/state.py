@@ -1,5 +1,6 @@
 """The state of a training run: what a commit holds, and its files (safetensors and JSON, no pickle)."""
 
+import hashlib
 import io
 import json
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -80,13 +82,33 @@ def save_state(folder: str, state: State) -> None:
         save_file(state.best, Path(folder) / BEST)
     carried = {name: value for name, value in state.carried.items() if name not in tensors}
     content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": carried,
-               "best_epoch": state.best_epoch}  # fmt: skip
+               "best_epoch": state.best_epoch, "sha256": _hashes(folder)}  # fmt: skip
     (Path(folder) / "state.json").write_text(json.dumps(content))
 
 
-def load_state(folder: str) -> State:
-    """Read what ``save_state`` wrote."""
-    content = json.loads((Path(folder) / "state.json").read_text())
+def load_state(folder: str, where: str | None = None) -> State:
+    """Read what ``save_state`` wrote; ``where`` it comes from, for errors, if not from there.
+
+    Raises:
+        EasyCoreError: a file is missing, damaged, or another than was written.
+    """
+    try:
+        content = json.loads((Path(folder) / "state.json").read_text())
+        known = content.get("sha256")  # states of older releases have none
+        if known is not None:
+            found = _hashes(folder)
+            names = sorted(name for name in known | found if known.get(name) != found.get(name))
+            if names:
+                raise EasyCoreError(f"not as written: {', '.join(names)}")
+        return _read_state(folder, content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        why = str(error) or type(error).__name__
+        raise EasyCoreError(
+            f"the training state in {where or folder} is damaged ({why}); pass --overwrite to begin again"
+        ) from error
+
+
+def _read_state(folder: str, content: dict[str, Any]) -> State:
     model, best_epoch = load_file(Path(folder) / LAST), content.get("best_epoch", 0)
     return State(
         content["epoch"],
@@ -111,8 +133,31 @@ def pack_state(state: State) -> bytes:
     return buffer.getvalue()
 
 
-def unpack_state(content: bytes) -> State:
-    """Read what ``pack_state`` gave."""
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(io.BytesIO(content)) as archive:
-        archive.extractall(folder)
-        return load_state(folder)
+def unpack_state(content: bytes, where: str) -> State:
+    """Read what ``pack_state`` gave.
+
+    Args:
+        content: all of it.
+        where: it comes from, for errors.
+
+    Raises:
+        EasyCoreError: it is damaged.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                archive.extractall(folder)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise EasyCoreError(
+                f"the training state in {where} is damaged ({error}); pass --overwrite to begin again"
+            ) from error
+        return load_state(folder, where)
+
+
+def _hashes(folder: str) -> dict[str, str]:
+    """The sha256 (hex) of each file of tensors in a folder, by name."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with path.open("rb") as stream:
+            found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found

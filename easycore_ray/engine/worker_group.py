@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from easycore_ray.engine.state import State, load_state, pack_state, save_state, unpack_state
 from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import Claim
 
 # Workers report their progress at most this often.
 _POST_SECONDS = 0.2
@@ -76,7 +77,7 @@ class LocalContext:
         """See ``Context``."""
         if self._commit_file is None or not paths.exists(self._commit_file):
             return None
-        return unpack_state(paths.read_bytes(self._commit_file))
+        return unpack_state(paths.read_bytes(self._commit_file), self._commit_file)
 
     def commit(self, state: State) -> None:
         """See ``Context``: the file appears whole, in the place of the one before."""
@@ -104,7 +105,7 @@ class LocalContext:
 class RayContext:
     """One of the workers Ray Train started."""
 
-    def __init__(self, progress_actor: Any) -> None:
+    def __init__(self, progress_actor: Any, claim: Claim | None = None) -> None:
         import ray.train
         import ray.train.collective
         import ray.train.torch
@@ -114,7 +115,7 @@ class RayContext:
         self.device = ray.train.torch.get_device()
         attempt = uuid.uuid4().hex[:12] if self.rank == 0 else None
         self.attempt = ray.train.collective.broadcast_from_rank_zero(attempt)
-        self._progress_actor = progress_actor
+        self._progress_actor, self._claim = progress_actor, claim
         self._news: tuple[float, str] | None = None
         self._posted = -math.inf
 
@@ -132,6 +133,8 @@ class RayContext:
         """See ``Context``: the checkpoint's registration by the Train controller is the commit point."""
         import ray.train
 
+        if self.rank == 0 and self._claim is not None:
+            self._claim.check()
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:

@@ -1,7 +1,7 @@
 """Attacks in fixed shards of the evaluated images, as Ray tasks or in this process."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +71,20 @@ def attack_rows(
         shard = Samples(*(column[start : start + SHARD_ROWS] for column in rows))
         return attack_shard(model, shard, threats, device=device, first=start == 0)
 
-    kept = None if made is None or AUTOATTACK not in threats.attack else KeptResults(made, _shard_names(starts))
+    chunks = [rows.sample_ids[start : start + SHARD_ROWS].numpy() for start in starts]
+    keeps = made is not None and AUTOATTACK in threats.attack
+    kept = kept_shards(made, threats, chunks) if made is not None and keeps else None
     return merge_shards(map_tasks(attack, [(start,) for start in starts], label="evaluate", kept=kept))
 
 
-def _shard_names(starts: Iterable[int]) -> list[str]:
-    return [f"{start:09d}" for start in starts]
+def kept_shards(made: Claim, threats: Threats, chunks: Sequence[np.ndarray]) -> KeptResults:
+    """Where the outcomes of shards are kept until all are made, by the ids (int64) of each shard."""
+    columns = ["sample_id", "label", "clean_correct", *threats.columns()]
+
+    def fits(number: int, table: pa.Table) -> bool:
+        return table.column_names == columns and np.array_equal(table["sample_id"].to_numpy(), chunks[number])
+
+    return KeptResults(made, [f"{number * SHARD_ROWS:09d}" for number in range(len(chunks))], fits)
 
 
 def merge_shards(shards: list[pa.Table]) -> pa.Table:
@@ -193,7 +201,7 @@ def _attack_on_ray(
     ]
     return merge_shards(map_tasks(
         _attack_task, items, label="evaluate", resources=worker_resources(config), rows=list(map(len, chunks)),
-        unit="images", kept=KeptResults(made, _shard_names(starts)),
+        unit="images", kept=kept_shards(made, threats, chunks),
     ))  # fmt: skip
 
 

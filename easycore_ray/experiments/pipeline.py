@@ -58,13 +58,14 @@ def pipeline(config: PipelineConfig) -> Artifact:
     if AUTOATTACK in config.attack:
         require_autoattack()  # before hours of scoring
     parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset)}
-    made = claim(out, "pipeline", pipeline_identity(config, parents), overwrite=config.overwrite)
+    key = pipeline_identity(config, parents)
+    made = claim(out, "pipeline", key, overwrite=config.overwrite, take_over=config.take_over)
     warn_of_other_machines(made, parents.values())
     if isinstance(made, Artifact):
         say(f"pipeline: {out} is finished, reused")
         reconcile(config, out, lambda status: _describe_stages(config.replace(out=made.path), status))
         return made
-    config = config.replace(overwrite=False, out=made.path)
+    config = config.replace(overwrite=False, take_over=False, out=made.path)
     dataset = parents.get("dataset") or prepare(config.prepare_config())
     pool = None
     if config.subset is not None:

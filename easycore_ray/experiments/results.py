@@ -191,7 +191,7 @@ def mean_std(name: str, values: list[float]) -> dict[str, float | None]:
 
 def lineage(config: SweepConfig | StudyConfig, parents: dict[str, Artifact]) -> dict[str, Any]:
     """What the rows came from: parents with fingerprints, the configuration, versions."""
-    from easycore_ray.storage.artifact import git_commit, versions
+    from easycore_ray.storage.provenance import git_commit, versions
 
     return {
         "parents": {role: parent.as_parent() for role, parent in parents.items()},

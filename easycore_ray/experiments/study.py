@@ -49,13 +49,12 @@ from easycore_ray.storage.artifact import (
     Claim,
     claim,
     finish,
-    git_commit,
     identity,
     open_artifact,
     reopen,
     study_fingerprint,
-    versions,
 )
+from easycore_ray.storage.provenance import git_commit, versions
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker, track
 from easycore_ray.training.train import device_seconds
 
@@ -92,6 +91,7 @@ def study(config: StudyConfig) -> Artifact:
     if made.path != root:
         config = config.replace(out=made.path, results=opened.results)
         opened = open_study(config)
+    opened.book.made = made
     book, results, missing, total = opened.book, opened.results, opened.missing, opened.total
     count = len({key_of(trial) for trial in itertools.chain(*missing.values())})
     if count < total:
@@ -183,9 +183,9 @@ def _place(record: dict[str, Any]) -> tuple[Any, ...]:
 def _claim(config: StudyConfig, setting: dict[str, Any], dataset: Dataset) -> Claim:
     """The right to write into ``--out``; a finished study is opened again, for it may go on with more seeds."""
     key = identity("study", setting, {"dataset": dataset.fingerprint})
-    made = claim(config.out, "study", key, overwrite=config.overwrite)
+    made = claim(config.out, "study", key, overwrite=config.overwrite, take_over=config.take_over)
     warn_of_other_machines(made, [dataset])
-    return made if isinstance(made, Claim) else reopen(made, config.out)
+    return made if isinstance(made, Claim) else reopen(made, config.out, take_over=config.take_over)
 
 
 def _run_part(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tracker: Tracker) -> None:

@@ -10,7 +10,7 @@ from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.evaluation.threats import check_threats, threats_of
 from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import FORMAT_VERSION, Artifact, refuse_other_format
+from easycore_ray.storage.artifact import FORMAT_VERSION, Artifact, Claim, refuse_other_format
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.training.plans import check_training
 
@@ -57,6 +57,8 @@ class Book:
             found = paths.read_json(path)
             _refuse_other(path, found, self._content)
             self._content |= {kind: found[kind] for kind in ("scoring", "trials", "diverged") if kind in found}
+        self.made: Claim | None = None
+        """The claim under which records are added, once there is one."""
 
     @property
     def trials(self) -> dict[str, dict[str, Any]]:
@@ -79,6 +81,8 @@ class Book:
 
     def add(self, kind: str, key: str, record: dict[str, Any]) -> None:
         """Keep a record; a trial that was finished after all has not diverged."""
+        if self.made is not None:
+            self.made.check()
         self._content[kind][key] = record
         if kind == "trials":
             self.diverged.pop(key.removesuffix(AUTOATTACK_SUFFIX), None)

@@ -31,6 +31,7 @@ from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.lease import working_under
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker
 from easycore_ray.training.train import (
     DivergedError,
@@ -123,7 +124,7 @@ def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.
     filesystem, root = paths.locate(paths.join(made.path, "tune"))
     tuner = tune.Tuner(
         tune.with_resources(run, resources),
-        param_space={"trial": tune.grid_search(trials)},
+        param_space={"trial": tune.grid_search(trials), "lease": made.lease},
         tune_config=tune.TuneConfig(max_concurrent_trials=concurrency_of(config), reuse_actors=True),
         run_config=tune.RunConfig(
             name=f"{made.nonce}-{int(time.time())}",
@@ -135,6 +136,7 @@ def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.
         ),
     )
     results = interruptible(tuner.fit)
+    made.check()
     # Tune's own state is never read again: finished trials are recognised by their artifacts.
     paths.delete_tree(paths.join(made.path, "tune"))
     return [str(error).strip().splitlines()[-1] for error in results.errors]
@@ -205,7 +207,8 @@ class _TrialCallback(tune.Callback):
 
 def _trial_here(params: dict[str, Any]) -> None:
     """A trial in its own process: train, evaluate, write both artifacts."""
-    _reporting_problems(params["trial"], _train_and_attack)
+    with working_under(params["lease"]):
+        _reporting_problems(params["trial"], _train_and_attack)
 
 
 def _trial_on_ray(params: dict[str, Any]) -> None:
@@ -219,7 +222,8 @@ def _trial_on_ray(params: dict[str, Any]) -> None:
         for config in trial.evaluations():
             evaluate(config)
 
-    _reporting_problems(params["trial"], work)
+    with working_under(params["lease"]):
+        _reporting_problems(params["trial"], work)
 
 
 def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], None]) -> None:
@@ -255,9 +259,14 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         started = time.monotonic()
         fit = make_training_fit(trial.train, dataset, sample_ids)
         rows = _select_rows(_split_rows(dataset.path, "train"), sample_ids)
+
+        def on_epoch(entry: dict[str, float]) -> None:
+            made.check()
+            report(entry)
+
         commit_file = local_commit_file(made.path, "train", {"identity": made.identity, "nonce": made.nonce})
         try:
-            state = train_here(fit, rows, device=device, on_epoch=report, commit_file=commit_file)
+            state = train_here(fit, rows, device=device, on_epoch=on_epoch, commit_file=commit_file)
         except HaltedError as halted:
             raise keep_last_good(trial.train, made, parents, fit, halted, time.monotonic() - started) from halted
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)

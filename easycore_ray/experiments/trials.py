@@ -146,6 +146,7 @@ def _make_trial(
         TrainConfig,
         out=paths.join(folder, "checkpoint"),
         overwrite=False,
+        take_over=False,
         coreset=coreset,
         training=training,
         beta=beta or 0.0,
@@ -160,6 +161,7 @@ def _make_trial(
         EvaluateConfig,
         out=paths.join(folder, "evaluation"),
         overwrite=False,
+        take_over=False,
         checkpoint=train_config.out,
         num_workers=config.trial_workers,
     )

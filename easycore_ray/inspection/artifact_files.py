@@ -8,10 +8,11 @@ import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
-from easycore_ray.engine.run_history import read_local_commit, train_run_name
+from easycore_ray.engine.run_history import COMMIT_NAME, read_local_commit, train_run_name
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, GENERATION, GENERATIONS, MANIFEST, RUN
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.names import check_listed_names
 from easycore_ray.storage.paths import Entry
 
 # Ray Train keeps here which checkpoints it has registered; what is not in it is never gone on from.
@@ -127,6 +128,8 @@ def read_commits(folder: Folder) -> Commits | None:
         latest = snapshot["latest_checkpoint_result"]
         newest = latest["checkpoint_dir_name"] if latest else None
         names = [name for name in names if name != newest] + ([newest] if newest else [])
+        if not all(COMMIT_NAME.fullmatch(name) for name in names):
+            return None
         states = [paths.read_json(paths.join(folder.path, at, name, _STATE)) for name in names]
         parts = [entry for state in states for entry in state["carried"].get("parts", [])]
         last: dict[str, Any] = states[-1] if states else {"epoch": -1, "history": [], "carried": {}}
@@ -175,6 +178,7 @@ def _read_marker(folder: str, name: str, needed: set[str], there: set[str], stri
         return None
     try:
         found = paths.read_json(f"{folder}/{name}")
+        check_listed_names(found, f"{folder}/{name}")
     except EasyCoreError:
         if strict:
             raise

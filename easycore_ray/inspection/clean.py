@@ -3,7 +3,7 @@
 A file goes only if its name is one of ours, its reason is known, and no manifest lists it: temporary files of
 interrupted writes, score parts that no table counts, files of a reduction or selection that was cut anew, training
 states of finished runs. In an unfinished artifact a writer may be at work, so there a file must be old as well; and
-where it is unknown what a run would resume from, nothing of it is touched.
+where it is unknown what a run would resume from, or a command holds the lease, nothing of it is touched.
 """
 
 import re
@@ -18,12 +18,14 @@ from easycore_ray.config.stages import CleanConfig
 from easycore_ray.inspection.artifact_files import Commits, Folder, commits_folder, read_commits, survey
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import MANIFEST, NOT_REPLACED, RUN
+from easycore_ray.storage.lease import LEASE, LEASE_FILES, is_live
 from easycore_ray.storage.paths import Entry
 
 # As paths.write_bytes names them: .NAME.XXXXXXXX.tmp beside NAME.
 _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[a-z0-9_]{8}\.tmp")
 _PART = re.compile(r"epoch=(\d{5})/part-[0-9a-f]+-r\d{5}\.parquet")
 _COMMIT = re.compile(r"(commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8})/(epoch-(\d{5})-[0-9a-f]{12})/[^/]+")
+_SHARD = re.compile(r"shards-[0-9a-f]{8}/[^/]+\.parquet")
 _STATES = {"state.json", "model.safetensors", "best.safetensors", "optimizer.safetensors", "carried.safetensors"}
 # What Ray Train writes beside the states, and the state of a run in one process.
 _BESIDE_STATES = re.compile(
@@ -78,14 +80,17 @@ def leftovers(path: str, *, older_than: float = 24.0) -> list[Leftover]:
     before = time.time() - older_than * 3600
     path = paths.absolute(path)
     survey(path)  # refuses what is no artifact
-    folders = survey(_outermost_unfinished(path))
+    folders = survey(_outermost_at_work(path))
     listed = {
         paths.join(folder.path, name)
         for folder in folders if not folder.replaced
         for name in _collect_strings(folder.manifest)
     }  # fmt: skip
     found = []
+    at_work = tuple(folder.path + "/" for folder in folders if _has_live_lease(folder))
     for folder in folders:
+        if (folder.path + "/").startswith(at_work):
+            continue
         quiet = _is_quiet(folder, folders, before)
         reasons = _finished(folder, quiet) if folder.finished else _unfinished(folder, before, quiet)
         found += [
@@ -96,11 +101,12 @@ def leftovers(path: str, *, older_than: float = 24.0) -> list[Leftover]:
     return sorted(found, key=lambda leftover: leftover.path)
 
 
-def _outermost_unfinished(path: str) -> str:
-    """The outermost unfinished artifact that holds this one, or the path itself."""
+def _outermost_at_work(path: str) -> str:
+    """The outermost artifact that holds this one and is unfinished or being written, or the path itself."""
     found, above = path, path.rpartition("/")[0]
     while above.rstrip("/") and not above.endswith(":/"):
-        if paths.exists(paths.join(above, RUN)) and not paths.exists(paths.join(above, MANIFEST)):
+        unfinished = paths.exists(paths.join(above, RUN)) and not paths.exists(paths.join(above, MANIFEST))
+        if unfinished or paths.exists(paths.join(above, LEASE)):
             found = above
         above = above.rpartition("/")[0]
     return found
@@ -119,6 +125,10 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
                 yield entry, "file of a result that has been replaced"
         elif _TEMPORARY.fullmatch(name):
             yield entry, "temporary file of an interrupted write"
+        elif LEASE_FILES.fullmatch(name):
+            yield entry, "lease of a command that has ended"
+        elif _SHARD.fullmatch(name):
+            yield entry, "partial result of a finished run"
         elif folder.kind == "score_table" and _PART.fullmatch(name):
             if name not in listed:
                 yield entry, "score part of a lost worker; the table does not list it"
@@ -148,6 +158,10 @@ def _unfinished(folder: Folder, before: float, quiet: bool) -> Iterator[tuple[En
             yield entry, "score part of a lost worker; the newest commit does not list it"
         elif commits is not None and _is_superseded(folder, name, commits):
             yield entry, f"training state the run cannot go on from; epoch {commits.epoch} is committed"
+
+
+def _has_live_lease(folder: Folder) -> bool:
+    return any(folder.relative(entry) == LEASE for entry in folder.files) and is_live(folder.path)
 
 
 def _is_lost_part(folder: Folder, name: str, commits: Commits, quiet: bool) -> bool:

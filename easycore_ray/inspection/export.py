@@ -22,8 +22,8 @@ from easycore_ray.engine.checkpoint import Checkpoint, open_checkpoint
 from easycore_ray.inspection.plans import plan_export
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import versions
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.provenance import versions
 
 TOLERANCE = 1e-4
 """Largest difference of a logit from the model's own, absolute and relative."""

@@ -19,7 +19,7 @@ from easycore_ray.data.index import read_index_rows
 from easycore_ray.inspection.artifact_files import Folder, current, read_commits, survey
 from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecordedError, ScoreSummary, summarise_scores
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, content_folder, open_artifact
+from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, open_artifact, work_folder
 from easycore_ray.storage.errors import EasyCoreError
 
 _CONFIGS: dict[str, type[Any]] = {
@@ -37,7 +37,7 @@ _CONFIGS: dict[str, type[Any]] = {
     "pipeline": experiments.PipelineConfig,
 }
 # Of the configuration: where the artifact is, which it says itself.
-_NOT_SHOWN = {"out", "overwrite"}
+_NOT_SHOWN = {"out", "overwrite", "take_over"}
 _FILE_LISTS = {"parts", "files", "shards"}
 
 
@@ -56,7 +56,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         EasyCoreError: if the path is no artifact (names those below it), of a newer format, or has no scores to
             draw images by.
     """
-    folders = current(survey(content_folder(paths.absolute(config.path))))
+    folders = current(survey(work_folder(paths.absolute(config.path))))
     folder = folders[0]
     facts = _finished(folder) if folder.finished else _unfinished(folder)
     facts |= {"num_files": sum(len(each.files) for each in folders), **_sizes(folders)}

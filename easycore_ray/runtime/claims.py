@@ -6,8 +6,9 @@ from typing import Any
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import RUN, Artifact, Claim, claim, versions
+from easycore_ray.storage.artifact import RUN, Artifact, Claim, claim
 from easycore_ray.storage.machine import differences
+from easycore_ray.storage.provenance import versions
 
 # What this process has said already: the trials of a sweep share their parents.
 _SAID: set[str] = set()
@@ -26,7 +27,7 @@ def claim_artifact(kind: str, config: Any, parents: Mapping[str, Artifact], **mo
         EasyCoreError: see ``storage.artifact.claim``.
     """
     key = artifact_identity(kind, config, parents, **more)
-    made = claim(paths.absolute(config.out), kind, key, overwrite=config.overwrite)
+    made = claim(paths.absolute(config.out), kind, key, overwrite=config.overwrite, take_over=config.take_over)
     warn_of_other_machines(made, parents.values())
     return made
 

@@ -26,10 +26,13 @@ class KeptResults:
     Attributes:
         claim: the claim they are made under; its nonce names their folder, so that no other attempt's are read.
         names: of the items' files, unique.
+        fits: whether a table that was read can be the result of the item of this number; any can, without it. What
+            cannot, or cannot be read, is made again.
     """
 
     claim: Claim
     names: Sequence[str] = ()
+    fits: Callable[[int, pa.Table], bool] | None = None
 
     @property
     def folder(self) -> str:
@@ -41,10 +44,15 @@ class KeptResults:
         path = self._path(number)
         if not self.claim.resumed or not paths.exists(path):
             return None
-        return pq.read_table(pa.BufferReader(paths.read_bytes(path)))
+        try:
+            found = pq.read_table(pa.BufferReader(paths.read_bytes(path)))
+        except (pa.ArrowException, OSError):
+            return None
+        return found if self.fits is None or self.fits(number, found) else None
 
     def write(self, number: int, table: pa.Table) -> None:
         """Keep the result of an item."""
+        self.claim.check()
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         paths.write_bytes(self._path(number), buffer.getbuffer())

@@ -237,7 +237,7 @@ def _finish_table(
         (entry["train_seconds"] + entry.get("score_seconds", 0.0)) * entry["num_workers"] for entry in state.history
     )
     return finish(
-        Claim(paths.join(made.path, "table"), "score_table", made.identity, made.nonce, made.resumed),
+        made.inside("table", "score_table", made.identity),
         fingerprint=fingerprint(parts),
         config=to_dict(config),
         parents=parents,

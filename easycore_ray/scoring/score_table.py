@@ -7,6 +7,7 @@ parts only, so a part left behind by a lost worker changes nothing. pyarrow only
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,9 @@ _SAMPLES = "samples.parquet"
 _SAMPLES_ENCODINGS = {"sample_id": "DELTA_BINARY_PACKED", "label": "DELTA_BINARY_PACKED", "input_norm": "PLAIN"}
 
 
+_PART_PATH = re.compile(r"epoch=\d{5,}/part-[0-9a-z-]+-r\d{5,}\.parquet")
+
+
 _HASH_BYTES = 1 << 20
 
 
@@ -98,8 +102,18 @@ class ScorePart:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "ScorePart":
-        """The part a manifest entry describes."""
-        return cls(**content)
+        """The part that an entry of a manifest or training state describes.
+
+        Raises:
+            EasyCoreError: it is none.
+        """
+        try:
+            part = cls(**content)
+        except TypeError as error:
+            raise EasyCoreError(f"{content!r} describes no score part; its manifest or state is damaged") from error
+        if not isinstance(part.path, str) or not _PART_PATH.fullmatch(part.path):
+            raise EasyCoreError(f"{part.path!r} is not the path of a score part; its manifest or state is damaged")
+        return part
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of a manifest."""

@@ -66,7 +66,8 @@ def select(config: CoresetConfig) -> Artifact:
     started = time.monotonic()
     out = paths.absolute(config.out)
     parents, dataset = open_selection_inputs(config)
-    made = claim(out, "coreset", coreset_identity(config, parents), overwrite=config.overwrite)
+    key = coreset_identity(config, parents)
+    made = claim(out, "coreset", key, overwrite=config.overwrite, take_over=config.take_over)
     warn_of_other_machines(made, parents.values())
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")

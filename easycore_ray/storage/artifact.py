@@ -10,22 +10,22 @@ the content, and is what children record of their parents.
 """
 
 import datetime
-import functools
 import hashlib
-import importlib.metadata
 import json
 import re
-import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from easycore_ray.storage import paths
+from easycore_ray.storage import lease, paths
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.lease import LEASE_FILES, Lease
 from easycore_ray.storage.machine import cpu
+from easycore_ray.storage.names import check_listed_names
+from easycore_ray.storage.provenance import git_commit, versions
+from easycore_ray.storage.takeover import copy_state
 
 FORMAT_VERSION = 2
 """Of manifests and identities. Version 1 (releases 0.1) is read by ``inspect`` alone."""
@@ -48,8 +48,8 @@ RUN = "run.json"
 DIVERGED = "diverged.json"
 """In an unfinished training run: that it diverged, as ``identity``, ``problem`` and the ``device_seconds`` it took."""
 
-# What is left of a claim whose process was killed while it wrote it, see paths.write_bytes.
-_HALF_CLAIM = re.compile(re.escape(f".{RUN}.") + r"[a-z0-9_]{8}\.tmp")
+# What is left of a claim or lease whose process was killed while it wrote it, see paths.write_bytes.
+_HALF_CLAIM = re.compile(r"\.(run|lease(-[0-9a-f]{8})?)\.json\.[a-z0-9_]{8}\.tmp")
 
 GENERATION = "generation"
 """Key of a manifest: the folder inside, a finished artifact itself, where the files that replaced others lie."""
@@ -58,9 +58,8 @@ GENERATIONS = "gen-"
 NOT_REPLACED = ("mlflow.db", "mlflow_artifacts", "results.")
 """What stays where an artifact is replaced: MLflow's runs, also of those before it, and the results of a study, which
 grow from run to run."""
-
-# Reported in every manifest: what could change a number from one machine to the next.
-_PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow", "pyautoattack")
+_MADE_OF_ARTIFACTS = {"pipeline", "sweep", "study"}
+"""Kinds that go on in place where they are taken over: each artifact inside is claimed by itself."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,7 @@ class Claim:
     ``nonce`` distinguishes this attempt series from any earlier one with the same identity, so that
     state kept under a name (Ray Train's) can never be picked up by accident. ``path`` is where its files go, and
     ``replaces`` the artifact that they replace in the end, in whose folder they lie; None if they replace nothing.
+    ``lease`` is what lets no other job write there; ``run`` the ``run.json`` that names it.
     """
 
     path: str
@@ -104,6 +104,21 @@ class Claim:
     nonce: str
     resumed: bool
     replaces: str | None = None
+    lease: Lease | None = None
+    run: str | None = None
+
+    def check(self) -> None:
+        """Before each commit: make sure that no other job has taken over.
+
+        Raises:
+            EasyCoreError: one has.
+        """
+        if self.lease is not None:
+            lease.check_lease(self.lease, self.run)
+
+    def inside(self, name: str, kind: str, identity: str) -> "Claim":
+        """The claim of an artifact that lies inside this one and is made with it."""
+        return Claim(paths.join(self.path, name), kind, identity, self.nonce, self.resumed, None, self.lease, self.run)
 
 
 def identity(kind: str, config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
@@ -153,10 +168,17 @@ def content_folder(path: str) -> str:
     return _locate(path)[0]
 
 
+def work_folder(path: str) -> str:
+    """The folder the files of an artifact lie in, or, of an unfinished one, grow in."""
+    entry = None if paths.exists(paths.join(path, MANIFEST)) else _read_entry(paths.join(path, RUN), "nonce")
+    return paths.join(path, entry[GENERATION]) if entry and GENERATION in entry else content_folder(path)
+
+
 def _locate(path: str) -> tuple[str, Any]:
     """The content folder of an artifact, and what its manifest holds; None without one."""
     if paths.exists(paths.join(path, MANIFEST)):
         manifest = paths.read_json(paths.join(path, MANIFEST))
+        check_listed_names(manifest, paths.join(path, MANIFEST))
         generation = manifest.get(GENERATION) if isinstance(manifest, dict) else None
         return path if generation is None else paths.join(path, generation), manifest
     above, _, name = path.rpartition("/")
@@ -190,10 +212,10 @@ def _is_claimed(path: str) -> bool:
     )
 
 
-def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Artifact | Claim:
-    """Decide, before any work, what is to be done at ``path``.
+def claim(path: str, kind: str, identity: str, *, overwrite: bool = False, take_over: bool = False) -> Artifact | Claim:
+    """Decide, before any work, what is to be done at ``path``, and let no other job write there meanwhile.
 
-    Nothing that is there is changed, also with ``overwrite``, before ``finish``.
+    Nothing that is there is changed, also with ``overwrite``, before ``finish``; ``take_over``: from a job at work.
 
     Returns:
         The finished ``Artifact`` if one of this identity is there, else a ``Claim`` to write (or go on
@@ -201,34 +223,79 @@ def claim(path: str, kind: str, identity: str, *, overwrite: bool = False) -> Ar
 
     Raises:
         EasyCoreError: if the folder holds another artifact (unless ``overwrite``), something that is not
-            ours (always), or cannot be written.
+            ours (always), cannot be written, or is being written by another job.
     """
     git_commit()
+    found = _claimable(path, kind, identity, overwrite)
+    if found is None or overwrite or "fingerprint" not in found:
+        held = lease.acquire(path, found, take_over=take_over)
+        found = _claimable(path, kind, identity, overwrite)  # what it was before the lease was had counts no more
+        if found is None:
+            made = Claim(path, kind, identity, uuid.uuid4().hex[:8], False, None, held, paths.join(path, RUN))
+            _write_run(made)
+            return made
+        if overwrite:
+            return _claim_replacement(path, kind, identity, found, held)
+        if "fingerprint" not in found:
+            return _resume(path, found, held)
+        lease.release(path, finished=True)
+    return Artifact(paths.join(path, found[GENERATION]) if GENERATION in found else path, found)
+
+
+def _claimable(path: str, kind: str, identity: str, overwrite: bool) -> dict[str, Any] | None:
+    """The manifest or claim at a path, or None for a free place; an error if it may not be claimed."""
     found = _found(path)
-    if found is not None and found.get("kind") != kind:
+    if found is None:
+        return None
+    if found.get("kind") != kind:
         held = str(found.get("kind")).replace("_", " ")
         raise EasyCoreError(f"{path} holds a {held}, not a {kind.replace('_', ' ')}; choose another --out")
-    if found is not None:
-        refuse_other_format(path, found)
-    if found is not None and overwrite:
-        return _claim_replacement(path, kind, identity, found)
-    if found is not None and found.get("identity") != identity:
+    refuse_other_format(path, found)
+    if not overwrite and found.get("identity") != identity:
         raise EasyCoreError(
             f"{path} holds a {kind.replace('_', ' ')} made with another configuration or input; "
             "choose another --out, or pass --overwrite to replace it"
         )
-    if found is not None and "fingerprint" in found:
-        return Artifact(paths.join(path, found[GENERATION]) if GENERATION in found else path, found)
-    if found is not None:
-        return Claim(path, kind, identity, found["nonce"], resumed=True)
-    made = Claim(path, kind, identity, uuid.uuid4().hex[:8], resumed=False)
-    _write_claim(made)
+    return found
+
+
+def _resume(path: str, found: Mapping[str, Any], held: Lease) -> Claim:
+    """Go on with an unfinished artifact: in place, or in another folder if who was taken over may still write there."""
+    before = generation = found.get(GENERATION)
+    if moves := _is_fenced(found, held):
+        generation = GENERATIONS + uuid.uuid4().hex[:8]
+    folder, replaces = (paths.join(path, generation), path) if generation else (path, None)
+    begun, run = _beginning(found), paths.join(path, RUN)
+    made = Claim(folder, found["kind"], found["identity"], found["nonce"], True, replaces, held, run)
+    if moves:
+        _move_state(paths.join(path, before) if before else path, made, begun)
+    _write_run(made, **begun, **({GENERATION: generation} if generation else {}))
+    if moves and before:
+        paths.delete_tree(paths.join(path, before))
     return made
 
 
-def _claim_replacement(path: str, kind: str, identity: str, found: Mapping[str, Any]) -> Artifact | Claim:
+def _is_fenced(found: Mapping[str, Any], held: Lease) -> bool:
+    return found.get("lease") in held.fenced and found["kind"] not in _MADE_OF_ARTIFACTS
+
+
+def _beginning(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ``run.json`` of an unfinished artifact says of its beginning."""
+    return {key: found[key] for key in ("created", "versions", "cpu") if key in found}
+
+
+def _move_state(source: str, made: Claim, begun: Mapping[str, Any]) -> None:
+    """Copy what an artifact resumes from to where another claim goes on; only that is read from then on."""
+    copy_state(source, made.path)
+    assert made.lease is not None
+    lease.check_lease(made.lease)
+    _write_run(replace(made, run=paths.join(made.path, RUN)), **begun)
+
+
+def _claim_replacement(path: str, kind: str, identity: str, found: Mapping[str, Any], held: Lease) -> Artifact | Claim:
     """Claim a generation inside an artifact, or go on with that of an interrupted replacement."""
     current = found.get(GENERATION, "")
+    new = paths.join(path, GENERATIONS + uuid.uuid4().hex[:8])
     for folder in paths.list_subfolders(path):
         name = folder.rpartition("/")[2]
         if not name.startswith(GENERATIONS) or name == current:
@@ -239,11 +306,19 @@ def _claim_replacement(path: str, kind: str, identity: str, found: Mapping[str, 
             continue
         manifest = _read_entry(paths.join(folder, MANIFEST), "fingerprint")
         if manifest is not None:
-            return _replace(path, Artifact(folder, manifest))
-        return Claim(folder, kind, identity, claimed["nonce"], resumed=True, replaces=path)
-    nonce = uuid.uuid4().hex[:8]
-    made = Claim(paths.join(path, GENERATIONS + nonce), kind, identity, nonce, resumed=False, replaces=path)
-    _write_claim(made, current)
+            whole = _replace(path, Artifact(folder, manifest))
+            lease.release(path, finished=True)
+            return whole
+        at = new if _is_fenced(claimed, held) else folder
+        made = Claim(at, kind, identity, claimed["nonce"], True, path, held, paths.join(at, RUN))
+        if at != folder:
+            _move_state(folder, made, _beginning(claimed))
+        _write_run(made, replaces=current, **_beginning(claimed))
+        if at != folder:
+            paths.delete_tree(folder)
+        return made
+    made = Claim(new, kind, identity, new[-8:], False, path, held, paths.join(new, RUN))
+    _write_run(made, replaces=current)
     return made
 
 
@@ -257,16 +332,20 @@ def _replace(path: str, made: Artifact) -> Artifact:
     for file in paths.list_files(path, recursive=False):
         name = file.rpartition("/")[2]
         plot = made.kind == "study" and name.endswith(".png")
-        if name != MANIFEST and not name.startswith(NOT_REPLACED) and not plot:
+        if name != MANIFEST and not name.startswith(NOT_REPLACED) and not plot and not LEASE_FILES.fullmatch(name):
             paths.delete_file(file)
     return made
 
 
-def reopen(finished: Artifact, path: str) -> Claim:
+def reopen(finished: Artifact, path: str, *, take_over: bool = False) -> Claim:
     """Claim a finished artifact in a folder again, to add to it; it stays as it is until ``finish``."""
-    entry = paths.read_json(paths.join(finished.path, RUN))
+    run = paths.join(finished.path, RUN)
+    entry = paths.read_json(run)
+    held = lease.acquire(path, entry, take_over=take_over)
     replaces = None if finished.path == path else path
-    return Claim(finished.path, finished.kind, entry["identity"], entry["nonce"], resumed=True, replaces=replaces)
+    made = Claim(finished.path, finished.kind, entry["identity"], entry["nonce"], True, replaces, held, run)
+    _write_run(made, **_beginning(entry))
+    return made
 
 
 def peek(path: str, kind: str, identity: str) -> str:
@@ -294,7 +373,10 @@ def giving_back(made: Claim) -> Iterator[None]:
         yield
     except EasyCoreError:
         if not made.resumed:
-            paths.delete_tree(made.path)
+            with suppress(EasyCoreError):
+                made.check()
+                paths.delete_tree(made.path)
+            lease.release(made.replaces or made.path)
         raise
 
 
@@ -305,7 +387,8 @@ def _found(path: str) -> dict[str, Any] | None:
         return found
     if paths.exists(path) and not paths.is_dir(path):
         raise EasyCoreError(f"{path} is a file; --out must be a folder that is new, empty or ours")
-    foreign = [name for name in paths.list_files(path) if not _HALF_CLAIM.fullmatch(name[len(path) + 1 :])]
+    names = [file[len(path) + 1 :] for file in paths.list_files(path)]
+    foreign = [name for name in names if not _HALF_CLAIM.fullmatch(name) and not lease.is_of_lease(path, name)]
     if foreign:
         raise EasyCoreError(
             f"{path} is not empty and not ours (it holds {foreign[0]}); choose another --out, --overwrite does not help"
@@ -316,11 +399,14 @@ def _found(path: str) -> dict[str, Any] | None:
 def _read_entry(file: str, needed: str) -> dict[str, Any] | None:
     """A manifest or claim, or None if there is none of ours."""
     found = paths.read_json(file) if paths.exists(file) else None
+    check_listed_names(found, file)
     return found if isinstance(found, dict) and {"kind", "identity", needed} <= set(found) else None
 
 
-def _write_claim(made: Claim, replaced: str | None = None) -> None:
-    """Write ``run.json``; with the generation that is replaced, "" for the files of an artifact's own folder."""
+def _write_run(made: Claim, **more: Any) -> None:
+    """Write the ``run.json`` of a claim, with the generation that it ``replaces`` or in which it goes on."""
+    assert made.run is not None
+    assert made.lease is not None
     entry: dict[str, Any] = {
         "kind": made.kind,
         "format_version": FORMAT_VERSION,
@@ -329,13 +415,14 @@ def _write_claim(made: Claim, replaced: str | None = None) -> None:
         "created": _now(),
         "versions": versions(),
         "cpu": cpu(),
+        **more,
+        **lease.entry_of(made.lease, made.run.rpartition("/")[0]),
     }
-    if replaced is not None:
-        entry["replaces"] = replaced
     try:
-        paths.write_json(paths.join(made.path, RUN), entry)
+        paths.write_json(made.run, entry)
     except OSError as error:
         raise EasyCoreError(f"{made.path} cannot be written: {error}; choose another --out") from error
+    lease.check_lease(made.lease)
 
 
 def finish(
@@ -360,6 +447,9 @@ def finish(
         wall_seconds: time from claim to finish in this process.
         device_seconds: seconds × devices (workers) spent computing, if it differs.
         details: further content of the manifest, by kind.
+
+    Raises:
+        EasyCoreError: another job has taken over; nothing is written.
     """
     manifest = {
         "kind": made.kind,
@@ -377,9 +467,18 @@ def finish(
         "cpu": cpu(),
         "git_commit": git_commit(),
     }
-    paths.write_json(paths.join(made.path, MANIFEST), manifest)
+    made.check()
+    try:
+        paths.write_json(paths.join(made.path, MANIFEST), manifest, new=True)
+    except FileExistsError:
+        made.check()
+        paths.write_json(paths.join(made.path, MANIFEST), manifest)
     artifact = Artifact(made.path, manifest)
-    return artifact if made.replaces is None else _replace(made.replaces, artifact)
+    if made.replaces is not None:
+        made.check()
+        _replace(made.replaces, artifact)
+    lease.release(made.replaces or made.path, finished=True)
+    return artifact
 
 
 def content_hash(*parts: bytes | str) -> str:
@@ -395,38 +494,6 @@ def content_hash(*parts: bytes | str) -> str:
 def study_fingerprint(trials: Mapping[str, Mapping[str, Any]]) -> str:
     """Fingerprint of a study: of the records in its results file, by key."""
     return content_hash(*(f"{key} {record}" for key, record in sorted(trials.items())))
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a result."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """Commit of the source tree this package runs from, or None outside a repository.
-
-    That of the first call in this process, which ``claim`` makes before any work: the tree may move on meanwhile, the
-    code that runs does not.
-    """
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _now() -> str:

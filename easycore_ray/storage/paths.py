@@ -25,6 +25,7 @@ __all__ = [
     "Entry",
     "absolute",
     "copy_file",
+    "damage_named",
     "delete_empty_dir",
     "delete_file",
     "delete_tree",
@@ -274,6 +275,19 @@ def open_input(path: str) -> pa.NativeFile:
         return filesystem.open_input_file(inner) if is_remote(path) else pa.memory_map(inner)
 
 
+@contextlib.contextmanager
+def damage_named(path: str) -> Iterator[None]:
+    """Name the file in which pyarrow finds damage.
+
+    Raises:
+        EasyCoreError: the body raised an error of pyarrow's.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise EasyCoreError(f"{path} cannot be read ({error}); it is damaged") from error
+
+
 def read_bytes(path: str) -> bytes:
     """The whole content of a file.
 
@@ -299,11 +313,17 @@ def read_json(path: str) -> Any:
         raise EasyCoreError(f"{path} is not valid JSON: {error}; it is damaged or not ours") from error
 
 
-def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
+def write_bytes(path: str, content: bytes | pa.Buffer, *, new: bool = False) -> None:
     """Put a file in place whole: afterwards it holds all of ``content``, or does not exist or is as before.
+
+    Args:
+        path: the file.
+        content: all of it.
+        new: fail if there is one, however late it came. Object stores are not asked: pyarrow has no conditional writes.
 
     Raises:
         EasyCoreError: nothing can be written there.
+        FileExistsError: with ``new``.
         OSError: the disk fails in another way.
     """
     if is_remote(path):
@@ -312,10 +332,10 @@ def write_bytes(path: str, content: bytes | pa.Buffer) -> None:
             stream.write(content)
         return
     with _refuse_unwritable(path):
-        _write_local(Path(path), content)
+        _write_local(Path(path), content, new)
 
 
-def _write_local(target: Path, content: bytes | pa.Buffer) -> None:
+def _write_local(target: Path, content: bytes | pa.Buffer, new: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
@@ -324,10 +344,24 @@ def _write_local(target: Path, content: bytes | pa.Buffer) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
+        if new and _link(temporary, target):
+            Path(temporary).unlink()
+        else:
+            Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _link(source: str, target: Path) -> bool:
+    """Make a second name of a file, unless it is taken (an error); False where the disk has no such names."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def write_file(path: str, local_file: str) -> None:
@@ -387,9 +421,9 @@ def flush(local_file: str) -> None:
         os.close(handle)
 
 
-def write_json(path: str, content: Any) -> None:
-    """Put a JSON file in place whole, indented, keys in the order given."""
-    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+def write_json(path: str, content: Any, *, new: bool = False) -> None:
+    """Put a JSON file in place whole, indented, keys in the order given; ``new`` as of ``write_bytes``."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode(), new=new)
 
 
 def copy_file(source: str, target: str) -> None:

@@ -31,7 +31,7 @@ from urllib.parse import quote, unquote, urlsplit
 from easycore_ray.config.base import TrackingConfig
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import git_commit
+from easycore_ray.storage.provenance import git_commit
 
 __all__ = ["TRIAL_KEY", "TrackedRun", "Tracker", "default_uri", "reconcile", "track", "ui_command"]
 

@@ -34,6 +34,7 @@ from easycore_ray.storage.artifact import (
     Claim,
     content_hash,
     finish,
+    work_folder,
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import TrackedRun, reconcile, track
@@ -111,7 +112,7 @@ def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndar
 
 def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     """What ``keep_last_good`` noted of this very run, see ``artifact.DIVERGED``; None for a finished one."""
-    out = paths.absolute(config.out)
+    out = work_folder(paths.absolute(config.out))
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
     _, parents, _ = open_training_inputs(config)
@@ -191,9 +192,10 @@ def keep_last_good(
         problem = f"{halted}; no epoch was completed before"
     else:
         where = paths.join(made.path, LAST_GOOD)
-        inside = Claim(where, "checkpoint", content_hash(made.identity, LAST_GOOD), made.nonce, made.resumed)
+        inside = made.inside(LAST_GOOD, "checkpoint", content_hash(made.identity, LAST_GOOD))
         finish_checkpoint(config, inside, parents, fit, halted.state, seconds, halted=str(halted))
         problem = f"{halted}; the model after epoch {halted.state.epoch}, the last good one, is kept in {where}"
+    made.check()
     note = {"identity": made.identity, "problem": problem, "device_seconds": round(seconds * config.max_workers, 3)}
     paths.write_json(paths.join(made.path, DIVERGED), note)
     return DivergedError(problem)

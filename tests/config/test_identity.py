@@ -48,7 +48,8 @@ OTHER = {
     "option": ("strata=20",), "out": "t", "overwrite": True, "parts": ("trades",), "precision": "bf16", "results": "t",
     "rows_per_shard": 9, "schedule": "cosine", "score": "el2n", "score_epochs": 3, "score_every": 2,
     "score_pass": "eval", "scores": "t", "seed": 5, "seeds": (5,), "source": "t", "source_check": False, "split": "val",
-    "standard_eval_eps": (0.01,), "steps": 5, "stop_when_stable": 0.9, "subset": 9, "sweep": "t", "test_fraction": 0.3,
+    "standard_eval_eps": (0.01,), "steps": 5, "stop_when_stable": 0.9, "subset": 9, "sweep": "t",
+    "take_over": True, "test_fraction": 0.3,
     "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none", "train_epochs": 3,
     "training": "pgd", "trial_workers": 3, "user_scores": "t", "val_attack_steps": 3, "val_fraction": 0.1,
     "warmup_fraction": 0.2, "weight_decay": 0.1, "weights": "best", "width": 8,
@@ -58,7 +59,7 @@ OTHER_OF = {
     stages.CoresetConfig: {"option": ("strata=20",), "method": "stratified"},
     SWEEP: SEVERAL, PIPELINE: SEVERAL, experiments.AnalyzeConfig: {"scores": ("t",), "checkpoint": ("t",)},
 }  # fmt: skip
-PLACES = {"out", "overwrite"}
+PLACES = {"out", "overwrite", "take_over"}
 TRACKING = {"tracking_uri", "experiment"}
 RESERVED = {"cpus_per_worker", "max_failures"}
 TRIALS = {"max_concurrent_trials", "keep_going"}

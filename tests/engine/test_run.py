@@ -41,7 +41,7 @@ def test_a_state_survives_the_disk(tmp_path):
     packed = pack_state(state)
     save_state(str(tmp_path), state)
     sums = state.carried.pop("sample_sums")
-    for found in (load_state(str(tmp_path)), unpack_state(packed)):
+    for found in (load_state(str(tmp_path)), unpack_state(packed, "a file")):
         assert (found.epoch, found.step, found.history) == (2, 40, state.history)
         assert torch.equal(found.model["w"], state.model["w"])
         assert torch.equal(found.optimizer["w"], state.optimizer["w"])

@@ -3,7 +3,7 @@
 import pytest
 
 from easycore_ray import pipeline
-from easycore_ray.storage import artifact
+from easycore_ray.storage import artifact, provenance
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset
 
@@ -43,7 +43,7 @@ def test_a_subset_larger_than_the_whole_is_refused_by_a_plan(dataset, tmp_path):
 def test_the_commit_is_that_of_the_code_that_runs(tmp_path, monkeypatch):
     """Not that of a tree which moved on while it ran."""
     artifact.claim(str(tmp_path / "a"), "coreset", "identity")
-    before = artifact.git_commit()
-    monkeypatch.setattr(artifact.subprocess, "run", lambda *_, **__: pytest.fail("the tree was asked again"))
+    before = provenance.git_commit()
+    monkeypatch.setattr(provenance.subprocess, "run", lambda *_, **__: pytest.fail("the tree was asked again"))
 
-    assert artifact.git_commit() == before
+    assert provenance.git_commit() == before

@@ -18,7 +18,7 @@ from easycore_ray.reporting.figures import styles, to_png
 from easycore_ray.reporting.html import render_report
 from easycore_ray.reporting.report import gather, make_report_plots, print_table, report
 from easycore_ray.reporting.tables import find_main_results, glance, result_tables
-from easycore_ray.storage import artifact
+from easycore_ray.storage import provenance
 from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.sweeps import ARMS, ROWS, make_findings, make_rows, make_sweep, mix_of, scored_digits
@@ -183,7 +183,7 @@ def test_lineage_names_parents_versions_and_the_way_to_repeat(sweep, drawn):
     _, page = drawn
 
     assert sweep.fingerprint[:16] in page.text
-    assert f"torch {artifact.versions()['torch']}" in page.text
+    assert f"torch {provenance.versions()['torch']}" in page.text
     assert "abc123" in page.text
     assert f"easycore sweep --config {sweep.path}/manifest.json" in page.text
 

@@ -54,7 +54,7 @@ class TestFullDisk:
     def test_a_claim_that_does_not_fit(self, small_disk):
         """The first that a job writes."""
         (small_disk / "other").write_bytes(bytes(4096))
-        with pytest.raises(EasyCoreError, match=f"{small_disk}/x/run.json {FULL}"):
+        with pytest.raises(EasyCoreError, match=f"{small_disk}/x/lease.json {FULL}"):
             claim(f"{small_disk}/x", "dataset", "k")
 
     def test_workers_are_not_tried_again(self, small_disk):
@@ -82,7 +82,9 @@ class TestFullDisk:
 def test_a_read_only_disk(tmp_path):
     """Refused before any work."""
     with mounted(tmp_path / "closed", "size=4k,ro") as folder:
-        with pytest.raises(EasyCoreError, match=r"run\.json cannot be written: Read-only file system; choose another"):
+        with pytest.raises(
+            EasyCoreError, match=r"lease\.json cannot be written: Read-only file system; choose another"
+        ):
             claim(f"{folder}/x", "dataset", "k")
         with pytest.raises(EasyCoreError, match="file cannot be written: Read-only file system"):
             paths.write_bytes(f"{folder}/file", b"")

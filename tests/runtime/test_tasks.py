@@ -102,6 +102,28 @@ def test_kept_results_are_read_by_a_resumed_claim_only(resources, tmp_path, caps
     assert len(make(Claim(str(tmp_path), "kind", "identity", "other", resumed=True))) == 3
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda _: b"", lambda _: b"PAR1PAR1"])
+def test_a_kept_result_that_is_damaged_or_another_is_made_again(tmp_path, damage):
+    """It is as if it were not there."""
+    kept = KeptResults(
+        Claim(str(tmp_path), "evaluation", "i", "0" * 8, resumed=True), ["a", "b"],
+        lambda number, table: table.column_names == ["number"] and table["number"].to_pylist() == [number],
+    )  # fmt: skip
+    items = [(0, str(tmp_path)), (1, str(tmp_path))]
+    map_tasks(table_of, items, label="count", kept=kept)
+    first = tmp_path / "shards-00000000" / "a.parquet"
+    first.write_bytes(damage(first.read_bytes()))
+    (tmp_path / "made-0").unlink()
+    (tmp_path / "made-1").unlink()
+
+    assert [table["number"].to_pylist() for table in map_tasks(table_of, items, label="count", kept=kept)] == [[0], [1]]
+    assert (tmp_path / "made-0").exists()
+    assert not (tmp_path / "made-1").exists()
+
+    kept.write(1, pa.table({"number": [7]}))
+    assert [table["number"].to_pylist() for table in map_tasks(table_of, items, label="count", kept=kept)] == [[0], [1]]
+
+
 def test_progress_counts_rows(capsys):
     """In the unit that is named."""
     map_tasks(square, [(1,), (2,)], label="square", rows=[10, 20], unit="images")

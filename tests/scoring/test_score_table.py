@@ -29,7 +29,6 @@ from easycore_ray.scoring.score_table import (
     write_samples,
 )
 from easycore_ray.storage import artifact, paths
-from easycore_ray.storage.artifact import Claim
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import draw_rows, edit_manifest, finish_table, samples_of, write_parts
 
@@ -410,7 +409,8 @@ def test_a_table_that_cannot_be_used_is_refused(run, tmp_path):
     with pytest.raises(EasyCoreError, match="holds a dataset, not a score table"):
         open_table(str(run / "table"))
     (run / "table" / "manifest.json").unlink()
-    artifact._write_claim(Claim(str(run / "table"), "score_table", "k", "n", resumed=False))
+    entry = {"kind": "score_table", "identity": "k", "nonce": "n", "format_version": artifact.FORMAT_VERSION}
+    paths.write_json(str(run / "table" / "run.json"), entry)
     with pytest.raises(EasyCoreError, match="is still being written"):
         open_table(str(run / "table"))
     with pytest.raises(EasyCoreError, match="does not exist; pass the folder of a finished score table"):

@@ -132,6 +132,7 @@ def test_another_kind_is_never_replaced(tmp_path, overwrite):
         ("manifest.json", '{"name": "web app"}'),
         ("manifest.json", "[]"),
         ("run.json", "3"),
+        ("lease.json", '{"car": "blue"}'),
         ("thesis.tmp", "somebody's"),
         (".thesis.tex.ab_c1234.tmp", "somebody's"),
         ("deep/.run.json.ab_c1234.tmp", "somebody's"),

@@ -13,6 +13,7 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import content_folder, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset, make_scoring_run
+from tests.object_store import environment, running_store
 
 LABELS = [number % 3 for number in range(30)]
 OLD, NEW = {"fraction": 0.5, "method": "easiest"}, {"fraction": 0.2, "method": "hardest"}
@@ -24,18 +25,35 @@ from easycore_ray.storage import paths
 left = int(sys.argv[1])
 
 def counted(function):
-    def call(*arguments, **options):
+    def call(path, *arguments, **options):
         global left
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        return function(*arguments, **options)
+        left -= "lease" not in path.rpartition("/")[2]
+        return function(path, *arguments, **options)
     return call
 
 for name in ("write_bytes", "write_file", "delete_file", "delete_tree"):
     setattr(paths, name, counted(getattr(paths, name)))
 select(out=sys.argv[2], scores=sys.argv[3], fraction=0.2, method="hardest", overwrite=True)
 print(left)
+"""
+
+
+# Ten of the fourteen writes and deletions of a replacement in a bucket.
+MOMENTS = (0, 2, 4, 6, 7, 8, 9, 11, 12, 13)
+# Each moment in a process of its own, made of one that has imported everything but opened no store yet.
+KILLED_IN_A_BUCKET = f"""
+import os, sys
+from easycore_ray.selection import coreset_files, select as _
+
+for moment in {MOMENTS}:
+    child = os.fork()
+    if not child:
+        sys.argv[1:] = [str(moment), sys.argv[2] + str(moment), sys.argv[3]]
+        exec({KILLED!r})
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
@@ -73,6 +91,29 @@ def test_a_replacement_that_is_killed_leaves_the_old_or_the_new(scores, tmp_path
     assert count(out) == 6
     names = sorted(path.name for path in Path(out).iterdir())
     assert [name[:4] for name in names] == ["gen-", "mani"], names
+
+
+def test_a_replacement_in_a_bucket_that_is_killed_leaves_the_old_or_the_new(scores, monkeypatch):
+    """As on disk, on a store that answers like S3."""
+    pytest.importorskip("moto")
+    with running_store("replaced") as store:
+        for name, value in environment(store.url).items():
+            monkeypatch.setenv(name, value)
+        out = "s3://replaced/coreset"
+        for moment in MOMENTS:
+            select(out=f"{out}{moment}", scores=scores, **OLD)
+        arguments = [sys.executable, "-c", KILLED_IN_A_BUCKET, "-", out, scores]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+        assert done.stdout.split() == [str(int(signal.SIGKILL))] * 10, done.stdout + done.stderr
+
+        found = [count(f"{out}{moment}") for moment in MOMENTS]
+        assert set(found) == {15, 6}, "killed before and after the write that counts"
+        assert found == sorted(found, reverse=True)
+        for moment in MOMENTS:
+            select(out=f"{out}{moment}", scores=scores, overwrite=True, **NEW)
+            assert count(f"{out}{moment}") == 6
+            names = {name.rpartition(f"coreset{moment}/")[2][:4] for name in paths.list_files(f"{out}{moment}")}
+            assert names == {"gen-", "mani"}
 
 
 def test_a_mistaken_source_costs_nothing(scores, tmp_path):

@@ -347,7 +347,7 @@ def prepare(config: PrepareConfig) -> Artifact:
     """
     started = time.monotonic()
     out = paths.absolute(config.out)
-    made = claim(out, "dataset", dataset_identity(config), overwrite=config.overwrite)
+    made = claim(out, "dataset", dataset_identity(config), overwrite=config.overwrite, take_over=config.take_over)
     if isinstance(made, Artifact):
         if config.source_check:
             check_unchanged(config, made)
