@@ -11,11 +11,10 @@ CASES ?= 0:30
 demo: $(VENV)/.installed
 	$(BIN)/easycore pipeline --preset digits --out $(OUT)
 
-# Everything, real Ray included: what needs no Ray on two cores at once, then the rest on one Ray.
+# Everything, real Ray included: two files at a time, each on a Ray of its own where it needs one.
 test: $(VENV)/.installed-dev
 	@started=$$(date +%s); \
-	$(BIN)/python -m pytest -m "not ray and not soak" -q -n 2 --dist loadfile --durations=10 && \
-	$(BIN)/python -m pytest -m "ray and not soak" -q --durations=10; status=$$?; \
+	$(BIN)/python -m pytest -m "not soak" -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10; status=$$?; \
 	echo "make test took $$(( $$(date +%s) - started )) s"; exit $$status
 
 # What to run before every commit: no Ray, under a minute.
