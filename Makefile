@@ -22,7 +22,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not ray and not slow and not soak" -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not ray and not slow and not soak" -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Lost processes, nodes, disks and stores; hours. Goes on where it was interrupted: every case adds a line to RESULTS.
 soak: $(VENV)/.installed-dev

@@ -39,7 +39,7 @@ class _Prepare(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, overwrite: bool = False, source: StrPath = "digits",
+        out: StrPath, overwrite: bool = False, take_over: bool = False, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
         image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", rows_per_shard: int = 10000,
@@ -53,7 +53,7 @@ class _Prepare(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, overwrite: bool = False, source: StrPath = "digits",
+        out: StrPath, overwrite: bool = False, take_over: bool = False, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         classes: StrPath | None = None, val_fraction: float = 0.02, test_fraction: float = 0.2,
         image_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate", rows_per_shard: int = 10000,
@@ -71,12 +71,12 @@ class _Score(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
-        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
-        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
-        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
+        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
+        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
@@ -90,12 +90,12 @@ class _Score(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
-        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
-        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
-        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
+        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
+        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, seed: int = 0,
@@ -112,8 +112,8 @@ class _Reduce(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, scores: StrPath, overwrite: bool = False, epoch_range: str | None = None,
-        only: str | Sequence[str] | None = None, bucket_rows: int = 4000000,
+        out: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        epoch_range: str | None = None, only: str | Sequence[str] | None = None, bucket_rows: int = 4000000,
     ) -> HardnessTable: ...
     @overload
     def plan(self, config: ReduceConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -121,8 +121,9 @@ class _Reduce(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, scores: StrPath, overwrite: bool = False, epoch_range: str | None = None,
-        only: str | Sequence[str] | None = None, bucket_rows: int = 4000000, measure: bool = False,
+        out: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        epoch_range: str | None = None, only: str | Sequence[str] | None = None, bucket_rows: int = 4000000,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Select(Protocol):
@@ -133,11 +134,11 @@ class _Select(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, overwrite: bool = False, scores: StrPath | None = None, dataset: StrPath | None = None,
-        user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
-        score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
-        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
-        materialize: bool = False,
+        out: StrPath, overwrite: bool = False, take_over: bool = False, scores: StrPath | None = None,
+        dataset: StrPath | None = None, user_scores: StrPath | None = None, method: str = "easycore",
+        epoch_range: str | None = None, score: str | None = None, fraction: float = 0.5,
+        balance: Literal["none", "class"] = "none", cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75),
+        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False,
     ) -> Coreset: ...
     @overload
     def plan(self, config: CoresetConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -145,11 +146,11 @@ class _Select(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, overwrite: bool = False, scores: StrPath | None = None, dataset: StrPath | None = None,
-        user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
-        score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
-        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
-        materialize: bool = False, measure: bool = False,
+        out: StrPath, overwrite: bool = False, take_over: bool = False, scores: StrPath | None = None,
+        dataset: StrPath | None = None, user_scores: StrPath | None = None, method: str = "easycore",
+        epoch_range: str | None = None, score: str | None = None, fraction: float = 0.5,
+        balance: Literal["none", "class"] = "none", cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75),
+        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Train(Protocol):
@@ -160,11 +161,11 @@ class _Train(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
-        experiment: str = "easycore", eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf",
-        attack_steps: int = 10, attack_step_size: float | str | None = None,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        tracking_uri: str | None = None, experiment: str = "easycore", eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
         training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0, val_attack_steps: int = 10,
         model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
         momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
@@ -180,11 +181,11 @@ class _Train(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
-        experiment: str = "easycore", eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf",
-        attack_steps: int = 10, attack_step_size: float | str | None = None,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
+        tracking_uri: str | None = None, experiment: str = "easycore", eps: float | str = 0.03137254901960784,
+        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
         training: Literal["standard", "trades", "pgd"] = "standard", beta: float = 6.0, val_attack_steps: int = 10,
         model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
         momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
@@ -203,7 +204,7 @@ class _Evaluate(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False,
+        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
         weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
@@ -217,7 +218,7 @@ class _Evaluate(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False,
+        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
         weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
@@ -234,11 +235,12 @@ class _Sweep(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
-        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
-        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, eps: float | str = 0.03137254901960784,
@@ -258,11 +260,12 @@ class _Sweep(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore", model: str = "resnet18",
-        width: int | None = None, batch_size: int = 128, lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True,
-        weight_decay: float = 0.0005, schedule: Literal["constant", "cosine", "multistep"] = "cosine",
+        out: StrPath, dataset: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, tracking_uri: str | None = None, experiment: str = "easycore",
+        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
+        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, eps: float | str = 0.03137254901960784,
@@ -285,8 +288,8 @@ class _Report(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, sweep: StrPath, overwrite: bool = False, title: str = "EasyCore: coresets for robust models",
-        note: str = "",
+        out: StrPath, sweep: StrPath, overwrite: bool = False, take_over: bool = False,
+        title: str = "EasyCore: coresets for robust models", note: str = "",
     ) -> Report: ...
     @overload
     def plan(self, config: ReportConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -294,8 +297,8 @@ class _Report(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, sweep: StrPath, overwrite: bool = False, title: str = "EasyCore: coresets for robust models",
-        note: str = "", measure: bool = False,
+        out: StrPath, sweep: StrPath, overwrite: bool = False, take_over: bool = False,
+        title: str = "EasyCore: coresets for robust models", note: str = "", measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Study(Protocol):
@@ -306,11 +309,11 @@ class _Study(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, num_workers: int = 1, tracking_uri: str | None = None, experiment: str = "easycore",
-        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
-        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int = 1, tracking_uri: str | None = None,
+        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
+        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
@@ -333,11 +336,11 @@ class _Study(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, dataset: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None,
-        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
-        cache_gib: float = 2.0, num_workers: int = 1, tracking_uri: str | None = None, experiment: str = "easycore",
-        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
-        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
+        max_failures: int = 3, cache_gib: float = 2.0, num_workers: int = 1, tracking_uri: str | None = None,
+        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
+        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
@@ -364,11 +367,11 @@ class _Pipeline(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0,
-        threads_per_worker: int | None = None, max_failures: int = 3, cache_gib: float = 2.0,
-        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
-        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
-        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        out: StrPath, overwrite: bool = False, take_over: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
+        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
+        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
@@ -396,11 +399,11 @@ class _Pipeline(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, overwrite: bool = False, cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0,
-        threads_per_worker: int | None = None, max_failures: int = 3, cache_gib: float = 2.0,
-        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
-        model: str = "resnet18", width: int | None = None, batch_size: int = 128, lr: float = 0.1,
-        momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
+        out: StrPath, overwrite: bool = False, take_over: bool = False, cpus_per_worker: float | None = None,
+        gpus_per_worker: float = 0.0, threads_per_worker: int | None = None, max_failures: int = 3,
+        cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None,
+        experiment: str = "easycore", model: str = "resnet18", width: int | None = None, batch_size: int = 128,
+        lr: float = 0.1, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0005,
         schedule: Literal["constant", "cosine", "multistep"] = "cosine",
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip"] = "crop-flip", crop_pad: int = 4,
@@ -431,7 +434,7 @@ class _Analyze(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False,
+        out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
         checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None, score: str = "aign",
@@ -444,7 +447,7 @@ class _Analyze(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False,
+        out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         max_failures: int = 3, cache_gib: float = 2.0, num_workers: int | str | tuple[int, int] = 2,
         checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None, score: str = "aign",

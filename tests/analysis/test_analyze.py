@@ -114,6 +114,7 @@ def test_distances_of_a_plane_are_exact_and_wrong_images_are_at_0(norm, dual):
     assert (distance <= exact * 1.03 + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_each_row_says_whether_it_was_seen_and_is_robust_where_its_distance_says_so(done, world):
     """Score and decile as in the hardness table; seen as in the coreset; robust at eps if farther than eps."""
     rows = pq.read_table(f"{done.path}/samples.parquet")
@@ -134,6 +135,7 @@ def test_each_row_says_whether_it_was_seen_and_is_robust_where_its_distance_says
     assert 0.1 < rows["clean_correct"].to_numpy().mean() < 0.9
 
 
+@pytest.mark.slow
 def test_pgd_only_ever_brings_a_sample_nearer(world):
     """With more eps to look at, no distance grows."""
     few, many = (attack_samples(c, open_analysis(c)) for c in (config_of(world, eval_eps=EPS[:1]), config_of(world)))
@@ -143,6 +145,7 @@ def test_pgd_only_ever_brings_a_sample_nearer(world):
 # ---------------------------------------------------------------- what is written
 
 
+@pytest.mark.slow
 def test_the_summary_counts_what_the_samples_say(done):
     """Groups apart for seen and unseen; deciles, verdicts and the manifest agree; no NaN anywhere."""
     rows = pq.read_table(f"{done.path}/samples.parquet")
@@ -164,11 +167,13 @@ def test_the_summary_counts_what_the_samples_say(done):
     assert summary["models"][1]["drawn_seen"] == seen.sum()
 
 
+@pytest.mark.slow
 def test_random_scores_of_an_untrained_model_are_not_said_to_hold(done):
     """No claim comes out of noise."""
     assert all(claim["outcome"] != "holds" for claim in done.manifest["claims"])
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_loads_nothing(done):
     """Every verdict, model, plot and rule is in it; no address but of namespaces; plots are PNG files."""
     page = paths.read_bytes(f"{done.path}/{ANALYSIS_PAGE}").decode()
@@ -194,6 +199,7 @@ def test_equal_findings_give_equal_files(done):
     assert one == two
 
 
+@pytest.mark.slow
 def test_what_a_user_named_is_not_taken_for_markup(done):
     """Names of models, runs and warnings are escaped."""
     summary = json.loads(paths.read_bytes(f"{done.path}/summary.json"))
@@ -205,6 +211,7 @@ def test_what_a_user_named_is_not_taken_for_markup(done):
     assert len(re.findall("<script>", page)) == 1, "the page's own"
 
 
+@pytest.mark.slow
 def test_without_a_model_only_scores_are_looked_at(world, tmp_path, monkeypatch):
     """No Ray, no attack; two runs are compared; what needs a model is inconclusive."""
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
@@ -283,6 +290,7 @@ def test_a_model_of_unknown_training_data_is_not_told_apart_and_said_so(world, t
     assert attack_samples(config, inputs)["seen"].null_count == 400
 
 
+@pytest.mark.slow
 def test_inspect_tells_the_verdicts_and_finds_damage(done, tmp_path):
     """Every claim in a line of at most 100 columns; a changed plot or sample is found."""
     facts = inspect(path=done.path, verify=True)

@@ -147,6 +147,7 @@ def stages_of(config):
     return found + [identity_fields(trial.evaluate) for trial in trials]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial_workers", [1, 2])
 @pytest.mark.parametrize("kind", [SWEEP, STUDY, PIPELINE])
 def test_what_is_not_identity_of_a_sweep_is_none_of_its_stages(kind, trial_workers):

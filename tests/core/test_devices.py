@@ -98,6 +98,7 @@ def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm,
     assert (result.steps, result.num_rows) == (3, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_trains_on_one_device(asked, monkeypatch, name):
     """With scores taken on the way, which come back after the epoch."""
@@ -126,6 +127,7 @@ def test_exact_scores_are_taken_on_one_device(monkeypatch):
     assert fetched == ["meta", "meta"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pixels_are_trusted", "asked")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attacks_stay_on_the_device_of_their_inputs(norm):

@@ -66,6 +66,7 @@ class TestAutoAttack:
     def installed(self):
         pytest.importorskip("pyautoattack")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "num_classes", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 4, 9, 10))]
     )
@@ -98,6 +99,7 @@ class TestAutoAttack:
         torch.testing.assert_close(wrong(model, adv_inputs, labels), distances < eps)
         assert any("DLR" in text for text in warnings)
 
+    @pytest.mark.slow
     def test_leaves_no_trace(self, digits_cnn):
         """Weights, gradients, modes and the global generator are as they were; the same seed repeats."""
         model, inputs, labels = digits_cnn
@@ -131,6 +133,7 @@ class TestAutoAttack:
         assert adv_inputs.min() >= 0
         assert adv_inputs.max() <= 1
 
+    @pytest.mark.slow
     def test_warns_of_masked_gradients(self):
         """A model that rounds its input has no gradients; the warning comes back instead of going to the log."""
 

@@ -137,6 +137,7 @@ def assert_fields_change_nothing(kind, worlds, tmp_path):
         assert run(kind(**base | {"out": out, name: value})) == whole, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(RUNS.keys() - {CoresetConfig}, key=str))
 def test_a_field_that_is_in_no_identity_changes_no_result(kind, worlds, tmp_path):
     """What is computed in one process."""

@@ -66,6 +66,7 @@ def test_weights_rebuild_the_network_from_the_file_alone(checkpoint, tmp_path):
     assert found["checkpoint"] == checkpoint.fingerprint
 
 
+@pytest.mark.slow
 def test_a_program_needs_torch_alone(checkpoint, tmp_path):
     """Any number of images, in evaluation mode."""
     file = export(checkpoint=checkpoint, out=tmp_path / "model.pt2", format="pt2")
@@ -146,6 +147,7 @@ def test_a_plan_says_how_large_the_file_would_be(small, tmp_path):
     assert plan.bytes_written == pytest.approx((tmp_path / "a.safetensors").stat().st_size, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_traced_is_refused_in_one_line(dataset, tmp_path):
     """A user's, whose way depends on the values it sees."""
     checkpoint = make_checkpoint(tmp_path / "model", dataset.path, model="tests.users_models:branching", width=None)

@@ -117,6 +117,7 @@ def write_lease(folder, *, machine="another", age=0.0, seconds=60.0, token="0" *
         os.utime(path, (time.time() - age, time.time() - age))
 
 
+@pytest.mark.slow
 def test_a_second_command_is_refused_and_the_first_ends_well(scores, place):
     """It is told who is at work; readers and dry runs are not concerned, and afterwards no lease is left."""
     out = f"{place}/coreset"
@@ -134,6 +135,7 @@ def test_a_second_command_is_refused_and_the_first_ends_well(scores, place):
     assert not [name for name in paths.list_files(out) if "lease" in name.rpartition("/")[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "changes"), [(0, {}), (3, {}), (5, {}), (1, ANOTHER), (5, ANOTHER)], ids=lambda value: str(value)[:9]
 )
@@ -145,6 +147,7 @@ def test_nothing_of_a_command_that_wakes_up_is_read(scores, tmp_path, moment, ch
     check_wake_up(scores, str(tmp_path / "coreset"), moment, changes)
 
 
+@pytest.mark.slow
 def test_nothing_of_a_command_that_wakes_up_is_read_from_a_bucket(scores, bucket):
     """As on disk."""
     check_wake_up(scores, f"{bucket}/woken", 3, {})
@@ -169,6 +172,7 @@ def check_wake_up(scores, out, moment, changes):
     assert whole(out) == (6 if changes else 15)
 
 
+@pytest.mark.slow
 def test_a_live_command_is_taken_over_on_request(scores, place):
     """With --take-over: it ends at its next commit, and names the one that goes on."""
     out = f"{place}/coreset"
@@ -181,6 +185,7 @@ def test_a_live_command_is_taken_over_on_request(scores, place):
     assert whole(out) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, -15), (signal.SIGINT, 130)])
 def test_after_a_kill_on_this_machine_the_same_command_goes_on_at_once(scores, tmp_path, sent, code):
     """A process that has ended holds nothing; one that was interrupted has given its lease back."""

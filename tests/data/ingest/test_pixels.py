@@ -283,6 +283,7 @@ print((peak() - before) / (found.height * found.width * 3), found.rotated)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak of a process there")
 @pytest.mark.parametrize(
     ("mode", "megapixels", "form", "options"),
