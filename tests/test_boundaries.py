@@ -167,6 +167,7 @@ def test_jobs_only_parse_and_call():
         assert roots(path) <= {"easycore_ray", "jobs", "tyro"} | sys.stdlib_module_names, name_of(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "forbidden"),
     [

@@ -1,6 +1,7 @@
 """How long a file or function may be, how many arguments it may ask for, one place for each public name, and shapes."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +20,7 @@ def files_in(*folders):
     }
 
 
+parse = functools.cache(ast.parse)
 FILES = files_in("easycore_ray", "jobs")
 TESTS = files_in("tests")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_REQUIRED_ARGUMENTS = 500, 60, 7
@@ -27,7 +29,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_REQUIRED_ARGUMENTS = 500, 60, 7
 def functions(files=FILES):
     """(file and name, node) of every function and method, nested ones too."""
     for name, text in files.items():
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{name}:{node.name}", node
 
@@ -44,7 +46,7 @@ def required_arguments(function):
 def public_names(text):
     """Functions, classes and constants that a module defines at its top level, without an underscore before them."""
     found = set()
-    for node in ast.parse(text).body:
+    for node in parse(text).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -86,7 +88,7 @@ def test_a_public_name_has_one_place():
 def arrays_without_a_shape(text):
     """Public functions that take or give a tensor or an array and do not say of what shape."""
     shape = re.compile(r"\([\w ]+,[^)]*\)|shape|See ``Context``")
-    for scope in [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Module | ast.ClassDef)]:
+    for scope in [node for node in ast.walk(parse(text)) if isinstance(node, ast.Module | ast.ClassDef)]:
         for node in scope.body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 types = [argument.annotation for argument in node.args.args + node.args.kwonlyargs] + [node.returns]

@@ -160,6 +160,7 @@ def test_completion_scripts_are_printed_for_each_shell(capsys):
         assert all(name in out for name in COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [(["easycore", "sco"], {"score"}), (["easycore", "coreset", "--frac"], {"--fraction"})],
@@ -230,6 +231,7 @@ def test_reading_and_selecting_import_nothing_that_trains(tmp_path, dataset):
         assert (code, names & TRAINS) == (0, set()), arguments
 
 
+@pytest.mark.slow
 def test_no_plan_imports_what_trains():
     """Nor do the modules it is made in, so that no dry run waits for it."""
     modules = sorted({command.plan.partition(":")[0] for command in COMMANDS.values() if command.plan})

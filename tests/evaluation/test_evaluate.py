@@ -198,6 +198,7 @@ def test_a_model_whose_logits_carry_no_gradient_is_evaluated_and_doubted(evaluat
     assert summary["robust_accuracy"] <= summary["clean_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "norm", "eps"), [(users_models.detached, "linf", 0.5), (users_models.one_hot, "l2", 5.0)]
 )

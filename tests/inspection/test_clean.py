@@ -124,6 +124,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @given(st.sets(st.sampled_from(sorted(JUNK))), st.sets(st.sampled_from(sorted(FOREIGN))))
 @settings(max_examples=25)
 def test_a_finished_artifact_loses_its_junk_and_nothing_else(template, junk, foreign):

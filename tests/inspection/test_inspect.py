@@ -149,6 +149,7 @@ def test_a_damaged_table_is_still_told(own):
         inspect(path=f"{own}/scores", images=f"{own}/x.png")
 
 
+@pytest.mark.slow
 def test_images_are_drawn_into_the_file(made, tmp_path):
     """Easiest and hardest: two rows more images make a higher picture, and the file is a PNG."""
     sizes = []

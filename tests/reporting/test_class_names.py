@@ -25,6 +25,7 @@ def plots():
     return [score_plots.distribution(HARDNESS, NAMES, [0.5]), mix, image_grid("easiest", images, NAMES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3), ids=["by class", "mix", "images"])
 def test_names_with_dollar_signs_are_drawn(number):
     """As text, not as formulas that end in an error."""

@@ -26,6 +26,7 @@ def said_by_connecting(**environment):
     return done.stderr
 
 
+@pytest.mark.slow
 def test_an_address_where_nobody_listens():
     """Refused by name, and what an address looks like."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -55,6 +56,7 @@ def test_a_folder_in_which_ray_cannot_start(folder):
     assert f"its files go to {folder}/ray; set RAY_TMPDIR to a folder of yours with a short name" in said
 
 
+@pytest.mark.slow
 def test_importing_changes_no_variables():
     """A library that is imported leaves the process as it is."""
     load = "import easycore_ray.runtime.cluster"

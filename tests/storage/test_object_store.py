@@ -32,6 +32,7 @@ from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import draw_rows, finish_table, make_dataset, samples_of, write_parts
 from tests.object_store import CREDENTIALS, Proxy, environment, free_port, running_store
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BUCKET = "bucket-of-tests"
 # More than one part of an upload.

@@ -311,6 +311,7 @@ def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_a_killed_trial_goes_on_from_its_last_epoch(trials, dataset, tmp_path, after):
     """Lost after any epoch, it trains the others alone, and ends with the bits of a trial that nothing happened to."""

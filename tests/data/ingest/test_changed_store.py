@@ -10,6 +10,8 @@ from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.object_store import environment, running_store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store():
