@@ -330,15 +330,15 @@ def carries_gradient(model: nn.Module, inputs: Tensor) -> bool:
     """
     points = inputs.detach().requires_grad_()
     with frozen_eval(model), torch.enable_grad():
-        return _gradient_at(points, model(points).sum()) is not None
+        return gradient_at(points, model(points).sum()) is not None
 
 
-def _gradient_at(points: Tensor, total: Tensor) -> Tensor | None:
-    """Gradient of a sum at ``points``; None where autograd finds no way from one to the other."""
+def gradient_at(points: Tensor, total: Tensor, *, retain_graph: bool = False) -> Tensor | None:
+    """Gradient of a sum, of shape (), at points (B, …); None where autograd finds no way from one to the other."""
     if not total.requires_grad:
         return None
     # grad, not backward: nothing may reach the parameters' .grad.
-    return torch.autograd.grad(total, points, allow_unused=True)[0]
+    return torch.autograd.grad(total, points, allow_unused=True, retain_graph=retain_graph)[0]
 
 
 def _input_gradient(
@@ -352,7 +352,7 @@ def _input_gradient(
     with torch.enable_grad():
         logits = model(points)
         loss = loss_rows(logits)
-        gradient = _gradient_at(points, loss.sum())
+        gradient = gradient_at(points, loss.sum())
     if gradient is None and required:
         raise ValueError(
             "the model's logits carry no gradient to its pixels in evaluation mode (detached, or classes instead of "

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval
+from easycore_ray.core.attacks import frozen_eval, gradient_at
 from easycore_ray.core.eps import check_norm
 from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project
@@ -112,7 +112,7 @@ def _margin(model: nn.Module, points: Tensor, labels: Tensor, norm: str) -> _Mar
         logits = at_least_float32(model(points))
         own, others = _apart(logits, labels)
         margin = own - others.amax(dim=1)
-        (gradient,) = torch.autograd.grad(margin.sum(), points)
+        gradient = _slopes_at(points, margin)
     return _Margin(margin.detach(), gradient, logits.detach().argmax(dim=1) != labels)
 
 
@@ -124,12 +124,18 @@ def _nearest_rival(model: nn.Module, points: Tensor, labels: Tensor, norm: str) 
         own, others = _apart(logits, labels)
         rivals = others.topk(min(_RIVALS, logits.shape[1] - 1), dim=1).values
         margins = (own.unsqueeze(1) - rivals).unbind(dim=1)
-        gradients = [torch.autograd.grad(margin.sum(), points, retain_graph=True)[0] for margin in margins]
+        gradients = [_slopes_at(points, margin, retain_graph=True) for margin in margins]
     seen = torch.stack([m.detach() / _slope(g, norm) for m, g in zip(margins, gradients, strict=True)])
     chosen = seen.nan_to_num(nan=torch.inf).argmin(dim=0)
     rows = torch.arange(len(labels), device=labels.device)
     margin, gradient = torch.stack(margins).detach()[chosen, rows], torch.stack(gradients)[chosen, rows]
     return _Margin(margin, gradient, logits.detach().argmax(dim=1) != labels)
+
+
+def _slopes_at(points: Tensor, margin: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """Gradient of each row's margin; zeros for a model whose logits carry none, which no descent will fool."""
+    gradient = gradient_at(points, margin.sum(), retain_graph=retain_graph)
+    return torch.zeros_like(points) if gradient is None else gradient
 
 
 def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,3 +170,21 @@ def test_normalised_inputs_are_refused(model, inputs, labels):
     """They point to normalisation in the wrong place."""
     with pytest.raises(ValueError, match="normalisation inside the model"):
         boundary_distance(model, 4 * inputs - 2, labels)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_model_without_a_gradient_is_fooled_by_nothing(norm):
+    """Its logits are detached: what it gets wrong anyway is at 0, the rest at infinity."""
+    inputs, labels = torch.rand(6, 1, 4, 4), torch.arange(6) % 3
+    weights = torch.randn(16, 3)
+
+    class Detached(nn.Module):
+        def forward(self, inputs):
+            return (inputs.flatten(1) @ weights).detach()
+
+    model = Detached()
+    found, points = boundary_distance(model, inputs, labels, norm=norm, steps=2)
+
+    wrong = model(inputs).argmax(dim=1) != labels
+    assert found.tolist() == torch.where(wrong, 0.0, torch.inf).tolist()
+    assert torch.equal(points, inputs)
