@@ -7,6 +7,7 @@ that the list of verbs and a misspelt one are answered at once.
 
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -90,6 +91,8 @@ def help_text() -> str:
 def _run_command(name: str, arguments: list[str], prog: str) -> Any:
     from easycore_ray.cli.options import parse_request
 
+    # A thread that is left behind by Ctrl-C (runtime.interrupts) would have Ray start again by whatever it calls next.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     command = COMMANDS[name]
     request = parse_request(command.kind, arguments, prog=prog, dry_run=command.plan is not None)
     if request.dry_run or request.measure:

@@ -155,9 +155,10 @@ def test_a_field_that_is_in_no_identity_changes_no_coreset(worlds, tmp_path):
 @pytest.mark.usefixtures("ray_session")
 def test_what_an_import_merely_allows_changes_no_dataset(tmp_path):
     """A dataset is known by its labels and images."""
-    assert SAME[PrepareConfig] == {"out", "overwrite", "allow_one_class", "source_check"}
+    assert SAME[PrepareConfig] == {"out", "overwrite", "take_over", "allow_one_class", "source_check"}
     one = prepare(out=str(tmp_path / "one"))
-    two = prepare(out=str(tmp_path / "two"), overwrite=True, allow_one_class=True, source_check=False)
+    two = prepare(out=str(tmp_path / "two"), overwrite=True, take_over=True, allow_one_class=True,
+                  source_check=False)  # fmt: skip
 
     assert one.manifest["identity"] == two.manifest["identity"]
     assert one.fingerprint == two.fingerprint

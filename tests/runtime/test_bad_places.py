@@ -67,11 +67,12 @@ class TestFullDisk:
         assert found.text.endswith(f"No space left on device; {paths.MAKE_ROOM}")
 
     @pytest.mark.ray
-    def test_an_import_that_does_not_fit(self, ray_session, small_disk):
-        """Its claim does; the shards do not, and the folder is free again."""
-        with pytest.raises(EasyCoreError, match=rf"{small_disk}/x/shards/[a-z]+-00000\.parquet {FULL}"):
-            easycore_ray.prepare(PrepareConfig(source="digits", out=f"{small_disk}/x"))
-        assert not (small_disk / "x").exists()
+    def test_an_import_that_does_not_fit(self, ray_session, tmp_path):
+        """Its claim and its lease do; the shards do not, and the folder is free again."""
+        with mounted(tmp_path / "small", "size=16k") as disk:
+            with pytest.raises(EasyCoreError, match=rf"{disk}/x/shards/[a-z]+-00000\.parquet {FULL}"):
+                easycore_ray.prepare(PrepareConfig(source="digits", out=f"{disk}/x"))
+            assert not (disk / "x").exists()
 
     def test_ray_does_not_start_on_it(self, small_disk):
         """Left to itself it waits for half a minute."""
