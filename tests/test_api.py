@@ -12,10 +12,12 @@ import torch
 
 import easycore_ray
 from easycore_ray import evaluate, reduce, score, select, sweep, train
-from easycore_ray.config.stages import ScoreConfig
+from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.config.work_plan import Estimate, WorkPlan, join_plans
 from easycore_ray.core.models import build_model
 from easycore_ray.core.names import default_width
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.engine import measure
 from easycore_ray.engine.throughput import FIGURES, Network, Work, assumed_rates, checkpoint_bytes, estimates_of
 from easycore_ray.storage.errors import EasyCoreError
 from tests import stubs
@@ -271,10 +273,6 @@ class TestFigures:
 class TestMeasured:
     def test_figures_are_measured_on_the_data(self, world, tmp_path):
         """A few real steps of each kind of work, in this process; the number of threads stays."""
-        from easycore_ray.config.stages import TrainConfig
-        from easycore_ray.data.dataset import open_dataset
-        from easycore_ray.engine import measure
-
         config = TrainConfig(dataset=world / "dataset", out=tmp_path, model="cnn", width=4, training="trades", eps=0.1,
                              batch_size=16, num_workers=1)  # fmt: skip
         works = [Work("trades", 60, 3), Work("validation", 6, 2), Work("fused", 5), Work("exact", 5), Work("pgd20", 5),
@@ -291,12 +289,21 @@ class TestMeasured:
         # Three attack steps cost several times a plain step.
         assert found["fused"][0] > found["trades"][0]
 
+    def test_a_network_too_slow_for_a_batch_is_measured_with_two_images(self, world, tmp_path, monkeypatch):
+        """One alone would give batch norm a single value for each channel."""
+        monkeypatch.setattr(measure, "_STEP_SECONDS", 1e-9)
+        monkeypatch.setattr(measure, "_SECONDS", 0.1)
+        config = TrainConfig(dataset=world / "dataset", out=tmp_path, model="cnn", width=4, num_workers=1)
+        work = Work("standard", 60)
+        rate, source = measure.measure_rates(config, open_dataset(f"{world}/dataset"), [work], "cpu")(work)
+
+        assert rate > 0
+        assert source.endswith("batch 2")
+
     @pytest.mark.ray
     def test_a_measured_plan_asks_the_cluster(self, ray_session, world, tmp_path, monkeypatch):
         """Idle GPUs and missing ones are warned of; figures say that they were measured."""
         import ray
-
-        from easycore_ray.engine import measure
 
         monkeypatch.setattr(measure, "_SECONDS", 0.5)
         fields = {"dataset": world / "dataset", "model": "cnn", "width": 4, "num_workers": 1, "out": tmp_path / "m"}

@@ -148,7 +148,8 @@ def _images_per_second(step: Step, rows: Samples, device: str, seconds: float) -
     probe = Samples(*(column[:_PROBE_ROWS] for column in rows))
     _timed(step, probe, device)
     per_image = _timed(step, probe, device) / len(probe.labels)
-    size = max(1, min(len(rows.labels), int(min(_STEP_SECONDS, seconds) / per_image)))
+    # Of one image, batch norm may have a single value for each channel, which it refuses.
+    size = min(len(rows.labels), max(2, int(min(_STEP_SECONDS, seconds) / per_image)))
     batch = Samples(*(column[:size] for column in rows))
     # A second step may find memory and kernels ready that the first one had to make.
     taken, done = _timed(step, batch, device), 1
