@@ -59,6 +59,7 @@ def check_the_run(uri, epochs=3):
     assert run.info.start_time <= run.info.end_time
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_parent_with_children(out):
     """Trials are children of the sweep's run, with their own parameters, tags and status."""
     bring(
@@ -80,6 +81,7 @@ def test_a_sweep_is_a_parent_with_children(out):
     assert runs["trial-0"].data.tags["mlflow.user"]
 
 
+@pytest.mark.slow
 def test_metrics_are_stored_as_they_were_logged(out):
     """Every point of every metric arrives once with its step and its exact value, logged live and reconciled."""
     losses = {epoch: math.exp(-epoch / 7) for epoch in range(1, 21)}
@@ -94,6 +96,7 @@ def test_metrics_are_stored_as_they_were_logged(out):
     assert [(epoch, 1 - loss) for epoch, loss in losses.items()] == history(store_of(out), run, "accuracy")
 
 
+@pytest.mark.slow
 def test_what_was_dropped_is_added_at_the_end(out):
     """Whatever subset was logged live, by this process or an earlier one: in the end each point is there once."""
     for sent in ([1], [1, 3]):
@@ -108,6 +111,7 @@ def test_what_was_dropped_is_added_at_the_end(out):
     assert sorted(history(store_of(out), run, "loss")) == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
 
 
+@pytest.mark.slow
 def test_a_run_in_line_takes_one_request(out, monkeypatch, capfd):
     """A command that finds everything finished and sent asks for the run and changes nothing."""
     bring(store_of(out), finished_run())
@@ -120,6 +124,7 @@ def test_a_run_in_line_takes_one_request(out, monkeypatch, capfd):
     assert runs_of(store_of(out))["t"].info.end_time == before.info.end_time
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_are_left_out_and_counted(out):
     """NaN and infinity are counted in a tag, once however often; None was not measured."""
     points = {1: {"loss": float("nan"), "norm": float("inf"), "accuracy": 0.5, "val_accuracy": None},
@@ -133,6 +138,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted(out):
     assert history(store_of(out), run, "accuracy") == [(1, 0.5), (2, 0.6)]
 
 
+@pytest.mark.slow
 def test_parameters_are_flattened_and_cut(out):
     """Nested parameters get dotted names, long values end at 500 characters, any number of them fits."""
     params = {"model": {"name": "cnn", "width": 8}, "note": "x" * 2000, "beta": None}
@@ -146,6 +152,7 @@ def test_parameters_are_flattened_and_cut(out):
     assert {f"p{i}": str(i) for i in range(150)}.items() <= stored.items()
 
 
+@pytest.mark.slow
 def test_a_restart_continues_the_same_run(out):
     """The second process resumes the first one's run; parameters are written once, and changes are named."""
     bring(store_of(out), finished_run(2, params={"lr": 0.1, "num_workers": 2}, status="FAILED"))
@@ -160,6 +167,7 @@ def test_a_restart_continues_the_same_run(out):
     assert run.data.tags[CHANGED] == "num_workers: 2 → 4"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (None, "FINISHED")]
 )
@@ -174,6 +182,7 @@ def test_a_run_ends_as_its_job_ends(out, error, status):
     assert runs_of(store_of(out))["t"].info.status == status
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_costs_no_time_and_the_next_command_brings_all(out, capfd):
     """Nobody there for the whole run: one line without credentials, and a command that finds it finished brings it."""
     away = f"http://user:secret@127.0.0.1:{free_port()}"
@@ -198,6 +207,7 @@ def test_a_server_that_is_away_costs_no_time_and_the_next_command_brings_all(out
     check_the_run(store_of(out))
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_holds_no_job_up(monkeypatch, capfd):
     """Connections are taken and nothing comes: calls return at once, and the end waits for 10 s, here 1, at most."""
     assert tracking._SERVER_SECONDS == 10
@@ -215,6 +225,7 @@ def test_a_server_that_never_answers_holds_no_job_up(monkeypatch, capfd):
     assert "1 of 1 runs are not up to date" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_are_attached_once_beside_the_database(out, capfd):
     """Files are found under the name they are given; one that cannot be read does not hold up the metrics."""
     (out / "report.html").write_text("<p>hello")
@@ -228,6 +239,7 @@ def test_files_are_attached_once_beside_the_database(out, capfd):
     check_the_run(store_of(out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", [{"a?%": 1.0}, {"loss": "high"}])
 def test_metrics_that_cannot_be_stored_cost_only_themselves(out, metrics, capfd):
     """A bad name or value is named and left out."""
@@ -237,6 +249,7 @@ def test_metrics_that_cannot_be_stored_cost_only_themselves(out, metrics, capfd)
     assert "left out" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_deleted_run_is_made_anew(out):
     """A run that someone deletes while the job works is made again by its end, whole."""
     tracker = Tracker(store_of(out), EXPERIMENT)
@@ -269,6 +282,7 @@ def test_a_remote_out_has_no_default_store(capfd):
     assert "--tracking-uri" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_description_that_cannot_be_made_fails_no_job(out, capfd):
     """Broken manifests are the business of the job, not of tracking."""
     reconcile(TrackingConfig(tracking_uri=store_of(out)), str(out), lambda _: [][0])
