@@ -72,8 +72,7 @@ def attack_rows(
         return attack_shard(model, shard, threats, device=device, first=start == 0)
 
     chunks = [rows.sample_ids[start : start + SHARD_ROWS].numpy() for start in starts]
-    keeps = made is not None and AUTOATTACK in threats.attack
-    kept = kept_shards(made, threats, chunks) if made is not None and keeps else None
+    kept = kept_shards(made, threats, chunks) if made is not None and AUTOATTACK in threats.attack else None
     return merge_shards(map_tasks(attack, [(start,) for start in starts], label="evaluate", kept=kept))
 
 

@@ -179,12 +179,12 @@ MAKE_ROOM = "make room and run the same command again, or choose another --out"
 
 
 @contextlib.contextmanager
-def _refuse_unwritable(path: str) -> Iterator[None]:
+def _refuse_unwritable(path: str, errors: set[int] = _FULL | _CLOSED) -> Iterator[None]:
     """Turn the error of a local place where nothing can be written into one sentence that names it."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL | _CLOSED:
+        if error.errno not in errors:
             raise
         hint = MAKE_ROOM if is_full(error) else "choose another --out"
         raise EasyCoreError(f"{path} cannot be written: {os.strerror(error.errno)}; {hint}") from error
@@ -405,11 +405,12 @@ def staged(path: str) -> Iterator[str]:
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{Path(path).name}.", suffix=".tmp")
         os.close(handle)
-        try:
+    try:
+        with _refuse_unwritable(str(folder), _FULL):  # the body may be refused another file, which is no fault of this
             yield temporary
-            write_file(path, temporary)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_file(path, temporary)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def flush(local_file: str) -> None:

@@ -57,6 +57,29 @@ def test_a_folder_in_which_ray_cannot_start(folder):
 
 
 @pytest.mark.slow
+def test_no_call_starts_ray_behind_a_jobs_back():
+    """Jobs connect by themselves; a thread that Ctrl-C has left behind must not have Ray start again."""
+    program = """
+from easycore_ray.cli import run_job
+try:
+    run_job("inspect", ["/nowhere"])
+except SystemExit:
+    pass
+import ray
+try:
+    ray.get_actor("anyone")
+except Exception:
+    pass
+print(ray.is_initialized())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_AUTO_CONNECT"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.slow
 def test_importing_changes_no_variables():
     """A library that is imported leaves the process as it is."""
     load = "import easycore_ray.runtime.cluster"

@@ -354,3 +354,10 @@ def test_a_body_that_fails_leaves_the_file_as_it_was(tmp_path, bucket, target):
     assert paths.read_bytes(path) == b"before"
     assert not Path(str(caught.value)).exists()
     assert len(paths.list_files(path.rsplit("/", 1)[0])) == 1
+
+
+def test_a_file_that_the_body_may_not_read_is_no_fault_of_the_place_it_writes_to(tmp_path):
+    """The error is the body's own; only a disk that is full under it is the target's."""
+    with pytest.raises(PermissionError, match="secret"), paths.staged(f"{tmp_path}/x"):
+        raise PermissionError(13, "Permission denied", "secret")
+    assert list(tmp_path.iterdir()) == []
