@@ -190,6 +190,22 @@ def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact
     return training.finish_checkpoint(config, made, parents, fit, state, 0.0)
 
 
+def weights_trained_here(config: TrainConfig) -> dict[str, Any]:
+    """The last weights of a training run in this process, whose number of threads is put back."""
+    import torch
+
+    from easycore_ray.data.samples import read_split
+    from easycore_ray.training import train as training
+
+    dataset, _, sample_ids = training.open_training_inputs(config)
+    threads = torch.get_num_threads()
+    try:
+        fit = training.make_training_fit(config, dataset, sample_ids)
+        return training.train_here(fit, read_split(dataset, "train", sample_ids)).model
+    finally:
+        torch.set_num_threads(threads)
+
+
 def make_scoring_run(run: Path | str, dataset: Artifact, labels: Sequence[int], epochs: int = 2) -> Artifact:
     """A finished scoring run of a dataset: table and hardness, made-up scores, a training state for each of two epochs.
 

@@ -28,8 +28,8 @@ from easycore_ray.reporting.report import print_table
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.train import make_training_fit, open_training_inputs, train_here
 from tests import faults
+from tests.artifacts import weights_trained_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -55,16 +55,11 @@ def checkpoint(digits, population, tmp_path_factory):
 def test_one_ray_worker_and_this_process_train_the_same_weights(checkpoint, digits, population):
     """TorchTrainer with one worker and the loop run directly (as in a Tune trial) agree bit for bit."""
     config = TrainConfig(**settings(digits, population, "unused", training="trades"))
-    dataset, _, sample_ids = open_training_inputs(config)
-    threads = torch.get_num_threads()
-    try:
-        state = train_here(make_training_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
-    finally:
-        torch.set_num_threads(threads)
+    expected = weights_trained_here(config)
     stored = load_file(checkpoint.path + "/model.safetensors")
 
-    assert stored.keys() == state.model.keys()
-    assert all(torch.equal(stored[name], state.model[name]) for name in stored)
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], expected[name]) for name in stored)
 
 
 def test_a_materialized_coreset_trains_the_weights_of_the_coreset(checkpoint, digits, tmp_path):
@@ -74,16 +69,12 @@ def test_a_materialized_coreset_trains_the_weights_of_the_coreset(checkpoint, di
     assert select(**fields, out=coreset.path, materialize=True).fingerprint == coreset.fingerprint
     own = coreset.path + "/dataset"
     config = TrainConfig(**settings(digits, coreset, "unused", training="trades") | {"dataset": own, "coreset": None})
-    threads = torch.get_num_threads()
-    try:
-        state = train_here(make_training_fit(config, open_dataset(own), None), read_split(open_dataset(own), "train"))
-    finally:
-        torch.set_num_threads(threads)
+    expected = weights_trained_here(config)
     stored = load_file(checkpoint.path + "/model.safetensors")
 
     assert open_artifact(own).manifest["parents"]["coreset"]["fingerprint"] == coreset.fingerprint
-    assert stored.keys() == state.model.keys()
-    assert all(torch.equal(stored[name], state.model[name]) for name in stored)
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], expected[name]) for name in stored)
 
 
 def test_a_checkpoint_builds_the_model_that_was_trained(checkpoint):
@@ -300,15 +291,10 @@ def test_a_users_model_trains_against_pgd_on_ray_as_in_this_process(digits, popu
     changes = dict(model="tests.users_models:good", width=None, training="pgd")
     done = train(**settings(digits, population, tmp_path / "model", **changes))
     config = TrainConfig(**settings(digits, population, "unused", **changes))
-    dataset, _, sample_ids = open_training_inputs(config)
-    threads = torch.get_num_threads()
-    try:
-        state = train_here(make_training_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
-    finally:
-        torch.set_num_threads(threads)
+    expected = weights_trained_here(config)
     artifact, model = open_checkpoint(done.path)
 
     assert artifact.manifest["model"]["name"] == "tests.users_models:good"
     assert artifact.manifest["model"]["width"] is None
     assert artifact.manifest["config"]["training"] == "pgd"
-    assert all(torch.equal(value, state.model[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())

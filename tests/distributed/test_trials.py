@@ -5,13 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from easycore_ray import sweep
 from easycore_ray.config.stages import TrainConfig
-from easycore_ray.data.samples import read_split
-from easycore_ray.training.train import make_training_fit, open_training_inputs, train_here
+from tests.artifacts import weights_trained_here
 from tests.users_models import KILLED_STEP
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -36,13 +34,7 @@ def test_a_killed_one_worker_trial_resumes_from_its_last_epoch(digits, populatio
         dataset=digits.path, coreset=population.path, out="unused", training="standard", epochs=4, num_workers=1,
         **recipe,
     )  # fmt: skip
-    dataset, _, sample_ids = open_training_inputs(config)
-    threads = torch.get_num_threads()
-    try:
-        state = train_here(make_training_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
-    finally:
-        torch.set_num_threads(threads)
-    mine, theirs = load_file(trial / "model.safetensors"), state.model
+    mine, theirs = load_file(trial / "model.safetensors"), weights_trained_here(config)
     assert mine.keys() == theirs.keys()
     assert all(mine[name].equal(theirs[name]) for name in mine)
     assert not list(trial.rglob("*.zip"))
