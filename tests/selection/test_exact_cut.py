@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -240,10 +241,10 @@ def test_a_sample_of_a_few_row_groups_changes_no_choice(tmp_path, monkeypatch, o
         scores = np.sort(np.floor(scores * {"sorted": 1e9, "few values, sorted": 5}.get(order, 1)))
     samples = [in_row_groups(tmp_path, scores, rows)]
 
-    for limit in (10, 100):
-        chosen = kept("easiest", "aign", "none", fraction=0.37, samples=samples, limit=limit)
-        assert chosen.tolist() == np.sort(np.lexsort((np.arange(1000), scores))[:370]).tolist()
-    assert [len(groups) for groups in drawn] == [25 if rows == 10 else 1] * 2
+    for limit, fraction in itertools.product((10, 100), (0.37, 0.9)):
+        chosen = kept("easiest", "aign", "none", fraction=fraction, samples=samples, limit=limit)
+        assert chosen.tolist() == np.sort(np.lexsort((np.arange(1000), scores))[: round(1000 * fraction)]).tolist()
+    assert [len(groups) for groups in drawn] == [25 if rows == 10 else 1] * 4
 
 
 def test_every_nan_is_counted_where_a_sample_has_seen_few(tmp_path):
