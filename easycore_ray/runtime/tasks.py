@@ -191,4 +191,5 @@ def _run_on_ray(
         ) from error
     finally:
         for ref in running:
-            ray.cancel(ref)
+            # With its process: a task that is interrupted in an import leaves modules half imported to the next one.
+            ray.cancel(ref, force=True)

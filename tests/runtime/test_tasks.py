@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def run_until_stopped(folder, number):
     Path(folder, f"started-{number}").touch()
     time.sleep(4)
     Path(folder, f"finished-{number}").touch()
+
+
+def import_or_fail(folder, number):
+    """Imports a package that takes a while, or fails once another call is in the midst of it."""
+    if number == 0:
+        while not Path(folder, "importing").exists():
+            time.sleep(0.05)
+        raise EasyCoreError("the first has failed")
+    sys.path.insert(0, folder)
+    import slow_package
+
+    return slow_package.ready
 
 
 def test_results_come_in_the_order_of_the_items(resources):
@@ -148,3 +161,32 @@ def test_an_error_cancels_what_still_runs_and_no_more_is_submitted(ray_session, 
         map_tasks(run_until_stopped, items, label="run", resources=two)
     time.sleep(5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["started-1"]
+
+
+SLOW_PACKAGE = """
+import pathlib, time
+from slow_package import part
+pathlib.Path(__file__).parents[1].joinpath("importing").touch()
+time.sleep(2)
+ready = marked
+"""
+# As C extensions do: it completes its package once, when it is imported first.
+SLOW_PART = """
+import slow_package
+slow_package.marked = True
+"""
+
+
+@pytest.mark.ray
+def test_a_task_that_was_cancelled_in_an_import_leaves_no_half_imported_module(ray_session, tmp_path):
+    """As happens to pandas: what later tasks import in that process would lack what the first import had set."""
+    package = tmp_path / "slow_package"
+    package.mkdir()
+    (package / "__init__.py").write_text(SLOW_PACKAGE)
+    (package / "part.py").write_text(SLOW_PART)
+    two = TaskResources(cpus=0.5, in_flight=2, max_retries=0)
+    with pytest.raises(EasyCoreError, match="the first has failed"):
+        map_tasks(import_or_fail, [(str(tmp_path), number) for number in range(2)], label="run", resources=two)
+    time.sleep(1)
+    later = [(str(tmp_path), number) for number in range(1, 9)]
+    assert map_tasks(import_or_fail, later, label="run", resources=TaskResources(cpus=0.25)) == [True] * 8
