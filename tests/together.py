@@ -17,11 +17,12 @@ from easycore_ray.core import loop
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import MemoryLoader
 from easycore_ray.engine.plan import make_training_plan
+from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.worker_group import RayContext
 
 WORLDS = (2, 3)
 OBJECTIVES = ("standard", "trades", "pgd")
-STEPS = 2
+STEPS, BATCH = 2, 6
 
 
 def draw_rows():
@@ -33,8 +34,10 @@ def draw_rows():
 
 def feed_of(rank, world):
     """A worker's share of the rows, in two batches."""
-    share = Samples(*(column[rank::world] for column in draw_rows()))
-    return MemoryLoader(share, num_batches=STEPS, seed=0, rank=rank)
+    segments = Segments(11, BATCH, 11, world)
+    first = rank * 11 // world
+    share = Samples(*(column[first : first + segments.rows_of_worker(rank)] for column in draw_rows()))
+    return MemoryLoader(share, segments=segments, seed=0, rank=rank)
 
 
 def shifted(model, inputs, *arguments, eps, **options):
@@ -70,7 +73,7 @@ def main():
         context.world_size = world
         torch.distributed.init_process_group("gloo", f"file://{folder}/world-{world}", rank=rank, world_size=world)
         for training in OBJECTIVES:
-            weights = train(training, feed_of(rank, world).shuffled(1), context.combine)
+            weights = train(training, feed_of(rank, world).shuffled(1, 0), context.combine)
             save_file(weights, folder / f"{training}-{world}-{rank}.safetensors")
         torch.distributed.destroy_process_group()
 

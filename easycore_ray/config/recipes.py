@@ -49,6 +49,12 @@ class RecipeConfig(Checked):
     batch_size: Count = setting(default=128, identity=True, group="training")
     """Samples per optimizer step, over all workers: each takes an equal part, so it must be divisible by their
     number. Another number of workers takes the same steps at the same learning rate."""
+    segment_images: Count = setting(default=65_536, identity=True, group="training")
+    """Samples of a segment: an epoch is a list of them, each of whole batches, and work is saved at their ends. Random
+    draws and running statistics of batch norm begin anew with each, so another size is another run."""
+    commit_minutes: NonNegative = setting(default=10.0, identity=False, group="compute")
+    """Work is saved at the first end of a segment after so many minutes, and always at the end of an epoch. What is
+    killed loses at most this and a segment. 0 saves at every end of a segment."""
     lr: Positive = setting(default=0.1, identity=True, group="training")
     """Peak learning rate of SGD."""
     momentum: NonNegative = setting(default=0.9, identity=True, group="training")

@@ -157,45 +157,45 @@ def train_epoch(
     *,
     epoch: int,
     step: int,
+    segment: int = 0,
     rank: int = 0,
     combine: Combine | None = None,
     record_scores: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> EpochResult:
-    """Train on every batch once.
+    """Train on every batch of an epoch, or of one of its segments, once.
 
     Args:
         model: the bare module; left in training mode.
         optimizer: from ``make_optimizer``.
         batches: this worker's share; every worker has the same number of batches, none empty.
         plan: the run's plan.
-        epoch: number of the epoch, from 1; seeds augmentation and attack together with rank.
+        epoch: number of the epoch, from 1.
         step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
+        segment: of the epoch, from 0; epoch, segment and rank seed all draws.
         rank: this worker.
         combine: adds up gradients, losses and counts over workers; None for one worker.
-        record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd, whose
-            steps have no gradient at the clean inputs.
+        record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd.
         on_batch: called with the number of rows after each step.
 
     Returns:
         Sums over this worker's rows.
 
     Raises:
-        NotFiniteError: the run has diverged: the loss over all workers' rows or the weights after the epoch are not
-            finite. Names the first such step, the same on every worker; no worker is left waiting.
+        NotFiniteError: the loss over all workers' rows or the weights after the last step are not finite. Names the
+            first such step, the same on every worker; no worker is left waiting.
     """
     device = next(model.parameters()).device
-    augment_draws, attack_draws = (generator(name, plan.seed, epoch, rank) for name in ("augment", "attack"))
+    augment_draws, attack_draws = (generator(name, plan.seed, epoch, segment, rank) for name in ("augment", "attack"))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watch = _DivergenceWatch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
     sums, timed, first_step = _EpochSums(device, record_scores), _TimedBatches(batches), step
     model.train()
-    # Layers such as dropout draw from torch's global generator; a resumed epoch must see the same draws.
-    with seeded("layers", plan.seed, epoch, rank):
+    # Layers such as dropout draw from torch's global generator.
+    with seeded("layers", plan.seed, epoch, segment, rank):
         for sample_ids, images, labels in timed:
             if step >= plan.total_steps:
                 break
-            # Bytes travel, a quarter of the floats; what is drawn for them is the same on every device.
             images, labels = to_device(images, device), to_device(labels, device)
             views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
             inputs = prepare_inputs(views, device).requires_grad_(record_scores)

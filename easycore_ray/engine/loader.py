@@ -22,7 +22,8 @@ from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, block_of_split, read_split, table_to_samples
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run_identity import fits_cache
-from easycore_ray.engine.shares import Share, _padding, batches_per_epoch
+from easycore_ray.engine.segments import Segments
+from easycore_ray.engine.shares import Share, _padding
 
 # Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
 SCORE_BATCH = 256
@@ -32,55 +33,81 @@ PAD_ID = -1
 class Loader(Protocol):
     """One worker's rows, in batches: ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,)."""
 
-    num_batches: int
+    segments: Segments
 
-    def shuffled(self, epoch: int) -> Iterator[Samples]:
-        """The ``num_batches`` training batches of an epoch, in an order that depends on (seed, epoch, rank) only.
+    def num_batches(self, segment: int) -> int:
+        """Training batches of a segment, the same on every worker."""
+        ...
+
+    def shuffled(self, epoch: int, segment: int) -> Iterator[Samples]:
+        """The ``num_batches`` training batches of a segment; which rows, depends on (seed, epoch, segment, rank) only.
+
+        Over all segments of an epoch, each of the worker's rows comes once.
 
         Args:
             epoch: from 1.
+            segment: from 0.
         """
         ...
 
-    def ordered(self) -> Iterator[Samples]:
-        """The same rows in a fixed order, in batches of any size."""
+    def ordered(self, segment: int) -> Iterator[Samples]:
+        """The rows of a segment of a scoring pass in a fixed order, the same in every epoch, in batches of any size."""
         ...
 
 
 class MemoryLoader:
-    """Rows kept in memory; each epoch is a fresh permutation cut into nearly equal batches."""
+    """Rows kept in memory; each epoch is a fresh permutation, cut into segments and nearly equal batches.
 
-    def __init__(self, rows: Samples, *, num_batches: int, seed: int, rank: int = 0) -> None:
+    Args:
+        rows: the worker's, in any order.
+        segments: of an epoch.
+        seed: of the order.
+        rank: of the worker.
+    """
+
+    def __init__(self, rows: Samples, *, segments: Segments, seed: int, rank: int = 0) -> None:
         # In id order, so that a share is the same however it was delivered.
         order = torch.argsort(rows.sample_ids)
         self._rows = Samples(*(column[order] for column in rows))
-        self.num_batches, self._seed, self._rank = num_batches, seed, rank
+        self.segments, self._seed, self._rank = segments, seed, rank
+        assert len(order) == segments.rows_of_worker(rank)
 
-    def shuffled(self, epoch: int) -> Iterator[Samples]:
+    def num_batches(self, segment: int) -> int:
+        """See ``Loader``."""
+        return len(self.segments.batches(segment))
+
+    def shuffled(self, epoch: int, segment: int) -> Iterator[Samples]:
         """See ``Loader``."""
         count = len(self._rows.sample_ids)
         order = torch.randperm(count, generator=generator("order", self._seed, epoch, self._rank))
-        for chosen in torch.tensor_split(order, self.num_batches):
+        places = self.segments.rows(segment, self._rank)
+        for chosen in order[places.start : places.stop].split(self.segments.batch_sizes(segment, self._rank)):
             yield Samples(*(column[chosen] for column in self._rows))
 
-    def ordered(self) -> Iterator[Samples]:
+    def ordered(self, segment: int) -> Iterator[Samples]:
         """See ``Loader``."""
-        for start in range(0, len(self._rows.sample_ids), SCORE_BATCH):
-            yield Samples(*(column[start : start + SCORE_BATCH] for column in self._rows))
+        places = self.segments.rows(segment, self._rank)
+        for start in range(places.start, places.stop, SCORE_BATCH):
+            yield Samples(*(column[start : min(start + SCORE_BATCH, places.stop)] for column in self._rows))
 
 
 class StreamLoader:
-    """Rows streamed from this worker's share of a Ray dataset, padding included."""
+    """Rows streamed from this worker's share of a Ray dataset, padding included; its epochs have one segment."""
 
     def __init__(
-        self, shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, num_batches: int, seed: int
+        self, shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, segments: Segments, seed: int
     ) -> None:
         self._shard, self._dataset, self._share = shard, dataset, share
-        self.num_batches, self._seed = num_batches, seed
-        self._batch_rows = math.ceil(share.size / num_batches)
+        self.segments, self._seed = segments, seed
+        self._batch_rows = math.ceil(share.size / segments.num_batches)
 
-    def shuffled(self, epoch: int) -> Iterator[Samples]:
+    def num_batches(self, segment: int) -> int:
+        """See ``Loader``."""
+        return len(self.segments.batches(segment))
+
+    def shuffled(self, epoch: int, segment: int) -> Iterator[Samples]:
         """See ``Loader``; shuffles within a buffer, as rows were placed in shards at random."""
+        assert segment == 0
         tables = self._shard.iter_batches(
             batch_format="pyarrow",
             batch_size=self._batch_rows,
@@ -89,12 +116,13 @@ class StreamLoader:
             local_shuffle_seed=derive_seed("order", self._seed, epoch, self._share.rank) % 2**31,
         )
         share = self._share
-        batches = rebatch(tables, share=share.size, padding=share.padding, num_batches=self.num_batches)
+        batches = rebatch(tables, share=share.size, padding=share.padding, num_batches=self.segments.num_batches)
         for table in batches:
             yield table_to_samples(table, self._dataset)
 
-    def ordered(self) -> Iterator[Samples]:
+    def ordered(self, segment: int) -> Iterator[Samples]:
         """See ``Loader``."""
+        assert segment == 0
         for table in self._shard.iter_batches(batch_format="pyarrow", batch_size=SCORE_BATCH):
             real = drop_padding(table)
             if real.num_rows:
@@ -179,10 +207,10 @@ def open_loader(fit: Fit, share: Share) -> Loader:
 
     A share that is kept is read from the shards themselves, so that Ray Data has nothing to start.
     """
-    dataset = open_dataset(fit.dataset)
-    num_batches, seed = batches_per_epoch(share.num_rows, fit.batch_size), fit.plan.seed
+    dataset, seed = open_dataset(fit.dataset), fit.plan.seed
     if not fits_cache(share, dataset, fit.cache_gib):
-        shard = ray.train.get_dataset_shard("train")
-        return StreamLoader(shard, dataset, share, num_batches=num_batches, seed=seed)
+        whole = Segments(share.num_rows, fit.batch_size, share.num_rows, share.world_size)
+        return StreamLoader(ray.train.get_dataset_shard("train"), dataset, share, segments=whole, seed=seed)
+    segments = Segments(share.num_rows, fit.batch_size, fit.segment_images, share.world_size)
     ids = block_of_split(dataset, "train", fit.sample_ids, share.rank, share.world_size)
-    return MemoryLoader(read_split(dataset, "train", ids), num_batches=num_batches, seed=seed, rank=share.rank)
+    return MemoryLoader(read_split(dataset, "train", ids), segments=segments, seed=seed, rank=share.rank)

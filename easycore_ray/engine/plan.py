@@ -30,6 +30,8 @@ class Fit:
     epochs: int
     batch_size: int
     """Samples per step over all workers."""
+    segment_images: int
+    """Samples of a segment of an epoch, see ``engine.segments``."""
     cache_gib: float
     threads: int
     record_scores: bool = False
@@ -105,6 +107,7 @@ def make_fit(
         plan=make_training_plan(config, total_steps=steps, **fields),
         epochs=-(-steps // steps_per_epoch),
         batch_size=config.batch_size,
+        segment_images=config.segment_images,
         cache_gib=config.cache_gib,
         threads=config.threads,
         compile=config.compile,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.loader import Loader, MemoryLoader
 from easycore_ray.engine.plan import Fit
-from easycore_ray.engine.shares import batches_per_epoch
+from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.state import HaltedError, State, load_optimizer, optimizer_tensors
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.storage.machine import cpu
@@ -96,8 +97,6 @@ def _run_epoch(run: _Run, state: State, epoch: int) -> State:
     started = time.monotonic()
     result = _train(run, state, epoch)
     ended = time.monotonic()
-    # Weights are equal already; running statistics of batch norm are each worker's own until here.
-    context.same_weights(model)
     metrics: dict[str, float] = {
         "epoch": epoch,
         "num_workers": context.world_size,
@@ -132,22 +131,46 @@ def _train(run: _Run, state: State, epoch: int) -> EpochResult:
         done += rows
         context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
 
+    results: list[EpochResult] = []
     try:
-        return train_epoch(
-            run.trained,
-            run.optimizer,
-            run.loader.shuffled(epoch),
-            fit.plan,
-            epoch=epoch,
-            step=state.step,
-            rank=context.rank,
-            combine=context.combine if context.world_size > 1 else None,
-            record_scores=fit.record_scores,
-            on_batch=on_batch,
-        )
+        for segment in range(run.loader.segments.count):
+            step = state.step + sum(result.steps for result in results)
+            if step >= fit.plan.total_steps:
+                break
+            results.append(
+                train_epoch(
+                    run.trained,
+                    run.optimizer,
+                    run.loader.shuffled(epoch, segment),
+                    fit.plan,
+                    epoch=epoch,
+                    step=step,
+                    segment=segment,
+                    rank=context.rank,
+                    combine=context.combine if context.world_size > 1 else None,
+                    record_scores=fit.record_scores,
+                    on_batch=on_batch,
+                )
+            )
+            # Weights are equal already; running statistics of batch norm are each worker's own until here.
+            context.same_weights(run.model)
     except NotFiniteError as error:
         # All workers see the same loss, so all stop here, and none waits for another.
         raise HaltedError(str(error), state if state.epoch else None) from error
+    return _join(results)
+
+
+def _join(results: list[EpochResult]) -> EpochResult:
+    """The result of an epoch of these segments."""
+    scores = [result.scores for result in results if result.scores is not None]
+    return EpochResult(
+        sum(result.loss_sum for result in results),
+        sum(result.num_correct for result in results),
+        sum(result.num_rows for result in results),
+        sum(result.steps for result in results),
+        {name: np.concatenate([found[name] for found in scores]) for name in scores[0]} if scores else None,
+        sum(result.stall_share for result in results) / max(len(results), 1),
+    )
 
 
 def _copy_to_cpu(tensor: Tensor) -> Tensor:
@@ -193,5 +216,6 @@ def _reduce_metrics(
 
 def fit_here(fit: Fit, rows: Samples, context: Context, after_epoch: AfterEpoch | None = None) -> State:
     """Run in this process, on rows that are in memory."""
-    loader = MemoryLoader(rows, num_batches=batches_per_epoch(fit.num_rows, fit.batch_size), seed=fit.plan.seed)
+    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images)
+    loader = MemoryLoader(rows, segments=segments, seed=fit.plan.seed)
     return run_epochs(fit, context, loader, after_epoch)

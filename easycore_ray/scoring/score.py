@@ -6,7 +6,9 @@ each per epoch, and become part of the table with the epoch's checkpoint, so wei
 diverge: after any failure the table is the one of an uninterrupted run.
 """
 
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from easycore_ray.core.loop import EpochResult, score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.coreset import open_run_data, read_sample_ids
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import Loader
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
@@ -86,13 +89,13 @@ class ScoreEachEpoch:
         if not wanted:
             return {}
         if epoch == 0 or self.score_pass == "eval":
-            return self._record(context, score_epoch(model, loader.ordered()), epoch, carried)
+            return self._record(context, score_epoch(model, _ordered(loader)), epoch, carried)
         assert result is not None
         assert result.scores is not None
         metrics = self._record(context, result.scores, epoch, carried)
         if self.score_pass == "fused+eval" and (epoch == self.epochs or carried.get("stopped")):
             # The weights after the last epoch are those with which one more would begin.
-            metrics |= self._record(context, score_epoch(model, loader.ordered()), epoch + 1, carried)
+            metrics |= self._record(context, score_epoch(model, _ordered(loader)), epoch + 1, carried)
         return metrics
 
     def _record(
@@ -119,6 +122,11 @@ class ScoreEachEpoch:
         if self.stop_when_stable is not None and metrics.get("easiest_overlap", 0.0) >= self.stop_when_stable:
             carried["stopped"] = True
         return metrics
+
+
+def _ordered(loader: Loader) -> Iterator[Samples]:
+    """All rows of this worker in a fixed order."""
+    return itertools.chain.from_iterable(loader.ordered(segment) for segment in range(loader.segments.count))
 
 
 def _follow_sample(shares: list[tuple[np.ndarray, np.ndarray]], carried: dict[str, Any]) -> dict[str, float]:

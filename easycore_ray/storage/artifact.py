@@ -31,16 +31,16 @@ FORMAT_VERSION = 2
 """Of manifests and identities. Version 1 (releases 0.1) is read by ``inspect`` alone."""
 ALGORITHM_VERSIONS = {
     "dataset": 1,
-    "scoring_run": 1,
+    "scoring_run": 2,
     "hardness_table": 1,
     "coreset": 1,
-    "checkpoint": 1,
+    "checkpoint": 2,
     "evaluation": 1,
-    "sweep": 1,
+    "sweep": 2,
     "report": 1,
-    "study": 1,
+    "study": 2,
     "analysis": 1,
-    "pipeline": 1,
+    "pipeline": 2,
 }
 """By kind of artifact: raised when the same configuration and inputs come to give another result."""
 MANIFEST = "manifest.json"

@@ -28,7 +28,7 @@ from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.loader import MemoryLoader
-from easycore_ray.engine.shares import batches_per_epoch
+from easycore_ray.engine.segments import Segments
 from easycore_ray.scoring.score import make_scoring_fit as make_scoring_fit
 from easycore_ray.training.train import make_training_fit as make_training_fit
 
@@ -93,7 +93,8 @@ def _bare_epochs(fit: Any, dataset: Any, sample_ids: Any, *, scoring: bool) -> l
     """Seconds of epochs 2 to 4 of the same loop without Ray."""
     torch.set_num_threads(fit.threads)
     rows = read_split(dataset, "train", sample_ids)
-    feed = MemoryLoader(rows, num_batches=batches_per_epoch(len(rows.labels), fit.batch_size), seed=0)
+    count = len(rows.labels)
+    feed = MemoryLoader(rows, segments=Segments(count, fit.batch_size, count), seed=0)
     held_out = read_split(dataset, "val")
     blocks = list(zip(*(column.split(128) for column in held_out), strict=True))
     model = build_model(**fit.model).to(memory_format=torch.channels_last)
@@ -101,9 +102,9 @@ def _bare_epochs(fit: Any, dataset: Any, sample_ids: Any, *, scoring: bool) -> l
     seconds, step = [], 0
     for epoch in range(1, 5):
         started = time.perf_counter()
-        step += train_epoch(model, optimizer, feed.shuffled(epoch), fit.plan, epoch=epoch, step=step).steps
+        step += train_epoch(model, optimizer, feed.shuffled(epoch, 0), fit.plan, epoch=epoch, step=step).steps
         if scoring:
-            score_epoch(model, feed.ordered())
+            score_epoch(model, feed.ordered(0))
         validate(model, blocks, eps=fit.plan.eps, norm=fit.plan.norm, steps=fit.val_attack_steps)
         seconds.append(time.perf_counter() - started)
     return seconds[1:]

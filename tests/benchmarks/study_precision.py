@@ -28,6 +28,7 @@ from easycore_ray.core.seeding import generator
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.loader import MemoryLoader
+from easycore_ray.engine.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def _run(options: argparse.Namespace, precision: str, seed: int, task: Task) -> 
     shape = tuple(train.images.shape[1:])
     model = build_model(options.model, num_classes=10, image_shape=shape, width=options.width, mean=task.mean,
                         std=task.std, seed=seed).to(memory_format=torch.channels_last)  # fmt: skip
-    feed = MemoryLoader(train, num_batches=math.ceil(len(train.labels) / options.batch), seed=seed)
-    steps = options.epochs * feed.num_batches
+    segments = Segments(len(train.labels), options.batch, len(train.labels))
+    feed = MemoryLoader(train, segments=segments, seed=seed)
+    steps = options.epochs * segments.num_batches
     plan = TrainingPlan(
         training="trades", beta=6.0, eps=eps, norm="linf", attack_steps=task.attack_steps,
         attack_step_size=2.5 * eps / task.attack_steps, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
@@ -121,7 +123,7 @@ def _run(options: argparse.Namespace, precision: str, seed: int, task: Task) -> 
     )  # fmt: skip
     optimizer, step = make_optimizer(model, plan), 0
     for epoch in range(1, options.epochs + 1):
-        step += train_epoch(model, optimizer, feed.shuffled(epoch), plan, epoch=epoch, step=step).steps
+        step += train_epoch(model, optimizer, feed.shuffled(epoch, 0), plan, epoch=epoch, step=step).steps
     model.eval()
     inputs, draws, right = prepare_inputs(test.images, torch.device("cpu")), generator("attack", seed), torch.zeros(2)
     for points, labels in zip(inputs.split(500), test.labels.split(500), strict=True):

@@ -38,7 +38,8 @@ OTHER = {
     "adversarial_epochs": 3, "allow_one_class": True, "attack": ("pgd20", "fgsm"), "attack_step_size": 0.01,
     "attack_steps": 3, "augment": "none", "autoattack_eval_eps": 0.01, "balance": "class", "band": (0.1, 0.2),
     "batch_size": 240, "beta": 2.0, "bucket_rows": 9, "cache_gib": 0.0, "checkpoint": "t", "classes": "t",
-    "compile": True, "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "cutoff": 0.1, "dataset": "t",
+    "commit_minutes": 0.0, "compile": True, "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "cutoff": 0.1,
+    "dataset": "t",
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
     "initial_pass": True, "keep_going": True, "label_column": "t", "lr": 0.2, "materialize": True, "max_failures": 9,
@@ -47,7 +48,8 @@ OTHER = {
     "num_train_samples": 70, "num_workers": 4, "on_bad_sample": "skip", "on_duplicate": "keep", "only": ("aign",),
     "option": ("strata=20",), "out": "t", "overwrite": True, "parts": ("trades",), "precision": "bf16", "results": "t",
     "rows_per_shard": 9, "schedule": "cosine", "score": "el2n", "score_epochs": 3, "score_every": 2,
-    "score_pass": "eval", "scores": "t", "seed": 5, "seeds": (5,), "source": "t", "source_check": False, "split": "val",
+    "score_pass": "eval", "scores": "t", "seed": 5,
+    "segment_images": 480, "seeds": (5,), "source": "t", "source_check": False, "split": "val",
     "standard_eval_eps": (0.01,), "steps": 5, "stop_when_stable": 0.9, "subset": 9, "sweep": "t",
     "take_over": True, "test_fraction": 0.3,
     "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none", "train_epochs": 3,
@@ -62,21 +64,22 @@ OTHER_OF = {
 PLACES = {"out", "overwrite", "take_over"}
 TRACKING = {"tracking_uri", "experiment"}
 RESERVED = {"cpus_per_worker", "max_failures"}
+COMMITS = {"commit_minutes"}
 TRIALS = {"max_concurrent_trials", "keep_going"}
 # What is in no identity. Inputs are known by their fingerprints. tests/experiments/test_equal_results.py runs each of
 # these fields of a stage; of what runs stages, a test below compares the stages.
 SAME = {
     PREPARE: PLACES | {"allow_one_class", "source_check"},
-    SCORE: PLACES | TRACKING | RESERVED | {"dataset", "coreset"},
+    SCORE: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset"},
     stages.ReduceConfig: PLACES | {"scores", "bucket_rows"},
     stages.CoresetConfig: PLACES | {"scores", "dataset", "user_scores", "materialize"},
-    TRAIN: PLACES | TRACKING | RESERVED | {"dataset", "coreset"},
+    TRAIN: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset"},
     stages.EvaluateConfig: PLACES | RESERVED | {"dataset", "checkpoint", "num_workers", "cache_gib"},
     stages.ReportConfig: PLACES,
     experiments.AnalyzeConfig: PLACES | RESERVED | {"scores", "checkpoint", "dataset", "num_workers", "cache_gib"},
-    SWEEP: PLACES | TRACKING | RESERVED | TRIALS | {"dataset", "scores"},
-    STUDY: PLACES | TRACKING | RESERVED | TRIALS | {"dataset", "results"},
-    PIPELINE: PLACES | TRACKING | RESERVED | TRIALS | {"allow_one_class", "source_check"},
+    SWEEP: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "scores"},
+    STUDY: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "results"},
+    PIPELINE: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"allow_one_class", "source_check"},
 }
 
 

@@ -159,7 +159,7 @@ def test_a_pgd_step_is_sgd_on_the_cross_entropy_of_the_attacked_batch(norm):
 
     inputs, labels = to_float(rows[1]), rows[2]
     adv_inputs = pgd_training_attack(theirs, inputs, labels, eps=0.3, norm=norm, steps=2, step_size=0.1,
-                                     generator=generator("attack", 0, 2, 1))  # fmt: skip
+                                     generator=generator("attack", 0, 2, 0, 1))  # fmt: skip
     assert (adv_inputs - inputs).abs().max() > 0.01
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     logits = theirs.train()(adv_inputs)
@@ -187,7 +187,7 @@ def test_a_trades_step_is_sgd_on_the_official_loss(norm, eps, step_size):
     result = train_epoch(ours, make_optimizer(ours, plan), [rows], plan, epoch=2, step=0, rank=1)
 
     inputs, labels = to_float(rows[1]), rows[2]
-    noise = torch.randn(inputs.shape, generator=generator("attack", 0, 2, 1))
+    noise = torch.randn(inputs.shape, generator=generator("attack", 0, 2, 0, 1))
     attacked = trades_attack(theirs, inputs, eps=eps, norm=norm, steps=10, step_size=step_size, noise=noise)
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     natural = torch.nn.functional.cross_entropy(theirs.train()(inputs), labels)

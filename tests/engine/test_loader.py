@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from easycore_ray.data.dataset import locate_samples, open_dataset
 from easycore_ray.data.samples import Samples, block_of_split
 from easycore_ray.engine.loader import PAD_ID, SCORE_BATCH, MemoryLoader, drop_padding, padding_rows, rebatch
+from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.shares import batches_per_epoch, check_share
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset
@@ -196,9 +197,9 @@ def test_one_row_more_than_whole_batches_empties_none(n, world, batch_size):
     for real in (share, share - padding):
         ids = [*range(real), *[PAD_ID] * (share - real)]
         streamed = rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)
-        kept = MemoryLoader(rows(range(real)), num_batches=num_batches, seed=0).shuffled(1)
         assert min(batch.num_rows for batch in streamed) >= 1
-        assert min(len(batch.labels) for batch in kept) >= 1
+    segments = Segments(n, batch_size, n, world)
+    assert min(size for rank in range(world) for size in segments.batch_sizes(0, rank)) >= 1
 
 
 # ---------------------------------------------------------------- padding
@@ -224,26 +225,44 @@ def test_only_padding_is_dropped(ids):
 # ---------------------------------------------------------------- memory
 
 
+def loader(ids, batch_size, *, images=None, seed=1, rank=0):
+    """One worker's loader; of a single segment if its images are not given."""
+    own = rows(ids)
+    segments = Segments(len(own.labels), batch_size, images or len(own.labels))
+    return MemoryLoader(own, segments=segments, seed=seed, rank=rank)
+
+
 def drawn(feed, epoch):
     """The ids of an epoch, batch by batch."""
-    return [batch.sample_ids.tolist() for batch in feed.shuffled(epoch)]
+    segments = range(feed.segments.count)
+    return [batch.sample_ids.tolist() for segment in segments for batch in feed.shuffled(epoch, segment)]
 
 
-@given(st.integers(1, 300), st.data())
-def test_an_epoch_has_every_row_once_in_equal_batches(count, data):
-    """As many batches as asked for, of sizes that differ by at most one."""
-    num_batches = data.draw(st.integers(1, count))
-    batches = drawn(MemoryLoader(rows(range(count)), num_batches=num_batches, seed=1), 1)
+def scored(feed):
+    """The ids of a scoring pass, batch by batch."""
+    return [batch.sample_ids.tolist() for segment in range(feed.segments.count) for batch in feed.ordered(segment)]
 
-    assert len(batches) == num_batches
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 400))
+def test_an_epoch_has_every_row_once_in_equal_batches(count, batch_size, images):
+    """Whatever the segments: as many batches as one segment has, the same ones, of nearly equal sizes."""
+    feed = loader(range(count), batch_size, images=images)
+    batches = drawn(feed, 1)
+
+    assert len(batches) == batches_per_epoch(count, batch_size)
+    assert [feed.num_batches(segment) for segment in range(feed.segments.count)] == [
+        len(list(feed.shuffled(1, segment))) for segment in range(feed.segments.count)
+    ]
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
     assert sorted(i for batch in batches for i in batch) == list(range(count))
+    assert batches == drawn(loader(range(count), batch_size), 1)
+    assert sorted(i for batch in scored(feed) for i in batch) == list(range(count))
 
 
 def test_images_and_labels_stay_with_their_ids():
     """In training and in scoring order."""
-    feed = MemoryLoader(rows([5, 3, 200, 8]), num_batches=2, seed=0)
-    for batch in [*feed.shuffled(1), *feed.ordered()]:
+    feed = loader([5, 3, 200, 8], 2)
+    for batch in [*feed.shuffled(1, 0), *feed.ordered(0)]:
         assert batch.images.flatten().tolist() == batch.sample_ids.tolist()
         assert batch.labels.tolist() == [i % 7 for i in batch.sample_ids.tolist()]
 
@@ -252,26 +271,32 @@ def test_the_order_depends_on_seed_epoch_and_worker_only():
     """Not on the order in which rows were delivered; each of the three changes it."""
     ids = torch.arange(100)
     shuffled = ids[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
-    feed = MemoryLoader(rows(ids), num_batches=7, seed=1, rank=2)
+    feed = loader(ids, 15, rank=2)
     order = drawn(feed, 3)
 
-    assert drawn(MemoryLoader(rows(shuffled), num_batches=7, seed=1, rank=2), 3) == order
+    assert drawn(loader(shuffled, 15, rank=2), 3) == order
     assert drawn(feed, 3) == order
-    others = [
-        drawn(feed, 4),
-        drawn(MemoryLoader(rows(ids), num_batches=7, seed=2, rank=2), 3),
-        drawn(MemoryLoader(rows(ids), num_batches=7, seed=1, rank=3), 3),
-    ]
+    others = [drawn(feed, 4), drawn(loader(ids, 15, seed=2, rank=2), 3), drawn(loader(ids, 15, rank=3), 3)]
     assert all(other != order for other in others)
+
+
+def test_segments_of_another_epoch_have_other_rows():
+    """Which rows are in which segment is drawn anew each epoch; those of a scoring pass are fixed."""
+    feed = loader(range(100), 10, images=30)
+    first, second = ({*torch.cat([b.sample_ids for b in feed.shuffled(epoch, 0)]).tolist()} for epoch in (1, 2))
+
+    assert len(first) == len(second) == 30
+    assert len(first & second) < 20
+    assert [batch.sample_ids.tolist() for batch in feed.ordered(1)] == [list(range(30, 60))]
 
 
 @pytest.mark.parametrize("count", [1, SCORE_BATCH, 2 * SCORE_BATCH + 1])
 def test_scoring_sees_every_row_by_id(count):
     """In batches that are not empty, the same ones every time."""
     ids = np.random.default_rng(0).permutation(count) * 2
-    feed = MemoryLoader(rows(ids), num_batches=1, seed=0)
-    batches = [batch.sample_ids.tolist() for batch in feed.ordered()]
+    feed = loader(ids, count)
+    batches = scored(feed)
 
     assert [i for batch in batches for i in batch] == sorted(ids.tolist())
     assert all(0 < len(batch) <= SCORE_BATCH for batch in batches)
-    assert [batch.sample_ids.tolist() for batch in feed.ordered()] == batches
+    assert scored(feed) == batches

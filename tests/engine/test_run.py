@@ -10,9 +10,14 @@ from safetensors.torch import load_file
 from easycore_ray.core import loop
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import MemoryLoader
-from easycore_ray.engine.shares import batches_per_epoch
+from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.state import State, load_state, pack_state, save_state, unpack_state
 from tests import together
+
+
+def sizes_of(segments):
+    """Rows of each worker."""
+    return [segments.rows_of_worker(rank) for rank in range(segments.world_size)]
 
 
 @pytest.mark.parametrize("batch_size", [12, 24])
@@ -21,12 +26,12 @@ def test_another_number_of_workers_takes_the_same_steps(num_rows, batch_size):
     """Each draws its share in as many batches as one worker draws all rows in, and every row once."""
     rows = Samples(torch.arange(num_rows), torch.zeros(num_rows, 1, 1, 1, dtype=torch.uint8), torch.zeros(num_rows))
     for world in (1, 2, 3, 4):
-        steps = batches_per_epoch(num_rows, batch_size)
+        segments = Segments(num_rows, batch_size, num_rows, world)
+        blocks = zip(*(column.split(sizes_of(segments)) for column in rows), strict=True)
         loaders = [
-            MemoryLoader(Samples(*(column[rank::world] for column in rows)), num_batches=steps, seed=0, rank=rank)
-            for rank in range(world)
+            MemoryLoader(Samples(*block), segments=segments, seed=0, rank=rank) for rank, block in enumerate(blocks)
         ]
-        drawn = [[batch.sample_ids for batch in loader.shuffled(1)] for loader in loaders]
+        drawn = [[batch.sample_ids for batch in loader.shuffled(1, 0)] for loader in loaders]
         assert {len(batches) for batches in drawn} == {-(-num_rows // batch_size)}
         assert sorted(torch.cat([ids for batches in drawn for ids in batches]).tolist()) == list(range(num_rows))
         assert max(sum(map(len, step)) for step in zip(*drawn, strict=True)) <= batch_size
@@ -65,7 +70,7 @@ def test_processes_that_train_together_take_the_steps_of_one(tmp_path, monkeypat
         for worker in workers:
             worker.kill()
     for world in together.WORLDS:
-        shares = [list(together.feed_of(rank, world).shuffled(1)) for rank in range(world)]
+        shares = [list(together.feed_of(rank, world).shuffled(1, 0)) for rank in range(world)]
         assert len({len(batch.labels) for share in shares for batch in share}) > 1, "even batches prove nothing"
         batches = [tuple(map(torch.cat, zip(*step, strict=True))) for step in zip(*shares, strict=True)]
         for training in together.OBJECTIVES:

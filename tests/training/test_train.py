@@ -37,7 +37,7 @@ from easycore_ray.training.train import (
 from tests.artifacts import edit_manifest, make_image_dataset
 
 # With this seed, robust accuracy on the validation split is highest after epoch 2 and clean accuracy after epoch 3.
-SEED = 35
+SEED = 7
 
 
 @pytest.fixture(autouse=True, scope="module")
