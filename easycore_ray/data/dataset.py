@@ -40,8 +40,9 @@ class Dataset(Artifact):
         """How images are stored: raw pixels or encoded files, and their shape (channels, height, width)."""
         channels, height, width = self.manifest["image_shape"]
         found = self.manifest
-        exif = found.get("exif", "ignore")
-        return Layout(found["storage"], (channels, height, width), found["image_size"], exif)
+        # Release 0.2 and before recorded none of these three.
+        later = found.get("exif", "ignore"), found.get("resize_size"), found.get("view", 1)
+        return Layout(found["storage"], (channels, height, width), found["image_size"], *later)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -130,6 +130,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def stored_orientation(content: bytes) -> int:
+    """EXIF orientation of a JPEG file, 1..8; the image itself is not decoded.
+
+    Raises:
+        OSError, SyntaxError, ValueError: what Pillow meets in a damaged header.
+    """
+    return _orientation(Image.open(io.BytesIO(content), formats=("JPEG",)))
+
+
 def _too_deep(found: str) -> str:
     return f"image of {found}, more than 8 bits per channel; convert it to 8 bits"
 

@@ -72,6 +72,8 @@ def materialize(
         wall_seconds=time.monotonic() - started,
         **{key: parent[key] for key in ("classes", "storage", "image_shape", "image_size", "mean", "std")},
         exif=dataset.layout.exif,
+        resize_size=dataset.layout.resize_size,
+        view=dataset.layout.view,
         shards=shard_details(index, {"train": sizes, **others}, dataset.num_classes),
         skipped=[],
     )

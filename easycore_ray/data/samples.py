@@ -31,14 +31,22 @@ class Samples(NamedTuple):
     """int64 (batch,)."""
 
 
-def table_to_samples(table: pa.Table, dataset: Dataset) -> Samples:
+def table_to_samples(table: pa.Table, dataset: Dataset, path: str = "") -> Samples:
     """Rows of a shard (sample_id, label, image) as tensors of their own memory, in the same order.
+
+    Args:
+        table: sample_id, label, image.
+        dataset: the rows belong to.
+        path: of the shard, for errors.
 
     Returns:
         ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,).
+
+    Raises:
+        EasyCoreError: an image cannot be decoded; names the shard and the sample.
     """
     # Copied, because Arrow's memory is read-only and others may look at it.
-    columns = (table["sample_id"].to_numpy(), shards.pixels(table["image"], dataset.layout), table["label"].to_numpy())
+    columns = (table["sample_id"].to_numpy(), shards.pixels(table, dataset.layout, path), table["label"].to_numpy())
     ids, images, labels = (torch.from_numpy(np.array(column)) for column in columns)
     return Samples(ids, images, labels.long())
 
@@ -64,7 +72,7 @@ def read_split(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | N
     for number, path in enumerate(dataset.shards(split)):
         wanted = np.flatnonzero(shard == number)
         if len(wanted):
-            rows = table_to_samples(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset)
+            rows = table_to_samples(shards.read_rows(path, places["row"].to_numpy()[wanted]), dataset, path)
             images[torch.from_numpy(wanted)], labels[torch.from_numpy(wanted)] = rows.images, rows.labels
     return Samples(torch.from_numpy(ids.copy()), images, labels)
 

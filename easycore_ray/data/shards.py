@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from easycore_ray.data import images
+from easycore_ray.data import images, views
 from easycore_ray.storage import paths
+from easycore_ray.storage.errors import EasyCoreError
 
 COLUMNS = ["sample_id", "label", "image"]
 _DEALT = pa.schema({"row": pa.int32(), "sample_id": pa.int64(), "label": pa.int32(), "image": pa.large_binary()})
@@ -33,9 +34,13 @@ class Layout(NamedTuple):
     image_shape: tuple[int, int, int]
     """(channels, height, width) of the view that is trained on."""
     image_size: int | None
-    """See ``images.view``; applies when encoded images are read."""
+    """See ``views.center_view``; applies when encoded images are read."""
     exif: images.Exif = "ignore"
     """See ``images.decode``; likewise. Datasets of release 0.2 and before ignored the orientation."""
+    resize_size: int | None = None
+    """See ``views.center_view``; likewise."""
+    view: int = 1
+    """Version of the function that makes pixels of encoded images, see ``views.VIEW_VERSION``."""
 
     @property
     def image_bytes(self) -> int:
@@ -197,23 +202,48 @@ def read_tasks(tasks: pa.Table) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def pixels(column: pa.ChunkedArray | pa.Array, layout: Layout) -> NDArray[np.uint8]:
-    """The images of a column as uint8 (rows, channels, height, width).
+def pixels(
+    table: pa.Table, layout: Layout, path: str = "", draws: NDArray[np.float64] | None = None
+) -> NDArray[np.uint8]:
+    """The images of rows as uint8 (rows, channels, height, width): their centre views, or views drawn for training.
 
-    A read-only view of the column's memory if it is stored raw and in one piece; otherwise new memory.
-    Encoded images of no bytes (padding) are black.
+    A read-only view of the column's memory if it is stored raw, in one piece, and nothing is drawn; else new memory.
+
+    Args:
+        table: ``sample_id`` and ``image`` of rows of a shard.
+        layout: of the dataset.
+        path: of the shard, for errors.
+        draws: float64 (rows, ``views.DRAWS_PER_VIEW``) from ``views.view_draws``; None for centre views.
+
+    Raises:
+        EasyCoreError: an image cannot be decoded; names the shard and the sample.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = table["image"]
+    # One piece as it is: combining would copy it.
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     shape = (len(array), *layout.image_shape)
+    stored: Any = (image.as_py() for image in array)
     if layout.storage == "raw":
         buffer, size = array.buffers()[1], layout.image_bytes
-        if not len(array):
-            return np.zeros(shape, np.uint8)
-        return np.frombuffer(buffer, np.uint8, len(array) * size, array.offset * size).reshape(shape)
-    found = np.zeros(shape, np.uint8)
-    for index, image in enumerate(array):
-        content = image.as_py()
-        if content:
-            image = images.decode(content, layout.exif).image
-            found[index] = images.view(image, layout.image_size, layout.image_shape[0])
+        stored = np.frombuffer(buffer or b"", np.uint8, len(array) * size, array.offset * size).reshape(shape)
+        if draws is None:
+            return stored
+    found = np.empty(shape, np.uint8)
+    for row, content in enumerate(stored):
+        try:
+            found[row] = _view(content, layout, None if draws is None else draws[row])
+        except ValueError as error:
+            sample_id = table["sample_id"][row].as_py()
+            raise EasyCoreError(
+                f"{path}: the image of sample_id {sample_id} cannot be decoded ({error}); the shard is damaged"
+            ) from error
     return found
+
+
+def _view(content: bytes | NDArray[np.uint8], layout: Layout, draws: NDArray[np.float64] | None) -> NDArray[np.uint8]:
+    channels, height, width = layout.image_shape
+    if draws is not None:
+        return views.random_view(content, (height, width), draws, exif=layout.exif, channels=channels)
+    if layout.view == 1 and isinstance(content, bytes):
+        return images.view(images.decode(content, layout.exif).image, layout.image_size, channels)
+    return views.center_view(content, layout.image_size, layout.resize_size, exif=layout.exif, channels=channels)

@@ -57,13 +57,6 @@ class TestEncoded:
             assert (image.numpy() == expected).all()
             assert row["input_norm"] == pytest.approx(np.linalg.norm(expected / 255))
 
-    def test_padding_without_bytes_is_black(self, encoded):
-        """Rows that only complete a share need no image."""
-        dataset, _ = encoded
-        pad = pa.table({"sample_id": [-1], "label": [0], "image": [b""]}, schema=dataset.shard_schema)
-
-        assert not table_to_samples(pad, dataset).images.any()
-
     def test_memory_is_counted_in_decoded_pixels(self, encoded):
         """What a cache of them will hold."""
         assert image_bytes_per_row(encoded[0]) == 3 * 160 * 160

@@ -214,7 +214,7 @@ class TestOrientation:
         shape = (3, 200, 160) if exif == "rotate" else (3, 160, 200)
         layout = shards.Layout("encoded", shape, None, exif)
 
-        [found] = shards.pixels(pa.array([turned(8, "PNG", image)]), layout)
+        [found] = shards.pixels(pa.table({"image": [turned(8, "PNG", image)]}), layout)
 
         expected = image.transpose(Image.Transpose.ROTATE_90) if exif == "rotate" else image
         assert (found == np.asarray(expected).transpose(2, 0, 1)).all()
