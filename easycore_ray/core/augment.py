@@ -1,15 +1,26 @@
 """Training-time augmentation of whole batches of small images, on the device that holds them.
 
 Takes uint8 or float batches (B, C, H, W) and gives views of the same type. Crop and flip are one gather with a
-computed index (measured faster than windows by ``unfold``, groups by offset, or a loop over images), and the random
-draws come from a CPU generator, so that every device sees the same views.
+computed index (measured faster than windows by ``unfold``, groups by offset, or a loop over images). What is drawn for
+a sample depends on the seed, the epoch and its id alone: not on its batch, its worker or its device.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AUGMENTATIONS = ("none", "crop", "crop-flip")
+from easycore_ray.core.hashing import uniform_draws
+from easycore_ray.core.seeding import derive_seed
+
+# "imagenet" needs the whole photograph, so it is applied where images are decoded: data.views.random_view.
+AUGMENTATIONS = ("none", "crop", "crop-flip", "imagenet")
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device, of the same shape and dtype; copied asynchronously from pinned memory for a GPU."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # a GPU fetches by itself from such memory only
+    return values.to(device, non_blocking=True)
 
 
 def to_float(images_uint8: Tensor) -> Tensor:
@@ -26,8 +37,8 @@ def to_float(images_uint8: Tensor) -> Tensor:
     return images_uint8.to(torch.float32).div_(255.0)
 
 
-def augment(images: Tensor, kind: str, *, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """A random view of each image, drawn independently per image.
+def augment(images: Tensor, sample_ids: Tensor, kind: str, *, seed: int, epoch: int, pad: int = 4) -> Tensor:
+    """A random view of each image, drawn for its sample in this epoch.
 
     "crop" moves each image by up to ``pad`` pixels in each direction and fills with 0; "crop-flip" also
     mirrors half of them left to right. This is the CIFAR recipe of the TRADES and MadryLab code (zero, not
@@ -35,8 +46,10 @@ def augment(images: Tensor, kind: str, *, generator: torch.Generator, pad: int =
 
     Args:
         images: (B, C, H, W) of any type.
-        kind: one of AUGMENTATIONS; "none" gives ``images`` itself and draws nothing.
-        generator: a CPU generator.
+        sample_ids: int64 (B,), on the CPU.
+        kind: one of AUGMENTATIONS; "none" gives ``images`` itself, and so does "imagenet", applied before.
+        seed: of the run.
+        epoch: from 1.
         pad: largest shift in pixels.
 
     Returns:
@@ -47,17 +60,24 @@ def augment(images: Tensor, kind: str, *, generator: torch.Generator, pad: int =
     """
     if kind not in AUGMENTATIONS:
         raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {kind!r}")
-    if kind == "none":
+    if kind in ("none", "imagenet"):
         return images
     batch, channels, height, width = images.shape
-    shifts = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
-    flips = torch.randint(0, 2, (1, batch), generator=generator)
-    if kind == "crop":
-        flips = torch.zeros_like(flips)
-    top, left, flip = torch.cat([shifts, flips]).to(images.device).unsqueeze(-1)
+    top, left, flip = to_device(_draw_crops(sample_ids, kind, seed, epoch, pad), images.device).unsqueeze(-1)
     rows = top + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     columns = left + torch.where(flip.bool(), width - 1 - columns, columns)
     index = (rows.unsqueeze(2) * (width + 2 * pad) + columns.unsqueeze(1)).view(batch, 1, height * width)
     padded = F.pad(images, (pad, pad, pad, pad)).flatten(2)
     return padded.gather(2, index.expand(-1, channels, -1)).view(batch, channels, height, width)
+
+
+def _draw_crops(sample_ids: Tensor, kind: str, seed: int, epoch: int, pad: int) -> Tensor:
+    """Top and left edge of each crop, in 0 .. 2 × pad, and whether it is mirrored: int64 (3, B)."""
+    choices = {"top": 2 * pad + 1, "left": 2 * pad + 1, "flip": 2 if kind == "crop-flip" else 1}
+    ids = sample_ids.numpy()
+    draws = [
+        count * torch.from_numpy(uniform_draws(derive_seed("augment", name, seed, epoch), ids))
+        for name, count in choices.items()
+    ]
+    return torch.stack(draws).long()

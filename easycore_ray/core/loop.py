@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval, pgd, pgd_training_attack, trades_attack
-from easycore_ray.core.augment import AUGMENTATIONS, augment, to_float
+from easycore_ray.core.augment import AUGMENTATIONS, augment, to_device, to_float
 from easycore_ray.core.batchnorm_stats import running_statistics, see_again
 from easycore_ray.core.eps import NORMS
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
@@ -135,13 +135,6 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values on the device, of the same shape and dtype; copied asynchronously from pinned memory for a GPU."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()  # a GPU fetches by itself from such memory only
-    return values.to(device, non_blocking=True)
-
-
 def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
     """uint8 pixels (B, C, H, W) as models take them: float32 in [0, 1] on the device, channels last."""
     inputs = to_float(to_device(images, device))
@@ -172,7 +165,7 @@ def train_epoch(
         plan: the run's plan.
         epoch: number of the epoch, from 1.
         step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
-        segment: of the epoch, from 0; epoch, segment and rank seed all draws.
+        segment: of the epoch, from 0; epoch, segment and rank seed attack noise and dropout.
         rank: this worker.
         combine: adds up gradients, losses and counts over workers; None for one worker.
         record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd.
@@ -186,7 +179,7 @@ def train_epoch(
             first such step, the same on every worker; no worker is left waiting.
     """
     device = next(model.parameters()).device
-    augment_draws, attack_draws = (generator(name, plan.seed, epoch, segment, rank) for name in ("augment", "attack"))
+    attack_draws = generator("attack", plan.seed, epoch, segment, rank)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watch = _DivergenceWatch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
     sums, timed, first_step = _EpochSums(device, record_scores), _TimedBatches(batches), step
@@ -197,7 +190,7 @@ def train_epoch(
             if step >= plan.total_steps:
                 break
             images, labels = to_device(images, device), to_device(labels, device)
-            views = augment(images, plan.augment, generator=augment_draws, pad=plan.crop_pad)
+            views = augment(images, sample_ids, plan.augment, seed=plan.seed, epoch=epoch, pad=plan.crop_pad)
             inputs = prepare_inputs(views, device).requires_grad_(record_scores)
             with autocast(device, plan.precision):
                 losses, logits = _objective(model, inputs, labels, plan, attack_draws)

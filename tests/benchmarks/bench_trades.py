@@ -96,9 +96,9 @@ def _official(model: nn.Module, batches: list[tuple[Tensor, Tensor, Tensor]]) ->
     divergence = nn.KLDivLoss(reduction="sum")
 
     def epoch() -> None:
-        draws = torch.Generator().manual_seed(0)
-        for _, images, labels in batches:
-            inputs, labels = to_float(augment(images, "crop-flip", generator=draws)).to(device), labels.to(device)
+        for sample_ids, images, labels in batches:
+            views = augment(images, sample_ids, "crop-flip", seed=0, epoch=1)
+            inputs, labels = to_float(views).to(device), labels.to(device)
             model.eval()
             points = inputs + 0.001 * torch.randn(inputs.shape, device=device)
             for _ in range(STEPS):

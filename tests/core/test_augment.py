@@ -13,6 +13,10 @@ def images_of(batch=40, channels=3, height=7, width=9):
     return torch.randint(1, 256, (batch, channels, height, width), dtype=torch.uint8, generator=draws)
 
 
+def ids_of(batch=40):
+    return torch.arange(batch) * 7
+
+
 def all_views(image, pad, *, flip):
     """Every view that crop (and flip) can make of one image, by slicing."""
     height, width = image.shape[1:]
@@ -27,7 +31,7 @@ def all_views(image, pad, *, flip):
 def test_every_view_is_a_crop_that_slicing_gives(kind, flip):
     """Each output is one of the views a plain loop makes of its own image."""
     images = images_of()
-    views = augment(images, kind, generator=torch.Generator().manual_seed(0), pad=2)
+    views = augment(images, ids_of(), kind, seed=0, epoch=1, pad=2)
     for image, view in zip(images, views, strict=True):
         assert any(torch.equal(view, candidate) for candidate in all_views(image, 2, flip=flip))
 
@@ -37,7 +41,7 @@ def test_all_views_are_drawn_equally_often(kind, num_views):
     """Of one image repeated, every offset and side turns up about as often as any other."""
     repeats = 400 * num_views
     image = images_of(1, 1, 3, 3)
-    views = augment(image.expand(repeats, -1, -1, -1), kind, generator=torch.Generator().manual_seed(0), pad=1)
+    views = augment(image.expand(repeats, -1, -1, -1), ids_of(repeats), kind, seed=0, epoch=1, pad=1)
     _, counts = views.flatten(1).unique(dim=0, return_counts=True)
     assert len(counts) == num_views
     assert counts.min() > 300
@@ -49,7 +53,7 @@ def test_float_and_uint8_give_the_same_view(kind):
     """Augmenting bytes and then scaling equals scaling and then augmenting."""
     images = images_of()
     bytes_first, floats_first = (
-        augment(batch, kind, generator=torch.Generator().manual_seed(1)) for batch in (images, to_float(images))
+        augment(batch, ids_of(), kind, seed=1, epoch=1) for batch in (images, to_float(images))
     )
     assert bytes_first.dtype == torch.uint8
     assert torch.equal(to_float(bytes_first), floats_first)
@@ -57,10 +61,10 @@ def test_float_and_uint8_give_the_same_view(kind):
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_views_repeat_under_a_seed_and_leave_the_images_alone(kind):
-    """The same stream draws the same views; the images passed in do not change."""
+    """The same seed and epoch draw the same views; the images passed in do not change."""
     images = images_of()
     before = images.clone()
-    first, again = (augment(images, kind, generator=torch.Generator().manual_seed(2)) for _ in range(2))
+    first, again = (augment(images, ids_of(), kind, seed=2, epoch=1) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(images, before)
     assert first.shape == images.shape
@@ -69,28 +73,50 @@ def test_views_repeat_under_a_seed_and_leave_the_images_alone(kind):
 def test_crop_without_padding_is_the_image():
     """With no room to move there is one crop."""
     images = images_of()
-    assert torch.equal(augment(images, "crop", generator=torch.Generator(), pad=0), images)
+    assert torch.equal(augment(images, ids_of(), "crop", seed=0, epoch=1, pad=0), images)
 
 
-def test_none_draws_nothing():
-    """Without augmentation the stream stays where it was."""
-    draws = torch.Generator().manual_seed(3)
-    state = draws.get_state()
+@pytest.mark.parametrize("kind", ["none", "imagenet"])
+def test_nothing_happens_to_images_that_are_not_augmented_here(kind):
+    """They are not even copied; imagenet views are drawn while images are decoded."""
     images = images_of()
-    assert augment(images, "none", generator=draws) is images
-    assert torch.equal(draws.get_state(), state)
+    assert augment(images, ids_of(), kind, seed=0, epoch=1) is images
+
+
+@pytest.mark.parametrize("kind", ["crop", "crop-flip"])
+def test_a_view_depends_on_seed_epoch_and_id_alone(kind):
+    """Not on the batch it comes in, nor on its place there; another seed or epoch gives others."""
+    images, ids = images_of(), ids_of()
+    views = augment(images, ids, kind, seed=5, epoch=3)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    for part in order.split([1, 22, 17]):
+        assert torch.equal(augment(images[part], ids[part], kind, seed=5, epoch=3), views[part])
+    for seed, epoch in ((6, 3), (5, 4)):
+        others = augment(images, ids, kind, seed=seed, epoch=epoch)
+        assert (others != views).flatten(1).any(dim=1).sum() > 30
+
+
+def test_draws_of_a_sample_are_independent():
+    """Of one another, and from epoch to epoch: edges and sides of 4,000 samples are not correlated."""
+    places = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5).expand(4000, -1, -1, -1)
+    drawn = []
+    for epoch in (1, 2):
+        views = augment(places, ids_of(4000), "crop-flip", seed=0, epoch=epoch, pad=1)[:, 0].int()
+        middle, beside = views[:, 2, 2] - 1, views[:, 2, 3] - 1
+        drawn += [middle // 5, middle % 5, beside - middle]
+    assert (torch.corrcoef(torch.stack(drawn).float()) - torch.eye(6)).abs().max() < 0.06
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_an_empty_batch_stays_empty(kind):
     """No image, no view, no error."""
-    assert augment(images_of(0), kind, generator=torch.Generator()).shape == (0, 3, 7, 9)
+    assert augment(images_of(0), ids_of(0), kind, seed=0, epoch=1).shape == (0, 3, 7, 9)
 
 
 def test_unknown_augmentation_names_the_known_ones():
     """A typo lists what there is."""
-    with pytest.raises(ValueError, match=r"none, crop, crop-flip, got 'cutout'"):
-        augment(images_of(), "cutout", generator=torch.Generator())
+    with pytest.raises(ValueError, match=r"none, crop, crop-flip, imagenet, got 'cutout'"):
+        augment(images_of(), ids_of(), "cutout", seed=0, epoch=1)
 
 
 def test_to_float_divides_every_byte_by_255():

@@ -385,9 +385,9 @@ def test_images_are_augmented_on_the_models_device_with_draws_of_the_cpu(monkeyp
     """Bytes are moved first; torch's meta device, which holds no data, stands in for a GPU."""
     seen = []
 
-    def watching(images, kind, *, generator, pad):
-        seen.append((images.device.type, images.dtype, generator.device.type))
-        return augment(images, kind, generator=generator, pad=pad)
+    def watching(images, sample_ids, kind, **draws):
+        seen.append((images.device.type, images.dtype, sample_ids.device.type))
+        return augment(images, sample_ids, kind, **draws)
 
     monkeypatch.setattr(loop, "augment", watching)
     model, plan = make_model().to("meta"), make_plan(augment="crop")
