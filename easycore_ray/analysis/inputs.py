@@ -110,7 +110,7 @@ def _open_model(path: str, dataset: Dataset, warnings: list[str]) -> Model:
     if parents.get("dataset", {}).get("fingerprint") != dataset.fingerprint:
         problem = "was trained on another dataset"
     elif "coreset" not in parents:
-        seen = dataset.index("train")["sample_id"].to_numpy()
+        seen = dataset.index("train", ["sample_id"])["sample_id"].to_numpy()
     else:
         try:
             coreset = open_artifact(parents["coreset"]["path"], "coreset")

@@ -8,6 +8,7 @@ method sees nothing else. A coreset therefore depends on ids and seeds, never on
 The methods themselves are in ``selection_methods``: a new one is one function there.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ HIGHER_IS_HARDER = {
 """Which end of each score is hard. A score that is not listed (a user's own) counts as higher = harder."""
 
 BALANCES = ("none", "class")
+_COUNTED_LABELS = 1 << 20
 
 
 def choose(
@@ -120,8 +122,14 @@ def class_quotas(labels: NDArray[np.integer], k: int) -> dict[int, int]:
     Raises:
         ValueError: k is outside 0 .. N.
     """
-    classes, sizes = np.unique(labels, return_counts=True)
-    return dict(zip(classes.tolist(), quotas_of_sizes(sizes, k).tolist(), strict=True))
+    counts: Counter[int] = Counter()
+    # A piece at a time: numpy counts by sorting a copy, which 100 million labels are too many for.
+    for start in range(0, len(labels), _COUNTED_LABELS):
+        classes, sizes = np.unique(labels[start : start + _COUNTED_LABELS], return_counts=True)
+        counts.update(dict(zip(classes.tolist(), sizes.tolist(), strict=True)))
+    ascending = sorted(counts)
+    quotas = quotas_of_sizes(np.array([counts[label] for label in ascending], np.int64), k)
+    return dict(zip(ascending, quotas.tolist(), strict=True))
 
 
 def quotas_of_sizes(sizes: NDArray[np.integer], k: int) -> Ids:

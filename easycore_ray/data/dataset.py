@@ -6,13 +6,15 @@ in source order while rows lie in shards in a seeded random order, so that ids m
 is a fair mixture.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from easycore_ray.core.seeding import numpy_rng
 from easycore_ray.core.selection import class_quotas
-from easycore_ray.data.index import read_index
+from easycore_ray.data.index import read_index, read_index_rows
 from easycore_ray.data.ingest.splits import SPLITS
 from easycore_ray.data.shards import Layout
 from easycore_ray.storage import paths
@@ -20,6 +22,9 @@ from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 _LEAST_STD = 1e-7
+
+PLACE_COLUMNS = ("sample_id", "label", "shard", "row")
+"""Of the index: what says where the image of a sample is stored."""
 
 
 class Dataset(Artifact):
@@ -90,8 +95,12 @@ class Dataset(Artifact):
         """
         return [paths.join(self.path, shard["path"]) for shard in self.manifest["shards"][_known(split)]]
 
-    def index(self, split: str = "train") -> pa.Table:
+    def index(self, split: str = "train", columns: Sequence[str] | None = None) -> pa.Table:
         """The index of a split, sorted by ``sample_id``.
+
+        Args:
+            split: train, val or test.
+            columns: those to read; all if None.
 
         Returns:
             ``index.INDEX_SCHEMA``: sample_id int64, label int32, input_norm float64 in [0, 1] pixel units, and others.
@@ -99,7 +108,7 @@ class Dataset(Artifact):
         Raises:
             EasyCoreError: the split is none of train, val, test, or the file cannot be read.
         """
-        return read_index(self.path, _known(split))
+        return read_index(self.path, _known(split), columns)
 
 
 def _known(split: str) -> str:
@@ -123,32 +132,42 @@ def image_bytes_per_row(dataset: Dataset) -> int:
     return dataset.layout.image_bytes
 
 
-def locate_samples(dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None) -> pa.Table:
-    """Index rows of a split, or of some of its ids, sorted by id.
+def locate_samples(
+    dataset: Dataset,
+    split: str,
+    sample_ids: NDArray[np.integer] | None,
+    columns: Sequence[str] | None = PLACE_COLUMNS,
+) -> pa.Table:
+    """Index rows of a split, or of some of its ids, sorted by id; only the parts of the index that hold them are read.
 
     Args:
         dataset: to look in.
         split: train, val or test.
         sample_ids: (n,) of that split, in any order; None for all.
+        columns: names in ``index.INDEX_SCHEMA``; all if None.
 
     Raises:
         EasyCoreError: the split has no sample of some id, or an id is requested twice.
     """
-    index = dataset.index(split).combine_chunks()
     if sample_ids is None:
-        return index
-    ids, counts = np.unique(np.asarray(sample_ids, np.int64), return_counts=True)
-    if (counts > 1).any():
-        raise EasyCoreError(f"sample_id {ids[counts > 1][0]} is requested twice; pass every id once")
-    there = index["sample_id"].to_numpy()
-    at = np.searchsorted(there, ids)
-    found = (at < len(there)) & (there[np.minimum(at, len(there) - 1)] == ids) if len(there) else ids != ids
-    if not found.all():
+        return dataset.index(split, columns)
+    ids = np.asarray(sample_ids, np.int64)
+    ids = ids if _ascends(ids) else np.sort(ids)
+    if not _ascends(ids):
+        raise EasyCoreError(f"sample_id {ids[1:][ids[1:] == ids[:-1]][0]} is requested twice; pass every id once")
+    wanted = None if columns is None else list(dict.fromkeys(["sample_id", *columns]))
+    rows = read_index_rows(dataset.path, _known(split), ids, wanted)
+    if len(rows) < len(ids):
+        missing = np.setdiff1d(ids, rows["sample_id"].to_numpy(), assume_unique=True)
         raise EasyCoreError(
-            f"{(~found).sum():,} of {len(ids):,} samples are not in the {split} split of {dataset.path} "
-            f"(first missing: {ids[~found][0]}); do dataset and ids belong together?"
+            f"{len(missing):,} of {len(ids):,} samples are not in the {split} split of {dataset.path} "
+            f"(first missing: {missing[0]}); do dataset and ids belong together?"
         )
-    return index.take(pa.array(at))
+    return (rows if columns is None else rows.select(list(columns))).combine_chunks()
+
+
+def _ascends(ids: NDArray[np.int64]) -> bool:
+    return bool((ids[1:] > ids[:-1]).all())
 
 
 def draw_ids(dataset: Dataset, split: str, num_samples: int, seed: int) -> NDArray[np.int64]:
@@ -156,13 +175,19 @@ def draw_ids(dataset: Dataset, split: str, num_samples: int, seed: int) -> NDArr
 
     All ids if the split has no more than ``num_samples``.
     """
-    index = dataset.index(split)
+    if num_samples >= dataset.num_rows(split):
+        return dataset.index(split, ["sample_id"])["sample_id"].to_numpy()
+    index = dataset.index(split, ["sample_id", "label"])
     ids, labels = index["sample_id"].to_numpy(), index["label"].to_numpy()
-    if num_samples >= len(ids):
-        return ids.copy()
     rng = numpy_rng("draw", split, seed)
     quotas = class_quotas(labels, num_samples)
-    drawn = [rng.choice(ids[labels == label], quota, replace=False) for label, quota in quotas.items()]
+    # One sort for all classes: a pass for each takes minutes where there are many of both.
+    order = np.argsort(labels, kind="stable")
+    drawn, start = [], 0
+    for label, quota in quotas.items():
+        stop = int(np.searchsorted(labels, label, "right", sorter=order))
+        drawn.append(rng.choice(ids[order[start:stop]], quota, replace=False))
+        start = stop
     return np.sort(np.concatenate(drawn))
 
 

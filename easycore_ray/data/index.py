@@ -5,6 +5,8 @@ Whatever can be known of a dataset without its images is read from this one file
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +37,7 @@ INDEX_SCHEMA = pa.schema(
 
 
 _ROW_GROUP_ROWS = 1 << 17
+_GROUPS_AT_ONCE = 16
 
 
 class Span(NamedTuple):
@@ -61,18 +64,37 @@ def write_index(index: pa.Table, folder: str) -> None:
     paths.write_bytes(paths.join(folder, INDEX_FILE), sink.getvalue())
 
 
-def read_index(folder: str, split: str) -> pa.Table:
-    """The rows of a split, of ``INDEX_SCHEMA`` (sample_id int64, label int32 and others), sorted by ``sample_id``.
+def read_index(folder: str, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a split, sorted by ``sample_id``; numbers in one piece each, which takes no more than their bytes.
+
+    Args:
+        folder: of the dataset.
+        split: train, val or test.
+        columns: names in ``INDEX_SCHEMA`` (sample_id int64, label int32 and others); all if None. Others are not read.
 
     Raises:
         EasyCoreError: the file is missing or damaged.
     """
-    path = paths.join(folder, INDEX_FILE)
-    with paths.damage_named(path), paths.open_input(path) as stream:
-        return pq.read_table(stream, filters=[("split", "==", split)], pre_buffer=paths.is_remote(path))
+    schema = _schema_of(columns)
+    with _open_index(folder) as file:
+        groups = [group.number for group in _groups_of(file.metadata, split)]
+        total = sum(file.metadata.row_group(number).num_rows for number in groups)
+        numeric = [field.name for field in schema if not pa.types.is_string(field.type)]
+        values = {name: np.empty(total, schema.field(name).type.to_pandas_dtype()) for name in numeric}
+        texts: dict[str, list[pa.Array]] = {field.name: [] for field in schema if field.name not in values}
+        done = 0
+        for part in _parts(file, groups, schema.names):
+            for name, column in values.items():
+                column[done : done + len(part)] = part[name].to_numpy()
+            for name, chunks in texts.items():
+                chunks += part[name].chunks
+            done += len(part)
+    columns_read = {name: pa.chunked_array([pa.array(column)]) for name, column in values.items()}
+    columns_read |= {name: pa.chunked_array(chunks, pa.string()) for name, chunks in texts.items()}
+    return pa.table([columns_read[name] for name in schema.names], schema=schema)
 
 
-def read_index_range(folder: str, split: str, first_id: int, last_id: int, columns: list[str]) -> pa.Table:
+def read_index_range(folder: str, split: str, first_id: int, last_id: int, columns: Sequence[str]) -> pa.Table:
     """Some columns of the samples with first_id <= sample_id <= last_id, sorted by ``sample_id``; reads little else.
 
     An index with one row group per split, of an earlier version, is read whole in these columns.
@@ -83,25 +105,110 @@ def read_index_range(folder: str, split: str, first_id: int, last_id: int, colum
         first_id: lowest int64 id.
         last_id: highest id, inclusive.
         columns: names in ``INDEX_SCHEMA``.
+
+    Raises:
+        EasyCoreError: the file is missing or damaged.
     """
-    filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
-    wanted = [("split", "==", split), ("sample_id", ">=", first_id), ("sample_id", "<=", last_id)]
-    with paths.damage_named(paths.join(folder, INDEX_FILE)):
-        return pq.read_table(inner, filesystem=filesystem, filters=wanted, columns=columns)
+    schema = _schema_of(columns)
+    found = []
+    with _open_index(folder) as file:
+        there = _groups_of(file.metadata, split)
+        groups = [group.number for group in there if group.last_id >= first_id and group.first_id <= last_id]
+        for part in _parts(file, groups, _with_ids(columns)):
+            ids = part["sample_id"].to_numpy()
+            start, stop = np.searchsorted(ids, first_id), np.searchsorted(ids, last_id, "right")
+            found.append(part.slice(start, stop - start).select(schema.names))
+    return pa.concat_tables([schema.empty_table(), *found])
+
+
+def read_index_rows(folder: str, split: str, sample_ids: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of these samples, sorted by ``sample_id``; ids that are not there are left out.
+
+    Only the row groups that hold some of them are read, in these columns.
+
+    Args:
+        folder: of the dataset.
+        split: train, val or test.
+        sample_ids: integers (n,), in any order.
+        columns: names in ``INDEX_SCHEMA``; all if None.
+
+    Returns:
+        At most n rows.
+
+    Raises:
+        EasyCoreError: the file is missing or damaged.
+    """
+    schema, wanted = _schema_of(columns), np.unique(sample_ids)
+    found = []
+    with _open_index(folder) as file:
+        groups = [
+            group.number
+            for group in _groups_of(file.metadata, split)
+            if np.searchsorted(wanted, group.first_id) < np.searchsorted(wanted, group.last_id, "right")
+        ]
+        for part in _parts(file, groups, _with_ids(schema.names)):
+            ids = part["sample_id"].to_numpy()
+            mine = wanted[np.searchsorted(wanted, ids[0]) : np.searchsorted(wanted, ids[-1], "right")]
+            at = np.searchsorted(ids, mine)
+            found.append(part.select(schema.names).take(pa.array(at[ids[at] == mine])))
+    return pa.concat_tables([schema.empty_table(), *found])
+
+
+class _Group(NamedTuple):
+    """A row group of the index: its number, first and last id (inclusive), and how many rows."""
+
+    number: int
+    first_id: int
+    last_id: int
+    rows: int
+
+
+@contextmanager
+def _open_index(folder: str) -> Iterator[pq.ParquetFile]:
+    path = paths.join(folder, INDEX_FILE)
+    with (
+        paths.damage_named(path),
+        paths.open_input(path) as stream,
+        pq.ParquetFile(stream, pre_buffer=paths.is_remote(path)) as file,
+    ):
+        yield file
+
+
+def _schema_of(columns: Sequence[str] | None) -> pa.Schema:
+    return INDEX_SCHEMA if columns is None else pa.schema([INDEX_SCHEMA.field(name) for name in columns])
+
+
+def _with_ids(columns: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(["sample_id", *columns]))
+
+
+def _groups_of(metadata: pq.FileMetaData, split: str) -> list[_Group]:
+    """The row groups of a split, in id order; each holds one split alone."""
+    found = []
+    at = [INDEX_SCHEMA.get_field_index(name) for name in ("split", "sample_id")]
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        splits, ids = (group.column(column).statistics for column in at)
+        if splits is None or ids is None:
+            raise pa.ArrowInvalid("a row group has no statistics of its ids")
+        if splits.min == split:
+            found.append(_Group(number, ids.min, ids.max, group.num_rows))
+    return found
+
+
+def _parts(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Row groups a few at a time: what is read is bounded, and so is the number of requests to an object store."""
+    for start in range(0, len(groups), _GROUPS_AT_ONCE):
+        yield file.read_row_groups(groups[start : start + _GROUPS_AT_ONCE], columns=list(columns))
 
 
 def index_spans(folder: str, split: str, most_rows: int) -> list[Span]:
     """The split in id order, cut where row groups end, into spans of about ``most_rows`` samples."""
-    filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
-    with paths.damage_named(paths.join(folder, INDEX_FILE)), filesystem.open_input_file(inner) as stream:
-        metadata = pq.ParquetFile(stream).metadata
+    with _open_index(folder) as file:
+        groups = _groups_of(file.metadata, split)
     found: list[Span] = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        splits, ids = (group.column(INDEX_SCHEMA.get_field_index(name)).statistics for name in ("split", "sample_id"))
-        if splits.min != split:
-            continue
-        span = Span(ids.min, ids.max, group.num_rows)
+    for group in groups:
+        span = Span(group.first_id, group.last_id, group.rows)
         if found and found[-1].rows + span.rows <= most_rows:
             last = found.pop()
             span = Span(last.first_id, span.last_id, last.rows + span.rows)
@@ -155,22 +262,3 @@ def shard_details(index: pa.Table, sizes: dict[str, list[int]], num_classes: int
 def shard_path(split: str, number: int) -> str:
     """Path of a shard within the dataset's folder."""
     return f"shards/{split}-{number:05d}.parquet"
-
-
-def read_index_rows(folder: str, split: str, sample_ids: np.ndarray) -> pa.Table:
-    """The rows of these samples, sorted by ``sample_id``; ids that are not there are left out.
-
-    Args:
-        folder: of the dataset.
-        split: train, val or test.
-        sample_ids: integers (n,), in any order.
-
-    Returns:
-        At most n rows of ``INDEX_SCHEMA``.
-    """
-    import pyarrow.dataset as ds  # imports pandas where it is installed, 0.3 s
-
-    filesystem, inner = paths.locate(paths.join(folder, INDEX_FILE))
-    wanted = (pc.field("split") == split) & pc.field("sample_id").isin(pa.array(np.sort(sample_ids)))
-    # A batch at a time, so that a large index is never in memory whole.
-    return ds.dataset(inner, filesystem=filesystem, format="parquet").to_table(filter=wanted).sort_by("sample_id")

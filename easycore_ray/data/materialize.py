@@ -47,7 +47,7 @@ def materialize(
     """
     started = time.monotonic()
     out = paths.absolute(out)
-    train = locate_samples(dataset, "train", sample_ids)
+    train = locate_samples(dataset, "train", sample_ids, columns=None)
     if not len(train):
         raise EasyCoreError("no sample is left to materialize; pass at least one sample_id")
     chosen = content_hash(train["sample_id"].to_numpy().tobytes())

@@ -100,7 +100,7 @@ def measure_rates(
 
 
 def _first_rows(dataset: Dataset, count: int) -> Samples:
-    ids = dataset.index("train")["sample_id"].to_numpy()[: max(count, _PROBE_ROWS)]
+    ids = dataset.index("train", ["sample_id"])["sample_id"].to_numpy()[: max(count, _PROBE_ROWS)]
     return read_split(dataset, "train", ids)
 
 

@@ -174,7 +174,7 @@ def evaluation_ids(dataset: Dataset, split: str, num_samples: int | None, seed: 
     """
     total = check_split(dataset, split)
     if num_samples is None or num_samples >= total:
-        return dataset.index(split)["sample_id"].to_numpy()
+        return dataset.index(split, ["sample_id"])["sample_id"].to_numpy()
     return draw_ids(dataset, split, num_samples, seed)
 
 

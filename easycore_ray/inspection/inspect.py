@@ -333,7 +333,7 @@ def _described(rows: Extremes, dataset: Artifact | None) -> Iterator[dict[str, A
     """Samples with score, label, and, from the dataset, class name and source key."""
     keys: dict[int, str] = {}
     if dataset is not None and len(rows.sample_ids):
-        index = read_index_rows(dataset.path, "train", rows.sample_ids)
+        index = read_index_rows(dataset.path, "train", rows.sample_ids, ["sample_id", "key"])
         keys = dict(zip(index["sample_id"].to_pylist(), index["key"].to_pylist(), strict=True))
     classes = [] if dataset is None else dataset.manifest["classes"]
     for number, label, value in zip(*(column.tolist() for column in vars(rows).values()), strict=True):

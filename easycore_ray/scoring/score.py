@@ -230,7 +230,7 @@ def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
         dataset: a finished one.
         sample_ids: int64 (n,), ascending, ids of the training split; the whole split if None.
     """
-    samples = dataset.index("train").select(["sample_id", "label", "input_norm"])
+    samples = dataset.index("train", ["sample_id", "label", "input_norm"])
     if sample_ids is None:
         return samples
     return samples.take(np.searchsorted(samples["sample_id"].to_numpy(), sample_ids))

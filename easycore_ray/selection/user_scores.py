@@ -56,7 +56,7 @@ def _refuse_unknown_ids(ids: NDArray[np.int64], path: str, dataset: str | None, 
         return
     if dataset is not None:
         # The samples may be a part of the dataset's, those of a scoring run of a coreset.
-        train = read_index(dataset, "train")["sample_id"].to_numpy()
+        train = read_index(dataset, "train", ["sample_id"])["sample_id"].to_numpy()
         ids, total = ids[~np.isin(ids, train)], len(train)
     if len(ids):
         of = "" if dataset is None else f" of {dataset}"
@@ -108,8 +108,10 @@ def _by_key(table: pa.Table, path: str, dataset: str) -> pa.Table:
     keys = table["key"].combine_chunks()
     if len(pc.unique(keys)) < len(keys):
         raise EasyCoreError(f"{path} has more than one score for some key; it needs exactly one each")
-    train = read_index(dataset, "train")
-    others = pa.concat_tables([read_index(dataset, split) for split in ("val", "test")])["key"].combine_chunks()
+    train = read_index(dataset, "train", ["sample_id", "key"])
+    others = pa.concat_tables([read_index(dataset, split, ["key"]) for split in ("val", "test")])[
+        "key"
+    ].combine_chunks()
     at = pc.index_in(keys, value_set=train["key"].combine_chunks())
     elsewhere = pc.is_in(keys, value_set=others)
     both = keys.filter(pc.and_(pc.is_valid(at), elsewhere))
@@ -131,7 +133,7 @@ def _by_key(table: pa.Table, path: str, dataset: str) -> pa.Table:
 
 def _check_keys(table: pa.Table, path: str, dataset: str) -> pa.Table:
     """Refuse ids whose keys are others in the dataset: they are those of another import."""
-    train = read_index(dataset, "train")
+    train = read_index(dataset, "train", ["sample_id", "key"])
     at = pc.index_in(table["sample_id"].combine_chunks(), value_set=train["sample_id"].combine_chunks())
     theirs = table["key"].combine_chunks()
     differ = pc.fill_null(pc.not_equal(train["key"].combine_chunks().take(at), theirs), False)
