@@ -10,9 +10,9 @@ The caller may wrap an attack in ``torch.autocast``; losses are float32 all the 
 float16, in which the gradient of a confident sample becomes 0 and the attack stands still.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from easycore_ray.core.batchnorm_folding import folded
 from easycore_ray.core.eps import check_eps
 from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
-from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project, random_point
+from easycore_ray.core.memory import RowLimit
+from easycore_ray.core.threat import check_inputs, draw, l2_norms, per_row, project, random_point
+
+T = TypeVar("T")
 
 TRADES_START_SCALE = 1e-3  # standard deviation of the start noise in the official code
 
@@ -66,6 +69,7 @@ def fgsm(
     eps: float,
     norm: str = "linf",
     generator: torch.Generator | None = None,  # noqa: ARG001  (every attack has the same signature)
+    limit: RowLimit | None = None,
 ) -> Tensor:
     """Inputs moved by one step of length eps up the cross-entropy.
 
@@ -78,6 +82,7 @@ def fgsm(
         eps: radius in [0, 1] pixel units; 0 gives ``inputs``.
         norm: one of ``threat.NORMS``.
         generator: not used.
+        limit: rows that go through the model at once; all without one.
 
     Returns:
         Like ``inputs``, detached.
@@ -89,8 +94,8 @@ def fgsm(
     if eps == 0:
         return inputs
     with frozen_eval(model):
-        gradient, _ = _cross_entropy_gradient(model, inputs, labels)
-    return _Ascent(eps, norm, 1, eps).move(inputs, gradient, inputs)
+        pieces = _in_pieces(limit, lambda *rows: _cross_entropy_gradient(model, *rows)[0], inputs, labels)
+    return _Ascent(eps, norm, 1, eps).move(inputs, torch.cat(pieces), inputs)
 
 
 def pgd(
@@ -106,6 +111,7 @@ def pgd(
     random_start: bool = True,
     restarts: int = 1,
     until_fooled: bool = False,
+    limit: RowLimit | None = None,
 ) -> Tensor:
     """The worst points that projected gradient ascent on the cross-entropy passes through, one per row.
 
@@ -127,6 +133,7 @@ def pgd(
         restarts: independent runs.
         until_fooled: leave a row at its first misclassified iterate and compute no further on it: the same
             rows are fooled, at a part of the cost where the model is weak.
+        limit: rows that go through the model at once; all without one.
 
     Returns:
         Like ``inputs``, detached.
@@ -143,16 +150,21 @@ def pgd(
     if eps == 0:
         return inputs
     ascent = _Ascent(eps, norm, steps, 2.5 * eps / steps if step_size is None else step_size)
+    climb: Callable[..., Iterator[_Iterates]] = _climb_until_fooled if until_fooled else _climb
     worst: _Iterates | None = None
     with frozen_eval(model):
         for _ in range(restarts):
             # Drawn for all rows, whichever of them stop early: a row's start does not depend on other rows.
             start = random_point(inputs, eps, norm, generator) if random_start else inputs
-            climb = _climb_until_fooled if until_fooled else _climb
-            for iterates in climb(model, inputs, start, labels, ascent):
-                worst = _worse(worst, iterates)
+            pieces = _in_pieces(limit, lambda *rows: _worst_of(climb(model, *rows, ascent)), inputs, start, labels)
+            worst = _worse(worst, _Iterates(*(torch.cat(column) for column in zip(*pieces, strict=True))))
     assert worst is not None
     return worst.adv_inputs
+
+
+def _in_pieces(limit: RowLimit | None, function: Callable[..., T], *columns: Tensor) -> list[T]:
+    """The function of all rows, as many at a time as the limit allows."""
+    return [function(*columns)] if limit is None else limit.map(function, *columns)
 
 
 def pgd20(
@@ -163,13 +175,14 @@ def pgd20(
     eps: float,
     norm: str = "linf",
     generator: torch.Generator | None = None,
+    limit: RowLimit | None = None,
 ) -> Tensor:
     """``pgd`` with 20 steps of eps / 8 from one random start: the attack behind ``robust_accuracy_pgd20``.
 
     Madry et al. 2018 (arXiv 1706.06083). Arguments, errors and result as in ``pgd``: inputs (B, …) float pixels in
     [0, 1], labels int64 (B,), eps in [0, 1] pixel units.
     """
-    return pgd(model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator, until_fooled=True)
+    return pgd(model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator, until_fooled=True, limit=limit)
 
 
 def trades_attack(
@@ -214,8 +227,7 @@ def trades_attack(
     if eps == 0:
         return inputs
     if noise is None:
-        device = inputs.device if generator is None else generator.device
-        noise = torch.randn(inputs.shape, generator=generator, device=device)
+        noise = draw(torch.randn, inputs.shape, inputs.device, generator)
     ascent = _Ascent(eps, norm, steps, step_size)
     adv_inputs = inputs + TRADES_START_SCALE * noise.to(inputs)
     with _attacked(model, fold=fold):
@@ -280,7 +292,7 @@ def pgd_training_attack(
 
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd20": pgd20}
-"""Attacks by name, all called as ``attack(model, inputs, labels, *, eps, norm, generator)``."""
+"""Attacks by name, all called as ``attack(model, inputs, labels, *, eps, norm, generator, limit)``."""
 
 
 class _Ascent(NamedTuple):
@@ -421,6 +433,15 @@ def _climb_until_fooled(
         points = ascent.move(points, gradient[left], inputs[active])
     assert found is not None
     yield found
+
+
+def _worst_of(iterates: Iterable["_Iterates"]) -> "_Iterates":
+    """Per row the worst of all."""
+    worst: _Iterates | None = None
+    for one in iterates:
+        worst = _worse(worst, one)
+    assert worst is not None
+    return worst
 
 
 def _worse(worst: "_Iterates | None", new: "_Iterates") -> "_Iterates":

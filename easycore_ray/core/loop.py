@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval, pgd, pgd_training_attack, trades_attack
+from easycore_ray.core.attacks import pgd_training_attack, trades_attack
 from easycore_ray.core.augment import AUGMENTATIONS, augment, to_device, to_float
 from easycore_ray.core.batchnorm_stats import running_statistics, see_again
 from easycore_ray.core.eps import NORMS
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.schedules import SCHEDULES, learning_rate
-from easycore_ray.core.scores import fused_scores, score_batch
+from easycore_ray.core.scores import fused_scores
 from easycore_ray.core.seeding import generator, seeded
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
@@ -305,85 +305,6 @@ def _update(
     optimizer.param_groups[0]["lr"] = rate
     optimizer.step()
     return loss
-
-
-def score_epoch(
-    model: nn.Module, batches: Batches, *, on_batch: Callable[[int], None] | None = None
-) -> dict[str, np.ndarray]:
-    """Exact scores of every row at the current weights: evaluation mode, clean view, float32.
-
-    Args:
-        model: left as it was.
-        batches: rows to score, images uint8 (B, C, H, W); how they are grouped changes a score by rounding only.
-        on_batch: called with the number of rows after each batch.
-
-    Returns:
-        ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
-        (N,); in the order of the batches.
-
-    Raises:
-        ValueError: there are no batches.
-    """
-    device = next(model.parameters()).device
-    found = []
-    for sample_ids, images, labels in batches:
-        inputs, labels = prepare_inputs(images, device), labels.to(device)
-        with _full_float32(device):
-            scores = score_batch(model, inputs, labels)
-        found.append(_to_numpy({"sample_id": sample_ids, "label": labels, **scores}))
-        if on_batch is not None:
-            on_batch(len(labels))
-    return _concatenate(found)
-
-
-def _full_float32(device: torch.device) -> Any:
-    """Context without TF32, which GPUs use for float32 convolutions by default (10 bits of mantissa)."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Counts over validation rows, int each, in 0 .. num_rows."""
-
-    num_rows: int
-    num_correct: int
-    num_robust: int
-    """Still correct under the attack; 0 if there was none."""
-
-
-def validate(
-    model: nn.Module, batches: Batches, *, eps: float = 0.0, norm: str = "linf", steps: int = 0, seed: int = 0
-) -> Validation:
-    """Count the rows that are predicted right, and those that stay right under a short PGD, in evaluation mode.
-
-    Args:
-        model: left as it was.
-        batches: whole batches are attacked with random starts of their own, seeded by ``seed`` and a batch's first
-            ``sample_id``: the outcome does not depend on which worker has which batch, nor on the epoch.
-        eps: radius of the attack in [0, 1] pixel units.
-        norm: one of ``threat.NORMS``.
-        steps: gradient steps of 2.5 · eps / steps each; 0: no attack.
-        seed: of the random starts. torch's global generator is not touched.
-    """
-    device = next(model.parameters()).device
-    num_rows = num_correct = num_robust = 0
-    for sample_ids, images, labels in batches:
-        inputs, truth = prepare_inputs(images, device), labels.to(device)
-        right = _predicted_right(model, inputs, truth)
-        num_rows, num_correct = num_rows + len(truth), num_correct + int(right.sum())
-        if steps and right.any():
-            # What is wrong already needs no attack.
-            draws = generator("validate", seed, int(sample_ids[0]))
-            attacked = pgd(model, inputs[right], truth[right], eps=eps, norm=norm, steps=steps, generator=draws,
-                           until_fooled=True)  # fmt: skip
-            num_robust += int(_predicted_right(model, attacked, truth[right]).sum())
-    return Validation(num_rows, num_correct, num_robust)
-
-
-@torch.no_grad()
-def _predicted_right(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    with frozen_eval(model):
-        return model(inputs).argmax(dim=1) == labels
 
 
 def _rate(plan: TrainingPlan, step: int) -> float:

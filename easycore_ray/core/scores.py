@@ -61,7 +61,7 @@ def logit_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def score_batch(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def score_batch(model: nn.Module, inputs: Tensor, labels: Tensor, *, check: bool = True) -> dict[str, Tensor]:
     """All SCORE_FIELDS of a batch in the exact pass; a row's scores do not depend on the other rows.
 
     The model is left as it was: weights, gradients, buffers and the mode of every submodule.
@@ -70,6 +70,7 @@ def score_batch(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, T
         model: returns logits, normalises inside; float32 weights.
         inputs: (B, C, H, W) float pixels in [0, 1], the clean view.
         labels: int64 (B,).
+        check: refuse inputs outside [0, 1], for which a GPU must be waited for.
 
     Returns:
         float32 (B,) per field (correct: bool), detached, on the device of the inputs.
@@ -77,7 +78,8 @@ def score_batch(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, T
     Raises:
         ValueError: inputs that are not float pixels in [0, 1].
     """
-    check_inputs(inputs)
+    if check:
+        check_inputs(inputs)
     points = at_least_float32(inputs.detach()).requires_grad_()
     with (
         frozen_eval(model),

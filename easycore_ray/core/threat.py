@@ -5,6 +5,8 @@ pixel range [0, 1]. Eps is always in [0, 1] pixel units, and normalisation lives
 normalised space with an eps in pixels are the most frequent mistake in the field's issue lists.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -87,13 +89,31 @@ def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generat
         Like ``inputs``.
     """
     check_norm(norm)
-    device = inputs.device if generator is None else generator.device
     if norm == "linf":
-        offsets = (2 * torch.rand(inputs.shape, generator=generator, device=device) - 1) * eps
+        offsets = (2 * draw(torch.rand, inputs.shape, inputs.device, generator) - 1) * eps
     else:
-        direction = torch.randn(inputs.shape, generator=generator, device=device)
-        share = torch.rand(len(inputs), generator=generator, device=device)
+        direction = draw(torch.randn, inputs.shape, inputs.device, generator)
+        share = draw(torch.rand, inputs.shape[:1], inputs.device, generator)
         # Volume grows with radius**d, so a uniform point has radius eps · u**(1/d).
         radius = eps * share ** (1.0 / max(inputs[:1].numel(), 1))
         offsets = direction * per_row(radius / l2_norms(direction), direction)
     return (inputs + offsets.to(inputs)).clamp(0.0, 1.0)
+
+
+def draw(
+    kind: Callable[..., Tensor], shape: Sequence[int], device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Random numbers on a device, float32, without waiting for it.
+
+    Args:
+        kind: ``torch.rand`` or ``torch.randn``.
+        shape: of the result.
+        device: where it is wanted.
+        generator: drawn from on its own device, so that a CPU generator gives the same numbers on every device;
+            torch's global one on ``device`` if None.
+    """
+    source = device if generator is None else generator.device
+    # A GPU fetches by itself from pinned memory only.
+    pinned = source.type == "cpu" and device.type == "cuda"
+    values = kind(tuple(shape), generator=generator, device=source, pin_memory=pinned)
+    return values.to(device, non_blocking=True)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch, validate
+from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch
 from easycore_ray.core.models import build_model, compiled
+from easycore_ray.core.passes import validate
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.loader import Loader, MemoryLoader

@@ -19,7 +19,8 @@ from torch import nn
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
-from easycore_ray.core.loop import EpochResult, score_epoch
+from easycore_ray.core.loop import EpochResult
+from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.coreset import open_run_data, read_sample_ids
 from easycore_ray.data.dataset import Dataset

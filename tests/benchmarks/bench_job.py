@@ -22,8 +22,9 @@ import torch
 
 from easycore_ray import score, select, train
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
-from easycore_ray.core.loop import make_optimizer, score_epoch, train_epoch, validate
+from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.models import build_model
+from easycore_ray.core.passes import score_epoch, validate
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import torch
 
-from easycore_ray.core.loop import TrainingPlan, make_optimizer, score_epoch, train_epoch
+from easycore_ray.core.loop import TrainingPlan, make_optimizer, train_epoch
 from easycore_ray.core.models import build_model
+from easycore_ray.core.passes import score_epoch
 
 
 def main() -> None:

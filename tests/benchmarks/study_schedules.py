@@ -25,8 +25,9 @@ import numpy as np
 from torch import nn
 
 from easycore_ray.config.stages import ScoreConfig
-from easycore_ray.core.loop import EpochResult, score_epoch
+from easycore_ray.core.loop import EpochResult
 from easycore_ray.core.metrics import overlap, spearman
+from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.selection import lowest
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split

@@ -9,9 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from easycore_ray.core import attacks, distance, loop, scores
-from easycore_ray.core.loop import TrainingPlan, make_optimizer, score_epoch, train_epoch
+from easycore_ray.core import attacks, distance, loop, passes, scores
+from easycore_ray.core.loop import TrainingPlan, make_optimizer, train_epoch
+from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import MODELS, build_model
+from easycore_ray.core.passes import score_epoch
 
 DEVICE = torch.device("meta")
 
@@ -116,13 +118,13 @@ def test_every_network_trains_on_one_device(asked, monkeypatch, name):
 
 @pytest.mark.usefixtures("pixels_are_trusted", "asked")
 def test_exact_scores_are_taken_on_one_device(monkeypatch):
-    """A batch at a time, each fetched once."""
+    """A batch at a time; all are fetched at the end."""
     monkeypatch.setattr(torch, "autocast", lambda **_: loop.nullcontext())  # meta has none
     fetched = []
-    monkeypatch.setattr(loop, "_to_numpy", lambda columns: fetched.append(columns["grad_norm"].device.type))
-    monkeypatch.setattr(loop, "_concatenate", lambda pieces: pieces)
+    monkeypatch.setattr(passes, "_to_numpy", lambda columns: fetched.append(columns["grad_norm"].device.type))
+    monkeypatch.setattr(passes, "_concatenate", lambda pieces: pieces)
     with OneDevice():
-        score_epoch(model_on(DEVICE), batches(2))
+        score_epoch(model_on(DEVICE), batches(2), limit=RowLimit(4))
 
     assert fetched == ["meta", "meta"]
 

@@ -15,12 +15,11 @@ from easycore_ray.core.loop import (
     TrainingPlan,
     make_optimizer,
     prepare_inputs,
-    score_epoch,
     train_epoch,
-    validate,
 )
 from easycore_ray.core.losses import cross_entropy_rows
 from easycore_ray.core.models import build_model, compiled
+from easycore_ray.core.passes import score_epoch, validate
 from easycore_ray.core.seeding import generator
 
 

@@ -1,0 +1,166 @@
+"""Passes over samples at fixed weights: exact scores of every row, and validation.
+
+Takes batches of ``(sample_ids, images, labels)`` of any size, as the training loop does. No row depends on its
+batch-mates but for rounding, so that batches are cut to what a device has memory for (``core.memory``).
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from easycore_ray.core.attacks import frozen_eval, pgd
+from easycore_ray.core.augment import to_device
+from easycore_ray.core.loop import Batches, _concatenate, _to_numpy, prepare_inputs
+from easycore_ray.core.memory import RowLimit, default_rows
+from easycore_ray.core.scores import score_batch
+from easycore_ray.core.seeding import generator
+
+
+def score_epoch(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    limit: RowLimit | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Exact scores of every row at the current weights: evaluation mode, clean view, float32.
+
+    Args:
+        model: left as it was.
+        batches: rows to score, images uint8 (B, C, H, W), in batches of any size; they are cut anew.
+        limit: rows that are scored at once; another number changes a score by rounding only. By default what
+            ``memory.default_rows`` says.
+        on_batch: called with the number of rows after each batch.
+
+    Returns:
+        ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
+        (N,); in the order of the batches.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    device = next(model.parameters()).device
+    source = iter(batches)
+    first = next(source, None)
+    if first is None:
+        raise ValueError("there are no rows to score")
+    limit = limit or _limit_for(first[1])
+    found: list[dict[str, Tensor]] = []
+    for batch in _cut_anew(itertools.chain([first], source), limit.rows):
+        found += limit.map(partial(_score_rows, model, device), *batch)
+        if on_batch is not None:
+            on_batch(len(batch[0]))
+    # Fetched once all are under way: a GPU would wait after every batch otherwise.
+    return _concatenate([_to_numpy(scores) for scores in found])
+
+
+def _limit_for(images: Tensor) -> RowLimit:
+    return RowLimit(default_rows(images[:1].numel()))
+
+
+def _cut_anew(batches: Iterable[tuple[Tensor, Tensor, Tensor]], rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The same rows in batches of ``rows``, the last one of what is left."""
+    held: list[tuple[Tensor, Tensor, Tensor]] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(len(ids) for ids, _, _ in held) >= rows:
+            whole = _joined(held)
+            yield _slice(whole, 0, rows)
+            held = [_slice(whole, rows, len(whole[0]))]
+    if held and len(last := _joined(held)[0]):
+        yield _slice(_joined(held), 0, len(last))
+
+
+def _joined(batches: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    if len(batches) == 1:
+        return batches[0]
+    ids, images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return ids, images, labels
+
+
+def _slice(batch: tuple[Tensor, Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+    ids, images, labels = (column[start:stop] for column in batch)
+    return ids, images, labels
+
+
+def _score_rows(
+    model: nn.Module, device: torch.device, sample_ids: Tensor, images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    inputs, truth = prepare_inputs(images, device), to_device(labels, device)
+    with _full_float32(device):
+        # Bytes divided by 255 are in [0, 1]: nothing to check, for which a GPU would have to be waited for.
+        return {"sample_id": sample_ids, "label": truth, **score_batch(model, inputs, truth, check=False)}
+
+
+def _full_float32(device: torch.device) -> Any:
+    """Context without TF32, which GPUs use for float32 convolutions by default (10 bits of mantissa)."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Counts over validation rows, int each, in 0 .. num_rows."""
+
+    num_rows: int
+    num_correct: int
+    num_robust: int
+    """Still correct under the attack; 0 if there was none."""
+
+
+def validate(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    eps: float = 0.0,
+    norm: str = "linf",
+    steps: int = 0,
+    seed: int = 0,
+    limit: RowLimit | None = None,
+) -> Validation:
+    """Count the rows that are predicted right, and those that stay right under a short PGD, in evaluation mode.
+
+    Args:
+        model: left as it was.
+        batches: whole batches are attacked with random starts of their own, seeded by ``seed`` and a batch's first
+            ``sample_id``: the outcome does not depend on which worker has which batch, nor on the epoch.
+        eps: radius of the attack in [0, 1] pixel units.
+        norm: one of ``threat.NORMS``.
+        steps: gradient steps of 2.5 · eps / steps each; 0: no attack.
+        seed: of the random starts. torch's global generator is not touched.
+        limit: rows that go through the model at once; by default what ``memory.default_rows`` says.
+    """
+    device = next(model.parameters()).device
+    num_rows = num_correct = num_robust = 0
+    for sample_ids, images, labels in batches:
+        limit = limit or _limit_for(images)
+        inputs, truth = prepare_inputs(images, device), to_device(labels, device)
+        right = predicted_right(model, inputs, truth, limit)
+        num_rows, num_correct = num_rows + len(truth), num_correct + int(right.sum())
+        if steps and right.any():
+            # What is wrong already needs no attack.
+            draws = generator("validate", seed, int(sample_ids[0]))
+            attacked = pgd(model, inputs[right], truth[right], eps=eps, norm=norm, steps=steps, generator=draws,
+                           until_fooled=True, limit=limit)  # fmt: skip
+            num_robust += int(predicted_right(model, attacked, truth[right], limit).sum())
+    return Validation(num_rows, num_correct, num_robust)
+
+
+@torch.no_grad()
+def predicted_right(model: nn.Module, inputs: Tensor, labels: Tensor, limit: RowLimit) -> Tensor:
+    """Whether each row is classified right in evaluation mode: bool (B,).
+
+    Args:
+        model: returns logits; left as it was.
+        inputs: (B, …) float pixels in [0, 1].
+        labels: int64 (B,).
+        limit: rows that go through the model at once.
+    """
+    with frozen_eval(model):
+        return torch.cat(limit.map(lambda rows, truth: model(rows).argmax(dim=1) == truth, inputs, labels))
