@@ -12,7 +12,7 @@ float16, in which the gradient of a confident sample becomes 0 and the attack st
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from easycore_ray.core.batchnorm_folding import folded
 from easycore_ray.core.eps import check_eps
 from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
-from easycore_ray.core.memory import RowLimit
+from easycore_ray.core.memory import Result, RowLimit
 from easycore_ray.core.threat import check_inputs, draw, l2_norms, per_row, project, random_point
-
-T = TypeVar("T")
 
 TRADES_START_SCALE = 1e-3  # standard deviation of the start noise in the official code
 
@@ -143,26 +141,29 @@ def pgd(
             would all start at the same point.
     """
     _check(inputs, eps, norm)
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
-    if restarts > 1 and not random_start:
-        raise ValueError(f"{restarts} restarts from the same point are one; set random_start or restarts=1")
+    _check_runs(steps, restarts, random_start)
     if eps == 0:
         return inputs
     ascent = _Ascent(eps, norm, steps, 2.5 * eps / steps if step_size is None else step_size)
     climb: Callable[..., Iterator[_Iterates]] = _climb_until_fooled if until_fooled else _climb
-    worst: _Iterates | None = None
+    runs = []
     with frozen_eval(model):
         for _ in range(restarts):
             # Drawn for all rows, whichever of them stop early: a row's start does not depend on other rows.
             start = random_point(inputs, eps, norm, generator) if random_start else inputs
             pieces = _in_pieces(limit, lambda *rows: _worst_of(climb(model, *rows, ascent)), inputs, start, labels)
-            worst = _worse(worst, _Iterates(*(torch.cat(column) for column in zip(*pieces, strict=True))))
-    assert worst is not None
-    return worst.adv_inputs
+            runs.append(_Iterates(*(torch.cat(column) for column in zip(*pieces, strict=True))))
+    return _worst_of(runs).adv_inputs
 
 
-def _in_pieces(limit: RowLimit | None, function: Callable[..., T], *columns: Tensor) -> list[T]:
+def _check_runs(steps: int, restarts: int, random_start: bool) -> None:
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
+    if restarts > 1 and not random_start:
+        raise ValueError(f"{restarts} restarts from the same point are one; set random_start or restarts=1")
+
+
+def _in_pieces(limit: RowLimit | None, function: Callable[..., Result], *columns: Tensor) -> list[Result]:
     """The function of all rows, as many at a time as the limit allows."""
     return [function(*columns)] if limit is None else limit.map(function, *columns)
 

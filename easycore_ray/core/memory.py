@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 # 64 color images of 224 × 224 pixels in bytes: with their gradients they take 6 GB in a ResNet-50.
 _BATCH_BYTES = 64 * 3 * 224 * 224
@@ -43,7 +43,7 @@ class RowLimit:
             raise ValueError(f"rows must be at least 1, got {rows}")
         self.rows, self.message = rows, ""
 
-    def fitting(self, function: Callable[[int], T], rows: int) -> T:
+    def fitting(self, function: Callable[[int], Result], rows: int) -> Result:
         """``function(rows at once)`` for as many as there is memory for: ``rows``, or the limit if that is less.
 
         Args:
@@ -63,7 +63,7 @@ class RowLimit:
             # Not within the handler: the error holds the tensors of the pass that failed.
             self._halve(at_once)
 
-    def map(self, function: Callable[..., T], *columns: Tensor) -> list[T]:
+    def map(self, function: Callable[..., Result], *columns: Tensor) -> list[Result]:
         """Results of ``function(*columns)`` of consecutive rows, as many at a time as there is memory for.
 
         Args:
@@ -74,7 +74,7 @@ class RowLimit:
             One result for each piece, in order; one for no rows.
         """
         total = len(columns[0])
-        found: list[T] = []
+        found: list[Result] = []
         done = 0
         while done < total or not found:
             count, result = self.fitting(partial(_apply, function, columns, done), max(total - done, 1))
@@ -94,5 +94,5 @@ class RowLimit:
             warnings.warn(self.message, RuntimeWarning, stacklevel=4)
 
 
-def _apply(function: Callable[..., T], columns: tuple[Tensor, ...], start: int, count: int) -> tuple[int, T]:
+def _apply(function: Callable[..., Result], columns: tuple[Tensor, ...], start: int, count: int) -> tuple[int, Result]:
     return count, function(*(column[start : start + count] for column in columns))
