@@ -32,6 +32,7 @@ from easycore_ray.config.fields import (
     Number,
     OnDuplicate,
     PartialShare,
+    Positive,
     ScoreName,
     ScorePass,
     Several,
@@ -63,8 +64,12 @@ class PrepareConfig(JobConfig):
     """Pixels: shorter side is resized to this and the centre cropped. Needed where images differ in size."""
     exif: Literal["rotate", "ignore"] = setting(default="rotate", identity=True, group="data")
     """rotate: photos are turned upright by the orientation in their metadata. ignore: pixels as they are stored."""
-    rows_per_shard: Count = setting(default=10_000, identity=True, group="data")
-    """Most rows in one shard (Parquet file); shards of a split differ by at most one row."""
+    store: Literal["auto", "pixels", "encoded", "resized"] = setting(default="auto", identity=True, group="data")
+    """What is kept of each image. pixels: as they are trained on, which need no decoding. encoded: the file as it
+    came. resized: a JPEG of quality 95 whose shorter side is 8/7 of --image-size, where that is smaller than the file.
+    auto: pixels up to 64 KiB an image, files beyond."""
+    shard_mib: Positive = setting(default=256.0, identity=True, group="data")
+    """Size of a shard (Parquet file), about, in MiB of images; shards of a split differ by at most one row."""
     on_bad_sample: Literal["error", "skip"] = setting(default="error", identity=True, group="data")
     """A corrupt image or unknown label stops the import (error), or is left out and listed in the manifest (skip)."""
     image_column: Text | None = setting(default=None, identity=if_given("image_column"), group="data")
@@ -83,6 +88,15 @@ class PrepareConfig(JobConfig):
     and stop if they differ. --no-source-check reuses the dataset as it is."""
     seed: Natural = setting(default=0, identity=True, group="data")
     """Seed of the splits and of the placement of rows in shards."""
+
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
+        found = super().problems()
+        if self.store == "resized" and self.image_size is None:
+            found.append(
+                "store resized needs image_size, which says how large images are kept; pass --image-size PIXELS"
+            )
+        return found
 
 
 @configuration

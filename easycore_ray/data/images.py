@@ -5,7 +5,9 @@ made of. A single function, ``view``, turns images into pixels, at import and wh
 what is trained on is what was checked.
 """
 
+import hashlib
 import io
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,10 +16,16 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 Pixels = NDArray[np.uint8]
 Exif = Literal["rotate", "ignore"]
+Store = Literal["auto", "pixels", "encoded", "resized"]
+"""What is kept of an image: see ``PrepareConfig.store``."""
 Picture = bytes | Image.Image | NDArray[Any]
 
 # Up to this size pixels are stored as they are: reading them costs less than decoding.
 MAX_RAW_BYTES = 64 * 1024
+
+# Resized images keep a margin around what a view crops: 256 pixels for 224, as is usual for ImageNet.
+_RESIZED_SIDE = 8 / 7
+_RESIZED_QUALITY = 95
 
 # No EPS or PDF among them: Pillow hands those to an external interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
@@ -58,8 +66,11 @@ class Measured(NamedTuple):
         channels: 1 for greyscale, else 3.
         height: of the view, in pixels.
         width: of the view, in pixels.
-        pixels: the view as raw bytes in (channels, height, width) order, or None if too large for raw storage.
-        encoded: the file as it came (PNG if it came as pixels), or None if raw storage is certain.
+        pixels: the view as raw bytes in (channels, height, width) order, or None if it will not be stored raw.
+        encoded: the file to store (as it came, PNG if it came as pixels, or a smaller JPEG), or None if raw storage
+            is certain.
+        content: hash by which copies are found, 16 bytes: of the view's pixels where they are few or stored, else of
+            the file as it came.
         sums: int64 (3,), sum of pixel values 0..255 per channel; greyscale counts as three equal channels.
         squares: int64 (3,), the same of squared pixel values.
         rotated: see ``Decoded``.
@@ -71,6 +82,7 @@ class Measured(NamedTuple):
     width: int
     pixels: bytes | None
     encoded: bytes | None
+    content: bytes
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
     rotated: bool
@@ -223,13 +235,14 @@ def _fit(image: Image.Image, image_size: int) -> Image.Image:
     return image.crop((left, top, left + image_size, top + image_size))
 
 
-def measure(source: Picture, image_size: int | None, exif: Exif = "rotate") -> Measured:
+def measure(source: Picture, image_size: int | None, exif: Exif = "rotate", store: Store = "auto") -> Measured:
     """Check one image and take what the dataset needs of it.
 
     Args:
         source: content of a file, an image of Pillow, or pixels uint8 (height, width) or (height, width, 3).
         image_size: see ``view``.
         exif: see ``decode``.
+        store: what will be stored; ``resized`` needs ``image_size``.
 
     Returns:
         See ``Measured``: pixels are uint8 in (channels, height, width) order.
@@ -238,23 +251,45 @@ def measure(source: Picture, image_size: int | None, exif: Exif = "rotate") -> M
         ValueError: see ``decode``; a PNG file is refused as well if one of its checksums is wrong.
     """
     found = _check_file(source, exif) if isinstance(source, bytes) else _from_memory(source, exif)
-    pixels = view(found.image, image_size)
+    image, smaller = found.image, None
+    if store == "resized" and image_size is not None:
+        smaller = _shrink(source if isinstance(source, bytes) else None, image, image_size)
+        image = image if smaller is None else decode(smaller).image
+    pixels = view(image, image_size)
     channels, height, width = pixels.shape
     values = pixels.reshape(channels, -1)
     # A dataset of small images is stored raw even if its other images turn out to have three channels.
-    certainly_raw = 3 * height * width <= MAX_RAW_BYTES
+    certainly_raw = store == "pixels" or (store == "auto" and 3 * height * width <= MAX_RAW_BYTES)
+    maybe_raw = store == "pixels" or (store == "auto" and pixels.nbytes <= MAX_RAW_BYTES)
+    by_pixels = maybe_raw or pixels.nbytes <= MAX_RAW_BYTES
+    came = None if certainly_raw else source if isinstance(source, bytes) else _png(found.image)
     return Measured(
         channels,
         height,
         width,
-        pixels.tobytes() if pixels.nbytes <= MAX_RAW_BYTES else None,
-        None if certainly_raw else source if isinstance(source, bytes) else _png(found.image),
+        pixels.tobytes() if maybe_raw else None,
+        None if certainly_raw else smaller or came,
+        hashlib.blake2b(pixels.data if by_pixels else came or b"", digest_size=16).digest(),
         values.sum(axis=1, dtype=np.int64).repeat(3 // channels),
         # Summed without an array of squares, which would be eight times the image.
         np.einsum("cn,cn->c", values, values, dtype=np.int64).repeat(3 // channels),
         found.rotated,
         found.several,
     )
+
+
+def _shrink(content: bytes | None, image: Image.Image, image_size: int) -> bytes | None:
+    """A JPEG whose shorter side is 8/7 of ``image_size``; None where the image, or its file, is no larger."""
+    width, height = image.size
+    shorter, side = min(width, height), math.ceil(image_size * _RESIZED_SIDE)
+    if shorter <= side:
+        return None
+    image = _convert(image, "L" if image.mode in _GREY_MODES else "RGB")
+    image = image.resize((side * width // shorter, side * height // shorter), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=_RESIZED_QUALITY)
+    found = buffer.getvalue()
+    return found if content is None or len(found) < len(content) else None
 
 
 def _check_file(content: bytes, exif: Exif) -> Decoded:

@@ -5,7 +5,8 @@ Whatever can be known of a dataset without its images is read from this one file
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from easycore_ray.data.ingest.splits import SPLITS
 from easycore_ray.storage import paths
@@ -55,13 +57,35 @@ def write_index(index: pa.Table, folder: str) -> None:
         index: of ``INDEX_SCHEMA`` (sample_id int64, label int32 and others), each split sorted by ``sample_id``.
         folder: of the dataset.
     """
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
-        for split in SPLITS:
-            part = select_split(index, split)
-            if part.num_rows:
-                writer.write_table(part, row_group_size=_ROW_GROUP_ROWS)
-    paths.write_bytes(paths.join(folder, INDEX_FILE), sink.getvalue())
+    write_index_parts(((split, select_split(index, split)) for split in SPLITS), folder)
+
+
+def write_index_parts(parts: Iterable[tuple[str, pa.Table]], folder: str) -> str:
+    """The same for an index that comes in parts, of which no more than a row group is held.
+
+    Args:
+        parts: split and rows (``INDEX_SCHEMA``), in the order of the index; a part is of one split.
+        folder: of the dataset.
+
+    Returns:
+        The dataset's fingerprint, see ``dataset_fingerprint``.
+    """
+    digest = hashlib.sha256()
+    with (
+        paths.staged(paths.join(folder, INDEX_FILE)) as local,
+        pq.ParquetWriter(local, INDEX_SCHEMA, compression="zstd") as writer,
+    ):
+        for _, tables in itertools.groupby(parts, key=lambda part: part[0]):
+            held = INDEX_SCHEMA.empty_table()
+            for _, table in tables:
+                digest.update(_records(table))
+                held = pa.concat_tables([held, table])
+                while len(held) >= _ROW_GROUP_ROWS:
+                    writer.write_table(held.slice(0, _ROW_GROUP_ROWS), row_group_size=_ROW_GROUP_ROWS)
+                    held = held.slice(_ROW_GROUP_ROWS)
+            if len(held):
+                writer.write_table(held, row_group_size=_ROW_GROUP_ROWS)
+    return digest.hexdigest()
 
 
 def read_index(folder: str, split: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -226,11 +250,17 @@ def dataset_fingerprint(index: pa.Table) -> str:
 
     Each label is 4 bytes, little endian, followed by the 32 bytes of the image's hash.
     """
+    digest = hashlib.sha256()
+    for start in range(0, index.num_rows, _ROW_GROUP_ROWS):
+        digest.update(_records(index.slice(start, _ROW_GROUP_ROWS)))
+    return digest.hexdigest()
+
+
+def _records(index: pa.Table) -> bytes:
     records = np.empty(index.num_rows, [("label", "<i4"), ("sha256", "V32")])
     records["label"] = index["label"].to_numpy()
-    hashes = bytes.fromhex("".join(index["sha256"].to_pylist()))
-    records["sha256"] = np.frombuffer(hashes, "V32")
-    return hashlib.sha256(records.tobytes()).hexdigest()
+    records["sha256"] = np.frombuffer(bytes.fromhex("".join(index["sha256"].to_pylist())), "V32")
+    return records.tobytes()
 
 
 def shard_details(index: pa.Table, sizes: dict[str, list[int]], num_classes: int) -> dict[str, list[dict[str, object]]]:
@@ -245,18 +275,33 @@ def shard_details(index: pa.Table, sizes: dict[str, list[int]], num_classes: int
     for split in SPLITS:
         part = select_split(index, split)
         shard, label = part["shard"].to_numpy(), part["label"].to_numpy()
-        histograms = np.zeros((len(sizes[split]), num_classes), np.int64)
-        np.add.at(histograms, (shard, label), 1)
-        found[split] = [
-            {
-                "path": shard_path(split, number),
-                "rows": int(histogram.sum()),
-                "bytes": size,
-                "class_histogram": histogram.tolist(),
-            }
-            for number, (histogram, size) in enumerate(zip(histograms, sizes[split], strict=True))
-        ]
+        found[split] = describe_shards(split, shard, label, sizes[split], num_classes)
     return found
+
+
+def describe_shards(
+    split: str, shard: NDArray[np.integer], label: NDArray[np.integer], sizes: list[int], num_classes: int
+) -> list[dict[str, object]]:
+    """What the manifest says of the shards of one split.
+
+    Args:
+        split: train, val or test.
+        shard: (n,), number of the shard that each sample lies in.
+        label: (n,), of each sample.
+        sizes: bytes of the shards.
+        num_classes: length of each histogram.
+    """
+    histograms = np.zeros((len(sizes), num_classes), np.int64)
+    np.add.at(histograms, (shard, label), 1)
+    return [
+        {
+            "path": shard_path(split, number),
+            "rows": int(histogram.sum()),
+            "bytes": size,
+            "class_histogram": histogram.tolist(),
+        }
+        for number, (histogram, size) in enumerate(zip(histograms, sizes, strict=True))
+    ]
 
 
 def shard_path(split: str, number: int) -> str:

@@ -1,18 +1,19 @@
 """Shards: Parquet files of samples in placement order, written and read on any worker.
 
-Takes rows that know their place, gives files, and the other way round. Small images lie in the file as they lie in
+Takes rows, gives files, and the other way round. Small images lie in the file as they lie in
 memory (``fixed_size_binary``, uint8, channels first), which reads some 15 times faster than lists or tensors in
 Parquet; larger ones stay encoded.
 
 Imported by Ray workers, so no torch in here.
 """
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -21,8 +22,8 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
 COLUMNS = ["sample_id", "label", "image"]
-_DEALT = pa.schema({"row": pa.int32(), "sample_id": pa.int64(), "label": pa.int32(), "image": pa.large_binary()})
-_GROUP_BYTES = 4 * 1024 * 1024
+# Of a row group: what a reader of a few rows, or of a shuffled stream, reads at once.
+_GROUP_BYTES = 1024 * 1024
 _GROUP_ROWS = 1000
 
 
@@ -62,90 +63,46 @@ class Layout(NamedTuple):
         return self.schema.set(2, self.schema.field("image").with_metadata(shape))
 
 
-class Written(NamedTuple):
-    """Result of writing a shard: bytes of the file, and the sha256 of each image."""
-
-    num_bytes: int
-    sha256: list[str]
-    """Of each stored image (hex), in row order."""
-
-
-def scatter(places: Sequence[pa.Table], layout: Layout, num_shards: int, *blocks: pa.Table) -> Any:
-    """Deal checked rows out to shards: one table (row, sample_id, label, image) per shard.
-
-    Args:
-        places: for each block, ``offset`` (row in the block), ``shard``, ``row`` (in the shard), ``sample_id``
-            and ``label`` of the rows that are kept.
-        layout: of the dataset.
-        num_shards: shards of all splits.
-        *blocks: tables of ``readers.CHECKED_SCHEMA``.
-
-    Returns:
-        A list of ``num_shards`` tables; the table itself if it is one, as Ray's ``num_returns`` wants it.
-    """
-    column = "pixels" if layout.storage == "raw" else "encoded"
-    dealt: list[list[pa.Table]] = [[] for _ in range(num_shards)]
-    for block, place in zip(blocks, places, strict=True):
-        shard = place["shard"].to_numpy()
-        for number in np.unique(shard):
-            chosen = place.filter(pa.array(shard == number))
-            part = chosen.select(["row", "sample_id", "label"])
-            dealt[number].append(part.append_column("image", block[column].take(chosen["offset"])))
-    tables = [pa.concat_tables([_DEALT.empty_table(), *parts]).combine_chunks() for parts in dealt]
-    return tables if num_shards > 1 else tables[0]
-
-
-def write_dealt_shard(path: str, layout: Layout, *parts: pa.Table) -> Written:
-    """Write the rows dealt to one shard, in the order of ``row``.
+def write_rows(path: str, layout: Layout, table: pa.Table, order: NDArray[np.integer] | None = None) -> int:
+    """Write a shard of these rows; the file appears whole.
 
     Args:
         path: of the shard.
         layout: of the dataset.
-        *parts: tables from ``scatter``: row, sample_id int64, label int32, image.
-    """
-    table = pa.concat_tables(parts).combine_chunks()
-    table = table.take(pa.array(np.argsort(table["row"].to_numpy())))
-    stored = _stored_images(table["image"].combine_chunks(), layout)
-    size = write_rows(path, layout, pa.table([table["sample_id"], table["label"], stored], names=COLUMNS))
-    return Written(size, [hashlib.sha256(image.as_buffer()).hexdigest() for image in stored])
-
-
-def write_rows(path: str, layout: Layout, table: pa.Table) -> int:
-    """Write a shard of these rows in this order; the file appears whole.
-
-    Args:
-        path: of the shard.
-        layout: of the dataset.
-        table: sample_id int64, label int32, image binary (raw uint8 pixels in C, H, W order, or an encoded file).
+        table: sample_id int64, label int32, image binary (raw uint8 pixels in C, H, W order, or an encoded file). Raw
+            images of one channel in a large_binary column are tripled where the dataset has three.
+        order: integers (n,), positions of the rows in the order in which they are written; as they come if None.
 
     Returns:
         Size of the file in bytes.
     """
+    count = len(table) if order is None else len(order)
     group_rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES * len(table) // max(table.nbytes, 1)))
-    sink = pa.BufferOutputStream()
-    # Pixels and JPEGs hardly compress, and statistics of images serve no one.
-    with pq.ParquetWriter(
-        sink, layout.file_schema, compression="none", use_dictionary=False, write_statistics=["sample_id"]
-    ) as writer:
-        for start in range(0, len(table), group_rows):
-            part = table.slice(start, group_rows).cast(layout.schema)
-            writer.write_table(part.cast(layout.file_schema), row_group_size=group_rows)
-    content = sink.getvalue()
-    paths.write_bytes(path, content)
-    return content.size
+    with paths.staged(path) as local:
+        # Pixels and JPEGs hardly compress, and statistics of images serve no one.
+        with pq.ParquetWriter(
+            local, layout.file_schema, compression="none", use_dictionary=False, write_statistics=["sample_id"]
+        ) as writer:
+            for start in range(0, count, group_rows):
+                # A group at a time, so that no second copy of the images is in memory.
+                rows = slice(start, start + group_rows)
+                part = table.slice(start, group_rows) if order is None else table.take(pa.array(order[rows]))
+                part = part.set_column(2, "image", _stored_images(part["image"], layout)).cast(layout.schema)
+                writer.write_table(part.cast(layout.file_schema), row_group_size=group_rows)
+        return Path(local).stat().st_size
 
 
-def _stored_images(column: pa.Array, layout: Layout) -> pa.Array:
+def _stored_images(column: pa.ChunkedArray, layout: Layout) -> pa.ChunkedArray:
     """The images as they are stored: greyscale ones are tripled where the dataset has three channels."""
     channels, height, width = layout.image_shape
-    grey_bytes = height * width
-    if layout.storage == "encoded" or channels == 1 or len(column) == 0:
+    if layout.storage == "encoded" or channels == 1 or not pa.types.is_large_binary(column.type):
         return column
-    lengths = np.diff(np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1])
+    lengths = pc.binary_length(column).to_numpy()
     if (lengths == layout.image_bytes).all():
         return column
-    tripled = (image.as_py() * (3 if size == grey_bytes else 1) for image, size in zip(column, lengths, strict=True))
-    return pa.array(tripled, pa.large_binary())
+    grey = lengths == height * width
+    tripled = (image.as_py() * (3 if is_grey else 1) for image, is_grey in zip(column, grey, strict=True))
+    return pa.chunked_array([pa.array(tripled, pa.large_binary())])
 
 
 def read_rows(path: str, rows: NDArray[np.integer] | None = None) -> pa.Table:

@@ -30,7 +30,7 @@ from easycore_ray.storage.takeover import copy_state
 FORMAT_VERSION = 2
 """Of manifests and identities. Version 1 (releases 0.1) is read by ``inspect`` alone."""
 ALGORITHM_VERSIONS = {
-    "dataset": 1,
+    "dataset": 2,
     "scoring_run": 2,
     "hardness_table": 1,
     "coreset": 1,

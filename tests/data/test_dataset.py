@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from easycore_ray.data.dataset import draw_ids, open_dataset
-from easycore_ray.data.ingest import shuffle, sources
+from easycore_ray.data.ingest import pipeline, readers, shard_writer, sources, staging
 from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.data.samples import ray_dataset, read_split, table_to_samples
 from easycore_ray.storage.errors import EasyCoreError
@@ -38,6 +39,11 @@ from tests.image_sources import (
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+def run_here(map_tasks, *args, **options):
+    """``map_tasks`` in this process, where what a test sets is seen."""
+    return map_tasks(*args, **{**options, "resources": None})
 
 
 class TestImport:
@@ -77,15 +83,18 @@ class TestImport:
         """One source has one set of ids and shards, however the work is divided."""
         source = write_folders(tmp_path / "source", reverse=True)
         monkeypatch.setattr(sources, "_FILES_PER_PIECE", 7)
-        monkeypatch.setattr(shuffle, "_GROUP_BYTES", 1)
-        monkeypatch.setattr(shuffle, "_PART_BYTES", 1)
-        context = ray.data.DataContext.get_current()
-        limits = ray.data.ExecutionResources(cpu=1)
-        monkeypatch.setattr(context.execution_options, "resource_limits", limits)
 
         make(source, tmp_path / "out")
+        monkeypatch.setattr(pipeline, "_IN_FLIGHT", 1)
+        make(source, tmp_path / "one by one")
+        for module in (pipeline, shard_writer):
+            monkeypatch.setattr(module, "map_tasks", partial(run_here, module.map_tasks))
+        monkeypatch.setattr(readers, "ROWS_PER_TABLE", 2)
+        monkeypatch.setattr(staging, "_BATCH_BYTES", 1)
+        make(source, tmp_path / "in small runs")
 
-        assert contents(tmp_path / "out") == contents(dataset.path)
+        assert contents(tmp_path / "out") == contents(tmp_path / "one by one") == contents(tmp_path / "in small runs")
+        assert open_dataset(str(tmp_path / "out")).fingerprint == dataset.fingerprint
 
     def test_index_says_where_each_image_came_from_and_lies(self, dataset, folders):
         """Key, label, hash, norm, shard and row all lead to the same image."""

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easycore_ray.data import shards
-from easycore_ray.data.ingest import readers
+from easycore_ray.data.ingest import readers, shard_writer, staging
 from easycore_ray.data.shards import Layout
+from easycore_ray.storage.errors import EasyCoreError
 
 RAW = Layout("raw", (1, 2, 3), None)
 ENCODED = Layout("encoded", (3, 200, 200), None)
@@ -47,74 +49,51 @@ def test_all_rows_are_read_as_written(shard):
     assert shards.read_rows(path).equals(rows, check_metadata=True)
 
 
-@settings(max_examples=30)
-@given(chosen=st.lists(st.integers(0, 2499), max_size=20))
-def test_chosen_rows_are_those_of_the_whole(shard, chosen):
-    """Row groups in between need not be read; positions still count from the start of the file."""
-    path, rows = shard
-    positions = np.array(chosen, np.int32)
-
-    assert shards.read_rows(path, positions).equals(rows.take(pa.array(positions)))
-
-
-def test_a_shard_of_several_is_their_chosen_rows_in_order(shard, tmp_path):
-    """As a subset is written."""
-    path, rows = shard
-    layout = RAW if pa.types.is_fixed_size_binary(rows.schema.field("image").type) else ENCODED
-    out = str(tmp_path / "out.parquet")
-
-    shards.copy_rows(out, layout, [(path, np.array([2400, 2499])), (path, np.array([7, 1000]))])
-
-    assert shards.read_rows(out)["sample_id"].to_pylist() == [7200, 7497, 21, 3000]
-
-
-def test_row_groups_of_large_images_have_few_rows(tmp_path):
-    """A reader of one row should not have to read a hundred megabytes."""
-    path = str(tmp_path / "0.parquet")
-    large = pa.table({"sample_id": range(12), "label": [0] * 12, "image": [bytes(2**20)] * 12}, schema=ENCODED.schema)
-
-    shards.write_rows(path, ENCODED, large)
-
-    metadata = pq.ParquetFile(path).metadata
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [3, 3, 3, 3]
-
-
-@settings(max_examples=30)
-@given(order=st.permutations(range(8)), shards_of=st.lists(st.integers(0, 2), min_size=8, max_size=8))
-def test_scattered_rows_meet_again_in_their_shard(tmp_path_factory, order, shards_of):
-    """Whatever block they come from, each row lies in its shard at its position, and only there."""
-    folder = tmp_path_factory.mktemp("scatter")
-    pixels = [bytes([row] * 6) for row in range(8)]
-    blocks = [
-        pa.Table.from_pylist([{"pixels": pixels[row]} for row in rows], schema=readers.CHECKED_SCHEMA)
-        for rows in ([0, 1, 2], [3, 4], [5, 6, 7])
-    ]
-    places, start = [], 0
-    positions = {row: [r for r in order if shards_of[r] == shards_of[row]].index(row) for row in range(8)}
-    for block in blocks:
-        rows = range(start, start + len(block))
-        start += len(block)
-        columns = {
-            "offset": range(len(block)),
-            "shard": [shards_of[row] for row in rows],
-            "row": pa.array([positions[row] for row in rows], pa.int32()),
-            "sample_id": rows,
-            "label": pa.array([0] * len(block), pa.int32()),
-        }
-        places.append(pa.table({name: pa.array(values) for name, values in columns.items()}))
-
-    parts = [
-        shards.scatter(places[:2], RAW, 3, *blocks[:2]),
-        shards.scatter(places[2:], RAW, 3, *blocks[2:]),
-    ]
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 9),
+    shards_of=st.lists(st.integers(0, 2), min_size=8, max_size=8),
+    batch_bytes=st.sampled_from([1, 1 << 20]),
+)
+def test_staged_rows_meet_again_in_their_shard(tmp_path_factory, seed, shards_of, batch_bytes):
+    """Whatever piece they come from, each row lies in its shard at its position, and only there."""
+    folder = tmp_path_factory.mktemp("staged")
+    checking = staging.Checking(None, None, "rotate", "auto", seed)
+    values = [np.full((2, 3), row, np.uint8) for row in range(8)]
+    parts = []
+    with mock.patch.object(staging, "_BATCH_BYTES", batch_bytes):
+        for number, rows in enumerate(([0, 1, 2], [3, 4], [5, 6, 7])):
+            piece = readers.Arrays("made", 0, tuple(values[row] for row in rows), tuple(rows))
+            parts += staging.stage_piece(str(folder), number, piece, checking)
+    hashes = staging.concat_samples(parts)["hash"].to_numpy()
 
     for number in range(3):
+        members = np.flatnonzero(np.array(shards_of) == number)
+        if not len(members):
+            continue
+        rows = members[np.argsort(hashes[members])]
         path = str(folder / f"{number}.parquet")
-        shards.write_dealt_shard(path, RAW, *(part[number] for part in parts))
-        expected = [row for row in order if shards_of[row] == number]
+        sources = [(part.path, *part.batches_of(hashes[rows[0]], hashes[rows[-1]])) for part in parts]
+        written = shard_writer.write_shard(path, RAW, sources, hashes[rows], 10 * rows)
         found = shards.read_rows(path)
-        assert found["sample_id"].to_pylist() == expected
-        assert found["image"].to_pylist() == [pixels[row] for row in expected]
+        assert found["sample_id"].to_pylist() == (10 * rows).tolist()
+        assert found["label"].to_pylist() == rows.tolist()
+        assert found["image"].to_pylist() == [bytes([row] * 6) for row in rows]
+        assert written.sums[0] == 6 * rows.sum()
+        assert written.squares[0] == 6 * (rows**2).sum()
+
+
+def test_a_row_that_is_not_staged_is_an_error(tmp_path):
+    """A shard never has fewer rows than were counted."""
+    piece = readers.Arrays("made", 0, (np.zeros((2, 3), np.uint8),), (0,))
+    [part] = staging.stage_piece(str(tmp_path), 0, piece, staging.Checking(None, None, "rotate", "auto", 0))
+    hashes = np.sort(staging.placement_hash(0, 0, np.arange(2)))
+    sources = [(part.path, *part.batches_of(hashes[0], hashes[1]))]
+
+    with pytest.raises(EasyCoreError, match="not all in the staging files"):
+        shard_writer.write_shard(str(tmp_path / "0.parquet"), RAW, sources, hashes, np.arange(2))
+
+    assert not (tmp_path / "0.parquet").exists()
 
 
 def test_pixels_of_raw_rows_are_a_view():

@@ -4,6 +4,7 @@ Takes a hash of every image's content, gives groups of equal images. The hashes 
 that nothing is read again.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ class Copies(NamedTuple):
 
 
 def find_copies(content: pa.ChunkedArray) -> Copies:
-    """Group samples by the hash of their images: ``readers.DESCRIPTION``'s ``content``, binary(16), (N,)."""
+    """Group samples by the hash of their images: ``readers.CHECKED_SCHEMA``'s ``content``, binary(16), (N,)."""
     group = content.combine_chunks().dictionary_encode().indices.to_numpy()
     return Copies(group, np.bincount(group))
 
@@ -85,15 +86,22 @@ def choose_copies(copies: Copies, own: NDArray[np.integer]) -> NDArray[np.intp]:
     return order[first][copies.group]
 
 
-def refuse_copies(copies: Copies, counted: dict[str, int], keys: pa.ChunkedArray) -> None:
+def refuse_copies(
+    copies: Copies, counted: dict[str, int], read_keys_of: Callable[[NDArray[np.integer]], list[str]]
+) -> None:
     """Stop if any picture is there more than once.
+
+    Args:
+        copies: of N samples.
+        counted: see ``count_copies``.
+        read_keys_of: gives the keys of samples by their positions, integers (n,).
 
     Raises:
         EasyCoreError: how many there are, with the first two copies of the first.
     """
     if counted["images"]:
         first = np.flatnonzero(copies.group == np.flatnonzero(copies.counts > 1)[0])[:2]
-        named = " and ".join(keys[int(at)].as_py() for at in first)
+        named = " and ".join(read_keys_of(first))
         raise EasyCoreError(
             f"{describe_copies(counted)}: {named} are the first; remove copies from the source, or pass "
             "--on-duplicate drop or keep"

@@ -1,21 +1,20 @@
 """Importing a source: check every image, decide where each row goes, write the shards.
 
-Takes a listed ``Source``, gives shards, an index and what the manifest says of them. Nothing is written before every
-row has passed. Ray Data reads, decodes and checks the source into blocks that stay in the object store (spilled to
-disk beyond its size); this process sees their descriptions only, decides, and lets plain Ray tasks deal the blocks
-out to shards and write them.
+Takes a listed ``Source``, gives shards, an index and what the manifest says of them. An external sort, so that no
+source is too large: tasks check pieces and write usable images to staging files beside the shards-to-be (``staging``);
+this process sees some 50 bytes of each, and decides; then each shard is put together from a range of every staging
+file (``shard_writer``). No shard is written before every row has passed.
 """
 
 import math
-import pickle
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 from numpy.typing import NDArray
 
 from easycore_ray.config.base import to_dict, verb
@@ -23,9 +22,9 @@ from easycore_ray.config.fields import OnDuplicate
 from easycore_ray.config.stages import PrepareConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.images import MAX_RAW_BYTES
-from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, write_index
-from easycore_ray.data.ingest import readers, shuffle
-from easycore_ray.data.ingest.changes import check_unchanged, write_source_files
+from easycore_ray.data.index import INDEX_FILE, describe_shards, write_index_parts
+from easycore_ray.data.ingest import readers
+from easycore_ray.data.ingest.changes import SOURCE_FILES, check_unchanged, write_source_files
 from easycore_ray.data.ingest.duplicates import (
     choose_copies,
     count_copies,
@@ -33,35 +32,43 @@ from easycore_ray.data.ingest.duplicates import (
     find_copies,
     refuse_copies,
 )
+from easycore_ray.data.ingest.index_rows import index_rows, read_keys
 from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
 from easycore_ray.data.ingest.remarks import count_remarks, describe_remarks
+from easycore_ray.data.ingest.shard_writer import WrittenShard, write_shards
 from easycore_ray.data.ingest.sources import list_configured, names_place
-from easycore_ray.data.ingest.splits import SPLITS, TRAIN, Placement, assign_splits, class_names, place
-from easycore_ray.data.shards import Layout, Written
+from easycore_ray.data.ingest.splits import LEFT_OUT, SPLITS, Placement, assign_splits, class_names, place
+from easycore_ray.data.ingest.staging import Checking, StagedPart, concat_bad, concat_samples, stage_piece
+from easycore_ray.data.shards import Layout
 from easycore_ray.runtime import cluster
-from easycore_ray.runtime.console import Progress, duration, say
+from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, claim, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
 
 _SHOWN = 3
-_BLOCKS_PER_TASK = 64
+_STAGING = "staging-"
+# Tasks that wait beside those that run: their arguments are names of files, or, of built-in sources, images.
+_IN_FLIGHT = 256
+_IN_FLIGHT_IN_MEMORY = 16
 
 
-class CheckedSource(NamedTuple):
+class StagedSource(NamedTuple):
     """A source that has been read.
 
     Attributes:
-        blocks: references of tables of ``readers.CHECKED_SCHEMA``.
-        sizes: of the blocks, in bytes.
-        rows: their ``readers.DESCRIPTION``, ``block`` and ``offset`` (row in the block), in source order.
+        parts: its staging files, in source order, without the tables below.
+        rows: ``staging.SAMPLE_SCHEMA`` of all usable rows, in source order.
+        own: int8 (N,), index into ``SPLITS``: which split of the source each is in.
+        bad: ``staging.BAD_SCHEMA`` of all others.
     """
 
-    blocks: list[Any]
-    sizes: list[int]
+    parts: list[StagedPart]
     rows: pa.Table
+    own: NDArray[np.int8]
+    bad: pa.Table
 
 
 class Imported(NamedTuple):
@@ -76,26 +83,46 @@ def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
     """Import a source into ``out``: all shards and the index, without the manifest.
 
     Raises:
-        EasyCoreError: names the bad samples, the empty class or split; nothing is written then.
+        EasyCoreError: names the bad samples, the empty class or split; no shard is written then.
     """
-    checked = _check(source, config)
-    bad = pc.is_valid(checked.rows["problem"])
-    skipped, rows = checked.rows.filter(bad), checked.rows.filter(pc.invert(bad))
-    _refuse_bad(skipped, len(checked.rows), skip=config.on_bad_sample == "skip")
-    layout = _layout(rows, config)
-    rows, counted, dropped = _without_copies(source, rows, config.on_duplicate)
-    labels, own = rows["label"].to_numpy(), _own_splits(source, rows)
+    staging = paths.join(out, _STAGING + uuid.uuid4().hex[:8])
+    try:
+        return _import(source, config, out, staging)
+    finally:
+        paths.delete_tree(staging)
+
+
+def clear_remains(out: str) -> None:
+    """Delete what an import that was killed left in a folder; nothing of it is used again."""
+    for folder in paths.list_subfolders(out):
+        if folder.rpartition("/")[2].startswith((_STAGING, "shards")):
+            paths.delete_tree(folder)
+    for file in paths.list_files(out, recursive=False):
+        if file.rpartition("/")[2].lstrip(".").startswith((INDEX_FILE, SOURCE_FILES)):
+            paths.delete_file(file)
+
+
+def _import(source: Source, config: PrepareConfig, out: str, staging: str) -> Imported:
+    staged = _check(source, config, staging)
+    rows = staged.rows
+    _refuse_bad(staged.bad, len(rows) + len(staged.bad), skip=config.on_bad_sample == "skip")
+    layout = _layout(staged.parts, config)
+    kept, counted, dropped = _without_copies(staged, config.on_duplicate)
+    splits = np.full(len(rows), LEFT_OUT, np.int8)
+    labels, own = rows["label"].to_numpy(), staged.own[kept]
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    splits = assign_splits(labels, own, source.pieces, seed=config.seed, **fractions)
-    classes = class_names(labels, splits, source.classes, where=names_place(source, config.source))
+    splits[kept] = assign_splits(labels[kept], own, source.pieces, seed=config.seed, **fractions)
+    classes = class_names(labels[kept], splits[kept], source.classes, where=names_place(source, config.source))
     _check_several_classes(classes, allow_one_class=config.allow_one_class)
     if not dropped:
         counted |= count_copies(find_copies(rows["content"]), splits, labels)
-    placed = place(splits, config.rows_per_shard, config.seed)
-    written = shuffle.write_shards(checked.blocks, checked.sizes, rows, placed, layout=layout, out=out)
-    index = _index(rows, own, placed, layout, written)
-    write_index(index, out)
-    mean, std, constant = _moments(rows.filter(pa.array(splits == TRAIN)), layout)
+    hashes = rows["hash"].to_numpy()
+    placed = place(splits, hashes, _rows_per_shard(staged, layout, config.shard_mib))
+    written = write_shards(staged.parts, hashes, placed, layout=layout, out=out)
+    unnamed = _unnamed_pieces(source, rows["key_hash"].to_numpy()[kept], own)
+    fingerprint = write_index_parts(index_rows(staged.parts, placed, layout, unnamed), out)
+    counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
+    mean, std, constant = _moments(_of_split(placed, written, "train"), counts["train"], layout)
     details = {
         "classes": classes,
         **layout._asdict(),
@@ -103,39 +130,37 @@ def import_source(source: Source, config: PrepareConfig, out: str) -> Imported:
         "mean": mean,
         "std": std,
         "constant_channels": constant,
-        "shards": shard_details(index, _sizes(placed, written), len(classes)),
-        "remarks": count_remarks(rows),
-        "skipped": skipped.select(["key", "problem"]).rename_columns(["key", "reason"]).to_pylist(),
+        "shards": dict(_shard_details(placed, written, labels, len(classes))),
+        "remarks": count_remarks(rows if isinstance(kept, slice) else rows.take(pa.array(kept))),
+        "skipped": staged.bad.select(["key", "problem"]).rename_columns(["key", "reason"]).to_pylist(),
         "duplicates": {**counted, "dropped": len(dropped)},
         "dropped": dropped,
         "names_from": source.names_from,
         "passed_over": source.passed_over,
         "source_files": write_source_files(source.files, out) if source.files else None,
     }
-    counts: dict[str, int] = {name: int((splits == split).sum()) for split, name in enumerate(SPLITS)}
-    return Imported(dataset_fingerprint(index), counts, details)
+    return Imported(fingerprint, counts, details)
 
 
 def _without_copies(
-    source: Source, rows: pa.Table, on_duplicate: OnDuplicate
-) -> tuple[pa.Table, dict[str, int], list[dict[str, str]]]:
+    staged: StagedSource, on_duplicate: OnDuplicate
+) -> tuple[slice | NDArray[np.intp], dict[str, int], list[dict[str, str]]]:
     """The rows that are imported, what is known of copies among all, and key and reason of those left out.
 
     Raises:
         EasyCoreError: there are copies and they are to be refused.
     """
-    own, copies = _own_splits(source, rows), find_copies(rows["content"])
-    counted = count_copies(copies, own, rows["label"].to_numpy())
+    copies = find_copies(staged.rows["content"])
+    counted = count_copies(copies, staged.own, staged.rows["label"].to_numpy())
     if on_duplicate == "error":
-        refuse_copies(copies, counted, rows["key"])
+        refuse_copies(copies, counted, lambda rows: read_keys(staged.parts, rows))
     if on_duplicate != "drop":
-        return rows, counted, []
-    chosen = choose_copies(copies, own)
+        return slice(None), counted, []
+    chosen = choose_copies(copies, staged.own)
     left_out = np.flatnonzero(chosen != np.arange(len(chosen)))
-    keys = rows["key"].take(pa.array(left_out)).to_pylist()
-    kept = rows["key"].take(pa.array(chosen[left_out])).to_pylist()
+    keys, kept = read_keys(staged.parts, left_out), read_keys(staged.parts, chosen[left_out])
     dropped = [{"key": key, "reason": f"the same picture as {other}"} for key, other in zip(keys, kept, strict=True)]
-    return rows.take(pa.array(np.unique(chosen))).combine_chunks(), counted, dropped
+    return np.unique(chosen), counted, dropped
 
 
 def _check_several_classes(classes: list[str], *, allow_one_class: bool) -> None:
@@ -163,46 +188,24 @@ def describe_dataset(found: Mapping[str, Any]) -> str:
     )
 
 
-def _check(source: Source, config: PrepareConfig) -> CheckedSource:
-    """Read, decode and check all pieces with Ray Data."""
+def _check(source: Source, config: PrepareConfig, staging: str) -> StagedSource:
+    """Read, decode and check all pieces, and write what is usable to staging files."""
+    started = time.monotonic()
     pieces = [piece for split in SPLITS for piece in source.pieces.get(split, [])]
-    items = [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)]
-    read = ray.data.from_items(items, override_num_blocks=len(items))
-    # All blocks are held until the last one is checked. Ray Data would take this for a slow consumer and go down
-    # to one task at half of the object store; they may spill to disk instead.
-    read.context.override_object_store_memory_limit_fraction = 1e6
-    data = read.map_batches(
-        readers.check_batch,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"classes": source.classes, "image_size": config.image_size, "exif": config.exif},
+    checking = Checking(source.classes, config.image_size, config.exif, config.store, config.seed)
+    items = ((staging, number, piece, checking) for number, piece in enumerate(pieces))
+    sizes, unit = source.sizes()
+    in_flight = _IN_FLIGHT if source.files else _IN_FLIGHT_IN_MEMORY
+    found = map_tasks(
+        stage_piece, items, label="check", resources=TaskResources(in_flight=in_flight), rows=sizes, unit=unit
     )
-    line = Progress("check", source.total or len(pieces), "images" if source.total else "files")
-    blocks: list[Any] = []
-    sizes: list[int] = []
-    rows, begun = 0, set[int]()
-    # Held here, the blocks outlive the execution and are dealt out to shards without being read again.
-    for bundle in data.iter_internal_ref_bundles():
-        blocks += bundle.block_refs
-        sizes += [entry.size_bytes or 0 for entry in bundle.metadata]
-        rows += bundle.num_rows() or 0
-        begun |= {entry.exec_stats.task_idx for entry in bundle.metadata if entry.exec_stats}
-        line.update(rows if source.total else len(begun))
-    line.close()
-    return CheckedSource(blocks, sizes, _described(blocks))
-
-
-def _described(blocks: list[Any]) -> pa.Table:
-    """The rows of all blocks without their images, in source order."""
-    items = [tuple(blocks[start : start + _BLOCKS_PER_TASK]) for start in range(0, len(blocks), _BLOCKS_PER_TASK)]
-    described = map_tasks(readers.drop_images, items, label="describe", resources=TaskResources())
-    tables = [table for found in described for table in found]
-    counts = [table.num_rows for table in tables]
-    rows = pa.concat_tables(tables)
-    rows = rows.append_column("block", pa.array(np.repeat(np.arange(len(tables), dtype=np.int32), counts)))
-    rows = rows.append_column("offset", pa.array(np.concatenate([np.arange(count) for count in counts])))
-    order = np.lexsort((rows["row"].to_numpy(), rows["piece"].to_numpy()))
-    return rows.take(pa.array(order)).combine_chunks()
+    parts = [part for piece in found for part in piece]
+    rows, bad = concat_samples(parts), concat_bad(parts)
+    seconds, count = time.monotonic() - started, len(rows) + len(bad)
+    say(f"check: {count:,} images in {duration(seconds)}, {count / max(seconds, 1e-9):,.0f} images/s")
+    own = np.repeat(_own_splits(source)[[part.piece for part in parts]], [part.num_rows for part in parts])
+    # Both tables are copies.
+    return StagedSource([part._replace(samples=b"", bad=b"") for part in parts], rows, own, bad)
 
 
 def _refuse_bad(bad: pa.Table, total: int, *, skip: bool) -> None:
@@ -231,86 +234,71 @@ def _more(count: int) -> str:
     return f"so are {count - 1} more files; " if count > 1 else ""
 
 
-def _layout(rows: pa.Table, config: PrepareConfig) -> Layout:
+def _layout(parts: list[StagedPart], config: PrepareConfig) -> Layout:
     """Storage and shape of the dataset's images.
 
     Raises:
         EasyCoreError: they differ in size and no ``image_size`` makes them equal.
     """
-    heights, widths = rows["height"].to_numpy(), rows["width"].to_numpy()
-    other = np.flatnonzero((heights != heights[0]) | (widths != widths[0]))
-    if len(other):
-        named = [f"{rows['where'][row].as_py()} is {heights[row]}x{widths[row]}" for row in (0, int(other[0]))]
+    sizes = [size for part in parts for size in part.sizes]
+    height, width, where = sizes[0]
+    other = next((size for size in sizes if size[:2] != (height, width)), None)
+    if other is not None:
         raise EasyCoreError(
-            f"the images differ in size: {' and '.join(named)} pixels; pass --image-size PIXELS "
-            "(shorter side is resized to it, centre is cropped)"
+            f"the images differ in size: {where} is {height}x{width} and {other[2]} is {other[0]}x{other[1]} pixels; "
+            "pass --image-size PIXELS (shorter side is resized to it, centre is cropped)"
         )
-    channels = int(rows["channels"].to_numpy().max())
-    shape = (channels, int(heights[0]), int(widths[0]))
-    storage = "raw" if np.prod(shape) <= MAX_RAW_BYTES else "encoded"
-    return Layout(storage, shape, config.image_size, config.exif)
+    channels = max(part.channels for part in parts)
+    is_raw = channels * height * width <= MAX_RAW_BYTES if config.store == "auto" else config.store == "pixels"
+    return Layout("raw" if is_raw else "encoded", (channels, height, width), config.image_size, config.exif)
 
 
-def _own_splits(source: Source, rows: pa.Table) -> NDArray[np.integer]:
-    """The split each row's piece belongs to in the source."""
-    counts = [len(source.pieces.get(split, [])) for split in SPLITS]
-    return np.repeat(np.arange(len(SPLITS)), counts)[rows["piece"].to_numpy()]
+def _rows_per_shard(staged: StagedSource, layout: Layout, shard_mib: float) -> int:
+    """Rows whose images take about ``shard_mib``."""
+    encoded = sum(part.encoded_bytes for part in staged.parts) / len(staged.rows)
+    image_bytes = layout.image_bytes if layout.storage == "raw" else encoded
+    return max(1, int(shard_mib * 2**20 / image_bytes))
 
 
-def _sizes(placed: Placement, written: list[Written]) -> dict[str, list[int]]:
-    """Bytes of the shards, by split."""
-    return {
-        split: [shard.num_bytes for (name, _), shard in zip(placed.names, written, strict=True) if name == split]
-        for split in SPLITS
-    }
+def _of_split(placed: Placement, written: list[WrittenShard], split: str) -> list[WrittenShard]:
+    return [shard for (name, _), shard in zip(placed.names, written, strict=True) if name == split]
 
 
-def _index(
-    rows: pa.Table, own: NDArray[np.integer], placed: Placement, layout: Layout, written: list[Written]
-) -> pa.Table:
-    """The index of the dataset, see ``index``."""
-    by_place = np.lexsort((placed.row, placed.shard))
-    hashes = np.empty(len(rows), object)
-    hashes[by_place] = [sha256 for shard in written for sha256 in shard.sha256]
-    squares = _per_channel(rows["squares"])[:, : layout.image_shape[0]].sum(axis=1)
-    columns = {
-        "split": np.array(SPLITS, object)[placed.split],
-        "sample_id": placed.sample_id,
-        "key": _unique_keys(rows, own),
-        "label": rows["label"].cast(pa.int32()),
-        "sha256": hashes,
-        "input_norm": np.sqrt(squares) / 255,
-        "shard": np.array([number for _, number in placed.names], np.int32)[placed.shard],
-        "row": placed.row,
-    }
-    order = np.lexsort((placed.sample_id, placed.split))
-    return pa.table(columns, schema=INDEX_SCHEMA).take(pa.array(order))
+def _shard_details(
+    placed: Placement, written: list[WrittenShard], labels: NDArray[np.integer], num_classes: int
+) -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """Each split with what the manifest says of its shards."""
+    for split, name in enumerate(SPLITS):
+        members = placed.split == split
+        sizes = [shard.num_bytes for shard in _of_split(placed, written, name)]
+        yield name, describe_shards(name, placed.shard[members], labels[members], sizes, num_classes)
 
 
-def _unique_keys(rows: pa.Table, own: NDArray[np.integer]) -> NDArray[Any]:
-    """The source's own image paths, or file and row where a split of the source has a path twice."""
-    keys, wheres = (np.array(rows[name].to_pylist(), object) for name in ("key", "where"))
+def _own_splits(source: Source) -> NDArray[np.int8]:
+    """The split of the source that each piece belongs to, as an index into ``SPLITS``."""
+    return np.repeat(np.arange(len(SPLITS), dtype=np.int8), [len(source.pieces.get(split, [])) for split in SPLITS])
+
+
+def _unnamed_pieces(source: Source, key_hashes: NDArray[np.uint64], own: NDArray[np.integer]) -> set[int]:
+    """Numbers of the pieces in whose split of the source a key is there twice."""
+    found: list[int] = []
     for split in range(len(SPLITS)):
-        if len(set(keys[own == split])) < (own == split).sum():
-            keys[own == split] = wheres[own == split]
-    return keys
+        hashes = np.sort(key_hashes[own == split])
+        if (hashes[1:] == hashes[:-1]).any():
+            found += np.flatnonzero(_own_splits(source) == split).tolist()
+    return set(found)
 
 
-def _per_channel(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """A column of three numbers per row as int64 (rows, 3)."""
-    return column.combine_chunks().flatten().to_numpy().reshape(-1, 3)
-
-
-def _moments(rows: pa.Table, layout: Layout) -> tuple[list[float], list[float], list[int]]:
+def _moments(shards: list[WrittenShard], rows: int, layout: Layout) -> tuple[list[float], list[float], list[int]]:
     """Mean and standard deviation of each channel, in [0, 1] units, from exact integer sums; the constant channels.
 
     The deviation of a constant channel is 1: models divide by it.
     """
     channels, height, width = layout.image_shape
-    count = len(rows) * height * width
-    sums = _per_channel(rows["sums"]).sum(axis=0)[:channels].tolist()
-    squares = _per_channel(rows["squares"]).sum(axis=0)[:channels].tolist()
+    count = rows * height * width
     # Python's integers, so that a variance of 0 is 0.
+    sums = [sum(shard.sums[channel] for shard in shards) for channel in range(channels)]
+    squares = [sum(shard.squares[channel] for shard in shards) for channel in range(channels)]
     variances = [count * square - total * total for total, square in zip(sums, squares, strict=True)]
     std = [math.sqrt(variance) / count / 255 if variance else 1.0 for variance in variances]
     constant = [channel for channel, variance in enumerate(variances) if not variance]
@@ -354,6 +342,7 @@ def prepare(config: PrepareConfig) -> Artifact:
         say(f"prepare: {out} is finished already, with this configuration; nothing to do")
         return made
     with giving_back(made):
+        clear_remains(made.path)
         source = list_configured(config)
         cluster.connect()
         imported = import_source(source, config, made.path)

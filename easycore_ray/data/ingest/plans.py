@@ -20,7 +20,7 @@ def dataset_identity(config: PrepareConfig) -> str:
 
 def plan_prepare(config: PrepareConfig, _measure: bool = False) -> WorkPlan:
     """The plan of an import, as far as a listing of the source shows; nothing is downloaded, and nothing measured."""
-    shards = f"shards of at most {config.rows_per_shard:,} images"
+    shards = f"shards of about {config.shard_mib:g} MiB"
     work, total = f"import {config.source} into {shards}", 0
     if is_path(config.source):
         source = list_configured(config)

@@ -9,12 +9,11 @@ Imported by Ray workers, so no torch in here.
 
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,8 +36,8 @@ ROWS_PER_TABLE = 1000
 DAMAGED = -1
 BYTES_PER_TABLE = 64 * 1024 * 1024
 
-# What is known of a sample without its image; the driver gathers these columns only.
-DESCRIPTION = {
+# What is known of a checked sample, and the forms of its image that may be stored.
+CHECKED_SCHEMA = pa.schema({
     "piece": pa.int32(),
     "row": pa.int64(),
     "key": pa.string(),
@@ -49,14 +48,19 @@ DESCRIPTION = {
     "width": pa.int32(),
     "sums": pa.list_(pa.int64(), 3),
     "squares": pa.list_(pa.int64(), 3),
-    # Hash of the pixels, or of the file where it is stored as it came.
+    # See images.Measured.
     "content": pa.binary(16),
     "problem": pa.string(),
     "archive": pa.int32(),
     "rotated": pa.bool_(),
     "several": pa.bool_(),
-}
-CHECKED_SCHEMA = pa.schema({**DESCRIPTION, "pixels": pa.large_binary(), "encoded": pa.large_binary()})
+    "pixels": pa.large_binary(),
+    "encoded": pa.large_binary(),
+    # Of both, and of pixels whose one channel is stored as three.
+    "sha256_pixels": pa.binary(32),
+    "sha256_encoded": pa.binary(32),
+    "sha256_tripled": pa.binary(32),
+})  # fmt: skip
 
 
 class Sample(NamedTuple):
@@ -96,7 +100,7 @@ class Files:
 
 @dataclass(frozen=True)
 class RowGroups:
-    """Some row groups of a Parquet file; ``first_row`` is the file's row they start with."""
+    """Some row groups of a Parquet file: ``num_rows`` rows from ``first_row`` on."""
 
     root: str
     path: str
@@ -104,6 +108,7 @@ class RowGroups:
     first_row: int
     image_column: str
     label_column: str = "label"
+    num_rows: int = 0
 
     def samples(self) -> Iterator[Sample]:
         """See ``Sample``.
@@ -310,6 +315,38 @@ class Source:
         """Samples of all splits, if that is known."""
         return None if self.num_rows is None else sum(self.num_rows.values())
 
+    def sizes(self) -> tuple[list[int], str]:
+        """Size of each piece for a line of progress, and its unit: images where they are counted, else MiB."""
+        pieces = [piece for split in get_args(Split) for piece in self.pieces.get(split, [])]
+        if self.num_rows is not None:
+            return [_count_rows(piece) for piece in pieces], "images"
+        known = {path: size for path, size, _ in self.files}
+        return [max(1, known.get(_path_of(piece), 0) >> 20) for piece in pieces], "MiB"
+
+
+def _count_rows(piece: Piece) -> int:
+    """Samples of a piece; 1 where that is not known."""
+    if isinstance(piece, Named):
+        return _count_rows(piece.piece)
+    if isinstance(piece, Tar):
+        return 1
+    return (
+        len(piece.labels)
+        if isinstance(piece, Arrays)
+        else len(piece.files)
+        if isinstance(piece, Files)
+        else piece.num_rows
+    )
+
+
+def _path_of(piece: Piece) -> str:
+    """Path of the file that a piece lies in; that of its folder for image files."""
+    if isinstance(piece, Named):
+        return _path_of(piece.piece)
+    if isinstance(piece, Tar | RowGroups):
+        return paths.join(piece.root, piece.path)
+    return ""
+
 
 def label_index(label: Any, classes: dict[str, int] | None) -> int:
     """The class index a source's label means: a whole number, or the name of a class.
@@ -344,6 +381,7 @@ def check(
     classes: Sequence[str] | None,
     image_size: int | None,
     exif: images.Exif = "rotate",
+    store: images.Store = "auto",
 ) -> Iterator[pa.Table]:
     """The samples of a piece as tables of ``CHECKED_SCHEMA``, in order, none much larger than ``BYTES_PER_TABLE``.
 
@@ -357,13 +395,14 @@ def check(
         classes: names in label order, or None if the source does not know them.
         image_size: see ``images.view``.
         exif: see ``images.decode``.
+        store: see ``images.measure``.
     """
     indices = {name: index for index, name in enumerate(classes)} if classes else None
     rows: list[dict[str, Any]] = []
     held = 0
     try:
         for row, sample in enumerate(piece.samples()):
-            found = _checked(sample, indices, image_size, exif)
+            found = _checked(sample, indices, image_size, exif, store)
             place = {"piece": number, "row": row, "key": sample.key, "where": sample.where, "archive": sample.archive}
             rows.append({**place, **found})
             held += len(found.get("pixels") or b"") + len(found.get("encoded") or b"")
@@ -372,36 +411,23 @@ def check(
                 rows, held = [], 0
     except EasyCoreError as error:
         rows.append({"piece": number, "row": DAMAGED, "problem": str(error)})
-    # An empty piece gives an empty table, since Ray Data wants to see the columns.
     yield _table(rows)
 
 
-def check_batch(
-    batch: pa.Table, classes: Sequence[str] | None, image_size: int | None, exif: images.Exif
-) -> Iterator[pa.Table]:
-    """``check`` for ``ray.data``: rows of ``number`` and the pickled ``piece``."""
-    for row in batch.to_pylist():
-        yield from check(row["number"], pickle.loads(row["piece"]), classes, image_size, exif)
-
-
-def drop_images(*blocks: pa.Table) -> list[pa.Table]:
-    """What is known of the rows without their images, block by block."""
-    return [block.select(list(DESCRIPTION)) for block in blocks]
-
-
 def _checked(
-    sample: Sample, classes: dict[str, int] | None, image_size: int | None, exif: images.Exif
+    sample: Sample, classes: dict[str, int] | None, image_size: int | None, exif: images.Exif, store: images.Store
 ) -> dict[str, Any]:
     try:
         if sample.problem or sample.image is None:
             raise ValueError(sample.problem or "no image")
         label = label_index(sample.label, classes)
-        found = images.measure(sample.image, image_size, exif)
-        stored = found.encoded if found.pixels is None else found.pixels
-        content = hashlib.blake2b(stored or b"", digest_size=16).digest()
-        return {"label": label, **found._asdict(), "content": content}
+        found = images.measure(sample.image, image_size, exif, store)
     except ValueError as error:
         return {"problem": " ".join(str(error).split())}
+    tripled = found.pixels * 3 if found.pixels and found.channels == 1 else None
+    forms = {"pixels": found.pixels, "encoded": found.encoded, "tripled": tripled}
+    hashes = {f"sha256_{form}": hashlib.sha256(held).digest() for form, held in forms.items() if held is not None}
+    return {"label": label, **found._asdict(), **hashes}
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

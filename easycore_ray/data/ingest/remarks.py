@@ -10,7 +10,8 @@ def count_remarks(rows: pa.Table) -> dict[str, int]:
     """The counts of ``describe_remarks``.
 
     Args:
-        rows: ``readers.DESCRIPTION`` of the samples that are imported.
+        rows: ``piece``, ``archive``, ``rotated`` and ``several`` (see ``readers.CHECKED_SCHEMA``) of the samples that
+            are imported.
     """
     joined = rows.filter(pc.greater(rows["archive"], 0))
     return {

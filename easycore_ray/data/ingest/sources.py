@@ -291,12 +291,12 @@ def _row_groups(root: str, name: str, metadata: pq.FileMetaData, columns: Source
     for group in range(metadata.num_row_groups):
         found = metadata.row_group(group)
         if groups and (rows + found.num_rows > _ROWS_PER_PIECE or size + found.total_byte_size > _BYTES_PER_PIECE):
-            yield RowGroups(root, name, tuple(groups), first_row, columns.image, columns.label)
+            yield RowGroups(root, name, tuple(groups), first_row, columns.image, columns.label, rows)
             groups, first_row, rows, size = [], first_row + rows, 0, 0
         groups.append(group)
         rows, size = rows + found.num_rows, size + found.total_byte_size
     if groups:
-        yield RowGroups(root, name, tuple(groups), first_row, columns.image, columns.label)
+        yield RowGroups(root, name, tuple(groups), first_row, columns.image, columns.label, rows)
 
 
 def _tars(root: str, by_split: dict[Split, list[str]]) -> Source:

@@ -4,8 +4,9 @@ Takes labels in source order, gives arrays of the same length. Everything follow
 seed, never from how the work was divided, so that one source has one set of ids.
 """
 
+import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +19,20 @@ from easycore_ray.storage.errors import EasyCoreError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
+LEFT_OUT = -1
 
 
 class Placement(NamedTuple):
     """Place of every row.
 
     Attributes:
-        split: int8 (N,), index into ``SPLITS``.
+        split: int8 (N,), index into ``SPLITS``; ``LEFT_OUT`` for rows that are not imported, which have no place.
         sample_id: int64 (N,), dense from 0 over each split, in source order.
-        shard: int32 (N,), index into ``names``.
+        shard: int32 (N,), number of the shard within the split.
         row: int32 (N,), position in the shard.
         names: of all shards, as (split, number within it).
+        order: integers (rows that have a place,), all rows of the first shard, then of the second and so on.
+        starts: int64 (shards + 1,), where the rows of each shard begin in ``order``.
     """
 
     split: NDArray[np.int8]
@@ -36,6 +40,12 @@ class Placement(NamedTuple):
     shard: NDArray[np.int32]
     row: NDArray[np.int32]
     names: list[tuple[Split, int]]
+    order: NDArray[np.integer]
+    starts: NDArray[np.int64]
+
+    def rows_of_shards(self) -> Iterator[NDArray[np.integer]]:
+        """The rows of each shard, integers (n,), in the order in which they lie there."""
+        return (self.order[start:stop] for start, stop in itertools.pairwise(self.starts.tolist()))
 
 
 def assign_splits(
@@ -97,9 +107,11 @@ def _hold_out(splits: NDArray[np.int8], labels: NDArray[np.integer], split: int,
             f"images, or pass --{name}-fraction 0 to do without"
         )
     rng = numpy_rng("split", SPLITS[split], seed)
+    by_label = np.argsort(labels[train], kind="stable")
+    classes, starts = np.unique(labels[train][by_label], return_index=True)
+    members = dict(zip(classes.tolist(), np.split(train[by_label], starts[1:]), strict=True))
     for label, quota in quotas.items():
-        members = train[labels[train] == label]
-        splits[rng.choice(members, quota, replace=False)] = split
+        splits[rng.choice(members[label], quota, replace=False)] = split
 
 
 def _spare_last_images(quotas: dict[int, int], labels: NDArray[np.integer]) -> dict[int, int]:
@@ -145,25 +157,29 @@ def class_names(
     return list(known) if known else [str(label) for label in range(count)]
 
 
-def place(splits: NDArray[np.int8], rows_per_shard: int, seed: int) -> Placement:
-    """Ids in source order, and a seeded random place in shards of nearly equal size, split by split.
+def place(splits: NDArray[np.int8], hashes: NDArray[np.uint64], rows_per_shard: int) -> Placement:
+    """Ids in source order, and places in shards of nearly equal size in the order of hashes, split by split.
 
     Args:
-        splits: int8 (N,), in source order.
+        splits: int8 (N,), in source order; rows of ``LEFT_OUT`` get no place.
+        hashes: uint64 (N,), unique, see ``staging.placement_hash``.
         rows_per_shard: most rows in one shard.
-        seed: of the permutations.
     """
     count = len(splits)
-    found = Placement(splits, np.empty(count, np.int64), np.empty(count, np.int32), np.empty(count, np.int32), names=[])
+    sample_id, shard, row = np.zeros(count, np.int64), np.zeros(count, np.int32), np.zeros(count, np.int32)
+    names: list[tuple[Split, int]] = []
+    parts: list[NDArray[np.integer]] = [np.empty(0, np.int64)]
     for split, name in enumerate(SPLITS):
         members = np.flatnonzero(splits == split)
-        found.sample_id[members] = np.arange(len(members))
+        sample_id[members] = np.arange(len(members))
         # Sources come class by class; in this order every shard, and every part of one, is a fair mixture.
-        order = members[numpy_rng("placement", name, seed).permutation(len(members))]
+        order = members[np.argsort(hashes[members])]
         for number, rows in enumerate(equal_parts(order, rows_per_shard)):
-            found.shard[rows], found.row[rows] = len(found.names), np.arange(len(rows))
-            found.names.append((name, number))
-    return found
+            shard[rows], row[rows] = number, np.arange(len(rows))
+            names.append((name, number))
+            parts.append(rows)
+    starts = np.cumsum([len(rows) for rows in parts])
+    return Placement(splits, sample_id, shard, row, names, np.concatenate(parts), starts)
 
 
 def equal_parts(rows: NDArray[np.integer], most: int) -> list[NDArray[np.integer]]:

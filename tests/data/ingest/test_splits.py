@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easycore_ray.data.ingest.splits import TEST, TRAIN, VAL, assign_splits, class_names, equal_parts, place
+from easycore_ray.data.ingest.splits import LEFT_OUT, TEST, TRAIN, VAL, assign_splits, class_names, equal_parts, place
+from easycore_ray.data.ingest.staging import placement_hash
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -95,22 +96,49 @@ class TestPlacement:
         """Ids follow source order, places are a permutation, shards are full to within one row."""
         splits = np.array(splits, np.int8)
 
-        placed = place(splits, rows_per_shard, seed)
+        hashes = placement_hash(seed, 0, np.arange(len(splits)))
 
-        assert len(set(zip(placed.shard.tolist(), placed.row.tolist(), strict=True))) == len(splits)
+        placed = place(splits, hashes, rows_per_shard)
+
+        places = zip(splits.tolist(), placed.shard.tolist(), placed.row.tolist(), strict=True)
+        assert len(set(places)) == len(splits)
+        for (of, number), rows in zip(placed.names, placed.rows_of_shards(), strict=True):
+            assert (placed.shard[rows] == number).all()
+            assert placed.row[rows].tolist() == list(range(len(rows)))
+            assert {("train", "val", "test")[split] for split in splits[rows]} == {of}
+            assert (np.diff(hashes[rows].astype(object)) > 0).all()
         for number, name in enumerate(("train", "val", "test")):
             assert placed.sample_id[splits == number].tolist() == list(range((splits == number).sum()))
-            sizes = [int((placed.shard == shard).sum()) for shard, (of, _) in enumerate(placed.names) if of == name]
+            sizes = [
+                len(rows) for (of, _), rows in zip(placed.names, placed.rows_of_shards(), strict=True) if of == name
+            ]
             assert sum(sizes) == (splits == number).sum()
             if sizes:
                 assert max(sizes) <= rows_per_shard
                 assert max(sizes) - min(sizes) <= 1
 
+    def test_rows_that_are_left_out_have_no_place(self):
+        """Ids and shards are as if they had never been there."""
+        hashes = placement_hash(0, 0, np.arange(5))
+
+        placed = place(np.array([TRAIN, LEFT_OUT, TRAIN, LEFT_OUT, TEST], np.int8), hashes, 10)
+
+        assert placed.sample_id[[0, 2, 4]].tolist() == [0, 1, 0]
+        assert sorted(placed.order.tolist()) == [0, 2, 4]
+
+    @given(seed=st.integers(0, 2**40), pieces=st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=2, unique=True))
+    def test_no_two_rows_of_a_source_have_one_hash(self, seed, pieces):
+        """Nor does their order depend on where they come from."""
+        hashes = np.concatenate([placement_hash(seed, piece, np.arange(1000)) for piece in pieces])
+
+        assert len(np.unique(hashes)) == 2000
+        assert 300 < (np.argsort(hashes)[:1000] < 1000).sum() < 700
+
     def test_sorted_classes_are_mixed_in_every_shard(self):
         """A source that lists one class after the other is not streamed like that."""
         labels = np.repeat(np.arange(4), 500)
 
-        placed = place(np.zeros(2000, np.int8), 250, 0)
+        placed = place(np.zeros(2000, np.int8), placement_hash(0, 0, np.arange(2000)), 250)
 
         for shard in range(8):
             counts = np.bincount(labels[placed.shard == shard], minlength=4)
