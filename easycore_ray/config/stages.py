@@ -62,6 +62,9 @@ class PrepareConfig(JobConfig):
     """Share held out for testing where the source has no test split of its own, seeded and class-balanced."""
     image_size: Count | None = setting(default=None, identity=True, group="data")
     """Pixels: shorter side is resized to this and the centre cropped. Needed where images differ in size."""
+    resize_size: Count | None = setting(default=None, identity=if_given("resize_size"), group="data")
+    """Pixels: what the shorter side is resized to before a centre square of --image-size is cropped, e.g. 256 for 224;
+    --image-size if left out."""
     exif: Literal["rotate", "ignore"] = setting(default="rotate", identity=True, group="data")
     """rotate: photos are turned upright by the orientation in their metadata. ignore: pixels as they are stored."""
     store: Literal["auto", "pixels", "encoded", "resized"] = setting(default="auto", identity=True, group="data")
@@ -93,8 +96,13 @@ class PrepareConfig(JobConfig):
         """See ``Checked.problems``."""
         found = super().problems()
         if self.store == "resized" and self.image_size is None:
+            found.append("store resized needs an image_size, from which the size of the files follows")
+        if self.resize_size is not None and self.image_size is None:
+            found.append("resize_size goes with image_size, the side of the square that is cropped afterwards")
+        if self.resize_size is not None and self.resize_size < (self.image_size or 0):
             found.append(
-                "store resized needs image_size, which says how large images are kept; pass --image-size PIXELS"
+                f"resize_size must be at least image_size {self.image_size}, got {self.resize_size}; the square is "
+                "cropped from what is resized"
             )
         return found
 

@@ -1,13 +1,10 @@
-"""From an encoded image to the pixels a model sees.
+"""Reading and checking encoded images.
 
-Takes bytes (or a Pillow image), gives uint8 pixels (channels, height, width) and the sums that means and norms are
-made of. A single function, ``view``, turns images into pixels, at import and when encoded shards are read, so that
-what is trained on is what was checked.
+Takes bytes (or a Pillow image), gives Pillow images and uint8 pixels (channels, height, width), by Pillow alone. See
+``views`` for what is trained on.
 """
 
-import hashlib
 import io
-import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,15 +20,11 @@ Picture = bytes | Image.Image | NDArray[Any]
 # Up to this size pixels are stored as they are: reading them costs less than decoding.
 MAX_RAW_BYTES = 64 * 1024
 
-# Resized images keep a margin around what a view crops: 256 pixels for 224, as is usual for ImageNet.
-_RESIZED_SIDE = 8 / 7
-_RESIZED_QUALITY = 95
-
 # No EPS or PDF among them: Pillow hands those to an external interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-_GREY_MODES = ("1", "L", "LA", "La")
+GREY_MODES = ("1", "L", "LA", "La")
 # All of Pillow's modes of 8 bits per channel; the others have more.
-_MODES = (*_GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 # What brings an image of this EXIF orientation (2..8) upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,34 +52,18 @@ class Decoded(NamedTuple):
     several: bool = False
 
 
-class Measured(NamedTuple):
-    """A checked image: what is stored of it, and its sums.
+def read_jpeg_header(content: bytes, exif: Exif) -> Decoded:
+    """A JPEG file that is opened and not decoded: its image is what Pillow knows of it, not loaded and not upright.
 
-    Attributes:
-        channels: 1 for greyscale, else 3.
-        height: of the view, in pixels.
-        width: of the view, in pixels.
-        pixels: the view as raw bytes in (channels, height, width) order, or None if it will not be stored raw.
-        encoded: the file to store (as it came, PNG if it came as pixels, or a smaller JPEG), or None if raw storage
-            is certain.
-        content: hash by which copies are found, 16 bytes: of the view's pixels where they are few or stored, else of
-            the file as it came.
-        sums: int64 (3,), sum of pixel values 0..255 per channel; greyscale counts as three equal channels.
-        squares: int64 (3,), the same of squared pixel values.
-        rotated: see ``Decoded``.
-        several: see ``Decoded``.
+    Raises:
+        ValueError: it is no JPEG file, or has more than 8 bits per channel.
     """
-
-    channels: int
-    height: int
-    width: int
-    pixels: bytes | None
-    encoded: bytes | None
-    content: bytes
-    sums: NDArray[np.int64]
-    squares: NDArray[np.int64]
-    rotated: bool
-    several: bool
+    try:
+        image = Image.open(io.BytesIO(content), formats=("JPEG",))
+        several = getattr(image, "n_frames", 1) > 1
+    except Exception as error:  # as in decode
+        raise ValueError(_why_not(content, str(error))) from error
+    return Decoded(image, exif == "rotate" and _orientation(image) in _UPRIGHT, several)
 
 
 def decode(content: bytes, exif: Exif = "rotate") -> Decoded:
@@ -110,10 +87,15 @@ def decode(content: bytes, exif: Exif = "rotate") -> Decoded:
         image.load()
     except Exception as error:  # Pillow's decoders raise whatever their parsing meets
         raise ValueError(_why_not(content, str(error))) from error
-    return _upright(image, exif, bits, turned, several)
+    return upright(image, exif, bits, turned, several)
 
 
-def _upright(image: Image.Image, exif: Exif, bits: int = 8, turned: bool = False, several: bool = False) -> Decoded:
+def upright(image: Image.Image, exif: Exif, bits: int = 8, turned: bool = False, several: bool = False) -> Decoded:
+    """A loaded image, brought upright if that is wanted and not done.
+
+    Raises:
+        ValueError: it has more than 8 bits per channel.
+    """
     if bits > 8 or image.mode not in _MODES:
         raise ValueError(_too_deep(f"{bits} bits" if bits > 8 else f"mode {image.mode}"))
     if exif == "rotate" and not turned and (how := _UPRIGHT.get(_orientation(image))) is not None:
@@ -202,23 +184,24 @@ def view(image: Image.Image, image_size: int | None, channels: int | None = None
         image_size: pixels, or None to keep the size.
         channels: 1 or 3; by default 1 for greyscale images and 3 for all others.
     """
-    grey = image.mode in _GREY_MODES if channels is None else channels == 1
+    grey = image.mode in GREY_MODES if channels is None else channels == 1
     wanted = "L" if grey else "RGB"
     if image_size is not None:
         # Converted first: palettes cannot be interpolated.
-        image = _fit(_convert(image, wanted), image_size)
+        image = _fit(to_mode(image, wanted), image_size)
     width, height = image.size
     pixels = np.empty((1 if grey else 3, height, width), np.uint8)
     # By bands, so that no second copy of a large image is in memory.
     for top in range(0, height, _ROWS_PER_BAND):
         bottom = min(height, top + _ROWS_PER_BAND)
         band = image if bottom - top == height else image.crop((0, top, width, bottom))
-        values = np.asarray(_convert(band, wanted))
+        values = np.asarray(to_mode(band, wanted))
         pixels[:, top:bottom] = values[None] if grey else values.transpose(2, 0, 1)
     return pixels
 
 
-def _convert(image: Image.Image, wanted: str) -> Image.Image:
+def to_mode(image: Image.Image, wanted: str) -> Image.Image:
+    """An image in the mode L or RGB; transparency is ignored."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == wanted else image.convert(wanted)
@@ -233,89 +216,3 @@ def _fit(image: Image.Image, image_size: int) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     return image.crop((left, top, left + image_size, top + image_size))
-
-
-def measure(source: Picture, image_size: int | None, exif: Exif = "rotate", store: Store = "auto") -> Measured:
-    """Check one image and take what the dataset needs of it.
-
-    Args:
-        source: content of a file, an image of Pillow, or pixels uint8 (height, width) or (height, width, 3).
-        image_size: see ``view``.
-        exif: see ``decode``.
-        store: what will be stored; ``resized`` needs ``image_size``.
-
-    Returns:
-        See ``Measured``: pixels are uint8 in (channels, height, width) order.
-
-    Raises:
-        ValueError: see ``decode``; a PNG file is refused as well if one of its checksums is wrong.
-    """
-    found = _check_file(source, exif) if isinstance(source, bytes) else _from_memory(source, exif)
-    image, smaller = found.image, None
-    if store == "resized" and image_size is not None:
-        smaller = _shrink(source if isinstance(source, bytes) else None, image, image_size)
-        image = image if smaller is None else decode(smaller).image
-    pixels = view(image, image_size)
-    channels, height, width = pixels.shape
-    values = pixels.reshape(channels, -1)
-    # A dataset of small images is stored raw even if its other images turn out to have three channels.
-    certainly_raw = store == "pixels" or (store == "auto" and 3 * height * width <= MAX_RAW_BYTES)
-    maybe_raw = store == "pixels" or (store == "auto" and pixels.nbytes <= MAX_RAW_BYTES)
-    by_pixels = maybe_raw or pixels.nbytes <= MAX_RAW_BYTES
-    came = None if certainly_raw else source if isinstance(source, bytes) else _png(found.image)
-    return Measured(
-        channels,
-        height,
-        width,
-        pixels.tobytes() if maybe_raw else None,
-        None if certainly_raw else smaller or came,
-        hashlib.blake2b(pixels.data if by_pixels else came or b"", digest_size=16).digest(),
-        values.sum(axis=1, dtype=np.int64).repeat(3 // channels),
-        # Summed without an array of squares, which would be eight times the image.
-        np.einsum("cn,cn->c", values, values, dtype=np.int64).repeat(3 // channels),
-        found.rotated,
-        found.several,
-    )
-
-
-def _shrink(content: bytes | None, image: Image.Image, image_size: int) -> bytes | None:
-    """A JPEG whose shorter side is 8/7 of ``image_size``; None where the image, or its file, is no larger."""
-    width, height = image.size
-    shorter, side = min(width, height), math.ceil(image_size * _RESIZED_SIDE)
-    if shorter <= side:
-        return None
-    image = _convert(image, "L" if image.mode in _GREY_MODES else "RGB")
-    image = image.resize((side * width // shorter, side * height // shorter), Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=_RESIZED_QUALITY)
-    found = buffer.getvalue()
-    return found if content is None or len(found) < len(content) else None
-
-
-def _check_file(content: bytes, exif: Exif) -> Decoded:
-    found = decode(content, exif)
-    if content.startswith(b"\x89PNG"):
-        try:
-            # Loading checks the header chunks only.
-            Image.open(io.BytesIO(content), formats=("PNG",)).verify()
-        except Exception as error:
-            raise ValueError(f"corrupt image ({error})") from error
-    return found
-
-
-def _from_memory(values: Image.Image | NDArray[Any], exif: Exif) -> Decoded:
-    if isinstance(values, Image.Image):
-        return _upright(values, exif)
-    if values.dtype != np.uint8:
-        raise ValueError(f"image of dtype {values.dtype}; allowed is uint8, 8 bits per channel; convert it to 8 bits")
-    if values.ndim != 2 and not (values.ndim == 3 and values.shape[2] == 3):
-        raise ValueError(f"image of shape {values.shape}; allowed are (height, width) and (height, width, 3)")
-    return Decoded(Image.fromarray(values))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    # PNG has no CMYK, and metadata would turn the image a second time.
-    image = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
-    image.save(buffer, format="PNG", exif=None)
-    return buffer.getvalue()

@@ -9,7 +9,7 @@ Imported by Ray workers, so no torch in here.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa

@@ -21,7 +21,7 @@ SWEEP, STUDY, PIPELINE = experiments.SweepConfig, experiments.StudyConfig, exper
 TRAINED = {"schedule": "multistep", "threads_per_worker": 2, "batch_size": 120}
 # The least that is needed, and what makes every field count that counts at all.
 NEEDED = {
-    PREPARE: {"on_duplicate": "drop"},
+    PREPARE: {"on_duplicate": "drop", "image_size": 8},
     SCORE: {"dataset": "d", **TRAINED},
     stages.ReduceConfig: {"scores": "s"},
     stages.CoresetConfig: {"dataset": "d", "scores": "s", "method": "easiest"},
@@ -30,7 +30,7 @@ NEEDED = {
     SWEEP: {"dataset": "d", "scores": "s", **TRAINED, "trial_workers": 2},
     stages.ReportConfig: {"sweep": "w"},
     experiments.AnalyzeConfig: {"scores": ("s",), "threads_per_worker": 2},
-    PIPELINE: {**TRAINED, "on_duplicate": "drop"},
+    PIPELINE: {**TRAINED, "on_duplicate": "drop", "image_size": 8},
     STUDY: {"dataset": "d", **TRAINED},
 }
 # Another value of every field.

@@ -55,8 +55,9 @@ class TestEncoded:
             resized = original.resize((width, 160), Image.Resampling.BILINEAR)
             left = round((width - 160) / 2)
             expected = np.asarray(resized.crop((left, 0, left + 160, 160))).transpose(2, 0, 1)
-            assert (image.numpy() == expected).all()
-            assert row["input_norm"] == pytest.approx(np.linalg.norm(expected / 255))
+            # torch, which resizes, and Pillow round halves differently.
+            assert np.abs(image.numpy().astype(int) - expected).max() <= 1
+            assert row["input_norm"] == pytest.approx(np.linalg.norm(image.numpy() / 255))
 
     def test_memory_is_counted_in_decoded_pixels(self, encoded):
         """What a cache of them will hold."""

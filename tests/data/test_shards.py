@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from easycore_ray.data import shards
 from easycore_ray.data.ingest import readers, shard_writer, staging
+from easycore_ray.data.ingest.measuring import DEFAULT_VIEWING
 from easycore_ray.data.shards import Layout
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -58,7 +59,7 @@ def test_all_rows_are_read_as_written(shard):
 def test_staged_rows_meet_again_in_their_shard(tmp_path_factory, seed, shards_of, batch_bytes):
     """Whatever piece they come from, each row lies in its shard at its position, and only there."""
     folder = tmp_path_factory.mktemp("staged")
-    checking = staging.Checking(None, None, "rotate", "auto", seed)
+    checking = staging.Checking(None, DEFAULT_VIEWING, seed)
     values = [np.full((2, 3), row, np.uint8) for row in range(8)]
     parts = []
     with mock.patch.object(staging, "_BATCH_BYTES", batch_bytes):
@@ -86,7 +87,7 @@ def test_staged_rows_meet_again_in_their_shard(tmp_path_factory, seed, shards_of
 def test_a_row_that_is_not_staged_is_an_error(tmp_path):
     """A shard never has fewer rows than were counted."""
     piece = readers.Arrays("made", 0, (np.zeros((2, 3), np.uint8),), (0,))
-    [part] = staging.stage_piece(str(tmp_path), 0, piece, staging.Checking(None, None, "rotate", "auto", 0))
+    [part] = staging.stage_piece(str(tmp_path), 0, piece, staging.Checking(None, DEFAULT_VIEWING, 0))
     hashes = np.sort(staging.placement_hash(0, 0, np.arange(2)))
     sources = [(part.path, *part.batches_of(hashes[0], hashes[1]))]
 

@@ -132,9 +132,7 @@ def read_source(folder: Path) -> Content:
     """A source as ``prepare`` reads it, up to the point where nothing but splits and shards is left to do."""
     listed = sources.list_source(str(folder))
     pieces = [piece for split in splits.SPLITS for piece in listed.pieces.get(split, [])]
-    tables = [
-        table for number, piece in enumerate(pieces) for table in readers.check(number, piece, listed.classes, None)
-    ]
+    tables = [table for number, piece in enumerate(pieces) for table in readers.check(number, piece, listed.classes)]
     rows = pa.concat_tables(tables)
     found = rows.to_pylist()
     for row in found:

@@ -228,7 +228,7 @@ def test_images_are_read_from_a_store_as_from_a_disk(root, tmp_path, layout, req
                 paths.write_bytes(f"{where}/{split}-0.parquet", sink.getvalue())
         listed = sources.list_source(where)
         checked = {
-            split: [pa.concat_tables(readers.check(0, piece, listed.classes, None)).to_pydict() for piece in pieces]
+            split: [pa.concat_tables(readers.check(0, piece, listed.classes)).to_pydict() for piece in pieces]
             for split, pieces in listed.pieces.items()
         }
         found.append((listed.classes, listed.num_rows, checked))

@@ -33,6 +33,7 @@ from easycore_ray.data.ingest.duplicates import (
     refuse_copies,
 )
 from easycore_ray.data.ingest.index_rows import index_rows, read_keys
+from easycore_ray.data.ingest.measuring import Viewing
 from easycore_ray.data.ingest.plans import dataset_identity, plan_prepare
 from easycore_ray.data.ingest.readers import Source
 from easycore_ray.data.ingest.remarks import count_remarks, describe_remarks
@@ -41,6 +42,7 @@ from easycore_ray.data.ingest.sources import list_configured, names_place
 from easycore_ray.data.ingest.splits import LEFT_OUT, SPLITS, Placement, assign_splits, class_names, place
 from easycore_ray.data.ingest.staging import Checking, StagedPart, concat_bad, concat_samples, stage_piece
 from easycore_ray.data.shards import Layout
+from easycore_ray.data.views import VIEW_VERSION
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
@@ -192,7 +194,8 @@ def _check(source: Source, config: PrepareConfig, staging: str) -> StagedSource:
     """Read, decode and check all pieces, and write what is usable to staging files."""
     started = time.monotonic()
     pieces = [piece for split in SPLITS for piece in source.pieces.get(split, [])]
-    checking = Checking(source.classes, config.image_size, config.exif, config.store, config.seed)
+    viewing = Viewing(config.image_size, config.exif, config.store, config.resize_size)
+    checking = Checking(source.classes, viewing, config.seed)
     items = ((staging, number, piece, checking) for number, piece in enumerate(pieces))
     sizes, unit = source.sizes()
     in_flight = _IN_FLIGHT if source.files else _IN_FLIGHT_IN_MEMORY
@@ -250,7 +253,8 @@ def _layout(parts: list[StagedPart], config: PrepareConfig) -> Layout:
         )
     channels = max(part.channels for part in parts)
     is_raw = channels * height * width <= MAX_RAW_BYTES if config.store == "auto" else config.store == "pixels"
-    return Layout("raw" if is_raw else "encoded", (channels, height, width), config.image_size, config.exif)
+    shape, storage = (channels, height, width), "raw" if is_raw else "encoded"
+    return Layout(storage, shape, config.image_size, config.exif, config.resize_size, VIEW_VERSION)
 
 
 def _rows_per_shard(staged: StagedSource, layout: Layout, shard_mib: float) -> int:

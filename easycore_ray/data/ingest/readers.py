@@ -23,6 +23,7 @@ from PIL import Image
 
 from easycore_ray.data import images
 from easycore_ray.data.ingest import archives
+from easycore_ray.data.ingest.measuring import DEFAULT_VIEWING, Viewing, measure
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -48,7 +49,7 @@ CHECKED_SCHEMA = pa.schema({
     "width": pa.int32(),
     "sums": pa.list_(pa.int64(), 3),
     "squares": pa.list_(pa.int64(), 3),
-    # See images.Measured.
+    # See measuring.Measured.
     "content": pa.binary(16),
     "problem": pa.string(),
     "archive": pa.int32(),
@@ -379,30 +380,26 @@ def check(
     number: int,
     piece: Piece,
     classes: Sequence[str] | None,
-    image_size: int | None,
-    exif: images.Exif = "rotate",
-    store: images.Store = "auto",
+    viewing: Viewing = DEFAULT_VIEWING,
 ) -> Iterator[pa.Table]:
     """The samples of a piece as tables of ``CHECKED_SCHEMA``, in order, none much larger than ``BYTES_PER_TABLE``.
 
     Good rows have no ``problem`` and hold the image in ``pixels`` or ``encoded``, or both (see
-    ``images.measure``); bad rows say what is wrong and hold no image. Where the piece cannot be read on, the
+    ``measuring.Measured``); bad rows say what is wrong and hold no image. Where the piece cannot be read on, the
     last row has the number ``DAMAGED``.
 
     Args:
         number: of the piece, repeated in every row.
         piece: what to read.
         classes: names in label order, or None if the source does not know them.
-        image_size: see ``images.view``.
-        exif: see ``images.decode``.
-        store: see ``images.measure``.
+        viewing: what is made of each image.
     """
     indices = {name: index for index, name in enumerate(classes)} if classes else None
     rows: list[dict[str, Any]] = []
     held = 0
     try:
         for row, sample in enumerate(piece.samples()):
-            found = _checked(sample, indices, image_size, exif, store)
+            found = _checked(sample, indices, viewing)
             place = {"piece": number, "row": row, "key": sample.key, "where": sample.where, "archive": sample.archive}
             rows.append({**place, **found})
             held += len(found.get("pixels") or b"") + len(found.get("encoded") or b"")
@@ -414,14 +411,12 @@ def check(
     yield _table(rows)
 
 
-def _checked(
-    sample: Sample, classes: dict[str, int] | None, image_size: int | None, exif: images.Exif, store: images.Store
-) -> dict[str, Any]:
+def _checked(sample: Sample, classes: dict[str, int] | None, viewing: Viewing) -> dict[str, Any]:
     try:
         if sample.problem or sample.image is None:
             raise ValueError(sample.problem or "no image")
         label = label_index(sample.label, classes)
-        found = images.measure(sample.image, image_size, exif, store)
+        found = measure(sample.image, viewing)
     except ValueError as error:
         return {"problem": " ".join(str(error).split())}
     tripled = found.pixels * 3 if found.pixels and found.channels == 1 else None

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from easycore_ray.core.hashing import mix64
 from easycore_ray.core.seeding import derive_seed
-from easycore_ray.data import images
 from easycore_ray.data.ingest import readers
+from easycore_ray.data.ingest.measuring import Viewing
 from easycore_ray.storage import paths
 
 # What the driver holds of every usable sample, in source order.
@@ -62,16 +62,12 @@ class Checking(NamedTuple):
 
     Attributes:
         classes: names in label order, or None if the source does not know them.
-        image_size: see ``images.view``.
-        exif: see ``images.decode``.
-        store: see ``images.measure``.
+        viewing: what is made of each image.
         seed: of the placement.
     """
 
     classes: list[str] | None
-    image_size: int | None
-    exif: images.Exif
-    store: images.Store
+    viewing: Viewing
     seed: int
 
 
@@ -132,9 +128,7 @@ def stage_piece(folder: str, number: int, piece: readers.Piece, checking: Checki
         piece: what to read.
         checking: how to check it.
     """
-    tables = readers.check(
-        number, piece, checking.classes, checking.image_size, checking.exif, checking.store
-    )  # fmt: skip
+    tables = readers.check(number, piece, checking.classes, checking.viewing)
     return [
         _stage(table, paths.join(folder, f"{number:06d}-{part:05d}"), number, checking.seed)
         for part, table in enumerate(tables)

@@ -49,7 +49,7 @@ WHOLE = pack(files())
 def read(tmp_path, content, name="train.tar"):
     """What the import learns of a shard: its good keys, its bad samples by key, and how the file is damaged."""
     (tmp_path / name).write_bytes(content)
-    rows = pa.concat_tables(readers.check(0, readers.Tar(str(tmp_path), name), None, None)).to_pylist()
+    rows = pa.concat_tables(readers.check(0, readers.Tar(str(tmp_path), name), None)).to_pylist()
     damaged = [row["problem"] for row in rows if row["row"] == readers.DAMAGED]
     good = [row["key"] for row in rows if not row["problem"]]
     bad = {row["key"]: row["problem"] for row in rows if row["problem"] and row["row"] != readers.DAMAGED}
@@ -153,7 +153,7 @@ def test_samples_of_joined_archives_may_have_equal_keys(tmp_path):
     """Every archive counts from 0; where they lie tells them apart."""
     (tmp_path / "0.tar").write_bytes(pack(files(count=2)) + pack(files(count=2)))
 
-    rows = pa.concat_tables(readers.check(0, readers.Tar(str(tmp_path), "0.tar"), None, None)).to_pylist()
+    rows = pa.concat_tables(readers.check(0, readers.Tar(str(tmp_path), "0.tar"), None)).to_pylist()
 
     assert [row["where"] for row in rows] == [
         "0.tar/0000",

@@ -33,7 +33,7 @@ def write(path, labels, *, names=None, column="label", image="image", extra=None
 
 def labels_of(source, split):
     """Labels of a split as the import understands them, or the problems."""
-    tables = [readers.check(0, piece, source.classes, None) for piece in source.pieces[split]]
+    tables = [readers.check(0, piece, source.classes) for piece in source.pieces[split]]
     rows = pa.concat_tables([table for found in tables for table in found])
     return rows["label"].to_pylist(), rows["problem"].to_pylist()
 

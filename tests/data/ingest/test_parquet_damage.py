@@ -40,7 +40,7 @@ def last_label(path):
 def problems(path):
     """What is wrong with the rows of a file without class names."""
     [piece] = sources.list_source(str(path)).pieces["train"]
-    rows = pa.concat_tables(readers.check(0, piece, None, None))
+    rows = pa.concat_tables(readers.check(0, piece, None))
     return [problem for problem in rows["problem"].to_pylist() if problem]
 
 

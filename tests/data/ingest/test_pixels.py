@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from easycore_ray.data import images, shards
 from easycore_ray.data.ingest import builtin_sources, readers
+from easycore_ray.data.ingest.measuring import Viewing, measure
 from easycore_ray.data.ingest.remarks import count_remarks, describe_remarks
 
 ORIENTATION = 0x0112
@@ -92,24 +93,24 @@ class TestDepth:
     def test_more_than_8_bits_are_refused(self, kind):
         """Pillow would clip, or drop the lower half without a word."""
         with pytest.raises(ValueError, match="more than 8 bits per channel; convert"):
-            images.measure(DEEP[kind], None)
+            measure(DEEP[kind])
 
     @pytest.mark.parametrize("bits", [1, 2, 4, 8])
     def test_fewer_bits_are_read(self, bits):
         """Scaled to 0..255."""
-        assert images.measure(deep_png(0, 1, bits), None).channels == 1
+        assert measure(deep_png(0, 1, bits)).channels == 1
 
     @pytest.mark.parametrize("form", ["PPM", "TIFF", "BMP", "WEBP", "GIF"])
     def test_8_bits_of_other_formats_are_read(self, form):
         """As ever."""
-        assert images.measure(saved(picture(), form), None).width == 12
+        assert measure(saved(picture(), form)).width == 12
 
     @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
     def test_arrays_of_other_dtypes_are_refused(self, dtype):
         """What a built-in source gives is checked like a file."""
         piece = readers.Arrays("made", 0, (np.zeros((4, 4), np.uint8), np.zeros((4, 4), dtype)), (0, 0))
 
-        [table] = readers.check(0, piece, None, None)
+        [table] = readers.check(0, piece, None)
 
         assert "8 bits per channel" in table["problem"].to_pylist()[1]
         assert table["problem"].to_pylist()[0] is None
@@ -117,7 +118,7 @@ class TestDepth:
     def test_arrays_of_other_shapes_are_refused(self):
         """Channels come last, and there are three."""
         with pytest.raises(ValueError, match=r"shape \(3, 4, 4\)"):
-            images.measure(np.zeros((3, 4, 4), np.uint8), None)
+            measure(np.zeros((3, 4, 4), np.uint8))
 
     def test_images_of_libraries_are_refused_by_mode_and_by_file(self, tmp_path):
         """A file of 16 bits that is not loaded yet has the mode RGB."""
@@ -144,7 +145,7 @@ class TestPalettes:
         monkeypatch.setattr(builtin_sources, "_dataset_class", lambda _: (Pets, {"train": {}}))
         [piece] = builtin_sources.torchvision_source("Pets").pieces["train"]
 
-        [table] = readers.check(0, piece, ["cat"], None)
+        [table] = readers.check(0, piece, ["cat"])
 
         expected = [np.asarray(colours.convert("RGB")), np.asarray(picture())]
         assert table["pixels"].to_pylist() == [pixels.transpose(2, 0, 1).tobytes() for pixels in expected]
@@ -155,7 +156,7 @@ class TestPalettes:
         image = picture(200, 200).convert("RGB" if mode == "P" else mode)
         image = image.quantize(64) if mode == "P" else image
 
-        found = images.measure(image, None)
+        found = measure(image)
 
         stored = images.view(images.decode(found.encoded).image, None, found.channels)
         assert (stored == images.view(image, None)).all()
@@ -193,7 +194,7 @@ class TestOrientation:
 
     def test_sums_and_size_are_those_of_the_upright_image(self):
         """The import works on what is trained on."""
-        found = images.measure(turned(6, "PNG"), None)
+        found = measure(turned(6, "PNG"))
 
         upright = np.asarray(picture().transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1)
         assert (found.height, found.width, found.rotated) == (12, 8, True)
@@ -204,8 +205,8 @@ class TestOrientation:
         """Their metadata come with them."""
         image = images.take_over(Image.open(io.BytesIO(turned(6))))
 
-        assert images.measure(image, None).rotated
-        assert not images.measure(image, None, "ignore").rotated
+        assert measure(image).rotated
+        assert not measure(image, Viewing(exif="ignore")).rotated
 
     @pytest.mark.parametrize("exif", ["rotate", "ignore"])
     def test_encoded_images_are_turned_when_they_are_read(self, exif):
@@ -243,7 +244,7 @@ class TestFrames:
             (tmp_path / name).write_bytes(content)
         piece = readers.Files(str(tmp_path), tuple((name, "x") for name in files))
 
-        counts = count_remarks(pa.concat_tables(readers.check(0, piece, ["x"], None)))
+        counts = count_remarks(pa.concat_tables(readers.check(0, piece, ["x"])))
 
         assert counts == {"rotated": 1, "several_frames": 1, "joined_archives": 0}
         assert describe_remarks(counts) == [
@@ -254,13 +255,13 @@ class TestFrames:
 def test_every_bit_of_a_png_file_counts():
     """A flipped one is noticed by the checksums, those of the pixels too, or lies behind all that matters."""
     content = saved(picture(), "PNG")
-    whole = images.measure(content, None).pixels
+    whole = measure(content).pixels
     unnoticed = 0
     for bit in np.random.default_rng(0).choice(8 * len(content), 400, replace=False):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << (bit % 8)
         piece = readers.Arrays("made", 0, (bytes(damaged),), (0,))
-        [row] = next(readers.check(0, piece, None, None)).to_pylist()
+        [row] = next(readers.check(0, piece, None)).to_pylist()
         assert row["problem"] or row["pixels"] == whole
         unnoticed += not row["problem"]
     assert unnoticed < 40  # length and checksum of the empty last chunk
@@ -269,16 +270,16 @@ def test_every_bit_of_a_png_file_counts():
 _MEMORY = """
 import sys
 from PIL import Image
-from easycore_ray.data import images
+from easycore_ray.data.ingest.measuring import measure
 
 content = open(sys.argv[1], "rb").read()
 def peak():
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
-images.measure(Image.new("RGB", (9, 9)), None)
+measure(Image.new("RGB", (9, 9)))
 before = peak()
-found = images.measure(content, None)
+found = measure(content)
 print((peak() - before) / (found.height * found.width * 3), found.rotated)
 """
 

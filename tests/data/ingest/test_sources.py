@@ -13,6 +13,7 @@ from PIL import Image
 
 from easycore_ray.data import images
 from easycore_ray.data.ingest import readers, sources
+from easycore_ray.data.ingest.measuring import measure
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -288,7 +289,7 @@ class TestImages:
         image = picture(6, 5, mode)
         pixels = np.broadcast_to(images.view(image, None), (3, 5, 6)).astype(int)
 
-        found = images.measure(image, None)
+        found = measure(image)
 
         assert found.sums.tolist() == pixels.sum((1, 2)).tolist()
         assert found.squares.tolist() == (pixels**2).sum((1, 2)).tolist()
@@ -297,7 +298,7 @@ class TestImages:
         """Beyond 64 KiB of pixels the file itself is stored."""
         content = png(picture(200, 200))
 
-        found = images.measure(content, None)
+        found = measure(content)
 
         assert (found.pixels, found.encoded) == (None, content)
 
@@ -319,7 +320,7 @@ class TestPieces:
         pq.write_table(table, tmp_path / "0.parquet")
         [piece] = sources.list_source(str(tmp_path)).pieces["train"]
 
-        found = pa.concat_tables(readers.check(7, pickle.loads(pickle.dumps(piece)), None, None))
+        found = pa.concat_tables(readers.check(7, pickle.loads(pickle.dumps(piece)), None))
 
         assert found["piece"].to_pylist() == [7, 7, 7]
         assert found["key"].to_pylist() == ["x.png", "0.parquet#1", "y"]
@@ -330,7 +331,7 @@ class TestPieces:
         """No sample can be blamed, and none skipped, for a file that ends early."""
         (tmp_path / "0.tar").write_bytes(b"not a tar at all" * 100)
 
-        found = pa.concat_tables(readers.check(0, readers.Tar(str(tmp_path), "0.tar"), None, None))
+        found = pa.concat_tables(readers.check(0, readers.Tar(str(tmp_path), "0.tar"), None))
 
         assert found["row"].to_pylist() == [readers.DAMAGED]
         assert "0.tar cannot be read" in found["problem"][0].as_py()
