@@ -163,7 +163,7 @@ def locate_samples(
             f"{len(missing):,} of {len(ids):,} samples are not in the {split} split of {dataset.path} "
             f"(first missing: {missing[0]}); do dataset and ids belong together?"
         )
-    return (rows if columns is None else rows.select(list(columns))).combine_chunks()
+    return rows if columns is None else rows.select(list(columns))
 
 
 def _ascends(ids: NDArray[np.int64]) -> bool:

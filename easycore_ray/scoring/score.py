@@ -23,7 +23,7 @@ from easycore_ray.core.loop import EpochResult
 from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.coreset import open_run_data, read_sample_ids
-from easycore_ray.data.dataset import Dataset
+from easycore_ray.data.dataset import Dataset, locate_samples
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import Loader
 from easycore_ray.engine.plan import Fit, make_fit
@@ -231,10 +231,7 @@ def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
         dataset: a finished one.
         sample_ids: int64 (n,), ascending, ids of the training split; the whole split if None.
     """
-    samples = dataset.index("train", ["sample_id", "label", "input_norm"])
-    if sample_ids is None:
-        return samples
-    return samples.take(np.searchsorted(samples["sample_id"].to_numpy(), sample_ids))
+    return locate_samples(dataset, "train", sample_ids, ["sample_id", "label", "input_norm"])
 
 
 def _finish_table(
