@@ -14,7 +14,7 @@ and in the driver: ``freeze`` (training is over, the table has no manifest yet) 
 table is written, its manifest is not).
 
 With ``"job": "train"`` it trains instead. A kill ends the worker of its ``rank`` in the middle of its ``epoch``, with
-``"driver": true`` the driver as well.
+``"driver": true`` the driver as well. A kill with a ``segment`` waits for that one of its epoch.
 """
 
 import json
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from easycore_ray.config.base import from_dict
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
+from easycore_ray.engine import run
 from easycore_ray.scoring import reduce_task
 from easycore_ray.scoring import score as scoring
 from easycore_ray.training import train as training
@@ -47,49 +48,56 @@ def processes(mark, title):
     return found
 
 
-class Killing(scoring.ScoreEachEpoch):
-    """``ScoreEachEpoch`` that dies where it is told to."""
+def die(kills, point, epoch, rank, segment=None):
+    """End this process if one of the kills that have not happened yet wants it now."""
+    for kill in kills:
+        here = kill["point"] == point and kill["epoch"] == epoch and kill.get("rank") in (None, rank)
+        marker = Path(f"{kill['marker']}-{rank}")
+        if not here or kill.get("segment", segment) != segment or marker.exists():
+            continue
+        marker.touch()
+        victims = [os.getpid()]
+        if point == "controller":
+            victims = processes(os.environ[MARK], "ray::TrainController")
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+
+
+class Killing(scoring.ScoreRecorder):
+    """``ScoreRecorder`` that dies where it is told to."""
 
     kills = ()
 
-    def __call__(self, context, feed, model, epoch, result, carried):
-        def die(point):
-            for kill in self.kills:
-                wanted = kill["point"] == point and kill["epoch"] == epoch and kill.get("rank") in (None, context.rank)
-                marker = Path(f"{kill['marker']}-{context.rank}")
-                if not wanted or marker.exists():
-                    continue
-                marker.touch()
-                victims = [os.getpid()]
-                if point == "controller":
-                    victims = processes(os.environ[MARK], "ray::TrainController")
-                for victim in victims:
-                    os.kill(victim, signal.SIGKILL)
-
-        gather, commit = context.gather, context.commit
+    def record(self, context, columns, *, epoch, segment, **options):
+        if not hasattr(context, "whole_commit"):
+            context.whole_commit, context.commit = context.commit, lambda state: self.commit(context, state)
+        gather = context.gather
 
         def gather_or_die(value):
             if isinstance(value, tuple):  # the descriptor of the part
-                die("after_part")
-                die("controller")
+                die(self.kills, "after_part", epoch, context.rank, segment)
+                die(self.kills, "controller", epoch, context.rank, segment)
             return gather(value)
 
-        def commit_or_die(state):
-            die("before_commit")
-            if any(kill["point"] == "half_commit" for kill in self.kills):
-                half_upload(die)
-            commit(state)
-            die("after_commit")
-
-        die("before_part")
-        context.gather, context.commit = gather_or_die, commit_or_die
+        die(self.kills, "before_part", epoch, context.rank, segment)
+        context.gather = gather_or_die
         try:
-            return super().__call__(context, feed, model, epoch, result, carried)
+            super().record(context, columns, epoch=epoch, segment=segment, **options)
         finally:
             context.gather = gather
 
+    def commit(self, context, state):
+        if state.progress is not None:
+            context.whole_commit(state)
+            return
+        die(self.kills, "before_commit", state.epoch, context.rank)
+        if any(kill["point"] == "half_commit" for kill in self.kills):
+            half_upload(lambda: die(self.kills, "half_commit", state.epoch, context.rank))
+        context.whole_commit(state)
+        die(self.kills, "after_commit", state.epoch, context.rank)
 
-def half_upload(die):
+
+def half_upload(interrupt):
     """Make this worker's next checkpoint upload stop after a part of its files."""
     from ray.train.v2._internal.execution.storage import StorageContext
 
@@ -100,7 +108,7 @@ def half_upload(die):
         target.mkdir(parents=True, exist_ok=True)
         weights = (Path(checkpoint.path) / "model.safetensors").read_bytes()
         (target / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-        die("half_commit")
+        interrupt()
         shutil.rmtree(target)
         return whole(self, checkpoint, name)
 
@@ -123,27 +131,41 @@ def die_in_driver(module, name, marker):
     setattr(module, name, killing)
 
 
-class DyingMidEpoch:
-    """An ``AfterEpoch`` that measures nothing, but has the worker die between two batches of a later epoch."""
+class DyingInTraining:
+    """A ``Recorder`` that records nothing, but has the worker die between two batches.
+
+    Where it arrives, the training loop of its process is replaced by one whose batches it watches.
+    """
 
     def __init__(self, kills, driver):
         self.kills, self.driver = kills, driver
 
-    def __call__(self, context, feed, model, epoch, result, carried):
-        if epoch == 0 or not hasattr(feed, "whole"):
-            feed.whole = feed.shuffled
-            feed.shuffled = lambda epoch: self.batches(feed.whole(epoch), epoch, context.rank)
-        return {}
+    def __setstate__(self, content):
+        self.__dict__.update(content)
+        train_epoch = run.train_epoch
 
-    def batches(self, whole, epoch, rank):
+        def watched(model, optimizer, batches, plan, *, epoch, segment, rank, **options):
+            batches = self.batches(batches, epoch, segment, rank)
+            return train_epoch(model, optimizer, batches, plan, epoch=epoch, segment=segment, rank=rank, **options)
+
+        run.train_epoch = watched
+
+    def records_steps(self, epoch):
+        return False
+
+    def exact_pass(self, epoch, carried):
+        return None
+
+    def batches(self, whole, epoch, segment, rank):
         for number, batch in enumerate(whole):
             if number == 2:
-                self.die(epoch, rank)
+                self.die(epoch, segment, rank)
             yield batch
 
-    def die(self, epoch, rank):
+    def die(self, epoch, segment, rank):
         for kill in self.kills:
-            if (kill["epoch"], kill["rank"]) == (epoch, rank) and not Path(kill["marker"]).exists():
+            wanted = (kill["epoch"], kill["rank"], kill.get("segment", segment)) == (epoch, rank, segment)
+            if wanted and not Path(kill["marker"]).exists():
                 Path(kill["marker"]).touch()
                 for victim in [self.driver] * kill.get("driver", False) + [os.getpid()]:
                     os.kill(victim, signal.SIGKILL)
@@ -154,7 +176,7 @@ def train(fields, kills):
     fit_tracked = training.fit_tracked
 
     def fit(*args, **options):
-        return fit_tracked(*args, **options | {"after_epoch": DyingMidEpoch(kills, os.getpid())})
+        return fit_tracked(*args, **options | {"recorder": DyingInTraining(kills, os.getpid())})
 
     training.fit_tracked = fit
     training.train(from_dict(TrainConfig, fields))
@@ -170,7 +192,7 @@ def main():
     # Without a plan the workers run exactly what users' workers run.
     if any(kill["point"] not in ("freeze", "reduce") for kill in kills):
         Killing.kills = tuple(kills)
-        scoring.ScoreEachEpoch = Killing
+        scoring.ScoreRecorder = Killing
     for kill in kills:
         if kill["point"] == "freeze":
             die_in_driver(scoring, "finish", kill["marker"])

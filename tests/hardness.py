@@ -79,7 +79,7 @@ def in_ranges(run, num_ranges, numbers=None, out="hardness"):
 
 def part_file(run, epoch=3, rank=1):
     """A part's file."""
-    return run / "table" / f"epoch={epoch:05d}" / f"part-a-r{rank:05d}.parquet"
+    return run / "table" / f"epoch={epoch:05d}" / f"part-00000-a-r{rank:05d}.parquet"
 
 
 def refuse(run, message, **options):

@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
     dataset = make_image_dataset(root / "dataset", LABELS)
     scores = make_scoring_run(root / "scores", dataset, LABELS)
     orphan = root / "scores" / "table" / "epoch=00001" / "part-beef-r00000.parquet"
-    orphan.write_bytes((orphan.parent / "part-a-r00000.parquet").read_bytes())
+    orphan.write_bytes((orphan.parent / "part-00000-a-r00000.parquet").read_bytes())
     coreset = select(out=f"{root}/coreset", scores=scores.path, fraction=0.5)
     for number, label in enumerate(LABELS):
         path = root / "source" / f"class {label}" / f"{number}.png"

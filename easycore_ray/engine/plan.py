@@ -32,6 +32,8 @@ class Fit:
     """Samples per step over all workers."""
     segment_images: int
     """Samples of a segment of an epoch, see ``engine.segments``."""
+    commit_minutes: float
+    """Time after which an end of a segment commits."""
     cache_gib: float
     threads: int
     record_scores: bool = False
@@ -108,6 +110,7 @@ def make_fit(
         epochs=-(-steps // steps_per_epoch),
         batch_size=config.batch_size,
         segment_images=config.segment_images,
+        commit_minutes=config.commit_minutes,
         cache_gib=config.cache_gib,
         threads=config.threads,
         compile=config.compile,

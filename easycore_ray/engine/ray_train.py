@@ -12,12 +12,12 @@ from easycore_ray.data.samples import ray_dataset
 from easycore_ray.engine.failures import describe_error, first_failure
 from easycore_ray.engine.loader import ExactDataConfig, open_loader
 from easycore_ray.engine.plan import Fit
-from easycore_ray.engine.run import AfterEpoch, run_epochs
+from easycore_ray.engine.run import Recorder, run_epochs
 from easycore_ray.engine.run_history import check_committed_states, train_run_name
 from easycore_ray.engine.run_identity import ways_of_loading
 from easycore_ray.engine.shares import Share, check_share
-from easycore_ray.engine.state import HaltedError, State, load_state
-from easycore_ray.engine.worker_group import RayContext
+from easycore_ray.engine.state import HaltedError, State
+from easycore_ray.engine.worker_group import WHOLE_EPOCHS, RayContext, read_checkpoint
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.interrupts import interruptible
@@ -38,7 +38,7 @@ def fit_on_ray(
     storage: str,
     name: str,
     label: str,
-    after_epoch: AfterEpoch | None = None,
+    recorder: Recorder | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
     made: Claim | None = None,
 ) -> State:
@@ -50,7 +50,7 @@ def fit_on_ray(
         storage: folder for checkpoints, reachable from every node.
         name: Ray Train's run name; the same pair resumes, so it must be unique to this run.
         label: what the progress line says.
-        after_epoch: see ``AfterEpoch``; a function that can be pickled.
+        recorder: see ``Recorder``; a function that can be pickled.
         on_metrics: called in this process with (epoch, metrics) as epochs are committed.
         made: the claim of the run's artifact, checked before each commit.
 
@@ -64,7 +64,7 @@ def fit_on_ray(
     paths.make_dir(storage)
     check_committed_states(paths.join(storage, name))
     with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as actor, _quiet():
-        work = {"fit": fit, "after_epoch": after_epoch, "progress_actor": actor, "claim": made}
+        work = {"fit": fit, "recorder": recorder, "progress_actor": actor, "claim": made}
         make_trainer = _trainer_factory(work, config, storage, name)
         result = _fit_with_retries(make_trainer, config.max_failures, label)
     answer = result.return_value or {}
@@ -87,7 +87,7 @@ def fit_tracked(
     tracker: Tracker,
     *,
     label: str,
-    after_epoch: AfterEpoch | None = None,
+    recorder: Recorder | None = None,
 ) -> State:
     """Run on Ray Train workers under a claim, each epoch's metrics sent to MLflow; see ``fit_on_ray``.
 
@@ -98,7 +98,7 @@ def fit_tracked(
         run: its MLflow run.
         tracker: where that goes.
         label: ``score`` or ``train``.
-        after_epoch: see ``AfterEpoch``; a function that can be pickled.
+        recorder: see ``Recorder``; a function that can be pickled.
     """
     tracker.send(run)
     return fit_on_ray(
@@ -107,7 +107,7 @@ def fit_tracked(
         storage=paths.join(made.path, "commits"),
         name=train_run_name(label, {"identity": made.identity, "nonce": made.nonce}),
         label=label,
-        after_epoch=after_epoch,
+        recorder=recorder,
         on_metrics=lambda epoch, metrics: tracker.send(replace(run, points={epoch: metrics})),
         made=made,
     )
@@ -145,7 +145,8 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
                 storage_filesystem=filesystem,
                 # A drained node (spot instances) is no failure of the run; of others ``_fit_with_retries`` decides.
                 failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=-1),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                # The newest is kept as well, whatever it is.
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=WHOLE_EPOCHS),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -154,11 +155,8 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
 
 
 def _last_state(result: Any) -> State | None:
-    """What the run committed last."""
-    if result.checkpoint is None:
-        return None
-    with result.checkpoint.as_directory() as folder:
-        return load_state(folder)
+    """What the run committed at the end of its last whole epoch."""
+    return None if result.checkpoint is None else read_checkpoint(result.checkpoint, whole=True)
 
 
 def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label: str) -> Any:
@@ -185,7 +183,7 @@ def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label:
             if not alone:
                 break
             cluster.give_back(cluster.reservations() - before)
-    raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last epoch") from cause
+    raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last commit") from cause
 
 
 def _times(count: int) -> str:
@@ -224,7 +222,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     try:
         context = RayContext(work["progress_actor"], work["claim"])
         loader = open_loader(fit, Share(fit.num_rows, context.world_size, context.rank))
-        run_epochs(fit, context, loader, work["after_epoch"])
+        run_epochs(fit, context, loader, work["recorder"])
     except HaltedError as error:
         # All workers are here, so the run may end well, with its last commit.
         return {"problem": str(error)}

@@ -1,15 +1,17 @@
 """One run of the training loop, in this process or on Ray Train workers: same code, same weights.
 
-The loop commits at epoch boundaries only. A commit is one Ray Train checkpoint: weights, those of the best
-epoch so far, optimizer state and whatever the caller carries along (the list of score parts), registered
-together, so that they cannot diverge. A lost worker, node or driver costs at most the epoch under way.
+An epoch is a list of segments, of training and of exact scoring. The loop commits at the ends of segments, once
+``commit_minutes`` have passed, and always at the end of an epoch. A commit is one Ray Train checkpoint: weights, those
+of the best epoch so far, optimizer state, the sums of the epoch under way and whatever the recorder carries along (its
+score parts), registered together, so that they cannot diverge. A lost worker, node or driver costs at most the minutes
+and the segment under way. At the end of a segment all workers are made equal, whether or not it commits: results never
+depend on where commits fell.
 """
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,29 +19,52 @@ from torch import Tensor, nn
 
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch
 from easycore_ray.core.models import build_model, compiled
-from easycore_ray.core.passes import validate
-from easycore_ray.data.dataset import open_dataset
-from easycore_ray.data.samples import Samples, read_split
+from easycore_ray.core.passes import score_epoch
+from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import Loader, MemoryLoader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.segments import Segments
-from easycore_ray.engine.state import HaltedError, State, load_optimizer, optimizer_tensors
+from easycore_ray.engine.state import EpochProgress, HaltedError, State, load_optimizer, optimizer_tensors
+from easycore_ray.engine.validation import ValidationBlocks
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.storage.machine import cpu
 
-# Rows of the validation split that are attacked together; workers take whole blocks, so that no outcome depends on
-# how many they are.
-_VALIDATION_BLOCK = 128
+
+class Recorder(Protocol):
+    """Records scores while a model is trained. All workers call its methods together, with equal ``carried``.
+
+    ``carried`` holds what is committed with the weights; methods change it in place, alike on all workers.
+    """
+
+    def records_steps(self, epoch: int) -> bool:
+        """Whether the scores of an epoch's own training steps are recorded."""
+        ...
+
+    def exact_pass(self, epoch: int, carried: dict[str, Any]) -> int | None:
+        """The epoch under which an exact pass with the weights after ``epoch`` (0: untrained) is recorded, if any."""
+        ...
+
+    def record(
+        self,
+        context: Context,
+        columns: dict[str, np.ndarray],
+        *,
+        epoch: int,
+        segment: int,
+        rows: int,
+        carried: dict[str, Any],
+    ) -> None:
+        """Record the scores of this worker's rows of a segment; ``rows`` are those of all workers."""
+        ...
+
+    def complete(self, context: Context, epoch: int, carried: dict[str, Any]) -> dict[str, float]:
+        """After the last segment of what is recorded under ``epoch``: metrics to log."""
+        ...
 
 
-AfterEpoch = Callable[[Context, Loader, nn.Module, int, EpochResult | None, dict[str, Any]], dict[str, float]]
-"""Called with (context, loader, model, epoch, training result, carried) after each epoch, and before the
-first one with epoch 0 and no result; changes ``carried`` in place and returns metrics to log."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """What stays the same over the epochs of a run, on one worker."""
+    """What the epochs of a run share, on one worker."""
 
     fit: Fit
     context: Context
@@ -48,12 +73,13 @@ class _Run:
     trained: nn.Module
     """``model``, or its compiled form."""
     optimizer: torch.optim.SGD
-    after_epoch: AfterEpoch | None
-    validation: list[Samples]
-    """This worker's blocks of the validation split."""
+    recorder: Recorder | None
+    validation: ValidationBlocks
+    committed: float
+    """When the last commit was made, or the run began: ``time.monotonic``."""
 
 
-def run_epochs(fit: Fit, context: Context, loader: Loader, after_epoch: AfterEpoch | None = None) -> State:
+def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | None = None) -> State:
     """Train from the last committed state to the end; the same on every kind of context.
 
     Raises:
@@ -65,12 +91,9 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, after_epoch: AfterEpo
     model = build_model(**fit.model).to(context.device).to(memory_format=torch.channels_last)
     trained = compiled(model, context.device) if fit.compile else model
     optimizer = make_optimizer(model, fit.plan)
-    state = context.restore()
+    state = _restore(context)
     if state is None:
-        carried: dict[str, Any] = {}
-        if after_epoch is not None:
-            after_epoch(context, loader, model, 0, None, carried)
-        state = State(0, 0, {}, {}, [], carried)
+        state = State(0, 0, {}, {}, progress=EpochProgress(0, context.world_size))
     else:
         model.load_state_dict(state.model)
         load_optimizer(optimizer, model, state.optimizer)
@@ -78,12 +101,21 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, after_epoch: AfterEpo
     state.carried["devices"] = sorted(
         {*state.carried.get("devices", []), *context.gather(_device_name(context.device))}
     )
-    run = _Run(fit, context, loader, model, trained, optimizer, after_epoch, _validation_blocks(fit, context))
-    for epoch in range(state.epoch + 1, fit.epochs + 1):
-        if state.carried.get("stopped"):
-            break
-        state = _run_epoch(run, state, epoch)
+    validation = ValidationBlocks(fit, context)
+    run = _Run(fit, context, loader, model, trained, optimizer, recorder, validation, time.monotonic())
+    while state.progress is not None or (state.epoch < fit.epochs and not state.carried.get("stopped")):
+        state = _run_epoch(run, state, state.progress or EpochProgress(state.epoch + 1, context.world_size))
         context.commit(state)
+        run.committed = time.monotonic()
+    return state
+
+
+def _restore(context: Context) -> State | None:
+    """The last committed state that this number of workers can go on with."""
+    state = context.restore()
+    if state is not None and state.progress is not None and state.progress.world_size != context.world_size:
+        # What is left of an epoch is cut by the shares of the workers that began it.
+        return context.restore(whole=True)
     return state
 
 
@@ -92,85 +124,151 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
 
 
-def _run_epoch(run: _Run, state: State, epoch: int) -> State:
-    """Train, score, validate; the state to commit."""
-    fit, context, model, after_epoch = run.fit, run.context, run.model, run.after_epoch
-    started = time.monotonic()
-    result = _train(run, state, epoch)
-    ended = time.monotonic()
+def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
+    """Train, score, validate, from where ``progress`` is; the state to commit."""
+    if progress.epoch == 0:
+        _score(run, state, progress)
+        progress = EpochProgress(1, progress.world_size, segments=progress.segments)
+    _train(run, state, progress)
+    _score(run, state, progress)
+    context, model = run.context, run.model
     metrics: dict[str, float] = {
-        "epoch": epoch,
+        "epoch": progress.epoch,
         "num_workers": context.world_size,
-        "train_seconds": ended - started,
+        "train_seconds": progress.train_seconds,
+        **progress.metrics,
     }
-    if after_epoch is not None:
-        metrics |= after_epoch(context, run.loader, model, epoch, result, state.carried)
-        metrics["score_seconds"] = time.monotonic() - ended
-    metrics |= _reduce_metrics(fit, context, result, model, run.validation)
-    # Copied: on a CPU the model's own tensors are those that the next epoch changes.
-    weights = {name: _copy_to_cpu(tensor) for name, tensor in model.state_dict().items()}
-    better = fit.keep_best and _is_best(metrics, state.history, fit.selected_by)
-    return State(
-        epoch,
-        state.step + result.steps,
-        weights,
-        optimizer_tensors(run.optimizer, model),
-        [*state.history, metrics],
-        state.carried,
-        epoch if better else state.best_epoch,
-        weights if better else state.best,
+    if run.recorder is not None:
+        metrics["score_seconds"] = progress.score_seconds
+    rows = max(progress.num_rows, 1)
+    metrics["train_loss"] = progress.loss_sum / rows
+    metrics["train_accuracy"] = progress.num_correct / rows
+    metrics["stall_share"] = progress.wait_seconds / max(progress.train_seconds, 1e-9)
+    metrics |= run.validation.measure(model)
+    now = _snapshot(run, state, progress)
+    better = run.fit.keep_best and _is_best(metrics, state.history, run.fit.selected_by)
+    return replace(
+        now,
+        epoch=progress.epoch,
+        step=now.steps,
+        history=[*state.history, metrics],
+        best_epoch=progress.epoch if better else state.best_epoch,
+        best=now.model if better else state.best,
+        progress=None,
     )
 
 
-def _train(run: _Run, state: State, epoch: int) -> EpochResult:
-    """Train on every batch of this worker once, reporting progress in rows of all workers."""
-    fit, context = run.fit, run.context
-    done = (epoch - 1) * math.ceil(fit.num_rows / context.world_size)
+def _train(run: _Run, state: State, progress: EpochProgress) -> None:
+    """Train on the segments of the epoch that are left."""
+    segments, recorder = run.loader.segments, run.recorder
+    while not _is_trained(run, state, progress):
+        segment, started = progress.trained, time.monotonic()
+        result = _train_segment(run, state, progress)
+        ended = time.monotonic()
+        # Weights are equal already; running statistics of batch norm are each worker's own until here.
+        run.context.same_weights(run.model)
+        _add(run.context, progress, result, ended - started)
+        last = _is_trained(run, state, progress)
+        if recorder is not None and recorder.records_steps(progress.epoch):
+            assert result.scores is not None
+            recorder.record(run.context, result.scores, epoch=progress.epoch, segment=segment,
+                            rows=segments.global_rows(segment), carried=state.carried)  # fmt: skip
+            if last:
+                progress.metrics |= recorder.complete(run.context, progress.epoch, state.carried)
+        progress.score_seconds += time.monotonic() - ended
+        if not last or _exact_pass(run, state, progress) is not None:
+            _commit_if_due(run, state, progress)
+
+
+def _is_trained(run: _Run, state: State, progress: EpochProgress) -> bool:
+    """Whether nothing is left to train in the epoch under way."""
+    return progress.trained == run.loader.segments.count or state.step + progress.steps >= run.fit.plan.total_steps
+
+
+def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochResult:
+    """Train on every batch of this worker's next segment once, reporting progress in rows of all workers."""
+    fit, context, epoch = run.fit, run.context, progress.epoch
+    done = (epoch - 1) * fit.num_rows + progress.num_rows
 
     def on_batch(rows: int) -> None:
         nonlocal done
-        done += rows
-        context.post(min(done * context.world_size, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
+        done += rows * context.world_size
+        context.post(min(done, epoch * fit.num_rows), f"epoch {epoch} of {fit.epochs}")
 
-    results: list[EpochResult] = []
     try:
-        for segment in range(run.loader.segments.count):
-            step = state.step + sum(result.steps for result in results)
-            if step >= fit.plan.total_steps:
-                break
-            results.append(
-                train_epoch(
-                    run.trained,
-                    run.optimizer,
-                    run.loader.shuffled(epoch, segment),
-                    fit.plan,
-                    epoch=epoch,
-                    step=step,
-                    segment=segment,
-                    rank=context.rank,
-                    combine=context.combine if context.world_size > 1 else None,
-                    record_scores=fit.record_scores,
-                    on_batch=on_batch,
-                )
-            )
-            # Weights are equal already; running statistics of batch norm are each worker's own until here.
-            context.same_weights(run.model)
+        return train_epoch(
+            run.trained,
+            run.optimizer,
+            run.loader.shuffled(epoch, progress.trained),
+            fit.plan,
+            epoch=epoch,
+            step=state.step + progress.steps,
+            segment=progress.trained,
+            rank=context.rank,
+            combine=context.combine if context.world_size > 1 else None,
+            record_scores=fit.record_scores,
+            on_batch=on_batch,
+        )
     except NotFiniteError as error:
         # All workers see the same loss, so all stop here, and none waits for another.
-        raise HaltedError(str(error), state if state.epoch else None) from error
-    return _join(results)
+        last = context.restore(whole=True) if state.progress is not None else state
+        raise HaltedError(str(error), last if last is not None and last.epoch else None) from error
 
 
-def _join(results: list[EpochResult]) -> EpochResult:
-    """The result of an epoch of these segments."""
-    scores = [result.scores for result in results if result.scores is not None]
-    return EpochResult(
-        sum(result.loss_sum for result in results),
-        sum(result.num_correct for result in results),
-        sum(result.num_rows for result in results),
-        sum(result.steps for result in results),
-        {name: np.concatenate([found[name] for found in scores]) for name in scores[0]} if scores else None,
-        sum(result.stall_share for result in results) / max(len(results), 1),
+def _add(context: Context, progress: EpochProgress, result: EpochResult, seconds: float) -> None:
+    """Add a segment's sums over all workers, in the order of their ranks."""
+    parts: list[EpochResult] = context.gather(replace(result, scores=None))
+    progress.trained += 1
+    progress.segments += 1
+    progress.steps += result.steps
+    progress.loss_sum += math.fsum(part.loss_sum for part in parts)
+    progress.num_correct += sum(part.num_correct for part in parts)
+    progress.num_rows += sum(part.num_rows for part in parts)
+    progress.train_seconds += seconds
+    # In a step all workers wait for the last one.
+    progress.wait_seconds += seconds * max(part.stall_share for part in parts)
+
+
+def _exact_pass(run: _Run, state: State, progress: EpochProgress) -> int | None:
+    """The epoch under which exact scores of the epoch under way are recorded; None if there is no pass."""
+    return None if run.recorder is None else run.recorder.exact_pass(progress.epoch, state.carried)
+
+
+def _score(run: _Run, state: State, progress: EpochProgress) -> None:
+    """Score the segments of the epoch's exact pass that are left, if it has one."""
+    epoch, segments = _exact_pass(run, state, progress), run.loader.segments
+    if epoch is None or progress.scored == segments.count:
+        return
+    assert run.recorder is not None
+    while progress.scored < segments.count:
+        segment, started = progress.scored, time.monotonic()
+        columns = score_epoch(run.model, run.loader.ordered(segment))
+        run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
+                            rows=segments.global_rows(segment), carried=state.carried)  # fmt: skip
+        progress.scored += 1
+        progress.segments += 1
+        last = progress.scored == segments.count
+        if last:
+            progress.metrics |= run.recorder.complete(run.context, epoch, state.carried)
+        progress.score_seconds += time.monotonic() - started
+        if not last or progress.epoch == 0:
+            _commit_if_due(run, state, progress)
+
+
+def _commit_if_due(run: _Run, state: State, progress: EpochProgress) -> None:
+    """Commit at the end of a segment if the last commit is long enough ago, by the clock of rank 0."""
+    due = time.monotonic() - run.committed >= 60 * run.fit.commit_minutes
+    if run.context.gather(due)[0]:
+        run.context.commit(_snapshot(run, state, progress))
+        run.committed = time.monotonic()
+
+
+def _snapshot(run: _Run, state: State, progress: EpochProgress) -> State:
+    """The state at the end of a segment."""
+    # Copied: on a CPU the model's own tensors are those that the next step changes.
+    weights = {name: _copy_to_cpu(tensor) for name, tensor in run.model.state_dict().items()}
+    return replace(
+        state, model=weights, optimizer=optimizer_tensors(run.optimizer, run.model), progress=replace(progress)
     )
 
 
@@ -183,40 +281,8 @@ def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: s
     return name in metrics and all(metrics[name] > entry[name] for entry in history if name in entry)
 
 
-def _validation_blocks(fit: Fit, context: Context) -> list[Samples]:
-    """This worker's blocks of the validation split, cut alike for any number of workers; none without one."""
-    dataset = open_dataset(fit.dataset)
-    if not dataset.num_rows("val"):
-        return []
-    columns = [column.split(_VALIDATION_BLOCK) for column in read_split(dataset, "val")]
-    return [Samples(*block) for block in zip(*columns, strict=True)][context.rank :: context.world_size]
-
-
-def _reduce_metrics(
-    fit: Fit, context: Context, result: EpochResult, model: nn.Module, validation: list[Samples]
-) -> dict[str, float]:
-    """Loss and accuracies over all workers' rows, and what validation took."""
-    started, plan = time.monotonic(), fit.plan
-    mine = validate(model, validation, eps=plan.eps, norm=plan.norm, steps=fit.val_attack_steps, seed=plan.seed)
-    parts = context.gather((replace(result, scores=None), mine))
-    rows = max(sum(trained.num_rows for trained, _ in parts), 1)
-    metrics = {
-        "train_loss": sum(trained.loss_sum for trained, _ in parts) / rows,
-        "train_accuracy": sum(trained.num_correct for trained, _ in parts) / rows,
-    }
-    # In a step all workers wait for the last one.
-    metrics["stall_share"] = max(trained.stall_share for trained, _ in parts)
-    total = sum(part.num_rows for _, part in parts)
-    if not total:
-        return metrics
-    metrics["val_accuracy"] = sum(part.num_correct for _, part in parts) / total
-    if fit.val_attack_steps:
-        metrics["val_robust_accuracy"] = sum(part.num_robust for _, part in parts) / total
-    return metrics | {"val_seconds": time.monotonic() - started}
-
-
-def fit_here(fit: Fit, rows: Samples, context: Context, after_epoch: AfterEpoch | None = None) -> State:
+def fit_here(fit: Fit, rows: Samples, context: Context, recorder: Recorder | None = None) -> State:
     """Run in this process, on rows that are in memory."""
     segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images)
     loader = MemoryLoader(rows, segments=segments, seed=fit.plan.seed)
-    return run_epochs(fit, context, loader, after_epoch)
+    return run_epochs(fit, context, loader, recorder)

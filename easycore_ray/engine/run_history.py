@@ -16,8 +16,8 @@ from easycore_ray.tracking.mlflow import TrackedRun
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
 
-COMMIT_NAME = re.compile(r"epoch-\d{5,}-[0-9a-f]{12}")
-"""Names of the folders of training states, see ``RayContext.commit``."""
+COMMIT_NAME = re.compile(r"epoch-(\d{5,})(?:-(\d{5,}))?-[0-9a-f]{12}")
+"""Names of the folders of training states, see ``commit_name``."""
 
 # As Ray Train names it.
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -26,6 +26,17 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"
 def train_run_name(verb: str, claimed: Mapping[str, str]) -> str:
     """Name of the Ray Train run of ``score`` or ``train`` under a claim, of which ``identity`` and ``nonce`` count."""
     return f"{verb}-{claimed['identity'][:12]}-{claimed['nonce']}"
+
+
+def commit_name(epoch: int, segments: int | None, attempt: str) -> str:
+    """Name of the folder of a training state.
+
+    Args:
+        epoch: whole epochs done.
+        segments: done since then; None at the end of an epoch.
+        attempt: unique for every start of the worker group.
+    """
+    return f"epoch-{epoch:05d}{'' if segments is None else f'-{segments:05d}'}-{attempt}"
 
 
 def local_commit_file(path: str, verb: str, claimed: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ import io
 import json
 import tempfile
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,34 @@ from easycore_ray.storage.errors import EasyCoreError
 
 
 @dataclass
+class EpochProgress:
+    """How far the epoch under way has come, over all workers: the same on each of them."""
+
+    epoch: int
+    """0: the scoring pass before the first one."""
+    world_size: int
+    """Workers whose shares it is made of; another number of workers cannot go on with it."""
+    segments: int = 0
+    """Segments done since the last whole epoch, of training and of scoring passes."""
+    trained: int = 0
+    """Segments trained."""
+    scored: int = 0
+    """Segments of the exact scoring pass that are done."""
+    steps: int = 0
+    loss_sum: float = 0.0
+    num_correct: int = 0
+    num_rows: int = 0
+    train_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    """Of ``train_seconds``, waiting for data."""
+    score_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of scores that are complete already."""
+
+
+@dataclass
 class State:
-    """Everything needed to resume at an epoch boundary.
+    """Everything needed to resume at the end of an epoch or, with ``progress``, of a segment.
 
     ``model`` and ``optimizer`` hold tensors on the CPU by parameter or buffer name, of its shape and dtype.
     """
@@ -36,7 +62,17 @@ class State:
     best_epoch: int = 0
     """The epoch that did best in validation; 0 if none is chosen."""
     best: dict[str, Tensor] = field(default_factory=dict)
-    """Weights after ``best_epoch``; those of ``model`` if it is the last one."""
+    """Weights after ``best_epoch``; those of ``model`` if it is the last one and whole."""
+    progress: EpochProgress | None = None
+    """Of the epoch after ``epoch``; None at the end of an epoch."""
+    whole: str = ""
+    """Name of the Ray Train checkpoint of the state after ``epoch``, this one or an earlier one; empty if there is
+    none."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self.step + (self.progress.steps if self.progress is not None else 0)
 
 
 class HaltedError(EasyCoreError):
@@ -45,7 +81,7 @@ class HaltedError(EasyCoreError):
     def __init__(self, problem: str, state: State | None) -> None:
         super().__init__(problem)
         self.state = state
-        """The last committed state; None if no epoch was completed."""
+        """The state after the last whole epoch; None if no epoch was completed."""
 
 
 def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:
@@ -78,11 +114,12 @@ def save_state(folder: str, state: State) -> None:
     save_file(state.optimizer, Path(folder) / "optimizer.safetensors")
     tensors = {name: value for name, value in state.carried.items() if isinstance(value, Tensor)}
     save_file(tensors, Path(folder) / "carried.safetensors")
-    if state.best_epoch not in (0, state.epoch):
+    if _keeps_best_apart(state.best_epoch, state.epoch, state.progress is not None):
         save_file(state.best, Path(folder) / BEST)
     carried = {name: value for name, value in state.carried.items() if name not in tensors}
     content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": carried,
-               "best_epoch": state.best_epoch, "sha256": _hashes(folder)}  # fmt: skip
+               "best_epoch": state.best_epoch, "whole": state.whole, "sha256": _hashes(folder),
+               "progress": None if state.progress is None else asdict(state.progress)}  # fmt: skip
     (Path(folder) / "state.json").write_text(json.dumps(content))
 
 
@@ -110,6 +147,8 @@ def load_state(folder: str, where: str | None = None) -> State:
 
 def _read_state(folder: str, content: dict[str, Any]) -> State:
     model, best_epoch = load_file(Path(folder) / LAST), content.get("best_epoch", 0)
+    progress = content.get("progress")
+    apart = _keeps_best_apart(best_epoch, content["epoch"], progress is not None)
     return State(
         content["epoch"],
         content["step"],
@@ -118,8 +157,15 @@ def _read_state(folder: str, content: dict[str, Any]) -> State:
         content["history"],
         content["carried"] | load_file(Path(folder) / "carried.safetensors"),
         best_epoch,
-        load_file(Path(folder) / BEST) if best_epoch not in (0, content["epoch"]) else model if best_epoch else {},
+        load_file(Path(folder) / BEST) if apart else model if best_epoch else {},
+        None if progress is None else EpochProgress(**progress),
+        content.get("whole", ""),
     )
+
+
+def _keeps_best_apart(best_epoch: int, epoch: int, under_way: bool) -> bool:
+    """Whether the weights of the best epoch are others than the model's."""
+    return best_epoch != 0 and (best_epoch != epoch or under_way)
 
 
 def pack_state(state: State) -> bytes:

@@ -5,11 +5,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from easycore_ray.engine.run_history import commit_name
 from easycore_ray.engine.state import State, load_state, pack_state, save_state, unpack_state
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim
@@ -27,12 +29,12 @@ class Context(Protocol):
     attempt: str
     """Unique for every start of the worker group."""
 
-    def restore(self) -> State | None:
-        """The last committed state, if there is one."""
+    def restore(self, whole: bool = False) -> State | None:
+        """The last committed state, or the last at the end of an epoch (``whole``); None if there is none."""
         ...
 
     def commit(self, state: State) -> None:
-        """Make a state the one to resume from; called by all workers, at epoch boundaries."""
+        """Make a state the one to resume from; called by all workers, at the ends of segments."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -73,17 +75,23 @@ class LocalContext:
         self.attempt = uuid.uuid4().hex[:12]
         self._on_epoch, self._commit_file = on_epoch, commit_file
 
-    def restore(self) -> State | None:
+    def restore(self, whole: bool = False) -> State | None:
         """See ``Context``."""
-        if self._commit_file is None or not paths.exists(self._commit_file):
+        if self._commit_file is None:
             return None
-        return unpack_state(paths.read_bytes(self._commit_file), self._commit_file)
+        state, later = _read_file(self._commit_file), _read_file(segment_file(self._commit_file))
+        if later is not None and later.epoch == (0 if state is None else state.epoch) and not whole:
+            return later
+        return state
 
     def commit(self, state: State) -> None:
-        """See ``Context``: the file appears whole, in the place of the one before."""
-        if self._commit_file is not None:
+        """See ``Context``: a file appears whole, in the place of the one before; states within epochs have another."""
+        if self._commit_file is not None and state.progress is not None:
+            paths.write_bytes(segment_file(self._commit_file), pack_state(state))
+        elif self._commit_file is not None:
             paths.write_bytes(self._commit_file, pack_state(state))
-        if self._on_epoch is not None:
+            paths.delete_file(segment_file(self._commit_file))
+        if self._on_epoch is not None and state.progress is None:
             self._on_epoch(state.history[-1])
 
     def gather(self, value: Any) -> list[Any]:
@@ -102,6 +110,37 @@ class LocalContext:
         """See ``Context``."""
 
 
+def segment_file(commit_file: str) -> str:
+    """Where a run in one process keeps a state within an epoch, beside the one after the last whole epoch."""
+    return commit_file.removesuffix(".zip") + ".segments.zip"
+
+
+def _read_file(file: str) -> State | None:
+    return unpack_state(paths.read_bytes(file), file) if paths.exists(file) else None
+
+
+WHOLE_EPOCHS = "whole_epochs"
+"""Metric of each commit by which Ray Train chooses those to keep: epochs done, −1 within an epoch."""
+
+
+def read_checkpoint(checkpoint: Any, *, whole: bool = False) -> State | None:
+    """The state in a Ray Train checkpoint or, with ``whole``, the one at the end of the epoch before it.
+
+    Raises:
+        EasyCoreError: it is damaged.
+    """
+    import ray.train
+
+    with checkpoint.as_directory() as folder:
+        state = load_state(folder)
+    if not whole or state.progress is None:
+        return state
+    if not state.whole:
+        return None
+    beside = f"{checkpoint.path.rpartition('/')[0]}/{state.whole}"
+    return read_checkpoint(ray.train.Checkpoint(beside, checkpoint.filesystem))
+
+
 class RayContext:
     """One of the workers Ray Train started."""
 
@@ -116,18 +155,18 @@ class RayContext:
         attempt = uuid.uuid4().hex[:12] if self.rank == 0 else None
         self.attempt = ray.train.collective.broadcast_from_rank_zero(attempt)
         self._progress_actor, self._claim = progress_actor, claim
+        self._whole = ""
         self._news: tuple[float, str] | None = None
         self._posted = -math.inf
 
-    def restore(self) -> State | None:
+    def restore(self, whole: bool = False) -> State | None:
         """See ``Context``."""
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return load_state(folder)
+        state = None if checkpoint is None else read_checkpoint(checkpoint, whole=whole)
+        self._whole = "" if state is None else state.whole
+        return state
 
     def commit(self, state: State) -> None:
         """See ``Context``: the checkpoint's registration by the Train controller is the commit point."""
@@ -135,19 +174,24 @@ class RayContext:
 
         if self.rank == 0 and self._claim is not None:
             self._claim.check()
+        # Attempts never share a directory, so a half-uploaded older one cannot mix with this one.
+        done, metrics = state.progress is None, {WHOLE_EPOCHS: -1.0}
+        segments = None if state.progress is None else state.progress.segments
+        name = commit_name(state.epoch, segments, self.attempt)
+        if done:
+            self._whole, metrics = name, {**state.history[-1], WHOLE_EPOCHS: float(state.epoch)}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
-                save_state(folder, state)
+                save_state(folder, replace(state, whole=self._whole))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-            # Attempts never share a directory, so a half-uploaded older one cannot mix with this one.
-            name = f"epoch-{state.epoch:05d}-{self.attempt}"
-            ray.train.report(state.history[-1], checkpoint=checkpoint, checkpoint_dir_name=name)
-        # The controller registers a moment later; whoever is lost from here on, this epoch is not done again.
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        # The controller registers a moment later; whoever is lost from here on, this is not done again.
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
         if self.rank == 0:
             self._send()
-            self._progress_actor.post_metrics.remote(state.epoch, state.history[-1])
+            if done:
+                self._progress_actor.post_metrics.remote(state.epoch, state.history[-1])
 
     def gather(self, value: Any) -> list[Any]:
         """See ``Context``."""

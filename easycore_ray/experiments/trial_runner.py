@@ -19,6 +19,7 @@ from easycore_ray.engine.ray_train import demand_of
 from easycore_ray.engine.run_history import local_commit_file
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.state import HaltedError
+from easycore_ray.engine.worker_group import segment_file
 from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
 from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
 from easycore_ray.evaluation.threats import threats_of
@@ -270,7 +271,8 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         except HaltedError as halted:
             raise keep_last_good(trial.train, made, parents, fit, halted, time.monotonic() - started) from halted
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
-        paths.delete_file(commit_file)
+        for file in (commit_file, segment_file(commit_file)):
+            paths.delete_file(file)
     for config in trial.evaluations():
         attack_here(config, dataset, device)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easycore_ray.engine.run_history import COMMIT_NAME, read_local_commit, train_run_name
+from easycore_ray.scoring.score_table import read_part_lists
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, GENERATION, GENERATIONS, MANIFEST, RUN
 from easycore_ray.storage.errors import EasyCoreError
@@ -61,6 +62,8 @@ class Commits:
     """Folders within the artifact, oldest first; the last one is where the run resumes."""
     epoch: int
     """Completed epochs in the newest; −1 if nothing is committed."""
+    segments: int
+    """Segments done since then."""
     parts: frozenset[str]
     """Score parts, as paths within ``table/``, that any of them lists."""
     rows: int
@@ -114,14 +117,14 @@ def read_commits(folder: Folder) -> Commits | None:
     if f"{at}.zip" in relative:
         try:
             state = read_local_commit(paths.join(folder.path, f"{at}.zip"))
-            return Commits((f"{at}.zip",), int(state["epoch"]), frozenset(), 0, tuple(state["history"]))
+            return Commits((f"{at}.zip",), int(state["epoch"]), 0, frozenset(), 0, tuple(state["history"]))
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             return None
     if f"{at}/{_SNAPSHOT}" not in relative:
         # Ray writes it with the first registration. States without it: something is missing that we do not understand.
         if any(name.startswith(f"{at}/epoch-") for name in relative):
             return None
-        return Commits((), -1, frozenset(), 0, ())
+        return Commits((), -1, 0, frozenset(), 0, ())
     try:
         snapshot = paths.read_json(paths.join(folder.path, at, _SNAPSHOT))
         names = [result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]]
@@ -131,17 +134,24 @@ def read_commits(folder: Folder) -> Commits | None:
         if not all(COMMIT_NAME.fullmatch(name) for name in names):
             return None
         states = [paths.read_json(paths.join(folder.path, at, name, _STATE)) for name in names]
-        parts = [entry for state in states for entry in state["carried"].get("parts", [])]
         last: dict[str, Any] = states[-1] if states else {"epoch": -1, "history": [], "carried": {}}
         return Commits(
             tuple(f"{at}/{name}" for name in names),
             int(last["epoch"]),
-            frozenset(entry["path"] for entry in parts),
-            sum(entry["rows"] for entry in last["carried"].get("parts", [])),
+            int((last.get("progress") or {"segments": 0})["segments"]),
+            _listed_parts(paths.join(folder.path, at), states),
+            sum(entry["rows"] for name in ("parts", "part_lists") for entry in last["carried"].get(name, [])),
             tuple(last["history"]),
         )
     except (EasyCoreError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _listed_parts(storage: str, states: list[dict[str, Any]]) -> frozenset[str]:
+    """Paths of the score parts that training states name, of the epoch under way and in lists of those before."""
+    named = [entry["path"] for state in states for entry in state["carried"].get("parts", [])]
+    lists = {entry["path"]: entry for state in states for entry in state["carried"].get("part_lists", [])}
+    return frozenset([*named, *(part.path for part in read_part_lists(storage, lists.values()))])
 
 
 def commits_folder(folder: Folder) -> str | None:

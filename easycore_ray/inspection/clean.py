@@ -15,6 +15,7 @@ from typing import Any
 
 from easycore_ray.config.base import verb
 from easycore_ray.config.stages import CleanConfig
+from easycore_ray.engine.run_history import COMMIT_NAME
 from easycore_ray.inspection.artifact_files import Commits, Folder, commits_folder, read_commits, survey
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import MANIFEST, NOT_REPLACED, RUN
@@ -23,14 +24,15 @@ from easycore_ray.storage.paths import Entry
 
 # As paths.write_bytes names them: .NAME.XXXXXXXX.tmp beside NAME.
 _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[a-z0-9_]{8}\.tmp")
-_PART = re.compile(r"epoch=(\d{5})/part-[0-9a-f]+-r\d{5}\.parquet")
-_COMMIT = re.compile(r"(commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8})/(epoch-(\d{5})-[0-9a-f]{12})/[^/]+")
+_PART = re.compile(r"epoch=(\d{5})/part-(?:\d{5}-)?[0-9a-f]+-r\d{5}\.parquet")
+_COMMIT = re.compile(rf"(commits/(?:score|train)-[0-9a-f]{{12}}-[0-9a-f]{{8}})/({COMMIT_NAME.pattern})/[^/]+")
 _SHARD = re.compile(r"shards-[0-9a-f]{8}/[^/]+\.parquet")
 _STATES = {"state.json", "model.safetensors", "best.safetensors", "optimizer.safetensors", "carried.safetensors"}
-# What Ray Train writes beside the states, and the state of a run in one process.
+# What lies beside the states: Ray Train's record, lists of score parts, and the states of a run in one process.
 _BESIDE_STATES = re.compile(
     r"commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8}"
-    r"(?:/checkpoint_manager_snapshot\.json|/\.validate_storage_marker|\.zip)"
+    r"(?:/checkpoint_manager_snapshot\.json|/\.validate_storage_marker|/parts-\d{5,}-[0-9a-f]{12}\.json"
+    r"|(?:\.segments)?\.zip)"
 )
 _NUMBERED = {
     "hardness_table": re.compile(r"hardness-\d{5}(-of-\d{5})?\.parquet"),
@@ -173,11 +175,12 @@ def _is_lost_part(folder: Folder, name: str, commits: Commits, quiet: bool) -> b
 
 
 def _is_superseded(folder: Folder, name: str, commits: Commits) -> bool:
-    """A state that Ray Train has not registered, of an epoch that another one has completed."""
+    """A state that Ray Train has not registered, not later than the newest that it has."""
     match = _COMMIT.fullmatch(name)
     if match is None or not _is_state(name) or match[1] != commits_folder(folder) or not commits.registered:
         return False
-    return f"{match[1]}/{match[2]}" not in commits.registered and int(match[3]) <= commits.epoch
+    reached = (int(match[3]), int(match[4] or 0))
+    return f"{match[1]}/{match[2]}" not in commits.registered and reached <= (commits.epoch, commits.segments)
 
 
 def _is_state(name: str) -> bool:

@@ -2,33 +2,27 @@
 
 Takes a dataset, gives a scoring-run folder: ``table/`` (the score table) and ``hardness/`` (reduced to
 one row per sample). One run serves every score-based method. Rows are written by the workers, one part
-each per epoch, and become part of the table with the epoch's checkpoint, so weights and scores cannot
+each per segment of an epoch, and become part of the table with a checkpoint, so weights and scores cannot
 diverge: after any failure the table is the one of an uninterrupted run.
 """
 
-import itertools
+import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
-from easycore_ray.core.loop import EpochResult
-from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.coreset import open_run_data, read_sample_ids
-from easycore_ray.data.dataset import Dataset, locate_samples
-from easycore_ray.data.samples import Samples
-from easycore_ray.engine.loader import Loader
+from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
-from easycore_ray.engine.run_history import describe_training_run
+from easycore_ray.engine.run_history import describe_training_run, train_run_name
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
@@ -39,9 +33,12 @@ from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import (
     ScorePart,
     check_coverage,
+    check_segment,
     fingerprint,
     id_checksum,
+    read_part_lists,
     write_part,
+    write_part_list,
     write_samples,
 )
 from easycore_ray.storage import paths
@@ -64,10 +61,16 @@ class ScoringRun(Artifact):
 
 
 @dataclass(frozen=True)
-class ScoreEachEpoch:
-    """After an epoch: score this worker's rows, write them as a part, check that all workers' make a whole."""
+class ScoreRecorder:
+    """Writes this worker's scores of each segment as a part, and checks that all workers' make a whole.
+
+    In ``carried`` it keeps the parts of the epoch under way, the lists of those before, and the sums that its metrics
+    follow from; see ``engine.run.Recorder``.
+    """
 
     table: str
+    lists: str
+    """Folder of the lists of parts, see ``score_table.write_part_list``."""
     epochs: int
     every: int
     score_pass: str
@@ -76,68 +79,68 @@ class ScoreEachEpoch:
     checksum: int
     stop_when_stable: float | None = None
 
-    def __call__(
+    def records_steps(self, epoch: int) -> bool:
+        """See ``Recorder``."""
+        return self.score_pass != "eval" and self._wanted(epoch)
+
+    def exact_pass(self, epoch: int, carried: dict[str, Any]) -> int | None:
+        """See ``Recorder``."""
+        if epoch == 0 or self.score_pass == "eval":
+            return epoch if self._wanted(epoch) else None
+        # The weights after the last epoch are those with which one more would begin.
+        last = epoch == self.epochs or carried.get("stopped", False)
+        return epoch + 1 if self.score_pass == "fused+eval" and last else None
+
+    def _wanted(self, epoch: int) -> bool:
+        return self.initial_pass if epoch == 0 else (self.epochs - epoch) % self.every == 0
+
+    def record(
         self,
         context: Context,
-        loader: Loader,
-        model: nn.Module,
+        columns: dict[str, np.ndarray],
+        *,
         epoch: int,
-        result: EpochResult | None,
+        segment: int,
+        rows: int,
         carried: dict[str, Any],
-    ) -> dict[str, float]:
-        """See ``engine.run.AfterEpoch``; the parts travel in ``carried``."""
-        wanted = self.initial_pass if epoch == 0 else (self.epochs - epoch) % self.every == 0
-        if not wanted:
-            return {}
-        if epoch == 0 or self.score_pass == "eval":
-            return self._record(context, score_epoch(model, _ordered(loader)), epoch, carried)
-        assert result is not None
-        assert result.scores is not None
-        metrics = self._record(context, result.scores, epoch, carried)
-        if self.score_pass == "fused+eval" and (epoch == self.epochs or carried.get("stopped")):
-            # The weights after the last epoch are those with which one more would begin.
-            metrics |= self._record(context, score_epoch(model, _ordered(loader)), epoch + 1, carried)
-        return metrics
-
-    def _record(
-        self, context: Context, columns: dict[str, np.ndarray], epoch: int, carried: dict[str, Any]
-    ) -> dict[str, float]:
-        """Write this worker's rows, check the parts of all, and measure how stable AIGN is."""
-        part = write_part(
-            self.table,
-            {name: columns[name] for name in _FIELDS},
-            epoch=epoch,
-            rank=context.rank,
-            attempt=context.attempt,
-        )
+    ) -> None:
+        """See ``Recorder``."""
+        part = write_part(self.table, {name: columns[name] for name in _FIELDS}, epoch=epoch, segment=segment,
+                          rank=context.rank, attempt=context.attempt)  # fmt: skip
         chosen = in_sample(columns["sample_id"], self.num_samples)
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
         total = float(np.sum(columns["grad_norm"], dtype=np.float64))
         described = context.gather((part.to_dict(), total, sample))
         parts = [ScorePart.from_dict(entry) for entry, _, _ in described]
-        check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
+        check_segment(parts, epoch=epoch, segment=segment, num_rows=rows)
         carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
-        metrics = {"mean_grad_norm": sum(total for _, total, _ in described) / self.num_samples}
+        carried["norm_sum"] = carried.get("norm_sum", 0.0) + math.fsum(total for _, total, _ in described)
+        for name, position in (("followed_ids", 0), ("followed_norms", 1)):
+            found = [torch.from_numpy(sample[position]) for _, _, sample in described]
+            carried[name] = torch.cat([carried[name], *found] if name in carried else found)
+
+    def complete(self, context: Context, epoch: int, carried: dict[str, Any]) -> dict[str, float]:
+        """See ``Recorder``: check that the epoch is whole, list its parts, and measure how stable AIGN is."""
+        parts = [ScorePart.from_dict(entry) for entry in carried.pop("parts")]
+        check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
+        entry = write_part_list(self.lists, parts, epoch=epoch, attempt=context.attempt, write=context.rank == 0)
+        carried.setdefault("part_lists", []).append(entry)
+        metrics = {"mean_grad_norm": carried.pop("norm_sum") / self.num_samples}
+        ids, norms = (carried.pop(name).numpy() for name in ("followed_ids", "followed_norms"))
         if epoch > 0:
-            metrics |= _follow_sample([sample for _, _, sample in described], carried)
+            metrics |= _follow_sample(ids, norms, carried)
         if self.stop_when_stable is not None and metrics.get("easiest_overlap", 0.0) >= self.stop_when_stable:
             carried["stopped"] = True
         return metrics
 
 
-def _ordered(loader: Loader) -> Iterator[Samples]:
-    """All rows of this worker in a fixed order."""
-    return itertools.chain.from_iterable(loader.ordered(segment) for segment in range(loader.segments.count))
-
-
-def _follow_sample(shares: list[tuple[np.ndarray, np.ndarray]], carried: dict[str, Any]) -> dict[str, float]:
+def _follow_sample(ids: np.ndarray, norms: np.ndarray, carried: dict[str, Any]) -> dict[str, float]:
     """Add an epoch's gradient norms of the fixed sample to its sums in ``carried``; how much that changed AIGN.
 
     The sums travel in the checkpoint, so that a restarted run compares the same means.
     """
-    ids = np.concatenate([ids for ids, _ in shares])
     order = np.argsort(ids)
-    norms = np.concatenate([norms for _, norms in shares])[order].astype(np.float64)
+    norms = norms[order].astype(np.float64)
     count = carried.get("sample_epochs", 0)
     before = carried["sample_sums"].numpy() if count else np.zeros_like(norms)
     carried["sample_sums"] = torch.from_numpy(before + norms)
@@ -210,8 +213,9 @@ def _train_and_score(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Clai
     table = paths.join(made.path, "table")
     samples = scored_samples(dataset, fit.sample_ids)
     write_samples(table, samples)
-    after_epoch = ScoreEachEpoch(
+    recorder = ScoreRecorder(
         table=table,
+        lists=_lists_of(made),
         epochs=config.epochs,
         every=config.score_every,
         score_pass=config.score_pass,
@@ -221,7 +225,13 @@ def _train_and_score(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Clai
         stop_when_stable=config.stop_when_stable,
     )
     run = describe_scoring(config, dataset, made.path, "RUNNING")
-    return fit_tracked(fit, config, made, run, tracker, label="score", after_epoch=after_epoch)
+    return fit_tracked(fit, config, made, run, tracker, label="score", recorder=recorder)
+
+
+def _lists_of(made: Claim) -> str:
+    """Folder of a run's lists of parts, beside its training states."""
+    claimed = {"identity": made.identity, "nonce": made.nonce}
+    return paths.join(made.path, "commits", train_run_name("score", claimed))
 
 
 def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
@@ -231,14 +241,17 @@ def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
         dataset: a finished one.
         sample_ids: int64 (n,), ascending, ids of the training split; the whole split if None.
     """
-    return locate_samples(dataset, "train", sample_ids, ["sample_id", "label", "input_norm"])
+    samples = dataset.index("train", ["sample_id", "label", "input_norm"])
+    if sample_ids is None:
+        return samples
+    return samples.take(np.searchsorted(samples["sample_id"].to_numpy(), sample_ids))
 
 
 def _finish_table(
     config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State, fit: Fit, seconds: float
 ) -> Artifact:
-    """Write the table's manifest from the list of parts in the last commit."""
-    parts = [ScorePart.from_dict(entry) for entry in state.carried["parts"]]
+    """Write the table's manifest from the lists of parts in the last commit."""
+    parts = read_part_lists(_lists_of(made), state.carried["part_lists"])
     device_seconds = sum(
         (entry["train_seconds"] + entry.get("score_seconds", 0.0)) * entry["num_workers"] for entry in state.history
     )

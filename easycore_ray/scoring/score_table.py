@@ -1,12 +1,14 @@
 """The score table: one row per (sample, scored epoch), in Parquet parts that are counted exactly once.
 
 Workers write parts under names that are never used twice and hand their descriptors to the training
-checkpoint; once the run is complete the list is frozen into ``manifest.json``. Readers see listed
+checkpoint, which holds those of the epoch under way and names lists of those before; once the run is complete all are
+frozen into ``manifest.json``. Readers see listed
 parts only, so a part left behind by a lost worker changes nothing. pyarrow only, no Ray.
 """
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -76,6 +78,9 @@ _SAMPLES_ENCODINGS = {"sample_id": "DELTA_BINARY_PACKED", "label": "DELTA_BINARY
 _PART_PATH = re.compile(r"epoch=\d{5,}/part-[0-9a-z-]+-r\d{5,}\.parquet")
 
 
+_LIST_PATH = re.compile(r"parts-\d{5,}-[0-9a-z-]+\.json")
+
+
 _HASH_BYTES = 1 << 20
 
 
@@ -99,6 +104,8 @@ class ScorePart:
     last_id: int
     id_checksum: int
     sha256: str
+    segment: int = 0
+    """Of the epoch; 0 in tables of releases without segments."""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "ScorePart":
@@ -129,8 +136,10 @@ def id_checksum(sample_ids: np.ndarray) -> int:
     return int(np.sum(mix64(sample_ids), dtype=np.uint64))
 
 
-def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, rank: int, attempt: str) -> ScorePart:
-    """Write one worker's rows of one epoch; the part exists whole or not at all.
+def write_part(
+    table: str, columns: Mapping[str, np.ndarray], *, epoch: int, rank: int, attempt: str, segment: int = 0
+) -> ScorePart:
+    """Write one worker's rows of a segment of an epoch; the part exists whole or not at all.
 
     Args:
         table: folder of the score table.
@@ -139,6 +148,7 @@ def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, ran
         epoch: completed training epochs (0: initial weights).
         rank: the worker that writes.
         attempt: unique for every start of the worker group, so that no name is used twice.
+        segment: of the epoch.
 
     Raises:
         EasyCoreError: if a gradient norm or loss is not finite (the run has diverged), naming the
@@ -154,7 +164,7 @@ def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, ran
         [pa.array(array).cast(spec.type) for array, spec in zip(arrays, SCORE_SCHEMA, strict=True)], schema=SCORE_SCHEMA
     )
     content = _encode(rows)
-    path = f"epoch={epoch:05d}/part-{attempt}-r{rank:05d}.parquet"
+    path = f"epoch={epoch:05d}/part-{segment:05d}-{attempt}-r{rank:05d}.parquet"
     paths.write_bytes(paths.join(table, path), content)
     return ScorePart(
         path=path,
@@ -166,7 +176,63 @@ def write_part(table: str, columns: Mapping[str, np.ndarray], *, epoch: int, ran
         last_id=int(ids[-1]) if len(ids) else -1,
         id_checksum=id_checksum(ids),
         sha256=hashlib.sha256(content).hexdigest(),
+        segment=segment,
     )
+
+
+def write_part_list(
+    folder: str, parts: Iterable[ScorePart], *, epoch: int, attempt: str, write: bool = True
+) -> dict[str, Any]:
+    """Write the list of an epoch's parts, so that a training state need not hold those of all epochs before it.
+
+    Args:
+        folder: that the file goes to, under a name that is never used twice.
+        parts: of the epoch.
+        epoch: they belong to.
+        attempt: as for ``write_part``.
+        write: False on all workers but one, which need the entry only.
+
+    Returns:
+        The entry of a training state: ``path`` within the folder, ``sha256``, ``epoch``, ``rows`` and ``parts``, their
+        numbers.
+    """
+    entries = [part.to_dict() for part in parts]
+    content = json.dumps(entries).encode()
+    name = f"parts-{epoch:05d}-{attempt}.json"
+    if write:
+        paths.write_bytes(paths.join(folder, name), content)
+    return {
+        "path": name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "epoch": epoch,
+        "rows": sum(entry["rows"] for entry in entries),
+        "parts": len(entries),
+    }
+
+
+def read_part_lists(folder: str, lists: Iterable[Mapping[str, Any]]) -> list[ScorePart]:
+    """The parts in lists that ``write_part_list`` has written.
+
+    Args:
+        folder: that they lie in.
+        lists: entries of a training state.
+
+    Raises:
+        EasyCoreError: a list is missing or damaged.
+    """
+    found = []
+    for entry in lists:
+        if not _LIST_PATH.fullmatch(entry["path"]):
+            raise EasyCoreError(f"{entry['path']!r} is not the path of a list of parts; the training state is damaged")
+        where = paths.join(folder, entry["path"])
+        try:
+            content = paths.read_bytes(where)
+        except OSError as error:
+            raise EasyCoreError(f"{where} cannot be read ({error}); pass --overwrite to begin again") from error
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise EasyCoreError(f"{where} is damaged; pass --overwrite to begin again")
+        found += [ScorePart.from_dict(part) for part in json.loads(content)]
+    return found
 
 
 def _refuse_non_finite(columns: Mapping[str, np.ndarray], epoch: int) -> None:
@@ -211,6 +277,25 @@ def scored_epochs(config: Mapping[str, Any], trained: int) -> list[int]:
     found = [epoch for epoch in range(config["epochs"], 0, -config["score_every"]) if epoch <= trained]
     first = [0] if config["initial_pass"] else []
     return [*first, *reversed(found), *([trained + 1] if config["score_pass"] == "fused+eval" else [])]
+
+
+def check_segment(parts: Iterable[ScorePart], *, epoch: int, segment: int, num_rows: int) -> None:
+    """Make sure that the parts of a segment have as many rows as it has; which, ``check_coverage`` sees at the end.
+
+    Args:
+        parts: descriptors from all workers.
+        epoch: the epoch they belong to.
+        segment: of the epoch.
+        num_rows: rows of the segment over all workers.
+
+    Raises:
+        EasyCoreError: they have more or fewer; nothing of the segment is committed.
+    """
+    rows = sum(part.rows for part in parts)
+    if rows != num_rows:
+        raise EasyCoreError(
+            f"epoch {epoch}, segment {segment}: {rows:,} of {num_rows:,} samples were scored; it is not committed"
+        )
 
 
 def check_coverage(parts: Iterable[ScorePart], *, epoch: int, num_samples: int, checksum: int) -> None:

@@ -15,23 +15,18 @@ import argparse
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from easycore_ray.config.stages import ScoreConfig
-from easycore_ray.core.loop import EpochResult
 from easycore_ray.core.metrics import overlap, spearman
-from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.selection import lowest
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
-from easycore_ray.engine.loader import Loader
 from easycore_ray.engine.plan import Fit, make_training_plan, model_arguments
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import Context, LocalContext
@@ -39,25 +34,28 @@ from easycore_ray.runtime.console import say
 
 
 class KeepBoth:
-    """After an epoch: both kinds of gradient norms in id order, and what the exact pass took."""
+    """A ``Recorder`` that keeps both kinds of gradient norms of each epoch, in id order."""
 
     def __init__(self) -> None:
         self.fused: list[np.ndarray] = []
         self.exact: list[np.ndarray] = []
-        self.pass_seconds: list[float] = []
 
-    def __call__(
-        self, context: Context, feed: Loader, model: nn.Module, epoch: int, result: EpochResult | None, carried: Any
-    ) -> dict[str, float]:
-        """See ``fitting.AfterEpoch``."""
-        if result is None:
-            return {}
-        started = time.monotonic()
-        exact = score_epoch(model, feed.ordered(0))
-        self.pass_seconds.append(time.monotonic() - started)
-        self.exact.append(exact["grad_norm"][np.argsort(exact["sample_id"])])
-        self.fused.append(result.scores["grad_norm"][np.argsort(result.scores["sample_id"])])
-        say(f"  epoch {epoch}: loss {result.loss_sum / result.num_rows:.3f}")
+    def records_steps(self, epoch: int) -> bool:
+        """See ``engine.run.Recorder``."""
+        return epoch > 0
+
+    def exact_pass(self, epoch: int, carried: dict[str, Any]) -> int | None:
+        """See ``engine.run.Recorder``; exact scores are told from fused ones by a negative epoch."""
+        return -epoch if epoch else None
+
+    def record(self, context: Context, columns: dict[str, np.ndarray], *, epoch: int, **options: Any) -> None:
+        """See ``engine.run.Recorder``; an epoch has one segment."""
+        kept = self.fused if epoch > 0 else self.exact
+        kept.append(columns["grad_norm"][np.argsort(columns["sample_id"])])
+
+    def complete(self, context: Context, epoch: int, carried: dict[str, Any]) -> dict[str, float]:
+        """See ``engine.run.Recorder``."""
+        say(f"  epoch {abs(epoch)}: {'fused' if epoch > 0 else 'exact'} scores")
         return {}
 
 
@@ -81,7 +79,7 @@ def record(options: argparse.Namespace) -> None:
         fit = Fit(
             dataset=dataset.path, sample_ids=None, num_rows=len(rows.labels), model=model_arguments(config, dataset),
             plan=make_training_plan(config, total_steps=steps), epochs=epochs,
-            batch_size=config.batch_size, cache_gib=8,
+            batch_size=config.batch_size, segment_images=len(rows.labels), commit_minutes=10.0, cache_gib=8,
             threads=options.threads, record_scores=True,
         )  # fmt: skip
         keep = KeepBoth()
@@ -91,7 +89,7 @@ def record(options: argparse.Namespace) -> None:
             temporary,
             fused=np.stack(keep.fused),
             exact=np.stack(keep.exact),
-            pass_seconds=keep.pass_seconds,
+            pass_seconds=[entry["score_seconds"] for entry in state.history],
             train_seconds=[entry["train_seconds"] for entry in state.history],
             val_accuracy=state.history[-1]["val_accuracy"],
             width=options.width,

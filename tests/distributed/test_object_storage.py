@@ -25,9 +25,9 @@ from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import LocalContext
-from easycore_ray.scoring.score import ScoreEachEpoch, make_scoring_fit
+from easycore_ray.scoring.score import ScoreRecorder, make_scoring_fit
 from easycore_ray.scoring.score_reader import open_table
-from easycore_ray.scoring.score_table import ScorePart, fingerprint, id_checksum
+from easycore_ray.scoring.score_table import fingerprint, id_checksum, read_part_lists
 from easycore_ray.storage import artifact, paths
 from tests.object_store import CREDENTIALS, environment, running_store
 
@@ -159,7 +159,7 @@ def test_a_killed_driver_goes_on_from_its_commit_to_the_same_table(finished, sto
     dataset = open_dataset(f"{HOME}/run/dataset")
     rows = read_split(dataset, "train")
     fit = make_scoring_fit(config, dataset, None)
-    each = ScoreEachEpoch(table=str(tmp_path), epochs=EPOCHS, every=config.score_every,
+    each = ScoreRecorder(table=str(tmp_path), lists=str(tmp_path), epochs=EPOCHS, every=config.score_every,
                           score_pass=config.score_pass,
                           initial_pass=config.initial_pass,
                           num_samples=fit.num_rows, checksum=id_checksum(rows.sample_ids.numpy()))  # fmt: skip
@@ -168,7 +168,7 @@ def test_a_killed_driver_goes_on_from_its_commit_to_the_same_table(finished, sto
         state = fit_here(fit, rows, LocalContext(), each)
     finally:
         torch.set_num_threads(threads)
-    expected = fingerprint([ScorePart.from_dict(entry) for entry in state.carried["parts"]])
+    expected = fingerprint(read_part_lists(str(tmp_path), state.carried["part_lists"]))
 
     assert open_table(f"{HOME}/run/scores/table").artifact.fingerprint == expected
 

@@ -17,9 +17,9 @@ from easycore_ray.engine.plan import model_arguments
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
-from easycore_ray.scoring.score import ScoreConfig, ScoreEachEpoch, make_scoring_fit
+from easycore_ray.scoring.score import ScoreConfig, ScoreRecorder, make_scoring_fit
 from easycore_ray.scoring.score_reader import open_table
-from easycore_ray.scoring.score_table import id_checksum, scored_epochs
+from easycore_ray.scoring.score_table import id_checksum, read_part_lists, scored_epochs
 from easycore_ray.storage.errors import EasyCoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -145,13 +145,14 @@ def in_process(settings, table, **changes):
     dataset = open_dataset(config.dataset)
     ids = read_sample_ids(open_coreset(config.coreset, dataset))
     fit = make_scoring_fit(config, dataset, ids)
-    after_epoch = ScoreEachEpoch(
-        table=str(table), epochs=config.epochs, every=config.score_every, score_pass=config.score_pass,
-        initial_pass=config.initial_pass,
+    recorder = ScoreRecorder(
+        table=str(table), lists=str(table), epochs=config.epochs, every=config.score_every,
+        score_pass=config.score_pass, initial_pass=config.initial_pass,
         num_samples=len(ids), checksum=id_checksum(ids), stop_when_stable=config.stop_when_stable,
     )  # fmt: skip
-    state = fit_here(fit, read_split(dataset, "train", ids), LocalContext(), after_epoch)
-    parts = {part["epoch"]: pq.ParquetFile(f"{table}/{part['path']}").read() for part in state.carried["parts"]}
+    state = fit_here(fit, read_split(dataset, "train", ids), LocalContext(), recorder)
+    listed = read_part_lists(str(table), state.carried["part_lists"])
+    parts = {part.epoch: pq.ParquetFile(f"{table}/{part.path}").read() for part in listed}
     return state, {epoch: rows["grad_norm"].to_numpy() for epoch, rows in parts.items()}
 
 

@@ -32,8 +32,8 @@ from easycore_ray.engine.run_identity import run_identity
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
-from easycore_ray.scoring.score import ScoreEachEpoch, make_scoring_fit
-from easycore_ray.scoring.score_table import ScorePart, fingerprint, id_checksum
+from easycore_ray.scoring.score import ScoreRecorder, make_scoring_fit
+from easycore_ray.scoring.score_table import fingerprint, id_checksum, read_part_lists
 from easycore_ray.training.train import make_training_fit, open_training_inputs, train_here
 from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
 from tests.config.test_identity import OTHER, SAME
@@ -83,10 +83,12 @@ def run_scoring(config):
     dataset, parents = open_run_data(config.dataset, config.coreset)
     sample_ids = read_sample_ids(parents["coreset"])
     rows = read_split(dataset, "train", sample_ids)
-    each = ScoreEachEpoch(table=f"{config.out}/table", epochs=1, every=1, score_pass=config.score_pass,
-                          initial_pass=True, num_samples=len(sample_ids), checksum=id_checksum(sample_ids))  # fmt: skip
+    each = ScoreRecorder(
+        table=f"{config.out}/table", lists=f"{config.out}/lists", epochs=1, every=1, score_pass=config.score_pass,
+        initial_pass=True, num_samples=len(sample_ids), checksum=id_checksum(sample_ids),
+    )  # fmt: skip
     state = fit_here(make_scoring_fit(config, dataset, sample_ids), rows, LocalContext(), each)
-    parts = [ScorePart.from_dict(entry) for entry in state.carried["parts"]]
+    parts = read_part_lists(f"{config.out}/lists", state.carried["part_lists"])
     return run_identity("scoring_run", config, parents), fingerprint(parts)
 
 

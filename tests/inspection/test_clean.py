@@ -98,7 +98,7 @@ def put(folder, *files):
 JUNK = {
     "scores/table/epoch=00001/part-0123456789ab-r00000.parquet",
     "scores/table/epoch=00007/part-0123456789ab-r00001.parquet",
-    "scores/table/epoch=00001/.part-a-r00000.parquet.x1_y2z3w.tmp",
+    "scores/table/epoch=00001/.part-00000-a-r00000.parquet.x1_y2z3w.tmp",
     "scores/table/.manifest.json.abcdefgh.tmp",
     "scores/hardness/hardness-00001.parquet",
     "scores/hardness/.hardness-00001.parquet.abcdefgh.tmp",
@@ -186,7 +186,7 @@ def test_an_interrupted_run_keeps_all_it_can_go_on_from(root, epoch):
     age(root)
     before = read_commits(survey(str(root / "scores"))[0])
     # With one epoch committed, the listed parts of the second are lost ones too.
-    overtaken = {f"table/epoch=00002/part-a-r0000{rank}.parquet" for rank in (0, 1)} if epoch == 1 else set()
+    overtaken = {f"table/epoch=00002/part-00000-a-r0000{rank}.parquet" for rank in (0, 1)} if epoch == 1 else set()
 
     assert cleaned(root / "scores") == lost | overtaken
     after = read_commits(survey(str(root / "scores"))[0])

@@ -320,12 +320,12 @@ DAMAGE = {
     ),
     "a bit of a part": (
         "scores",
-        lambda f: flip(f / "table/epoch=00001/part-a-r00000.parquet"),
+        lambda f: flip(f / "table/epoch=00001/part-00000-a-r00000.parquet"),
         "checksum in the manifest",
     ),
     "a part that is gone": (
         "scores",
-        lambda f: (f / "table/epoch=00002/part-a-r00001.parquet").unlink(),
+        lambda f: (f / "table/epoch=00002/part-00000-a-r00001.parquet").unlink(),
         "cannot be read",
     ),
     "a part that is not listed": (

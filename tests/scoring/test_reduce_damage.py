@@ -43,19 +43,19 @@ def change_a_score(run):
     content = bytearray(part_file(run).read_bytes())
     content[content.index(columns_of(run)["margin"].tobytes())] ^= 1
     part_file(run).write_bytes(content)
-    return "epoch=00003/part-a-r00001.parquet does not have the checksum"
+    return "epoch=00003/part-00000-a-r00001.parquet does not have the checksum"
 
 
 def tear_part(run):
     """Its end is missing."""
     part_file(run).write_bytes(part_file(run).read_bytes()[:-20])
-    return "epoch=00003/part-a-r00001.parquet does not have the checksum"
+    return "epoch=00003/part-00000-a-r00001.parquet does not have the checksum"
 
 
 def remove_part(run):
     """Listed, but not there."""
     part_file(run).unlink()
-    return "epoch=00003/part-a-r00001.parquet is listed in the manifest but cannot be read"
+    return "epoch=00003/part-00000-a-r00001.parquet is listed in the manifest but cannot be read"
 
 
 def repeat_row_of_another_part(run):
@@ -71,7 +71,7 @@ def repeat_row(run):
     columns = columns_of(run)
     columns["sample_id"][2] = columns["sample_id"][3]
     relist(run, columns)
-    return "epoch=00003/part-a-r00001.parquet is not sorted by sample_id, or holds one twice"
+    return "epoch=00003/part-00000-a-r00001.parquet is not sorted by sample_id, or holds one twice"
 
 
 def remove_row(run):
@@ -83,7 +83,7 @@ def remove_row(run):
 
 def forget_part(run):
     """The part of a lost worker, which is not listed."""
-    kept = [part for part in listed(run) if part["path"] != "epoch=00003/part-a-r00001.parquet"]
+    kept = [part for part in listed(run) if part["path"] != "epoch=00003/part-00000-a-r00001.parquet"]
     edit_manifest(run / "table", parts=kept)
     gone = columns_of(run)["sample_id"]
     return rf"epoch 3: {len(gone)} samples have no row \(first sample_id: {gone[0]}\)"
@@ -104,10 +104,10 @@ def replace_schema(run):
     pq.write_table(pa.table({"sample_id": columns_of(run)["sample_id"]}), part_file(run))
     parts = listed(run)
     for part in parts:
-        if part["path"] == "epoch=00003/part-a-r00001.parquet":
+        if part["path"] == "epoch=00003/part-00000-a-r00001.parquet":
             part["sha256"] = hashlib.sha256(part_file(run).read_bytes()).hexdigest()
     edit_manifest(run / "table", parts=parts)
-    return r"part-a-r00001.parquet has another schema than a score table part: \['sample_id'\]"
+    return r"part-00000-a-r00001.parquet has another schema than a score table part: \['sample_id'\]"
 
 
 DAMAGE = (
@@ -165,7 +165,7 @@ def test_a_part_without_rows_is_verified_too(run):
     assert reduced(run).num_rows == 37
     (run / "table" / part.path).unlink()
     (run / "hardness" / "manifest.json").unlink()
-    refuse(run, "epoch=00003/part-a-r00009.parquet is listed in the manifest but cannot be read")
+    refuse(run, "epoch=00003/part-00000-a-r00009.parquet is listed in the manifest but cannot be read")
 
 
 def test_a_list_of_samples_that_is_not_the_runs_is_refused(run):
@@ -228,7 +228,7 @@ def test_tables_that_cannot_be_used_are_refused(run):
 def test_damage_found_by_a_ray_task_is_the_same_single_line(run):
     """Without the task's traceback around it."""
     change_a_score(run)
-    refuse(run, "^[^ ]*part-a-r00001.parquet does not have the checksum in the manifest", bucket_rows=20)
+    refuse(run, "^[^ ]*part-00000-a-r00001.parquet does not have the checksum in the manifest", bucket_rows=20)
 
 
 def test_a_damaged_page_is_found_without_reading_whole_parts(run):

@@ -72,10 +72,10 @@ def test_a_part_holds_its_rows_sorted_by_id(tmp_path):
 def test_a_part_is_described_exactly(tmp_path):
     """The descriptor is what a checkpoint keeps: it must fit the file."""
     part = write(tmp_path)
-    content = (tmp_path / "epoch=00003" / "part-abc-0-r00001.parquet").read_bytes()
+    content = (tmp_path / "epoch=00003" / "part-00000-abc-0-r00001.parquet").read_bytes()
 
     assert part == ScorePart(
-        path="epoch=00003/part-abc-0-r00001.parquet",
+        path="epoch=00003/part-00000-abc-0-r00001.parquet",
         epoch=3,
         rank=1,
         rows=6,
@@ -311,7 +311,7 @@ class TestDamage:
         return write(tmp_path)
 
     def refuse(self, table, part, message, **options):
-        with pytest.raises(EasyCoreError, match=f"part-abc-0-r00001.parquet .*{message}"):
+        with pytest.raises(EasyCoreError, match=f"part-00000-abc-0-r00001.parquet .*{message}"):
             everything(table, part, **options)
 
     @pytest.mark.parametrize("keep", [0, 1, 10, 500, -1])
