@@ -179,14 +179,15 @@ def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact
     """A checkpoint trained in this process, for one step unless the fields say more."""
     from easycore_ray.data.samples import read_split
     from easycore_ray.training import train as training
+    from easycore_ray.training.plans import open_training
 
     config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,
                             "augment": "none", "num_workers": 1, **fields})  # fmt: skip
-    opened, parents, sample_ids = training.open_training_inputs(config)
+    opened, parents = open_training(config)
     made = claim_run("checkpoint", config, parents)
     assert isinstance(made, Claim)
-    fit = training.make_training_fit(config, opened, sample_ids)
-    state = training.train_here(fit, read_split(opened, "train", sample_ids))
+    fit = training.make_training_fit(config, opened, parents.get("coreset"))
+    state = training.train_here(fit, read_split(opened, "train", fit.read_sample_ids()))
     return training.finish_checkpoint(config, made, parents, fit, state, 0.0)
 
 
@@ -196,12 +197,13 @@ def weights_trained_here(config: TrainConfig) -> dict[str, Any]:
 
     from easycore_ray.data.samples import read_split
     from easycore_ray.training import train as training
+    from easycore_ray.training.plans import open_training
 
-    dataset, _, sample_ids = training.open_training_inputs(config)
+    dataset, parents = open_training(config)
     threads = torch.get_num_threads()
     try:
-        fit = training.make_training_fit(config, dataset, sample_ids)
-        return training.train_here(fit, read_split(dataset, "train", sample_ids)).model
+        fit = training.make_training_fit(config, dataset, parents.get("coreset"))
+        return training.train_here(fit, read_split(dataset, "train", fit.read_sample_ids())).model
     finally:
         torch.set_num_threads(threads)
 

@@ -190,7 +190,7 @@ class WatchedLoader(MemoryLoader):
 def open_watched(fit, context):
     """The loader of one of the workers."""
     dataset = open_dataset(fit.dataset)
-    ids = block_of_split(dataset, "train", fit.sample_ids, context.rank, context.world_size)
+    ids = block_of_split(dataset, "train", fit.read_sample_ids(), context.rank, context.world_size)
     segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images, context.world_size)
     loader = WatchedLoader(read_split(dataset, "train", ids), segments=segments, seed=fit.plan.seed, rank=context.rank)
     loader.context = context

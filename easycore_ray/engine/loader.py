@@ -212,5 +212,5 @@ def open_loader(fit: Fit, share: Share) -> Loader:
         whole = Segments(share.num_rows, fit.batch_size, share.num_rows, share.world_size)
         return StreamLoader(ray.train.get_dataset_shard("train"), dataset, share, segments=whole, seed=seed)
     segments = Segments(share.num_rows, fit.batch_size, fit.segment_images, share.world_size)
-    ids = block_of_split(dataset, "train", fit.sample_ids, share.rank, share.world_size)
+    ids = block_of_split(dataset, "train", fit.read_sample_ids(), share.rank, share.world_size)
     return MemoryLoader(read_split(dataset, "train", ids), segments=segments, seed=seed, rank=share.rank)

@@ -11,8 +11,10 @@ from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.loop import TrainingPlan
 from easycore_ray.core.models import build_model
 from easycore_ray.core.names import default_width, is_user_model
+from easycore_ray.data.coreset import Coreset
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.shares import batches_per_epoch
+from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -21,8 +23,8 @@ class Fit:
     """A run, as plain data that can be sent to workers."""
 
     dataset: str
-    sample_ids: np.ndarray | None
-    """Samples to train on, ascending; None for all."""
+    coreset: Coreset | None
+    """The samples to train on, whose ids every worker reads itself; None: the whole training split."""
     num_rows: int
     model: dict[str, Any]
     """Arguments of ``core.models.build_model``."""
@@ -44,6 +46,21 @@ class Fit:
     """Keep the weights of the epoch that does best in validation, if there is a validation split."""
     val_attack_steps: int = 0
     """Steps of the attack on the validation split after each epoch; 0: none."""
+
+    def read_sample_ids(self) -> np.ndarray | None:
+        """Ids of the samples to train on: int64 (num_rows,), ascending; None for the whole training split.
+
+        Raises:
+            EasyCoreError: they are not there any more, damaged, or another coreset's.
+        """
+        if self.coreset is None:
+            return None
+        ids = self.coreset.sample_ids()
+        if len(ids) != self.num_rows:
+            raise EasyCoreError(
+                f"{self.coreset.path} has {len(ids):,} samples, {self.num_rows:,} when the run began; it was replaced"
+            )
+        return ids
 
     @property
     def selected_by(self) -> str:
@@ -82,7 +99,7 @@ def build(arguments: dict[str, Any]) -> nn.Module:
 def make_fit(
     config: TrainConfig | ScoreConfig,
     dataset: Dataset,
-    sample_ids: np.ndarray | None,
+    coreset: Artifact | None,
     *,
     objective: ObjectiveConfig | None = None,
     **details: Any,
@@ -92,18 +109,18 @@ def make_fit(
     Args:
         config: recipe and resources.
         dataset: a finished one.
-        sample_ids: int64 (n,), ascending; the whole training split if None.
+        coreset: whose samples are trained on; the whole training split if None.
         objective: what it trains for; standard training if None.
         details: further fields of ``Fit``.
     """
-    num_rows = dataset.num_rows("train") if sample_ids is None else len(sample_ids)
+    num_rows = dataset.num_rows("train") if coreset is None else coreset.manifest["counts"]["samples"]
     steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
     steps = getattr(config, "steps", None) or config.epochs * steps_per_epoch
     names = ("training", "beta", "eps", "norm", "attack_steps", "attack_step_size")
     fields = {} if objective is None else {name: getattr(objective, name) for name in names}
     return Fit(
         dataset=dataset.path,
-        sample_ids=sample_ids,
+        coreset=None if coreset is None else Coreset(coreset.path, coreset.manifest),
         num_rows=num_rows,
         model=model_arguments(config, dataset),
         plan=make_training_plan(config, total_steps=steps, **fields),

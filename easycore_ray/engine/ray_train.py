@@ -121,7 +121,7 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
     fit: Fit = work["fit"]
     dataset = open_dataset(fit.dataset)
     streams = "streamed" in ways_of_loading(config, dataset, fit.num_rows)
-    datasets = {"train": ray_dataset(dataset, "train", fit.sample_ids)} if streams else None
+    datasets = {"train": ray_dataset(dataset, "train", fit.read_sample_ids())} if streams else None
     filesystem, root = paths.locate(storage)
     resources = {"CPU": demand_of(config, config.num_workers).cpus_per_worker}
     if config.gpus_per_worker:

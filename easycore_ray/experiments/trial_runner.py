@@ -34,12 +34,12 @@ from easycore_ray.storage.artifact import Artifact, Claim
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import working_under
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker
+from easycore_ray.training.plans import open_training
 from easycore_ray.training.train import (
     DivergedError,
     finish_checkpoint,
     keep_last_good,
     make_training_fit,
-    open_training_inputs,
     read_divergence,
     train,
     train_here,
@@ -254,12 +254,12 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     """Train and evaluate in this process, unless an earlier run finished either; resumes from its last epoch."""
     torch.set_num_threads(trial.train.threads)
     device = trial.train.device
-    dataset, parents, sample_ids = open_training_inputs(trial.train)
+    dataset, parents = open_training(trial.train)
     made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
-        fit = make_training_fit(trial.train, dataset, sample_ids)
-        rows = _select_rows(_split_rows(dataset.path, "train"), sample_ids)
+        fit = make_training_fit(trial.train, dataset, parents.get("coreset"))
+        rows = _read_rows(dataset, "train", fit.read_sample_ids())
 
         def on_epoch(entry: dict[str, float]) -> None:
             made.check()
@@ -286,20 +286,18 @@ def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifa
         return made
     started = time.monotonic()
     ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
-    rows = _select_rows(_split_rows(dataset.path, config.split), ids)
+    rows = _read_rows(dataset, config.split, ids)
     outcomes = attack_rows(model, rows, threats_of(config), device=device, made=made)
     return finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
 
 
-@functools.lru_cache(maxsize=4)
-def _split_rows(path: str, split: str) -> Samples:
-    """A split in memory; trials that follow one another in the same process share it."""
-    return read_split(open_dataset(path), split)
+def _read_rows(dataset: Dataset, split: str, sample_ids: np.ndarray | None) -> Samples:
+    """A split, or its samples with these ids, in memory; trials of one process that want the same share them."""
+    ids = None if sample_ids is None else np.ascontiguousarray(sample_ids, np.int64).tobytes()
+    return _cached_rows(dataset.path, split, ids)
 
 
-def _select_rows(rows: Samples, sample_ids: np.ndarray | None) -> Samples:
-    """The rows with these ids."""
-    if sample_ids is None:
-        return rows
-    at = torch.searchsorted(rows.sample_ids, torch.from_numpy(np.array(sample_ids)))
-    return Samples(*(column[at] for column in rows))
+@functools.lru_cache(maxsize=2)
+def _cached_rows(path: str, split: str, sample_ids: bytes | None) -> Samples:
+    """The last training samples and the last evaluated ones."""
+    return read_split(open_dataset(path), split, None if sample_ids is None else np.frombuffer(sample_ids, np.int64))

@@ -18,7 +18,7 @@ import torch
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.score_stability import in_sample, stability
-from easycore_ray.data.coreset import open_run_data, read_sample_ids
+from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
@@ -162,9 +162,8 @@ def score(config: ScoreConfig) -> Artifact:
     """
     started = time.monotonic()
     dataset, parents = open_run_data(config.dataset, config.coreset)
-    sample_ids = read_sample_ids(parents["coreset"]) if "coreset" in parents else None
     out = paths.absolute(config.out)
-    fit = make_scoring_fit(config, dataset, sample_ids)
+    fit = make_scoring_fit(config, dataset, parents.get("coreset"))
     made = claim_run("scoring_run", config, parents)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
@@ -191,15 +190,15 @@ def score(config: ScoreConfig) -> Artifact:
     return artifact
 
 
-def make_scoring_fit(config: ScoreConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+def make_scoring_fit(config: ScoreConfig, dataset: Dataset, coreset: Artifact | None) -> Fit:
     """The training run that scores are taken in.
 
     Args:
         config: of the scoring run.
         dataset: a finished one.
-        sample_ids: int64 (n,), ascending; the whole training split if None.
+        coreset: whose samples are scored; the whole training split if None.
     """
-    return make_fit(config, dataset, sample_ids, record_scores=config.score_pass != "eval")
+    return make_fit(config, dataset, coreset, record_scores=config.score_pass != "eval")
 
 
 def describe_scoring(config: ScoreConfig, dataset: Dataset, path: str, status: str) -> TrackedRun:
@@ -211,7 +210,7 @@ def describe_scoring(config: ScoreConfig, dataset: Dataset, path: str, status: s
 def _train_and_score(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: Tracker) -> State:
     """Train and score on Ray Train."""
     table = paths.join(made.path, "table")
-    samples = scored_samples(dataset, fit.sample_ids)
+    samples = scored_samples(dataset, fit.read_sample_ids())
     write_samples(table, samples)
     recorder = ScoreRecorder(
         table=table,

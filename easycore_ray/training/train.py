@@ -8,12 +8,9 @@ the test set, picks the best epoch; its weights are in ``best.safetensors``, unl
 import time
 from typing import Any
 
-import numpy as np
-
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
-from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
@@ -57,8 +54,8 @@ def train(config: TrainConfig) -> Artifact:
             a diverged run: the message says where the model after its last good epoch is kept.
     """
     started = time.monotonic()
-    dataset, parents, sample_ids = open_training_inputs(config)
-    fit = make_training_fit(config, dataset, sample_ids)
+    dataset, parents = open_training(config)
+    fit = make_training_fit(config, dataset, parents.get("coreset"))
     out = paths.absolute(config.out)
     made = claim_run("checkpoint", config, parents)
     if isinstance(made, Artifact):
@@ -82,28 +79,18 @@ def train(config: TrainConfig) -> Artifact:
     return artifact
 
 
-def open_training_inputs(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact], np.ndarray | None]:
-    """The dataset, the parents by role, and the ids to train on: int64 (n,), ascending, or None for all.
-
-    Raises:
-        EasyCoreError: an input is missing, unfinished or belongs to another dataset.
-    """
-    dataset, parents = open_training(config)
-    return dataset, parents, read_sample_ids(parents["coreset"]) if "coreset" in parents else None
-
-
-def make_training_fit(config: TrainConfig, dataset: Dataset, sample_ids: np.ndarray | None) -> Fit:
+def make_training_fit(config: TrainConfig, dataset: Dataset, coreset: Artifact | None) -> Fit:
     """The run that a configuration describes.
 
     Args:
         config: of the training run.
         dataset: a finished one.
-        sample_ids: int64 (n,), ascending; the whole training split if None.
+        coreset: whose samples are trained on; the whole training split if None.
     """
     return make_fit(
         config,
         dataset,
-        sample_ids,
+        coreset,
         objective=config,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
@@ -115,7 +102,7 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     out = work_folder(paths.absolute(config.out))
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
-    _, parents, _ = open_training_inputs(config)
+    _, parents = open_training(config)
     found = paths.read_json(paths.join(out, DIVERGED))
     return found if found["identity"] == run_identity("checkpoint", config, parents) else None
 

@@ -25,7 +25,6 @@ from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.models import build_model
 from easycore_ray.core.passes import score_epoch, validate
-from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.loader import MemoryLoader
@@ -54,7 +53,6 @@ def main() -> None:
         dataset = open_dataset(options.dataset)
         fraction = options.images / dataset.num_rows("train")
         coreset = select(dataset=dataset.path, method="random", fraction=fraction, out=f"{folder}/coreset")
-        sample_ids = read_sample_ids(coreset)
         store = f"sqlite:///{folder}/mlflow.db"
         shared: dict[str, Any] = dict(
             dataset=dataset.path, coreset=coreset.path, out=f"{folder}/out", model=options.model, width=options.width,
@@ -65,13 +63,13 @@ def main() -> None:
             config, verb, make_fit = ScoreConfig(**shared, score_pass="eval"), score, make_scoring_fit
         else:
             config, verb, make_fit = TrainConfig(**shared, training=options.job), train, make_training_fit
-        fit = make_fit(config, dataset, sample_ids)
+        fit = make_fit(config, dataset, coreset)
         scoring = options.job == "scores"
-        bare = _bare_epochs(fit, dataset, sample_ids, scoring=scoring)
+        bare = _bare_epochs(fit, dataset, scoring=scoring)
         started = time.perf_counter()
         artifact = verb(config)
         wall = time.perf_counter() - started
-        bare += _bare_epochs(fit, dataset, sample_ids, scoring=scoring)
+        bare += _bare_epochs(fit, dataset, scoring=scoring)
         between = _seconds_between_epochs(store, config.experiment)
         kept = sum(path.stat().st_size for path in Path(folder, "out").rglob("*") if path.is_file())
 
@@ -90,10 +88,10 @@ def main() -> None:
           f"files kept {kept / 2**20:.1f} MiB")  # fmt: skip
 
 
-def _bare_epochs(fit: Any, dataset: Any, sample_ids: Any, *, scoring: bool) -> list[float]:
+def _bare_epochs(fit: Any, dataset: Any, *, scoring: bool) -> list[float]:
     """Seconds of epochs 2 to 4 of the same loop without Ray."""
     torch.set_num_threads(fit.threads)
-    rows = read_split(dataset, "train", sample_ids)
+    rows = read_split(dataset, "train", fit.read_sample_ids())
     count = len(rows.labels)
     feed = MemoryLoader(rows, segments=Segments(count, fit.batch_size, count), seed=0)
     held_out = read_split(dataset, "val")

@@ -77,7 +77,7 @@ def record(options: argparse.Namespace) -> None:
         )
         steps = epochs * -(-len(rows.labels) // config.batch_size)
         fit = Fit(
-            dataset=dataset.path, sample_ids=None, num_rows=len(rows.labels), model=model_arguments(config, dataset),
+            dataset=dataset.path, coreset=None, num_rows=len(rows.labels), model=model_arguments(config, dataset),
             plan=make_training_plan(config, total_steps=steps), epochs=epochs,
             batch_size=config.batch_size, segment_images=len(rows.labels), commit_minutes=10.0, cache_gib=8,
             threads=options.threads, record_scores=True,

@@ -143,8 +143,8 @@ def in_process(settings, table, **changes):
     """A one-worker scoring run in this process: its last state, and the norms of each scored epoch by id."""
     config = ScoreConfig(**settings("unused", num_workers=1, **changes))
     dataset = open_dataset(config.dataset)
-    ids = read_sample_ids(open_coreset(config.coreset, dataset))
-    fit = make_scoring_fit(config, dataset, ids)
+    fit = make_scoring_fit(config, dataset, open_coreset(config.coreset, dataset))
+    ids = fit.read_sample_ids()
     recorder = ScoreRecorder(
         table=str(table), lists=str(table), epochs=config.epochs, every=config.score_every,
         score_pass=config.score_pass, initial_pass=config.initial_pass,

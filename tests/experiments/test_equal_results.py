@@ -34,7 +34,8 @@ from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.score import ScoreRecorder, make_scoring_fit
 from easycore_ray.scoring.score_table import fingerprint, id_checksum, read_part_lists
-from easycore_ray.training.train import make_training_fit, open_training_inputs, train_here
+from easycore_ray.training.plans import open_training
+from easycore_ray.training.train import make_training_fit, train_here
 from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
 from tests.config.test_identity import OTHER, SAME
 
@@ -73,8 +74,9 @@ def dataset_ids(dataset):
 
 def run_training(config):
     """Identity and weights."""
-    dataset, parents, sample_ids = open_training_inputs(config)
-    state = train_here(make_training_fit(config, dataset, sample_ids), read_split(dataset, "train", sample_ids))
+    dataset, parents = open_training(config)
+    fit = make_training_fit(config, dataset, parents["coreset"])
+    state = train_here(fit, read_split(dataset, "train", fit.read_sample_ids()))
     return run_identity("checkpoint", config, parents), [tensor.tolist() for tensor in state.model.values()]
 
 
@@ -87,7 +89,7 @@ def run_scoring(config):
         table=f"{config.out}/table", lists=f"{config.out}/lists", epochs=1, every=1, score_pass=config.score_pass,
         initial_pass=True, num_samples=len(sample_ids), checksum=id_checksum(sample_ids),
     )  # fmt: skip
-    state = fit_here(make_scoring_fit(config, dataset, sample_ids), rows, LocalContext(), each)
+    state = fit_here(make_scoring_fit(config, dataset, parents["coreset"]), rows, LocalContext(), each)
     parts = read_part_lists(f"{config.out}/lists", state.carried["part_lists"])
     return run_identity("scoring_run", config, parents), fingerprint(parts)
 
