@@ -4,15 +4,16 @@ Takes names, sizes and times of change; object stores' etags as well, where the 
 one by one. No file is read.
 """
 
-from collections.abc import Sequence
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from easycore_ray.config.stages import PrepareConfig
 from easycore_ray.data.ingest.class_lists import classes_file_beside
-from easycore_ray.data.ingest.listing import list_tree
+from easycore_ray.data.ingest.listing import FILES_SCHEMA, list_tree, to_table
 from easycore_ray.data.ingest.sources import find_files, is_path
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
@@ -31,13 +32,14 @@ SOURCE_SCHEMA = pa.schema({
 
 # Each takes a request of its own: with 32 at a time half a minute of a store's usual answers.
 _MOST_ETAGS = 20_000
+_ROWS_AT_ONCE = 1 << 16
 
 
-def write_source_files(files: Sequence[tuple[str, int, int]], folder: str) -> dict[str, Any]:
+def write_source_files(files: pa.Table, folder: str) -> dict[str, Any]:
     """Write the record of a source beside its dataset.
 
     Args:
-        files: path, size in bytes, time of change in nanoseconds since 1970, as listed before the import.
+        files: as listed before the import (``listing.FILES_SCHEMA``).
         folder: of the dataset.
 
     Returns:
@@ -48,8 +50,16 @@ def write_source_files(files: Sequence[tuple[str, int, int]], folder: str) -> di
     with pa.ipc.new_file(sink, SOURCE_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
     paths.write_bytes(paths.join(folder, SOURCE_FILES), sink.getvalue())
-    digest = content_hash(*("\0".join(map(str, column.to_pylist())) for column in table.columns))
-    return {"files": table.num_rows, "bytes": sum(size for _, size, _ in files), "digest": digest}
+    return {"files": table.num_rows, "bytes": pc.sum(table["size"]).as_py() or 0, "digest": _digest(table)}
+
+
+def _digest(table: pa.Table) -> str:
+    """Hash of all rows, some at a time."""
+    digest = hashlib.sha256()
+    for start in range(0, table.num_rows, _ROWS_AT_ONCE):
+        columns = table.slice(start, _ROWS_AT_ONCE).to_pydict().values()
+        digest.update(content_hash(*("\0".join(map(str, column)) for column in columns)).encode())
+    return digest.hexdigest()
 
 
 def check_unchanged(config: PrepareConfig, dataset: Artifact) -> None:
@@ -78,37 +88,39 @@ def check_unchanged(config: PrepareConfig, dataset: Artifact) -> None:
         )
 
 
-def _files_now(config: PrepareConfig, before: dict[str, Any], *, named: bool) -> list[tuple[str, int, int]]:
-    """What an import would read now."""
-    found: list[tuple[str, int, int]] = []
+def _files_now(config: PrepareConfig, before: dict[str, Any], *, named: bool) -> pa.Table:
+    """What an import would read now, as ``listing.FILES_SCHEMA``."""
+    found = [FILES_SCHEMA.empty_table()]
     lists = [] if config.classes is None else [paths.absolute(config.classes)]
     for place in (config.source, config.test_source):
         if place is None or not is_path(place) or not paths.exists(paths.absolute(place)):
             continue
         tree, files, _ = find_files(paths.absolute(place), config.format)
-        found += [(paths.join(tree.root, file.name), file.size, file.modified) for file in files]
+        found.append(to_table(tree.root, files))
         beside = classes_file_beside(tree.root)
         # One that is new counts where there were no names before.
         if beside is not None and (beside in before or not named):
             lists.append(beside)
     for path in dict.fromkeys(lists):
         if paths.exists(path):
-            [file] = list_tree(path).files
-            found.append((path, file.size, file.modified))
-    return found
+            tree = list_tree(path)
+            found.append(to_table(tree.root, tree.files))
+    return pa.concat_tables(found)
 
 
-def _with_etags(files: Sequence[tuple[str, int, int]]) -> pa.Table:
+def _with_etags(files: pa.Table) -> pa.Table:
     """The files as a table of ``SOURCE_SCHEMA``, sorted by path, each once."""
-    files = sorted(set(files))
+    files = files.take(pc.sort_indices(files, sort_keys=[("path", "ascending")])).combine_chunks()
+    is_first = pa.chunked_array([[True], pc.not_equal(files["path"][1:], files["path"][:-1]).combine_chunks()])
+    files = files.filter(is_first.slice(0, len(files)))
     etags = [""] * len(files)
-    remote = [number for number, (path, _, _) in enumerate(files) if paths.is_remote(path)]
+    remote = [number for number, path in enumerate(files["path"]) if paths.is_remote(path.as_py())]
     if len(remote) <= _MOST_ETAGS:
         with ThreadPoolExecutor(32) as pool:
-            for number, etag in zip(remote, pool.map(_etag, [files[number][0] for number in remote]), strict=True):
+            found = pool.map(_etag, [files["path"][number].as_py() for number in remote])
+            for number, etag in zip(remote, found, strict=True):
                 etags[number] = etag
-    columns = [list(column) for column in zip(*files, strict=True)] or [[], [], []]
-    return pa.table([*columns, etags], schema=SOURCE_SCHEMA)
+    return files.append_column("etag", pa.array(etags, pa.string())).cast(SOURCE_SCHEMA)
 
 
 def _etag(path: str) -> str:

@@ -5,6 +5,7 @@ Takes names of image files, gives the split and class of each. Understood are ``
 What can be read in more than one way is refused, with the readings.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
@@ -46,7 +47,9 @@ def read_image_folders(root: str, names: Sequence[str], *, allow_one_class: bool
     Raises:
         EasyCoreError: an image lies in no class, there is one class only, or there are several readings.
     """
-    folders = [tuple(name.split("/")[:-1]) for name in names]
+    # Files of one folder share its words: a list of a million images is not held twice.
+    split = functools.cache(lambda folder: tuple(folder.split("/")) if folder else ())
+    folders = [split(name.rpartition("/")[0]) for name in names]
     depth = _common_depth(folders)
     tops = {parts[depth] if len(parts) > depth else "" for parts in folders}
     splits = {top for top in tops if split_of_word(top)}

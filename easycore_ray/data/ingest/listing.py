@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -25,6 +28,10 @@ class SourceFile(NamedTuple):
     """Nanoseconds since 1970, by the clock of the disk or store."""
 
 
+# What is recorded of the files of a source: path, bytes, nanoseconds since 1970 as SourceFile has it.
+FILES_SCHEMA = pa.schema({"path": pa.string(), "size": pa.int64(), "modified": pa.int64()})
+
+
 class Listing(NamedTuple):
     """All files below a root, sorted by name; what file managers hide is counted only."""
 
@@ -35,6 +42,17 @@ class Listing(NamedTuple):
     def having(self, suffixes: tuple[str, ...]) -> list[SourceFile]:
         """The files whose names end in one of the suffixes, in any case."""
         return [file for file in self.files if file.name.lower().endswith(suffixes)]
+
+
+def to_table(root: str, files: Sequence[SourceFile]) -> pa.Table:
+    """Files of a listing with their whole paths, as ``FILES_SCHEMA``."""
+    names = pa.array([file.name for file in files], pa.string())
+    columns = [
+        pc.binary_join_element_wise(root.rstrip("/"), names, "/"),
+        [file.size for file in files],
+        [file.modified for file in files],
+    ]
+    return pa.table(columns, schema=FILES_SCHEMA)
 
 
 def list_tree(path: str) -> Listing:

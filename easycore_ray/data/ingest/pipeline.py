@@ -105,6 +105,7 @@ def clear_remains(out: str) -> None:
 
 
 def _import(source: Source, config: PrepareConfig, out: str, staging: str) -> Imported:
+    record = write_source_files(source.files, out) if len(source.files) else None
     staged = _check(source, config, staging)
     rows = staged.rows
     _refuse_bad(staged.bad, len(rows) + len(staged.bad), skip=config.on_bad_sample == "skip")
@@ -139,7 +140,7 @@ def _import(source: Source, config: PrepareConfig, out: str, staging: str) -> Im
         "dropped": dropped,
         "names_from": source.names_from,
         "passed_over": source.passed_over,
-        "source_files": write_source_files(source.files, out) if source.files else None,
+        "source_files": record,
     }
     return Imported(fingerprint, counts, details)
 
@@ -198,7 +199,7 @@ def _check(source: Source, config: PrepareConfig, staging: str) -> StagedSource:
     checking = Checking(source.classes, viewing, config.seed)
     items = ((staging, number, piece, checking) for number, piece in enumerate(pieces))
     sizes, unit = source.sizes()
-    in_flight = _IN_FLIGHT if source.files else _IN_FLIGHT_IN_MEMORY
+    in_flight = _IN_FLIGHT if len(source.files) else _IN_FLIGHT_IN_MEMORY
     found = map_tasks(
         stage_piece, items, label="check", resources=TaskResources(in_flight=in_flight), rows=sizes, unit=unit
     )

@@ -23,6 +23,7 @@ from PIL import Image
 
 from easycore_ray.data import images
 from easycore_ray.data.ingest import archives
+from easycore_ray.data.ingest.listing import FILES_SCHEMA
 from easycore_ray.data.ingest.measuring import DEFAULT_VIEWING, Viewing, measure
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
@@ -300,8 +301,7 @@ class Source:
         num_rows: samples by split, or None if counting them takes reading (tar shards).
         names_from: where the class names come from, for people; "" if there are none.
         passed_over: number of files that are not read, by suffix.
-        files: path, size in bytes and time of change (nanoseconds since 1970) of what is read; empty for sources
-            that have names instead of paths.
+        files: what is read, as ``listing.FILES_SCHEMA``; empty for sources that have names instead of paths.
     """
 
     pieces: dict[Split, list[Piece]]
@@ -309,7 +309,7 @@ class Source:
     num_rows: dict[Split, int] | None
     names_from: str = ""
     passed_over: dict[str, int] = field(default_factory=dict)
-    files: tuple[tuple[str, int, int], ...] = ()
+    files: pa.Table = field(default_factory=FILES_SCHEMA.empty_table)
 
     @property
     def total(self) -> int | None:
@@ -321,7 +321,7 @@ class Source:
         pieces = [piece for split in get_args(Split) for piece in self.pieces.get(split, [])]
         if self.num_rows is not None:
             return [_count_rows(piece) for piece in pieces], "images"
-        known = {path: size for path, size, _ in self.files}
+        known = dict(zip(self.files["path"].to_pylist(), self.files["size"].to_pylist(), strict=True))
         return [max(1, known.get(_path_of(piece), 0) >> 20) for piece in pieces], "MiB"
 
 

@@ -18,7 +18,7 @@ from easycore_ray.data.ingest import builtin_sources
 from easycore_ray.data.ingest.class_lists import classes_file_beside, name_labels, read_classes, rename_classes
 from easycore_ray.data.ingest.columns import SourceColumns, find_columns
 from easycore_ray.data.ingest.folders import read_image_folders, split_of_word, use_val_as_test
-from easycore_ray.data.ingest.listing import Listing, SourceFile, count_by_suffix, list_folders, list_tree
+from easycore_ray.data.ingest.listing import Listing, SourceFile, count_by_suffix, list_folders, list_tree, to_table
 from easycore_ray.data.ingest.readers import IMAGE_SUFFIXES, Files, Piece, RowGroups, Source, Split, Tar
 from easycore_ray.data.ingest.shard_numbers import check_shard_numbers
 from easycore_ray.storage import paths
@@ -113,7 +113,7 @@ def _with_test(source: Source, other: Source, name: str, other_name: str) -> Sou
         names_from=source.names_from or other.names_from,
         pieces={**source.pieces, "test": pieces},
         num_rows={**source.num_rows, "test": other.num_rows[split]} if source.num_rows and other.num_rows else None,
-        files=source.files + other.files,
+        files=pa.concat_tables([source.files, other.files]),
         passed_over={
             suffix: source.passed_over.get(suffix, 0) + other.passed_over.get(suffix, 0)
             for suffix in sorted({*source.passed_over, *other.passed_over})
@@ -136,9 +136,9 @@ def names_place(source: Source, name: str) -> str:
     return source.names_from if source.names_from.startswith(("/", "s3:", "gs:")) else name
 
 
-def _and_file(files: tuple[tuple[str, int, int], ...], path: str) -> tuple[tuple[str, int, int], ...]:
+def _and_file(files: pa.Table, path: str) -> pa.Table:
     found = list_tree(path)
-    return (*files, *((paths.join(found.root, file.name), file.size, file.modified) for file in found.files))
+    return pa.concat_tables([files, to_table(found.root, found.files)])
 
 
 def _list(source: str, options: _Options) -> Source:
@@ -186,9 +186,10 @@ def _list_path(path: str, options: _Options) -> Source:
     beside = None if listed.classes else classes_file_beside(root)
     if beside is not None:
         listed = replace(listed, classes=read_classes(beside), names_from=beside)
-    recorded = tuple((paths.join(root, file.name), file.size, file.modified) for file in files)
-    used = {*names, "classes.json"} if beside == paths.join(root, "classes.json") else set(names)
-    others = [file.name for file in tree.files if file.name not in used]
+    recorded = to_table(root, files)
+    used = {"classes.json"} if beside == paths.join(root, "classes.json") else set()
+    read = _SUFFIXES[layout]
+    others = (file.name for file in tree.files if not (file.name.lower().endswith(read) or file.name in used))
     return replace(
         listed,
         passed_over=count_by_suffix(others, tree.hidden),
