@@ -16,7 +16,7 @@ from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_det
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.scoring import score_table
 from easycore_ray.scoring.reduce import reduce
-from easycore_ray.scoring.score_table import ScorePart
+from easycore_ray.scoring.score_table import ScorePart, write_part_list
 from easycore_ray.storage import artifact
 from easycore_ray.storage.artifact import Artifact, Claim
 
@@ -237,6 +237,10 @@ def make_scoring_run(run: Path | str, dataset: Artifact, labels: Sequence[int], 
     )
 
 
+ATTEMPT = "a" * 12
+"""Name of an attempt."""
+
+
 def commits_of(run: Path | str) -> Path:
     """Where a scoring run keeps its training states."""
     claim = json.loads((Path(run) / "run.json").read_text())
@@ -244,15 +248,21 @@ def commits_of(run: Path | str) -> Path:
 
 
 def write_commits(run: Path | str, parts: Sequence[ScorePart], epoch: int) -> None:
-    """Training states of the last two epochs, registered as Ray Train 2.60 does it, listing the parts so far."""
+    """Training states of the last two epochs, registered as Ray Train 2.60 does it, and lists of the parts so far."""
     names = []
+    lists = [
+        write_part_list(
+            str(commits_of(run)), [part for part in parts if part.epoch == done], epoch=done, attempt=ATTEMPT
+        )
+        for done in sorted({part.epoch for part in parts})
+    ]
     for done in range(max(1, epoch - 1), epoch + 1):
-        names.append(f"epoch-{done:05d}-{'a' * 12}")
+        names.append(f"epoch-{done:05d}-{ATTEMPT}")
         folder = commits_of(run) / names[-1]
         folder.mkdir(parents=True)
-        listed = [part.to_dict() for part in parts if part.epoch <= done]
+        listed = [entry for entry in lists if entry["epoch"] <= done]
         state = {"epoch": done, "step": done, "history": [{"epoch": e, "train_loss": 2.0} for e in range(1, done + 1)]}
-        (folder / "state.json").write_text(json.dumps(state | {"carried": {"parts": listed}}))
+        (folder / "state.json").write_text(json.dumps(state | {"carried": {"part_lists": listed}}))
         for name in ("model.safetensors", "optimizer.safetensors"):
             (folder / name).write_bytes(b"weights")
     results = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]

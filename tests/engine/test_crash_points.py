@@ -38,11 +38,11 @@ def assert_same(case, state, folder, expected):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("score_pass", PASSES)
 def test_wherever_a_run_dies_it_resumes_to_the_same_bits(dataset, tmp_path, score_pass, workers):
-    """Before each third batch, gather and step of a commit: nothing lost, and no more done again than allowed."""
+    """Before every third batch, gather and step of a commit: nothing lost, no more done again than allowed."""
     case = Case(dataset, workers, score_pass=score_pass, initial_pass=True, epochs=2, commit_minutes=2.0)
     whole, state = case.attempt(tmp_path / "whole")
     expected = case.outcome(state, tmp_path / "whole")
-    points = [(rank, event) for rank in range(workers) for event in range(rank, whole.events[rank], 3)]
+    points = [(rank, event) for rank in range(workers) for event in range(rank, whole.events[rank], 3 * workers)]
     reached = set()
     for number, kill in enumerate(points):
         folder = tmp_path / str(number)

@@ -25,7 +25,7 @@ from tests.artifacts import commits_of, edit_manifest, make_image_dataset, make_
 LABELS = [number % 2 for number in range(20)]
 OLD = time.time() - 10 * 86400
 # The states and Ray Train's own files of a run of two epochs.
-NUM_COMMIT_FILES = 2 * 3 + 2
+NUM_COMMIT_FILES = 2 * 3 + 2 + 3
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +194,35 @@ def test_an_interrupted_run_keeps_all_it_can_go_on_from(root, epoch):
     assert all((root / "scores" / "table" / part).exists() for part in after.parts)
 
 
+def test_a_run_within_an_epoch_keeps_the_parts_of_its_segments(root):
+    """Those that its last state names, with that state; earlier ones that were never registered go."""
+    scores = root / "scores"
+    unfinish(scores, epoch=1)
+    commits = commits_of(scores)
+    kept, lost = (f"table/epoch=00002/part-0000{n}-0123-r00000.parquet" for n in (0, 1))
+    state = json.loads((commits / f"epoch-00001-{'a' * 12}" / "state.json").read_text())
+    state["progress"] = {"epoch": 2, "world_size": 1, "segments": 3}
+    state["carried"]["parts"] = [{"path": kept.removeprefix("table/"), "rows": 30}]
+    within = f"epoch-00001-00003-{'a' * 12}"
+    put(scores, kept, lost, f"{commits.relative_to(scores)}/{within}/model.safetensors")
+    for name in (f"epoch-00001-00002-{'b' * 12}", f"epoch-00001-00004-{'b' * 12}"):
+        put(scores, f"{commits.relative_to(scores)}/{name}/model.safetensors")
+    (commits / within / "state.json").write_text(json.dumps(state))
+    record = commits / "checkpoint_manager_snapshot.json"
+    snapshot = json.loads(record.read_text())
+    snapshot["latest_checkpoint_result"] = {"checkpoint_dir_name": within, "metrics": {}}
+    snapshot["checkpoint_results"].append(snapshot["latest_checkpoint_result"])
+    record.write_text(json.dumps(snapshot))
+    age(root)
+
+    before = read_commits(survey(str(scores))[0])
+    assert (before.epoch, before.segments) == (1, 3)
+    overtaken = {f"table/epoch=00002/part-00000-a-r0000{rank}.parquet" for rank in (0, 1)}
+    superseded = f"{commits.relative_to(scores)}/epoch-00001-00002-{'b' * 12}/model.safetensors"
+    assert cleaned(scores) == {lost, superseded} | overtaken
+    assert read_commits(survey(str(scores))[0]) == before
+
+
 def test_a_run_at_work_keeps_what_it_may_be_about_to_commit(root):
     """Recently written: parts of epochs to come stay even if they are old; what a commit has overtaken may go."""
     unfinish(root / "scores", epoch=1)
@@ -216,8 +245,8 @@ def test_young_files_of_an_interrupted_run_are_kept(root, hours, kept):
 
 
 def test_where_it_cannot_be_told_nothing_of_a_run_is_touched(root):
-    """Ray Train's list is gone or unreadable, or a state it names is."""
-    for damage in ("unlink", "text", "state"):
+    """Ray Train's list is gone or unreadable, or a state it names is, or a list of parts."""
+    for damage in ("unlink", "text", "state", "list", "other list"):
         run_folder = copy(root / "scores", root.parent / damage)
         unfinish(run_folder, epoch=2)
         put(run_folder, "table/epoch=00001/part-0123-r00000.parquet")
@@ -226,6 +255,10 @@ def test_where_it_cannot_be_told_nothing_of_a_run_is_touched(root):
             listing.unlink()
         elif damage == "text":
             listing.write_text("{")
+        elif damage == "list":
+            (commits_of(run_folder) / f"parts-00001-{'a' * 12}.json").unlink()
+        elif damage == "other list":
+            (commits_of(run_folder) / f"parts-00001-{'a' * 12}.json").write_text("[]")
         else:
             (commits_of(run_folder) / f"epoch-00002-{'a' * 12}" / "state.json").unlink()
         age(run_folder)

@@ -15,10 +15,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.soak import fuzz, kills, processes, verify
+from tests.soak import fuzz, kills, processes, segments, verify
 
 KINDS: dict[str, Callable[[int], dict]] = {
     "kills": kills.run_case,
+    "kills within epochs": kills.run_case_within_epochs,
+    "kills of segments": segments.run_case,
     "verify": verify.run_case,
     "fuzz": fuzz.run_case,
     **{name: processes.case_of(name) for name in processes.TESTS},

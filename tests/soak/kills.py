@@ -4,6 +4,9 @@ One Ray cluster of a head and two nodes on this machine. Short scoring runs of t
 while one runs, at a random moment, a random victim gets SIGKILL: one training worker, all of them, Ray Train's
 controller, the raylet of a node (another node joins afterwards), or the driver (the same command is then given again).
 Training, reduce and select all lie in the window.
+
+With segments, epochs are made of many, each of which commits: kills of workers and drivers then fall within epochs, and
+may cost a segment each.
 """
 
 import json
@@ -16,6 +19,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,14 +75,18 @@ class Machines:
         return bool(chosen)
 
 
-def fields_of(folder: Path, dataset: str, out: str) -> dict:
-    """Configurations of the two jobs of a run."""
+SEGMENTS = {"segment_images": 192, "commit_minutes": 0.0, "epochs": 3}
+"""Eight segments an epoch."""
+
+
+def fields_of(folder: Path, dataset: str, out: str, **changes) -> dict:
+    """Configurations of the two jobs of a run, with changes to scoring."""
     return {
         "score": dict(
             dataset=dataset, out=f"{folder}/{out}", model="cnn", width=4, epochs=4, batch_size=64, augment="crop",
             crop_pad=1, seed=3, num_workers=2, cpus_per_worker=1, threads_per_worker=1, max_failures=100,
             tracking_uri="none",
-        ),
+        ) | changes,
         "select": dict(scores=f"{folder}/{out}", out=f"{folder}/{out}-coreset", fraction=0.5),
     }  # fmt: skip
 
@@ -91,7 +99,9 @@ def start(fields: dict, address: str) -> subprocess.Popen:
     )
 
 
-def one_run(machines: Machines, fields: dict, kills: int, window: float, rng: random.Random) -> Counter:
+def one_run(
+    machines: Machines, fields: dict, kills: int, window: float, rng: random.Random, victims: Sequence[str] = VICTIMS
+) -> Counter:
     """A run to its end with up to this many kills; what was killed, and how often the command was given."""
     done: Counter = Counter()
     driver = start(fields, machines.cluster.address)
@@ -102,7 +112,7 @@ def one_run(machines: Machines, fields: dict, kills: int, window: float, rng: ra
         while driver.poll() is None and time.monotonic() < moment:
             time.sleep(0.02)
         if driver.poll() is None:
-            victim = rng.choice(VICTIMS)
+            victim = rng.choice(victims)
             done[victim] += machines.kill(victim, driver, rng)
         if ended(driver) and driver.returncode:
             driver = start(fields, machines.cluster.address)
@@ -137,6 +147,7 @@ def results(fields: dict) -> dict:
         doubled += len(ids) - len(np.unique(ids))
     listed = {part.path for part in table.parts}
     written = {f"{path.parent.name}/{path.name}" for path in Path(table.path).glob("epoch=*/*.parquet")}
+    orphaned = {path for path in written - listed if path.endswith("-r00000.parquet")}
     hardness = read_hardness(open_hardness(out))
     coreset = open_artifact(fields["select"]["out"], "coreset")
     return {
@@ -146,19 +157,26 @@ def results(fields: dict) -> dict:
         "rows lost": lost,
         "rows doubled": doubled,
         "orphans": len(written - listed),
-        # An attempt that was killed with parts of an epoch written: that epoch was scored again.
-        "epochs redone": len({path.rsplit("-r", 1)[0] for path in written - listed}),
+        # An attempt that was killed with parts of a segment written: that segment was scored again.
+        "segments redone": Counter(path.rsplit("-r", 1)[0].rsplit("-", 1)[1] for path in orphaned),
     }
 
 
-def run_case(seed: int, kills: int = 4) -> dict:
+def run_case(seed: int, kills: int = 4, victims: Sequence[str] = VICTIMS, **changes) -> dict:
     """An uninterrupted run, then one with up to ``kills`` kills; both must give the same bits.
 
+    Args:
+        seed: of victims and moments.
+        kills: at most.
+        victims: to draw from.
+        changes: fields of the scoring run.
+
     Returns:
-        How often each victim was killed, commands given, orphaned parts, epochs redone.
+        How often each victim was killed, commands given, orphaned parts and segments redone.
 
     Raises:
-        AssertionError: if nothing was killed, a row is lost or doubled, or anything differs.
+        AssertionError: if nothing was killed, a row is lost or doubled, more than a segment was done again after a
+            kill, or anything differs.
     """
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="soak") as name:
@@ -167,12 +185,12 @@ def run_case(seed: int, kills: int = 4) -> dict:
                        cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         machines = Machines()
         try:
-            calm = fields_of(folder, dataset, "calm")
+            calm = fields_of(folder, dataset, "calm", **changes)
             began = time.monotonic()
             assert start(calm, machines.cluster.address).wait() == 0
             window = time.monotonic() - began
-            fields = fields_of(folder, dataset, "killed")
-            counts = one_run(machines, fields, kills, window, rng)
+            fields = fields_of(folder, dataset, "killed", **changes)
+            counts = one_run(machines, fields, kills, window, rng, victims)
             expected, found = results(calm), results(fields)
         finally:
             machines.cluster.shutdown()
@@ -181,4 +199,12 @@ def run_case(seed: int, kills: int = 4) -> dict:
     for key in ("table", "coreset"):
         assert found[key] == expected[key], f"another {key}"
     assert found["hardness"].equals(expected["hardness"]), "another hardness table"
-    return {**counts, "orphans": found["orphans"], "epochs redone": found["epochs redone"]}
+    redone = found["segments redone"]
+    if changes.get("commit_minutes") == 0:
+        assert max(redone.values(), default=0) <= 1, f"an attempt lost more than a segment: {redone}"
+    return {**counts, "orphans": found["orphans"], "segments redone": redone.total()}
+
+
+def run_case_within_epochs(seed: int) -> dict:
+    """Many kills of workers and drivers in a run whose epochs have eight segments; see ``run_case``."""
+    return run_case(seed, kills=8, victims=("worker", "worker", "all workers", "driver"), **SEGMENTS)
