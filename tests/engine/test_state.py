@@ -8,6 +8,7 @@ import torch
 
 from easycore_ray.engine.run_history import check_committed_states, read_committed_history
 from easycore_ray.engine.state import State, load_state, pack_state, save_state, unpack_state
+from easycore_ray.scoring.score_table import ScorePart, read_part_lists, write_part_list
 from easycore_ray.storage.errors import EasyCoreError
 
 FILES = ["best.safetensors", "carried.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
@@ -89,3 +90,37 @@ def test_a_state_in_one_file_that_is_damaged_is_refused(folder, damage):
     assert unpack_state(content, "x.zip").epoch == 2
     with pytest.raises(EasyCoreError, match=r"training state in x\.zip is damaged \(.*pass --overwrite to begin again"):
         unpack_state(damage(content), "x.zip")
+
+
+def test_a_state_grows_by_an_entry_for_each_epoch_whatever_the_number_of_parts(tmp_path):
+    """Parts of whole epochs are in lists beside the states: of a thousand workers as of one."""
+    sizes = {}
+    for workers in (1, 1000):
+        carried = {"part_lists": [], "parts": []}
+        for epoch in (1, 2, 3):
+            parts = [
+                ScorePart(path=f"epoch={epoch:05d}/part-00000-{'a' * 12}-r{rank:05d}.parquet", epoch=epoch, rank=rank,
+                          rows=1281, num_bytes=23_500, first_id=rank, last_id=1_281_000 + rank,
+                          id_checksum=2**63 + rank, sha256="0" * 64)
+                for rank in range(workers)
+            ]  # fmt: skip
+            entry = write_part_list(str(tmp_path), parts, epoch=epoch, attempt="a" * 12)
+            carried["part_lists"].append(entry)
+            assert read_part_lists(str(tmp_path), [entry]) == parts
+        sizes[workers] = len(pack_state(State(3, 30, {}, {}, [{"epoch": 3}], carried)))
+    assert sizes[1000] - sizes[1] < 50
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed", "elsewhere"])
+def test_a_list_of_parts_that_is_not_what_was_written_is_refused(tmp_path, damage):
+    """By its name; a finished table is made of these lists."""
+    entry = write_part_list(str(tmp_path), [], epoch=1, attempt="a" * 12)
+    path = tmp_path / entry["path"]
+    if damage == "gone":
+        path.unlink()
+    elif damage == "changed":
+        path.write_text("[ ]")
+    else:
+        entry["path"] = "../" + entry["path"]
+    with pytest.raises(EasyCoreError, match=r"parts-00001-a+\.json.* (cannot be read|is damaged)"):
+        read_part_lists(str(tmp_path), [entry])
