@@ -1,6 +1,7 @@
 """Small finished artifacts for tests, written with the package's own writers but without images or training."""
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
-from easycore_ray.data import shards
+from easycore_ray.data import shards, views
 from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, shard_path, write_index
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.scoring import score_table
@@ -118,10 +120,20 @@ def edit_manifest(folder: Path | str, **changes: Any) -> None:
 
 
 def make_image_dataset(
-    folder: Path | str, labels: Sequence[int], test_labels: Sequence[int] = (), *, val_labels: Sequence[int] = ()
+    folder: Path | str,
+    labels: Sequence[int],
+    test_labels: Sequence[int] = (),
+    *,
+    val_labels: Sequence[int] = (),
+    encoded: bool = False,
 ) -> Artifact:
-    """A whole dataset: images of 1 × 4 × 4 random pixels, train and test in two shards each, val in one."""
+    """A whole dataset: images of 1 × 4 × 4 random pixels, train and test in two shards each, val in one.
+
+    If encoded, greyscale JPEG files of 12 × 9 pixels, seen at 4 × 4.
+    """
     layout = shards.Layout("raw", (1, 4, 4), None)
+    if encoded:
+        layout = shards.Layout("encoded", (1, 4, 4), 4, "rotate", 5, views.VIEW_VERSION)
     rng = np.random.default_rng(7)
     splits = {
         "train": (labels, 2, rng),
@@ -131,28 +143,24 @@ def make_image_dataset(
     sizes: dict[str, list[int]] = {}
     tables = []
     for split, (truth, num_shards, draws) in splits.items():
-        count = len(truth)
-        images = draws.integers(0, 256, (count, 16), np.uint8)
-        shard, row = np.arange(count) % num_shards, np.arange(count) // num_shards
-        sizes[split] = []
-        for number in range(num_shards if count else 0):
-            mine = np.flatnonzero(shard == number)
-            columns = {
-                "sample_id": pa.array(mine, pa.int64()),
-                "label": pa.array(np.asarray(truth)[mine], pa.int32()),
-                "image": pa.array([images[at].tobytes() for at in mine], pa.binary(16)),
-            }
-            path = f"{folder}/{shard_path(split, number)}"
-            sizes[split].append(shards.write_rows(path, layout, pa.table(columns)))
+        images = [image.tobytes() for image in draws.integers(0, 256, (len(truth), 16), np.uint8)]
+        if encoded:
+            images = [_jpeg(draws.integers(0, 256, (9, 12), np.uint8)) for _ in images]
+        sizes[split] = [
+            _write_shard(
+                f"{folder}/{shard_path(split, number)}", layout, images, truth, slice(number, None, num_shards)
+            )
+            for number in range(num_shards if images else 0)
+        ]
         columns = {
-            "split": [split] * count,
-            "sample_id": range(count),
+            "split": [split] * len(truth),
+            "sample_id": range(len(truth)),
             "key": [f"class {label}/{number}.png" for number, label in enumerate(truth)],
             "label": truth,
-            "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
-            "input_norm": np.linalg.norm(images / 255, axis=1),
-            "shard": shard,
-            "row": row,
+            "sha256": [hashlib.sha256(image).hexdigest() for image in images],
+            "input_norm": [_norm(image, layout) for image in images],
+            "shard": [number % num_shards for number in range(len(truth))],
+            "row": [number // num_shards for number in range(len(truth))],
         }
         tables.append(pa.table(columns, schema=INDEX_SCHEMA))
     index = pa.concat_tables(tables)
@@ -166,13 +174,33 @@ def make_image_dataset(
         counts={"train": len(labels), "val": len(val_labels), "test": len(test_labels)},
         wall_seconds=1.5,
         classes=classes,
-        storage="raw",
-        image_shape=[1, 4, 4],
-        image_size=None,
+        **layout._asdict(),
         mean=[0.5],
         std=[0.25],
         shards=shard_details(index, sizes, len(classes)),
     )
+
+
+def _write_shard(path: str, layout: shards.Layout, images: list[bytes], labels: Sequence[int], mine: slice) -> int:
+    columns = {
+        "sample_id": pa.array(range(len(images))[mine], pa.int64()),
+        "label": pa.array(labels[mine], pa.int32()),
+        "image": pa.array(images[mine], layout.schema.field("image").type),
+    }
+    return shards.write_rows(path, layout, pa.table(columns))
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _norm(image: bytes, layout: shards.Layout) -> float:
+    pixels = np.frombuffer(image, np.uint8)
+    if layout.storage == "encoded":
+        pixels = views.center_view(image, layout.image_size, layout.resize_size)
+    return float(np.linalg.norm(pixels.reshape(-1) / 255))
 
 
 def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact:

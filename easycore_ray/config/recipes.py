@@ -69,8 +69,11 @@ class RecipeConfig(Checked):
     """Shares of the steps, each in (0, 1) and rising, at which multistep drops; other schedules ignore them."""
     warmup_fraction: PartialShare = setting(default=0.1, identity=True, group="training")
     """Share of the steps in which the learning rate rises linearly from 0."""
-    augment: Literal["none", "crop", "crop-flip"] = setting(default="crop-flip", identity=True, group="training")
-    """Training views: zero-padded random crop, and horizontal flip."""
+    augment: Literal["none", "crop", "crop-flip", "imagenet"] = setting(
+        default="crop-flip", identity=True, group="training"
+    )
+    """Training views: zero-padded random crop, and horizontal flip; imagenet: a random part, resized, and flip. Views
+    for imagenet are made where images are decoded, so images are streamed even if they would fit in memory."""
     crop_pad: Natural = setting(default=4, identity=True, group="training")
     """Pixels of zero padding for the random crop."""
     precision: Literal["fp32", "bf16"] = setting(default="fp32", identity=True, group="training")

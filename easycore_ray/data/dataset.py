@@ -1,7 +1,7 @@
 """Datasets: images in shards, with an id for every sample.
 
 ``prepare`` imports a source once. From then on everything reads the dataset and names samples by ``sample_id``: in one
-process with ``samples.read_split``, or streamed by Ray Data with ``samples.ray_dataset``. Ids are dense over each split
+process with ``samples.read_split``, or streamed by Ray Data with ``stream.stream_rows``. Ids are dense over each split
 in source order while rows lie in shards in a seeded random order, so that ids mean something and any block of a shard
 is a fair mixture.
 """

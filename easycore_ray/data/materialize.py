@@ -70,10 +70,8 @@ def materialize(
         parents={"dataset": dataset, **(parents or {})},
         counts={**parent["counts"], "train": len(train)},
         wall_seconds=time.monotonic() - started,
-        **{key: parent[key] for key in ("classes", "storage", "image_shape", "image_size", "mean", "std")},
-        exif=dataset.layout.exif,
-        resize_size=dataset.layout.resize_size,
-        view=dataset.layout.view,
+        **dataset.layout._asdict(),
+        **{key: parent[key] for key in ("classes", "mean", "std")},
         shards=shard_details(index, {"train": sizes, **others}, dataset.num_classes),
         skipped=[],
     )

@@ -77,7 +77,7 @@ def write_rows(path: str, layout: Layout, table: pa.Table, order: NDArray[np.int
         Size of the file in bytes.
     """
     count = len(table) if order is None else len(order)
-    group_rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES * len(table) // max(table.nbytes, 1)))
+    group_rows = rows_per_group(len(table), table.nbytes)
     with paths.staged(path) as local:
         # Pixels and JPEGs hardly compress, and statistics of images serve no one.
         with pq.ParquetWriter(
@@ -90,6 +90,11 @@ def write_rows(path: str, layout: Layout, table: pa.Table, order: NDArray[np.int
                 part = part.set_column(2, "image", _stored_images(part["image"], layout)).cast(layout.schema)
                 writer.write_table(part.cast(layout.file_schema), row_group_size=group_rows)
         return Path(local).stat().st_size
+
+
+def rows_per_group(num_rows: int, num_bytes: int) -> int:
+    """Rows of a row group of a shard of so many rows and bytes."""
+    return max(1, min(_GROUP_ROWS, _GROUP_BYTES * num_rows // max(num_bytes, 1)))
 
 
 def _stored_images(column: pa.ChunkedArray, layout: Layout) -> pa.ChunkedArray:
@@ -147,16 +152,6 @@ def copy_rows(path: str, layout: Layout, sources: Sequence[tuple[str, NDArray[np
         Size of the file in bytes.
     """
     return write_rows(path, layout, pa.concat_tables([read_rows(*source) for source in sources]))
-
-
-def read_tasks(tasks: pa.Table) -> pa.Table:
-    """Rows of shards for ``ray.data``: sample_id int64, label int32, image binary.
-
-    Args:
-        tasks: ``path`` of a shard and ``rows``, its row positions as int32 bytes.
-    """
-    tables = [read_rows(task["path"], np.frombuffer(task["rows"], np.int32)) for task in tasks.to_pylist()]
-    return pa.concat_tables(tables)
 
 
 def pixels(

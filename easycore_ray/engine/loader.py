@@ -1,33 +1,36 @@
 """The data loader of a training worker: its share of the rows, shuffled for training and in order for scoring.
 
-Every row reaches exactly one worker in every epoch, and every worker has the same number of batches,
-none of them empty. Ray Train splits a dataset into equal shares and drops the rest (up to
-world_size − 1 rows, others each epoch), so padding rows with ``sample_id = −1`` complete it and leave
-here, before any model sees them. A share that fits in memory is read once, by its worker, and kept; a
-larger one is streamed from Ray Data twice an epoch.
+Every row reaches exactly one worker in every epoch, and every worker has the same number of batches, none of them
+empty. A share that fits in memory is read once, by its worker, and kept; a larger one is streamed, read and decoded
+ahead by tasks of Ray Data. Which rows are in which batch is arithmetic in both cases, the same after any restart.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import ray.data
-import ray.train
 import torch
+from numpy.typing import NDArray
 
-from easycore_ray.core.seeding import derive_seed, generator
+from easycore_ray.core.seeding import generator, numpy_rng
 from easycore_ray.data.dataset import Dataset, open_dataset
-from easycore_ray.data.samples import Samples, block_of_split, read_split, table_to_samples
+from easycore_ray.data.samples import Samples, block_of_split, read_split
+from easycore_ray.data.stream import Augmentation, StoredRows, StreamedRows, place_rows, stream_rows
+from easycore_ray.data.stream_order import cut_blocks, permute_blocks, shuffle_batches, size_buffer
 from easycore_ray.engine.plan import Fit
-from easycore_ray.engine.run_identity import fits_cache
+from easycore_ray.engine.run_identity import keeps_rows
 from easycore_ray.engine.segments import Segments
-from easycore_ray.engine.shares import Share, _padding
+from easycore_ray.engine.shares import Share
 
 # Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
 SCORE_BATCH = 256
-PAD_ID = -1
+# Batches made ready while the worker computes.
+_BATCHES_AHEAD = 2
+_STOP_SECONDS = 0.2
 
 
 class Loader(Protocol):
@@ -66,11 +69,13 @@ class MemoryLoader:
     """
 
     def __init__(self, rows: Samples, *, segments: Segments, seed: int, rank: int = 0) -> None:
-        # In id order, so that a share is the same however it was delivered.
-        order = torch.argsort(rows.sample_ids)
-        self._rows = Samples(*(column[order] for column in rows))
+        # In id order, so that a share is the same however it was delivered; not copied if it is already.
+        if not bool((rows.sample_ids[1:] > rows.sample_ids[:-1]).all()):
+            order = torch.argsort(rows.sample_ids)
+            rows = Samples(*(column[order] for column in rows))
+        self._rows = rows
         self.segments, self._seed, self._rank = segments, seed, rank
-        assert len(order) == segments.rows_of_worker(rank)
+        assert len(rows.sample_ids) == segments.rows_of_worker(rank)
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
@@ -92,114 +97,247 @@ class MemoryLoader:
 
 
 class StreamLoader:
-    """Rows streamed from this worker's share of a Ray dataset, padding included; its epochs have one segment."""
+    """Rows streamed from their shards, decoded by Ray Data and shuffled here.
+
+    A pass goes on in the background from segment to segment, so that the first batches of the next are ready when the
+    work between two is done.
+
+    Args:
+        rows: the worker's, in stored order.
+        dataset: they belong to.
+        segments: of an epoch.
+        seed: of order and augmentation.
+        rank: of the worker.
+        augment: draw the views of training batches while images are decoded.
+        pin: put batches in memory from which a GPU fetches by itself.
+    """
 
     def __init__(
-        self, shard: ray.data.DataIterator, dataset: Dataset, share: Share, *, segments: Segments, seed: int
+        self,
+        rows: StoredRows,
+        dataset: Dataset,
+        *,
+        segments: Segments,
+        seed: int,
+        rank: int = 0,
+        augment: bool = False,
+        pin: bool = False,
     ) -> None:
-        self._shard, self._dataset, self._share = shard, dataset, share
-        self.segments, self._seed = segments, seed
-        self._batch_rows = math.ceil(share.size / segments.num_batches)
+        self.segments = segments
+        self._source = _Source(rows, dataset, segments, seed, rank, augment, pin)
+        self._ahead: _Ahead | None = None
+        self._next: tuple[int, int] | None = None
+        assert len(rows.row) == segments.rows_of_worker(rank)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory of the shuffle buffer."""
+        return self._source.buffer_bytes
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
         return len(self.segments.batches(segment))
 
     def shuffled(self, epoch: int, segment: int) -> Iterator[Samples]:
-        """See ``Loader``; shuffles within a buffer, as rows were placed in shards at random."""
-        assert segment == 0
-        tables = self._shard.iter_batches(
-            batch_format="pyarrow",
-            batch_size=self._batch_rows,
-            # Smaller buffers give short batches mid-stream.
-            local_shuffle_buffer_size=max(4096, 2 * self._batch_rows),
-            local_shuffle_seed=derive_seed("order", self._seed, epoch, self._share.rank) % 2**31,
-        )
-        share = self._share
-        batches = rebatch(tables, share=share.size, padding=share.padding, num_batches=self.segments.num_batches)
-        for table in batches:
-            yield table_to_samples(table, self._dataset)
+        """See ``Loader``."""
+        yield from self._segment(epoch, segment, self.num_batches(segment))
 
     def ordered(self, segment: int) -> Iterator[Samples]:
         """See ``Loader``."""
-        assert segment == 0
-        for table in self._shard.iter_batches(batch_format="pyarrow", batch_size=SCORE_BATCH):
-            real = drop_padding(table)
-            if real.num_rows:
-                yield table_to_samples(real, self._dataset)
+        rows = len(self.segments.rows(segment, self._source.rank))
+        yield from self._segment(_SCORING, segment, -(-rows // SCORE_BATCH))
+
+    def _segment(self, epoch: int, segment: int, count: int) -> Iterator[Samples]:
+        """The batches of a segment, from the pass under way if it has come to it."""
+        if self._ahead is None or self._next != (epoch, segment):
+            self.close()
+            self._ahead = _Ahead(self._source.batches(epoch, segment), _BATCHES_AHEAD)
+        self._next, done = None, False
+        try:
+            yield from islice(self._ahead, count)
+            done = True
+        finally:
+            self._next = (epoch, segment + 1)
+            if not done or segment + 1 == self.segments.count:
+                self.close()
+
+    def close(self) -> None:
+        """Stop what is under way."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = self._next = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
-def drop_padding(table: pa.Table) -> pa.Table:
-    """The rows that are samples: those with a ``sample_id`` other than −1."""
-    real = table["sample_id"].to_numpy() != PAD_ID
-    return table if real.all() else table.filter(pa.array(real))
+_SCORING = 0
+"""In the place of an epoch: the scoring pass, in stored order."""
 
 
-def rebatch(tables: Iterable[pa.Table], *, share: int, padding: int, num_batches: int) -> Iterator[pa.Table]:
-    """Cut a share into exactly ``num_batches`` batches of real rows, none of them empty.
+class _Source:
+    """Makes the batches of a pass; see ``StreamLoader``."""
+
+    def __init__(
+        self, rows: StoredRows, dataset: Dataset, segments: Segments, seed: int, rank: int, augment: bool, pin: bool
+    ) -> None:
+        self.rank = rank
+        self._rows, self._layout, self._segments, self._seed = rows, dataset.layout, segments, seed
+        self._augment, self._pin = augment, pin
+        self._blocks = cut_blocks(rows.shard, rows.row, rows.group_rows)
+        block_rows = len(rows.row) / max(len(self._blocks) - 1, 1)
+        self._buffer = size_buffer(segments.num_rows, block_rows, segments.world_size)
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self._most_rows * self._layout.image_bytes
+
+    @property
+    def _most_rows(self) -> int:
+        """Rows of the shuffle buffer: it never holds less than two batches, nor more than a segment."""
+        sizes = self._segments.batch_sizes(0, self.rank)
+        return min(max(self._buffer.full, self._buffer.start, 2 * max(sizes)), sum(sizes))
+
+    def batches(self, epoch: int, segment: int) -> Iterator[Samples]:
+        """Batches of the segments that are left of a pass, from this one on."""
+        training = epoch != _SCORING
+        order = permute_blocks(self._blocks, self._seed, epoch, self.rank) if training else np.arange(self._blocks[-1])
+        left = range(segment, self._segments.count)
+        places = [self._segments.rows(number, self.rank) for number in left]
+        stream = _Pieces(
+            stream_rows(
+                self._rows,
+                order[places[0].start : places[-1].stop],
+                self._layout,
+                augmentation=Augmentation(self._seed, epoch) if training and self._augment else None,
+                streams=self._segments.world_size,
+            )
+        )
+        pool = _Pool(self._layout.image_shape, self._most_rows if training else SCORE_BATCH)
+        for number, segment_rows in zip(left, places, strict=True):
+            plan = self._shuffled(epoch, number) if training else _in_order(len(segment_rows))
+            pool.start(len(segment_rows))
+            for entered, leaving in plan:
+                while pool.entered < entered:
+                    pool.enter(stream.take(entered - pool.entered))
+                yield pool.leave(leaving, self._pin)
+
+    def _shuffled(self, epoch: int, segment: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        rng = numpy_rng("buffer", self._seed, epoch, segment, self.rank)
+        return shuffle_batches(self._segments.batch_sizes(segment, self.rank), self._buffer, rng)
+
+
+def _in_order(count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    for start in range(0, count, SCORE_BATCH):
+        stop = min(start + SCORE_BATCH, count)
+        yield stop, np.arange(start, stop)
+
+
+class _Pieces:
+    """Rows of a stream, handed out in pieces of at most some size."""
+
+    def __init__(self, stream: Iterator[StreamedRows]) -> None:
+        self._stream = stream
+        self._held: StreamedRows | None = None
+
+    def take(self, most: int) -> StreamedRows:
+        """The next rows, at least one and at most so many."""
+        rows = next(self._stream) if self._held is None else self._held
+        self._held = _part(rows, slice(most, None)) if len(rows.labels) > most else None
+        return _part(rows, slice(most))
+
+
+def _part(rows: StreamedRows, span: slice) -> StreamedRows:
+    return StreamedRows(rows.sample_ids[span], rows.images[span], rows.labels[span])
+
+
+class _Pool:
+    """The shuffle buffer: rows of a segment enter in order and leave by their positions in it.
 
     Args:
-        tables: the share in pieces of any size.
-        share: rows of the share, padding included.
-        padding: most padding rows that may be among them, wherever they lie; at least ``num_batches``
-            rows of the share are real.
-        num_batches: batches wanted.
-
-    Yields:
-        The share cut evenly. The last few batches, more of them the more padding there may be, wait for
-        the end and divide what is left, so that none has fewer than half the rows of the others.
-    """
-    number = np.arange(1, num_batches + 1)
-    ends = number * share // num_batches
-    fewest = min((share - padding) // num_batches, (share // num_batches + 1) // 2)
-    early = np.count_nonzero(share - padding - ends >= (num_batches - number) * fewest)
-    sizes = np.diff(ends, prepend=0)[: min(early, num_batches - 1)].tolist()
-    held: list[pa.Table] = []
-    sent = 0
-    for table in tables:
-        held.append(drop_padding(table))
-        while sent < len(sizes) and sum(part.num_rows for part in held) >= sizes[sent]:
-            whole = pa.concat_tables(held)
-            yield whole.slice(0, sizes[sent])
-            held, sent = [whole.slice(sizes[sent])], sent + 1
-    if not held:
-        return
-    rest = pa.concat_tables(held)
-    for at in np.array_split(np.arange(rest.num_rows), num_batches - sent):
-        yield rest.slice(int(at[0]), len(at)) if len(at) else rest.slice(0, 0)
-
-
-class ExactDataConfig(ray.train.DataConfig):
-    """Splits a dataset over the workers without losing or doubling a row, in the same order every time.
-
-    It sees the world size at every (re)start of the worker group, so it holds for elastic runs too.
+        image_shape: (channels, height, width).
+        capacity: rows that it holds at most.
     """
 
-    def __init__(self, num_rows: int, schema: pa.Schema) -> None:
-        options = ray.data.ExecutionOptions(preserve_order=True)
-        super().__init__(datasets_to_split="all", execution_options=options)
-        self._num_rows, self._schema = num_rows, schema
+    def __init__(self, image_shape: tuple[int, int, int], capacity: int) -> None:
+        self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8)
+        self._free = np.arange(capacity)
+        """Places of rows; the first ``_num_free`` are free."""
+        self._num_free = capacity
 
-    def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        """Complete each dataset to a multiple of the world size, then split it equally."""
-        padding = _padding(self._num_rows, world_size)
-        if padding:
-            pad = ray.data.from_blocks([padding_rows(self._schema, padding)])
-            datasets = {name: dataset.union(pad) for name, dataset in datasets.items()}
-        return super().configure(datasets, world_size, *args, **kwargs)
+    def start(self, num_rows: int) -> None:
+        """Begin a segment of so many rows; those of the last one have left."""
+        self.entered = 0
+        self._place, self._ids, self._labels = (np.empty(num_rows, np.int64) for _ in range(3))
+
+    def enter(self, rows: StreamedRows) -> None:
+        """Keep the next rows of the segment."""
+        count = len(rows.labels)
+        self._num_free -= count
+        places = self._free[self._num_free : self._num_free + count].copy()
+        span = slice(self.entered, self.entered + count)
+        self._place[span], self._ids[span], self._labels[span] = places, rows.sample_ids, rows.labels
+        self._images.numpy()[places] = rows.images
+        self.entered += count
+
+    def leave(self, positions: NDArray[np.int64], pin: bool) -> Samples:
+        """The rows at these positions of the segment, int64 (B,), in memory of their own."""
+        places = self._place[positions]
+        images = torch.empty((len(places), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pin)
+        torch.index_select(self._images, 0, torch.from_numpy(places), out=images)
+        self._free[self._num_free : self._num_free + len(places)] = places
+        self._num_free += len(places)
+        return Samples(torch.from_numpy(self._ids[positions]), images, torch.from_numpy(self._labels[positions]))
 
 
-def padding_rows(schema: pa.Schema, count: int) -> pa.Table:
-    """Rows that only make shares equal: ``sample_id`` −1 (int64), label 0, a black image.
+class _Ahead:
+    """Iterates over what a thread makes ready meanwhile.
 
     Args:
-        schema: of the dataset's rows.
-        count: number of rows, at least 0.
+        items: iterated in the thread; what it raises is raised here.
+        depth: items that are ready at most.
     """
-    image = schema.field("image").type
-    content = bytes(image.byte_width) if pa.types.is_fixed_size_binary(image) else b""
-    columns = {"sample_id": [PAD_ID] * count, "label": [0] * count, "image": [content] * count}
-    return pa.table(columns, schema=schema)
+
+    def __init__(self, items: Iterator[Samples], depth: int) -> None:
+        self._ready: queue.Queue[Any] = queue.Queue(depth)
+        self._stop = threading.Event()
+        threading.Thread(target=_fill, args=(items, self._ready, self._stop), daemon=True).start()
+
+    def __iter__(self) -> Iterator[Samples]:
+        return self
+
+    def __next__(self) -> Samples:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Let the thread end, without waiting for it."""
+        self._stop.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+
+
+def _fill(items: Iterator[Samples], ready: queue.Queue[Any], stop: threading.Event) -> None:
+    """Put items, and last what ended them, where ``_Ahead`` takes them from."""
+    try:
+        for item in items:
+            _put(ready, item, stop)
+            if stop.is_set():
+                return
+        end: BaseException = StopIteration()
+    except BaseException as error:
+        end = error
+    _put(ready, end, stop)
+
+
+def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
+    while not stop.is_set():
+        with contextlib.suppress(queue.Full):
+            ready.put(item, timeout=_STOP_SECONDS)
+            return
 
 
 def open_loader(fit: Fit, share: Share) -> Loader:
@@ -208,9 +346,17 @@ def open_loader(fit: Fit, share: Share) -> Loader:
     A share that is kept is read from the shards themselves, so that Ray Data has nothing to start.
     """
     dataset, seed = open_dataset(fit.dataset), fit.plan.seed
-    if not fits_cache(share, dataset, fit.cache_gib):
-        whole = Segments(share.num_rows, fit.batch_size, share.num_rows, share.world_size)
-        return StreamLoader(ray.train.get_dataset_shard("train"), dataset, share, segments=whole, seed=seed)
     segments = Segments(share.num_rows, fit.batch_size, fit.segment_images, share.world_size)
-    ids = block_of_split(dataset, "train", fit.read_sample_ids(), share.rank, share.world_size)
-    return MemoryLoader(read_split(dataset, "train", ids), segments=segments, seed=seed, rank=share.rank)
+    own = (dataset, "train", fit.read_sample_ids(), share.rank, share.world_size)
+    if keeps_rows(share, dataset, fit.cache_gib, fit.plan.augment):
+        rows = read_split(dataset, "train", block_of_split(*own))
+        return MemoryLoader(rows, segments=segments, seed=seed, rank=share.rank)
+    return StreamLoader(
+        place_rows(*own),
+        dataset,
+        segments=segments,
+        seed=seed,
+        rank=share.rank,
+        augment=fit.plan.augment == "imagenet",
+        pin=torch.cuda.is_available(),
+    )

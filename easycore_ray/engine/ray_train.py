@@ -8,13 +8,13 @@ from typing import Any
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.data.dataset import open_dataset
-from easycore_ray.data.samples import ray_dataset
+from easycore_ray.data.stream import takes_cpus
 from easycore_ray.engine.failures import describe_error, first_failure
-from easycore_ray.engine.loader import ExactDataConfig, open_loader
+from easycore_ray.engine.loader import open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import Recorder, run_epochs
 from easycore_ray.engine.run_history import check_committed_states, train_run_name
-from easycore_ray.engine.run_identity import ways_of_loading
+from easycore_ray.engine.run_identity import keeps_rows
 from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import WHOLE_EPOCHS, RayContext, read_checkpoint
@@ -114,16 +114,14 @@ def fit_tracked(
 
 
 def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, name: str) -> Callable[[], Any]:
-    """Makes the ``TorchTrainer`` of a run: anew for each attempt, on one Ray dataset."""
+    """Makes the ``TorchTrainer`` of a run: anew for each attempt."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     fit: Fit = work["fit"]
-    dataset = open_dataset(fit.dataset)
-    streams = "streamed" in ways_of_loading(config, dataset, fit.num_rows)
-    datasets = {"train": ray_dataset(dataset, "train", fit.read_sample_ids())} if streams else None
     filesystem, root = paths.locate(storage)
-    resources = {"CPU": demand_of(config, config.num_workers).cpus_per_worker}
+    decodes = _decodes(fit, config)
+    resources = {"CPU": demand_of(config, config.num_workers, decodes=decodes).cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
 
@@ -137,8 +135,6 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
                 use_gpu=config.gpus_per_worker > 0,
                 resources_per_worker=resources,
             ),
-            datasets=datasets,
-            dataset_config=ExactDataConfig(fit.num_rows, dataset.shard_schema),
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=root,
@@ -199,20 +195,35 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
     with giving_back(made):
         check_share(fit.num_rows, fit.batch_size, range(config.min_workers, config.max_workers + 1))
         cluster.connect()
-        demand = demand_of(config, config.num_workers)
+        demand = demand_of(config, config.num_workers, decodes=_decodes(fit, config))
         cluster.preflight(demand)
     idle = int(demand.cpus_per_worker)
     if config.threads < idle and not config.gpus_per_worker and config.threads_per_worker is None:
         say(f"each worker has {idle} CPUs and uses one of them; --threads-per-worker {idle} uses all, as another run")
 
 
-def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int]) -> cluster.Demand:
-    """What a distributed run must at least be given."""
+def _decodes(fit: Fit, config: ComputeConfig) -> bool:
+    """Whether tasks beside the workers decode images while they train, with any number of workers it may have."""
+    dataset, augment = open_dataset(fit.dataset), fit.plan.augment
+    shares = [Share(fit.num_rows, count, rank=0) for count in range(config.min_workers, config.max_workers + 1)]
+    streams = not all(keeps_rows(share, dataset, fit.cache_gib, augment) for share in shares)
+    return streams and takes_cpus(dataset.layout, augment == "imagenet")
+
+
+def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int], *, decodes: bool = False) -> cluster.Demand:
+    """What a distributed run must at least be given.
+
+    Args:
+        config: resources of a worker.
+        num_workers: or fewest and most.
+        decodes: whether images are decoded beside the workers.
+    """
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
     return cluster.Demand(
         num_workers=least,
-        cpus_per_worker=cluster.cpus_per_worker(most, config.cpus_per_worker, config.gpus_per_worker),
+        cpus_per_worker=cluster.cpus_per_worker(most, config.cpus_per_worker, config.gpus_per_worker, decodes=decodes),
         gpus_per_worker=config.gpus_per_worker,
+        decodes=decodes,
     )
 
 

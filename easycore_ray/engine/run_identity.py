@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from easycore_ray.config.base import ComputeConfig
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.data.coreset import count_run_rows
@@ -12,7 +11,7 @@ from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.storage.artifact import Artifact, Claim
 
 
-def ways_of_loading(config: ComputeConfig, dataset: Dataset, num_rows: int) -> list[str]:
+def ways_of_loading(config: TrainConfig | ScoreConfig, dataset: Dataset, num_rows: int) -> list[str]:
     """``cached`` or ``streamed`` for each number of workers the run may have, fewest first.
 
     Args:
@@ -21,12 +20,16 @@ def ways_of_loading(config: ComputeConfig, dataset: Dataset, num_rows: int) -> l
         num_rows: samples of an epoch.
     """
     shares = [Share(num_rows, count, rank=0) for count in range(config.min_workers, config.max_workers + 1)]
-    return ["cached" if fits_cache(share, dataset, config.cache_gib) else "streamed" for share in shares]
+    kept = [keeps_rows(share, dataset, config.cache_gib, config.augment) for share in shares]
+    return ["cached" if keeps else "streamed" for keeps in kept]
 
 
-def fits_cache(share: Share, dataset: Dataset, cache_gib: float) -> bool:
-    """Whether a worker keeps its rows: they take at most ``cache_gib`` GiB of uint8 pixels."""
-    return share.size * image_bytes_per_row(dataset) <= cache_gib * 2**30
+def keeps_rows(share: Share, dataset: Dataset, cache_gib: float, augment: str) -> bool:
+    """Whether a worker keeps its rows: they take at most ``cache_gib`` GiB of uint8 pixels.
+
+    Views for ``imagenet`` are parts of the stored images, drawn anew each epoch, so there is nothing to keep.
+    """
+    return augment != "imagenet" and share.size * image_bytes_per_row(dataset) <= cache_gib * 2**30
 
 
 def run_identity(kind: str, config: TrainConfig | ScoreConfig, parents: Mapping[str, Artifact]) -> str:

@@ -33,9 +33,12 @@ _ANSWER_SECONDS = 10.0
 # What the files of a Ray that has just started take up, about; with less it waits for itself for half a minute.
 _START_BYTES = 1 << 20
 
-# CPUs left to reading by default. Reading reserves none of its own (see ``samples.ray_dataset``), so
-# workers may also be given every CPU.
+# CPUs left to reading by default. Reading reserves none of its own (see ``data.stream``), so workers may also be given
+# every CPU; decoding reserves one for each task.
 _DATA_CPUS = 1.0
+# Where images are decoded: CPUs of a worker that computes on a GPU, and what others leave.
+_CPUS_BESIDE_GPU = 2
+_DECODING_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Demand:
     num_workers: int
     cpus_per_worker: float
     gpus_per_worker: float = 0.0
+    decodes: bool = False
+    """Whether images are decoded beside the workers, which takes one more CPU at least."""
 
 
 def connect() -> None:
@@ -153,15 +158,21 @@ def node_shapes() -> list[dict[str, float]]:
     return possible + [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def cpus_per_worker(num_workers: int, requested: float | None, gpus_per_worker: float = 0.0) -> float:
+def cpus_per_worker(
+    num_workers: int, requested: float | None, gpus_per_worker: float = 0.0, *, decodes: bool = False
+) -> float:
     """CPUs to reserve for each training worker: as requested, or an equal share beside Ray Data's.
 
+    Ray Data's is one CPU; where it decodes images, a quarter of them, or all but two for each worker with a GPU.
     Whole numbers where the share is 1 or more, fractions of a CPU on small machines.
     """
     if requested is not None:
         return requested
     ever, _ = capacity()
-    share = (ever.get("CPU", 1.0) - _DATA_CPUS) / num_workers
+    cpus, kept = ever.get("CPU", 1.0), _DATA_CPUS
+    if decodes:
+        kept = max(kept, cpus - _CPUS_BESIDE_GPU * num_workers if gpus_per_worker else cpus * _DECODING_SHARE)
+    share = (cpus - kept) / num_workers
     if share >= 1:
         # A worker lives on one node, however many CPUs the others bring; if it needs a GPU, on one with GPUs.
         homes = [shape for shape in node_shapes() if shape.get("GPU", 0.0) >= gpus_per_worker]
@@ -185,6 +196,11 @@ def preflight(demand: Demand) -> None:
     ever, growing = capacity()
     limit = "can ever give" if growing else "has"
     _check("CPU", demand.num_workers * demand.cpus_per_worker, ever, limit, "--num-workers or --cpus-per-worker")
+    if demand.decodes and (missing := demand.num_workers * demand.cpus_per_worker + 1 - ever.get("CPU", 0.0)) > 1e-9:
+        raise EasyCoreError(
+            f"workers take all {ever.get('CPU', 0.0):g} CPUs the cluster {limit}, and none is left to decode images "
+            f"for them; lower --num-workers or --cpus-per-worker by {missing:g} CPUs in all"
+        )
     _check("GPU", demand.num_workers * demand.gpus_per_worker, ever, limit, "--num-workers or --gpus-per-worker")
     worker = {"CPU": demand.cpus_per_worker, "GPU": demand.gpus_per_worker}
     if not any(all(shape.get(key, 0.0) >= value for key, value in worker.items()) for shape in node_shapes()):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray.data
 import torch
 from PIL import Image
 
 from easycore_ray.data.dataset import draw_ids, open_dataset
 from easycore_ray.data.ingest import pipeline, readers, shard_writer, sources, staging
 from easycore_ray.data.ingest.pipeline import prepare
-from easycore_ray.data.samples import ray_dataset, read_split, table_to_samples
+from easycore_ray.data.samples import read_split
 from easycore_ray.storage.errors import EasyCoreError
 from tests.image_sources import (
     CLASSES,
@@ -336,71 +334,16 @@ class TestReaders:
             read_split(dataset, "train", np.array(ids))
 
     def test_an_empty_split_reads_as_no_rows(self, folders, tmp_path):
-        """With either reader."""
+        """Of images of the right shape."""
         make(folders, tmp_path / "out", val_fraction=0)
         dataset = open_dataset(str(tmp_path / "out"))
 
         assert read_split(dataset, "val").images.shape == (0, 3, 6, 6)
-        assert ray_dataset(dataset, "val").count() == 0
 
     def test_an_unknown_split_is_refused(self, dataset):
         """With the names there are."""
         with pytest.raises(EasyCoreError, match="unknown split 'valid'; allowed are train, val, test"):
             read_split(dataset, "valid")
-
-    def test_ray_streams_the_stored_rows_in_stored_order(self, dataset):
-        """Shard after shard, in several blocks, every time."""
-        stored = pa.concat_tables([pq.read_table(path) for path in dataset.shards("train")])
-        data = ray_dataset(dataset, "train")
-
-        for _ in range(2):
-            tables = list(data.iter_batches(batch_format="pyarrow", batch_size=None))
-            found = pa.concat_tables(tables)
-            assert len(tables) >= 8
-            assert found.schema.equals(dataset.shard_schema, check_metadata=True)
-            assert found.to_pylist() == stored.to_pylist()
-
-    def test_ray_streams_chosen_samples_only(self, dataset):
-        """The filter is part of the reading."""
-        ids = np.array([40, 0, 7, 8])
-
-        tables = list(ray_dataset(dataset, "train", ids).iter_batches(batch_format="pyarrow"))
-
-        rows = table_to_samples(pa.concat_tables(tables), dataset)
-        expected = read_split(dataset, "train", ids)
-        order = torch.argsort(rows.sample_ids)
-        assert all((column[order] == right).all() for column, right in zip(rows, expected, strict=True))
-
-    def test_a_split_can_be_completed_and_shared_by_workers_without_loss(self, dataset):
-        """Padding rows of the same schema join it; three equal shares then hold every id exactly once."""
-        pad = pa.table({"sample_id": [-1, -1], "label": [0, 0], "image": [bytes(108)] * 2}, schema=dataset.shard_schema)
-        data = ray_dataset(dataset, "train").union(ray.data.from_arrow(pad))
-
-        def ids(share):
-            return np.concatenate([batch["sample_id"] for batch in share.iter_batches(batch_size=4)])
-
-        with ThreadPoolExecutor(3) as workers:
-            shares = list(workers.map(ids, data.streaming_split(3, equal=True)))
-
-        assert [len(share) for share in shares] == [15, 15, 15]
-        assert sorted(np.concatenate(shares).tolist()) == [-1, -1, *range(43)]
-
-    def test_rows_are_memory_of_their_own(self, dataset):
-        """Changing a batch in place changes no later one."""
-        table = pq.read_table(dataset.shards("train")[0])
-        before = table_to_samples(table, dataset).images.clone()
-
-        table_to_samples(table, dataset).images.zero_()
-
-        assert (table_to_samples(table, dataset).images == before).all()
-
-    def test_views_of_sliced_tables_start_at_the_slice(self, dataset):
-        """Arrow slices share their parent's memory; the offset counts."""
-        table = pq.read_table(dataset.shards("train")[0])
-
-        assert (
-            table_to_samples(table.slice(5, 4), dataset).images == table_to_samples(table, dataset).images[5:9]
-        ).all()
 
     def test_drawn_ids_are_balanced_seeded_and_at_most_all(self, dataset):
         """A fixed test subset for every run."""

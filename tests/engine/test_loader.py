@@ -1,33 +1,26 @@
-"""Feeding: every row once in every epoch, the same number of batches for every worker, none of them empty."""
-
-import math
+"""Loaders: every row once in every epoch, the same number of batches for every worker, none of them empty."""
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from easycore_ray.core.augment import augment
+from easycore_ray.data import shards
 from easycore_ray.data.dataset import locate_samples, open_dataset
-from easycore_ray.data.samples import Samples, block_of_split
-from easycore_ray.engine.loader import PAD_ID, SCORE_BATCH, MemoryLoader, drop_padding, padding_rows, rebatch
+from easycore_ray.data.samples import Samples, block_of_split, read_split
+from easycore_ray.data.stream import place_rows
+from easycore_ray.engine.loader import SCORE_BATCH, MemoryLoader, StreamLoader
 from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.shares import batches_per_epoch, check_share
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset
 
-RAW = pa.schema({"sample_id": pa.int64(), "label": pa.int32(), "image": pa.binary(4)})
-
-
-def table(ids):
-    """Rows of a shard whose label and image follow from the id; −1 is padding."""
-    images = [np.int32(i).tobytes() for i in ids]
-    return pa.table({"sample_id": ids, "label": [i % 7 for i in ids], "image": images}, schema=RAW)
-
 
 def rows(ids):
-    """The same as tensors."""
+    """Samples whose label and image follow from the id."""
     ids = torch.as_tensor(ids)
     return Samples(ids, ids.reshape(-1, 1, 1, 1).to(torch.uint8), ids % 7)
 
@@ -38,7 +31,7 @@ def situations(draw):
     world = draw(st.integers(1, 9))
     batch_size = world * draw(st.integers(1, 40))
     num_rows = draw(st.integers(1, 400))
-    assume(-(-num_rows // world) - -num_rows % world >= -(-num_rows // batch_size))
+    assume(num_rows // world >= -(-num_rows // batch_size))
     check_share(num_rows, batch_size, [world])
     return num_rows, world, batch_size
 
@@ -72,13 +65,14 @@ def split_evenly(rows, count):
 
 @given(situations())
 def test_no_worker_is_left_without_a_row_for_every_batch(situation):
-    """Even one that holds all the padding; and no worker takes more than its part of the batch."""
+    """And no worker takes more than its part of the batch."""
     num_rows, world, batch_size = situation
-    share, padding = -(-num_rows // world), -num_rows % world
-    num_batches = batches_per_epoch(num_rows, batch_size)
+    segments = Segments(num_rows, batch_size, num_rows, world)
+    sizes = [segments.batch_sizes(0, rank) for rank in range(world)]
 
-    assert 1 <= num_batches <= share - padding
-    assert math.ceil(share / num_batches) <= batch_size // world
+    assert {len(found) for found in sizes} == {batches_per_epoch(num_rows, batch_size)}
+    assert min(map(min, sizes)) >= 1
+    assert max(map(max, sizes)) <= batch_size // world
 
 
 @pytest.mark.parametrize(
@@ -93,13 +87,13 @@ def test_batches_per_epoch(num_rows, batch_size, expected):
     ("num_rows", "batch_size", "world"), [(1, 1, 1), (4, 2, 2), (16, 4, 4), (961, 62, 31), (17, 16, 4)]
 )
 def test_enough_rows_are_shared(num_rows, batch_size, world):
-    """Whole shares, and one that holds three rows of padding but still two of the data."""
+    """Each has a row for every batch."""
     check_share(num_rows, batch_size, [world])
 
 
 @pytest.mark.parametrize(
     ("num_rows", "batch_size", "workers", "refused", "allowed"),
-    [(3, 2, [2], 2, 1), (15, 4, [4], 4, 2), (17, 4, [4], 4, 2), (99, 10, [10], 10, 5), (5, 12, range(2, 5), 4, 3)],
+    [(3, 2, [2], 2, 1), (15, 4, [4], 4, 2), (17, 4, [4], 4, 2), (99, 10, [10], 10, 5), (5, 4, range(2, 5), 3, 2)],
 )
 def test_too_few_rows_are_refused(num_rows, batch_size, workers, refused, allowed):
     """For every number of workers the run may have; the message says how many the rows allow, and they do."""
@@ -109,117 +103,6 @@ def test_too_few_rows_are_refused(num_rows, batch_size, workers, refused, allowe
     with pytest.raises(EasyCoreError, match=words):
         check_share(num_rows, batch_size, workers)
     check_share(num_rows, batch_size, [allowed])
-
-
-# ---------------------------------------------------------------- streams
-
-
-@given(situations(), st.data())
-@settings(deadline=None)
-def test_a_share_becomes_batches_of_real_rows(situation, data):
-    """Exactly as many as every other worker has, none empty, each row once and in order, wherever padding lies."""
-    num_rows, world, batch_size = situation
-    share, most_padding = -(-num_rows // world), -num_rows % world
-    num_batches = batches_per_epoch(num_rows, batch_size)
-    padding = data.draw(st.integers(0, most_padding))
-    at = data.draw(st.sets(st.integers(0, share - 1), min_size=padding, max_size=padding))
-    ids = [PAD_ID if i in at else i for i in range(share)]
-    cuts = sorted(data.draw(st.lists(st.integers(0, share), max_size=4)))
-    tables = [table(ids[low:high]) for low, high in zip([0, *cuts], [*cuts, share], strict=True)]
-
-    batches = list(rebatch(tables, share=share, padding=most_padding, num_batches=num_batches))
-    sizes = [batch.num_rows for batch in batches]
-
-    assert len(batches) == num_batches
-    assert min(sizes) >= 1
-    assert max(sizes) <= max(batch_size // world, math.ceil(share / num_batches))
-    assert pa.concat_tables(batches).equals(table([i for i in ids if i != PAD_ID]))
-
-
-@given(situations())
-def test_batches_are_nearly_equal(situation):
-    """Padding all at the end, as it is delivered: no batch has clearly less than half the rows of another."""
-    num_rows, world, batch_size = situation
-    share, padding = -(-num_rows // world), -num_rows % world
-    assume(share >= 4 * padding)
-    num_batches = batches_per_epoch(num_rows, batch_size)
-    ids = [*range(share - padding), *[PAD_ID] * padding]
-    sizes = [b.num_rows for b in rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)]
-
-    assert 2 * min(sizes) + 1 >= max(sizes)
-
-
-@given(st.integers(1, 200), st.data())
-def test_a_share_without_padding_is_cut_evenly(share, data):
-    """Sizes differ by at most one, as for rows kept in memory."""
-    num_batches = data.draw(st.integers(1, share))
-    batches = rebatch([table(range(share))], share=share, padding=0, num_batches=num_batches)
-    sizes = [batch.num_rows for batch in batches]
-
-    assert len(sizes) == num_batches
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_many_workers_with_small_batches_leave_none_empty():
-    """64 workers, 32 rows a step each, 63 rows of padding in the last share: more padding than a batch is large."""
-    num_rows, batch_size = 64 * 320 + 1, 64 * 32
-    share, padding = 321, 63
-    num_batches = batches_per_epoch(num_rows, batch_size)
-    ids = [*range(share - padding), *[PAD_ID] * padding]
-    sizes = [b.num_rows for b in rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)]
-
-    assert len(sizes) == 11
-    assert min(sizes) >= 14
-
-
-def test_batches_leave_before_the_share_has_ended():
-    """A share that does not fit in memory is never held: only the last few batches wait for its end."""
-    pulled = []
-
-    def stream():
-        for start in range(0, 1000, 10):
-            pulled.append(start)
-            yield table(range(start, start + 10))
-
-    held = []
-    for sent, _ in enumerate(rebatch(stream(), share=1000, padding=3, num_batches=50), start=1):
-        held.append(10 * len(pulled) - 20 * sent)
-    assert max(held[:-3]) <= 30
-    assert max(held) <= 60
-
-
-@pytest.mark.parametrize(("n", "world", "batch_size"), [(1 + 2 * 8 * 3, 2, 16), (1 + 3 * 5 * 2, 3, 15), (65, 4, 64)])
-def test_one_row_more_than_whole_batches_empties_none(n, world, batch_size):
-    """N mod batch = 1 leaves one worker with all the padding and one row for the odd batch."""
-    assert n % batch_size == 1
-    share, padding = -(-n // world), -n % world
-    num_batches = batches_per_epoch(n, batch_size)
-    for real in (share, share - padding):
-        ids = [*range(real), *[PAD_ID] * (share - real)]
-        streamed = rebatch([table(ids)], share=share, padding=padding, num_batches=num_batches)
-        assert min(batch.num_rows for batch in streamed) >= 1
-    segments = Segments(n, batch_size, n, world)
-    assert min(size for rank in range(world) for size in segments.batch_sizes(0, rank)) >= 1
-
-
-# ---------------------------------------------------------------- padding
-
-
-@pytest.mark.parametrize("image", [pa.binary(48), pa.binary()])
-def test_padding_rows_have_the_schema_of_samples(image):
-    """Raw images are black, encoded ones empty; the id is no sample's."""
-    schema = pa.schema({"sample_id": pa.int64(), "label": pa.int32(), "image": image})
-    padding = padding_rows(schema, 3)
-
-    assert padding.schema == schema
-    assert padding["sample_id"].to_pylist() == [PAD_ID] * 3
-    assert padding["image"].to_pylist() == [bytes(48) if pa.types.is_fixed_size_binary(image) else b""] * 3
-
-
-@given(st.lists(st.integers(-1, 5)))
-def test_only_padding_is_dropped(ids):
-    """What remains are the samples, in their order."""
-    assert drop_padding(table(ids)).equals(table([i for i in ids if i != PAD_ID]))
 
 
 # ---------------------------------------------------------------- memory
@@ -300,3 +183,116 @@ def test_scoring_sees_every_row_by_id(count):
     assert [i for batch in batches for i in batch] == sorted(ids.tolist())
     assert all(0 < len(batch) <= SCORE_BATCH for batch in batches)
     assert scored(feed) == batches
+
+
+def test_rows_that_are_in_order_already_are_not_copied():
+    """A cache takes its size once."""
+    own = rows(range(20))
+    kept = MemoryLoader(own, segments=Segments(20, 4, 20), seed=0)
+    [batch] = kept.ordered(0)
+
+    assert batch.images.untyped_storage().data_ptr() == own.images.untyped_storage().data_ptr()
+
+
+# ---------------------------------------------------------------- streams
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """61 photographs, of which a worker has some."""
+    return open_dataset(
+        make_image_dataset(tmp_path_factory.mktemp("encoded"), [n % 3 for n in range(61)], encoded=True).path
+    )
+
+
+def stream(dataset, world=1, rank=0, *, batch_size=8, images=16, seed=1, ids=None, **options):
+    """One worker's loader."""
+    own = place_rows(dataset, "train", ids, rank, world)
+    segments = Segments(61 if ids is None else len(ids), batch_size, images, world)
+    return StreamLoader(own, dataset, segments=segments, seed=seed, rank=rank, **options)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+class TestStreams:
+    @pytest.mark.parametrize(("world", "batch_size", "some"), [(1, 8, False), (2, 8, True), (3, 9, False)])
+    def test_all_workers_together_see_every_sample_once(self, encoded, world, batch_size, some):
+        """In an epoch and in a scoring pass; in batches of the sizes that every worker knows of every other."""
+        ids = np.random.default_rng(0).permutation(61)[:43] if some else None
+        loaders = [stream(encoded, world, rank, batch_size=batch_size, ids=ids) for rank in range(world)]
+        expected = list(range(61)) if ids is None else sorted(ids.tolist())
+
+        for epoch in (1, 2):
+            batches = [drawn(loader, epoch) for loader in loaders]
+            assert sorted(i for worker in batches for batch in worker for i in batch) == expected
+            for rank, found in enumerate(batches):
+                segments = loaders[rank].segments
+                sizes = [size for segment in range(segments.count) for size in segments.batch_sizes(segment, rank)]
+                assert [len(batch) for batch in found] == sizes
+        assert sorted(i for loader in loaders for batch in scored(loader) for i in batch) == expected
+
+    def test_a_restart_at_any_segment_sees_the_same_batches(self, encoded):
+        """Of training and of scoring, pixels included; an uninterrupted pass goes on in the background."""
+        whole = stream(encoded, augment=True)
+        for read in (lambda loader, segment: loader.shuffled(3, segment), StreamLoader.ordered):
+            expected = [list(read(whole, segment)) for segment in range(whole.segments.count)]
+            assert len(expected) == 4
+            for segment in (3, 1):
+                found = list(read(stream(encoded, augment=True), segment))
+                assert all(
+                    torch.equal(one, other)
+                    for batch, again in zip(expected[segment], found, strict=True)
+                    for one, other in zip(batch, again, strict=True)
+                )
+
+    def test_seed_epoch_and_rank_decide_the_order(self, encoded):
+        """Each of them changes it."""
+        orders = [drawn(stream(encoded, seed=seed), epoch) for seed, epoch in ((1, 1), (2, 1), (1, 2))]
+        assert all(one != other for number, one in enumerate(orders) for other in orders[:number])
+
+    def test_what_is_left_half_way_is_begun_anew(self, encoded):
+        """A run that ends within a segment, and a segment asked for out of turn."""
+        expected = drawn(stream(encoded), 1)
+        loader = stream(encoded)
+        batches = loader.shuffled(1, 0)
+        next(batches)
+        batches.close()
+        list(loader.shuffled(2, 1))
+        assert drawn(loader, 1) == expected
+
+    def test_streamed_rows_are_those_that_are_kept(self, encoded):
+        """Pixels and labels of each sample; so its views are the same as well, which its id decides."""
+        kept = MemoryLoader(read_split(encoded, "train"), segments=Segments(61, 8, 16), seed=1)
+        found = {}
+        for loader in (kept, stream(encoded)):
+            batches = [batch for segment in range(4) for batch in loader.shuffled(1, segment)]
+            columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+            columns[1] = augment(columns[1], columns[0], "crop-flip", seed=1, epoch=1, pad=1)
+            order = torch.argsort(columns[0])
+            found[type(loader)] = [column[order] for column in columns]
+        assert all(map(torch.equal, *found.values()))
+
+    def test_views_for_imagenet_change_from_epoch_to_epoch(self, encoded):
+        """And scores see the centre."""
+        loader = stream(encoded, augment=True, images=61)
+        by_epoch = []
+        for batches in (loader.shuffled(1, 0), loader.shuffled(2, 0), loader.ordered(0)):
+            found = [torch.cat(column) for column in zip(*batches, strict=True)]
+            by_epoch.append(found[1][torch.argsort(found[0])])
+        assert (by_epoch[0] != by_epoch[1]).flatten(1).any(dim=1).sum() > 50
+        assert torch.equal(by_epoch[2], read_split(encoded, "train").images)
+
+    def test_the_buffer_takes_what_it_says(self, encoded):
+        """No more than the rows of a segment; here sqrt(61 · 30.5) of them."""
+        assert stream(encoded).buffer_bytes == 16 * 16
+        assert stream(encoded, images=61, batch_size=4).buffer_bytes == 44 * 16
+
+    def test_damage_is_raised_where_batches_are_taken(self, tmp_path):
+        """With shard and sample, after the batches before it."""
+        dataset = open_dataset(make_image_dataset(tmp_path, [0] * 61, encoded=True).path)
+        path = dataset.shards("train")[0]
+        table = pq.read_table(path)
+        images = [b"" if number == 5 else image for number, image in enumerate(table["image"].to_pylist())]
+        shards.write_rows(path, dataset.layout, table.set_column(2, "image", [images]))
+        with pytest.raises(Exception, match=rf"train-00000.*the image of sample_id {table['sample_id'][5]} cannot"):
+            scored(stream(dataset))

@@ -1,0 +1,227 @@
+"""Rows of a dataset as a stream: read and decoded by tasks of Ray Data, in an order that is given.
+
+Every worker streams its own rows, from its own tasks, so that there is nobody to hand rows out. Tasks that decode take
+a CPU each, wherever the cluster has one; those that only read take none, since training workers may hold them all.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data import ExecutionResources
+
+from easycore_ray.data import shards, views
+from easycore_ray.data.dataset import Dataset, locate_samples
+from easycore_ray.data.samples import part_in_stored_order
+from easycore_ray.data.shards import Layout
+from easycore_ray.storage import paths
+
+# Uint8 pixels of an output block. A task has several: starting one costs as much as decoding some ten images.
+_BLOCK_BYTES = 8 << 20
+_BLOCKS_PER_TASK = 6
+# A share of few rows is still read by several tasks at a time.
+_LEAST_TASKS = 16
+# Ray Data is given a task's rows as one object each, which takes a millisecond; more tasks are given later.
+_TASKS_AT_ONCE = 256
+# Tasks at a time that reserve no CPU.
+_READERS = 4
+# Of the cluster's object stores, for the streams of all workers together.
+_STORE_SHARE = 0.5
+_MOST_STORE_BYTES = 2 << 30
+# Blocks of remote shards that a task fetches at the same time.
+_FETCHES = 16
+
+
+class StoredRows(NamedTuple):
+    """Where rows lie, in stored order."""
+
+    paths: list[str]
+    """Of all shards of the split."""
+    shard: NDArray[np.int32]
+    """(n,), ascending."""
+    row: NDArray[np.int32]
+    """(n,), position in the shard, ascending within a shard."""
+    group_rows: list[int]
+    """Rows of a row group, for each shard."""
+
+
+class StreamedRows(NamedTuple):
+    """Some rows of a stream, in memory that may not be written."""
+
+    sample_ids: NDArray[np.int64]
+    """(n,)."""
+    images: NDArray[np.uint8]
+    """(n, channels, height, width)."""
+    labels: NDArray[np.int32]
+    """(n,)."""
+
+
+class Augmentation(NamedTuple):
+    """Draws of the views for training, see ``views.view_draws``."""
+
+    seed: int
+    epoch: int
+
+
+def place_rows(
+    dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None, number: int = 0, count: int = 1
+) -> StoredRows:
+    """Where the rows of ``samples.block_of_split`` lie; arguments and errors as there.
+
+    Args:
+        dataset: where to look.
+        split: train, val or test.
+        sample_ids: integers (N,), unique, in any order; all of the split if None.
+        number: of the part, 0 .. count − 1.
+        count: of parts.
+    """
+    places = locate_samples(dataset, split, sample_ids, ["shard", "row"])
+    chosen = part_in_stored_order(places, number, count)
+    shard, row = places["shard"].to_numpy()[chosen], places["row"].to_numpy()[chosen]
+    group_rows = [shards.rows_per_group(entry["rows"], entry["bytes"]) for entry in dataset.manifest["shards"][split]]
+    return StoredRows(dataset.shards(split), shard, row, group_rows)
+
+
+def stream_rows(
+    rows: StoredRows,
+    positions: NDArray[np.integer],
+    layout: Layout,
+    *,
+    augmentation: Augmentation | None = None,
+    streams: int = 1,
+) -> Iterator[StreamedRows]:
+    """The rows at these positions, in this order, decoded ahead by Ray Data tasks.
+
+    Args:
+        rows: where they lie.
+        positions: integers (n,) in ``rows``.
+        layout: of the dataset.
+        augmentation: draws of the views for training; centre views without.
+        streams: that are read at the same time, which share the object store.
+
+    Yields:
+        Pieces of any size, in memory of the object store.
+
+    Raises:
+        EasyCoreError: a shard is missing or damaged, or an image cannot be decoded; names them.
+    """
+    tasks = _cut_tasks(rows, positions, layout)
+    arguments = {"layout": layout, "augmentation": augmentation}
+    cpus = 1 if takes_cpus(layout, augmentation is not None) else 0
+    parts = [tasks[start : start + _TASKS_AT_ONCE] for start in range(0, len(tasks), _TASKS_AT_ONCE)]
+    data = _ray_data(parts[0], arguments, cpus, streams) if parts else None
+    for number in range(len(parts)):
+        assert data is not None
+        tables = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+        first = next(tables)
+        # Prepared while the tasks of this one run.
+        data = _ray_data(parts[number + 1], arguments, cpus, streams) if number + 1 < len(parts) else None
+        yield from _to_rows(first, layout)
+        for table in tables:
+            yield from _to_rows(table, layout)
+
+
+def takes_cpus(layout: Layout, augments: bool) -> bool:
+    """Whether a stream needs a CPU that nobody has reserved: for decoding, or to draw views for training."""
+    return layout.storage != "raw" or augments
+
+
+def _cut_tasks(rows: StoredRows, positions: NDArray[np.integer], layout: Layout) -> list[dict[str, Any]]:
+    """Paths and row positions that a task reads, in order."""
+    most = max(1, _BLOCKS_PER_TASK * _BLOCK_BYTES // layout.image_bytes)
+    size = max(1, min(most, -(-len(positions) // _LEAST_TASKS)))
+    tasks = []
+    for start in range(0, len(positions), size):
+        chosen = positions[start : start + size]
+        shard, row = rows.shard[chosen], rows.row[chosen]
+        group = row // np.asarray(rows.group_rows)[shard]
+        ends = np.flatnonzero((np.diff(shard) != 0) | (np.diff(group) != 0)) + 1
+        pieces = np.split(np.arange(len(chosen)), ends)
+        tasks.append({
+            "paths": [rows.paths[shard[piece[0]]] for piece in pieces],
+            "rows": [row[piece].astype(np.int32).tobytes() for piece in pieces],
+        })  # fmt: skip
+    return tasks
+
+
+def _ray_data(tasks: list[dict[str, Any]], arguments: dict[str, Any], cpus: int, streams: int) -> ray.data.Dataset:
+    """A Ray dataset of these tasks, not started."""
+    data = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        read_and_decode,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs=arguments,
+        num_cpus=cpus,
+        # What reserves a CPU is bounded by those there are, more of them once the cluster has grown.
+        concurrency=None if cpus else min(_READERS, len(tasks)),
+    )
+    store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / streams
+    context = data.context
+    context.enable_progress_bars = context.enable_operator_progress_bars = False
+    # Blocks leave a task as soon as they have this size.
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=min(store, _MOST_STORE_BYTES)
+    )
+    return data
+
+
+def read_and_decode(tasks: pa.Table, layout: Layout, augmentation: Augmentation | None) -> Iterator[pa.Table]:
+    """Read and decode the rows of tasks, for ``ray.data``: sample_id int64, label int32, image as uint8 pixels.
+
+    Args:
+        tasks: ``paths`` of shards and ``rows``, for each the row positions as int32 bytes.
+        layout: of the dataset.
+        augmentation: see ``stream_rows``.
+    """
+    size = -(-_BLOCK_BYTES // layout.image_bytes)
+    for task in tasks.to_pylist():
+        pieces = [(path, np.frombuffer(rows, np.int32)) for path, rows in zip(task["paths"], task["rows"], strict=True)]
+        held: list[pa.Table] = []
+        count = 0
+        for (path, _), table in zip(pieces, _read_pieces(pieces), strict=True):
+            for start in range(0, len(table), size):
+                part = _decode(table.slice(start, size), layout, path, augmentation)
+                held, count = [*held, part], count + len(part)
+                if count >= size:
+                    yield pa.concat_tables(held)
+                    held, count = [], 0
+        if held:
+            yield pa.concat_tables(held)
+
+
+def _read_pieces(pieces: list[tuple[str, NDArray[np.int32]]]) -> Iterator[pa.Table]:
+    if not paths.is_remote(pieces[0][0]):
+        yield from (shards.read_rows(*piece) for piece in pieces)
+        return
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        yield from pool.map(lambda piece: shards.read_rows(*piece), pieces)
+
+
+def _decode(table: pa.Table, layout: Layout, path: str, augmentation: Augmentation | None) -> pa.Table:
+    """The rows with uint8 pixels as their images."""
+    if not takes_cpus(layout, augmentation is not None):
+        return table
+    draws = None
+    if augmentation is not None:
+        draws = views.view_draws(augmentation.seed, augmentation.epoch, table["sample_id"].to_numpy())
+    pixels = pa.py_buffer(shards.pixels(table, layout, path, draws))
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(layout.image_bytes), len(table), [None, pixels])
+    return table.set_column(2, "image", column)
+
+
+def _to_rows(table: pa.Table, layout: Layout) -> Iterator[StreamedRows]:
+    """The chunks of a table of decoded rows, not copied."""
+    for batch in table.to_batches():
+        size = layout.image_bytes
+        image = batch["image"]
+        images = np.frombuffer(image.buffers()[1], np.uint8, len(batch) * size, image.offset * size)
+        yield StreamedRows(
+            batch["sample_id"].to_numpy(), images.reshape(len(batch), *layout.image_shape), batch["label"].to_numpy()
+        )
