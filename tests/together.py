@@ -60,6 +60,17 @@ def train(training, batches, combine=None):
     return model.state_dict()
 
 
+def combine_of(context, segments):
+    """Adds up over the workers; the number of rows is known."""
+    sizes = iter(segments.global_batch_sizes(0))
+
+    def combine(tensors, rows):
+        context.combine(tensors)
+        return next(sizes)
+
+    return combine
+
+
 def main():
     """Train as this rank of every world it belongs to."""
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
@@ -73,7 +84,8 @@ def main():
         context.world_size = world
         torch.distributed.init_process_group("gloo", f"file://{folder}/world-{world}", rank=rank, world_size=world)
         for training in OBJECTIVES:
-            weights = train(training, feed_of(rank, world).shuffled(1, 0), context.combine)
+            feed = feed_of(rank, world)
+            weights = train(training, feed.shuffled(1, 0), combine_of(context, feed.segments))
             save_file(weights, folder / f"{training}-{world}-{rank}.safetensors")
         torch.distributed.destroy_process_group()
 

@@ -148,11 +148,10 @@ class GroupContext:
         self.group.barrier.wait()
         return values
 
-    def combine(self, gradients, count):
-        everyone = self._exchange(([gradient.clone() for gradient in gradients], count))
-        for at, gradient in enumerate(gradients):
-            gradient.copy_(sum(theirs[at] for theirs, _ in everyone))
-        return sum(counts for _, counts in everyone)
+    def combine(self, tensors):
+        everyone = self._exchange([tensor.clone() for tensor in tensors])
+        for at, tensor in enumerate(tensors):
+            tensor.copy_(sum(theirs[at] for theirs in everyone))
 
     def same_weights(self, model):
         first = self._exchange({name: tensor.clone() for name, tensor in model.state_dict().items()})[0]

@@ -1,7 +1,7 @@
 """The one training loop: an epoch of steps, the score pass after it, validation.
 
 It takes batches of ``(sample_ids, images, labels)`` and knows nothing of where they come from or how
-many workers share them: with more than one, ``combine`` adds up gradients and counts. Losses are summed,
+many workers share them: with more than one, ``combine`` adds up gradients. Losses are summed,
 not averaged, and gradients divided by the number of rows in the global batch, so that uneven batches
 and workers weigh every sample the same and the input gradient of a step is already per sample.
 """
@@ -29,8 +29,8 @@ from easycore_ray.core.seeding import generator, seeded
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 """Of ``sample_ids`` int64 (B,), images uint8 (B, C, H, W) and labels int64 (B,)."""
 Combine = Callable[[list[Tensor], int], int]
-"""Adds the gradients and the loss (a list of tensors, in place) and the row counts of all workers; returns the global
-count."""
+"""Adds the gradients and the loss (a list of tensors, in place) of all workers; takes this worker's number of rows and
+returns that of all, which must be known without asking the device."""
 
 
 class NotFiniteError(ValueError):
@@ -167,7 +167,7 @@ def train_epoch(
         step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
         segment: of the epoch, from 0; epoch, segment and rank seed attack noise and dropout.
         rank: this worker.
-        combine: adds up gradients, losses and counts over workers; None for one worker.
+        combine: adds up gradients and losses over workers; None for one worker.
         record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd.
         on_batch: called with the number of rows after each step.
 

@@ -189,6 +189,12 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
     """Train on every batch of this worker's next segment once, reporting progress in rows of all workers."""
     fit, context, epoch = run.fit, run.context, progress.epoch
     done = (epoch - 1) * fit.num_rows + progress.num_rows
+    sizes = iter(run.loader.segments.global_batch_sizes(progress.trained))
+
+    def combine(tensors: list[Tensor], rows: int) -> int:
+        del rows
+        context.combine(tensors)
+        return next(sizes)
 
     def on_batch(rows: int) -> None:
         nonlocal done
@@ -205,7 +211,7 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
             step=state.step + progress.steps,
             segment=progress.trained,
             rank=context.rank,
-            combine=context.combine if context.world_size > 1 else None,
+            combine=combine if context.world_size > 1 else None,
             record_scores=fit.record_scores,
             on_batch=on_batch,
         )

@@ -41,8 +41,8 @@ class Context(Protocol):
         """Every worker's value, by rank; called by all workers."""
         ...
 
-    def combine(self, gradients: list[Tensor], count: int) -> int:
-        """Add up gradients in place, of any shapes, and row counts over all workers; returns the global count."""
+    def combine(self, tensors: list[Tensor]) -> None:
+        """Add up tensors of any shapes over all workers, in place."""
         ...
 
     def same_weights(self, model: nn.Module) -> None:
@@ -98,10 +98,8 @@ class LocalContext:
         """See ``Context``."""
         return [value]
 
-    def combine(self, gradients: list[Tensor], count: int) -> int:
+    def combine(self, tensors: list[Tensor]) -> None:
         """See ``Context``."""
-        del gradients
-        return count
 
     def same_weights(self, model: nn.Module) -> None:
         """See ``Context``."""
@@ -201,21 +199,19 @@ class RayContext:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def combine(self, gradients: list[Tensor], count: int) -> int:
+    def combine(self, tensors: list[Tensor]) -> None:
         """See ``Context``.
 
         One all-reduce over one flat buffer in a fixed layout. DDP regroups its buckets after the first
         step of a process, so with three or more workers a restarted run would round differently from an
-        uninterrupted one.
+        uninterrupted one. Nothing of it is read here: the device need not have come this far.
         """
         if self.world_size == 1:
-            return count
-        counts = torch.tensor([float(count)], device=self.device)
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [counts])
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
-        pieces = flat[:-1].split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [piece.view(g.shape) for piece, g in zip(pieces, gradients, strict=True)])
-        return int(flat[-1])
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)])
 
     def same_weights(self, model: nn.Module) -> None:
         """See ``Context``."""
