@@ -66,6 +66,30 @@ def test_lost_workers_cost_an_epoch_and_no_row(two_workers, settings, tmp_path):
     assert parts["epoch=00002"] == 4, "the killed attempt left its two parts, the one that counts wrote two"
 
 
+def test_workers_lost_within_epochs_cost_a_segment(settings, tmp_path):
+    """Of training and of the exact pass: what is scored again is the segment under way, and the tables are the same."""
+    fields = dict(segment_images=32, commit_minutes=0.0, score_pass="fused+eval", max_failures=3)
+    whole = score(**settings(tmp_path / "whole", **fields))
+    kills = [
+        {"point": "before_part", "epoch": 1, "segment": 2, "rank": 0, "marker": str(tmp_path / "a")},
+        {"point": "after_part", "epoch": 2, "segment": 1, "rank": 1, "marker": str(tmp_path / "b")},
+        {"point": "after_part", "epoch": 3, "segment": 1, "rank": 0, "marker": str(tmp_path / "c")},
+    ]
+    status, said = run_driver(settings(tmp_path / "run", **fields), kills)
+    assert status == 0, said
+    assert {path.name for path in tmp_path.glob("?-*")} == {"a-0", "b-1", "c-0"}, "a kill did not happen"
+    run = score(**settings(tmp_path / "run", **fields))
+
+    assert_same_tables(run, whole)
+    table = open_table(run.path + "/table")
+    assert {part.segment for part in table.parts} == {0, 1, 2, 3}
+    listed = {part.path for part in table.parts}
+    written = {f"{path.parent.name}/{path.name}" for path in Path(table.path).glob("epoch=*/*.parquet")}
+    orphaned = {path.rpartition("-r")[0].rpartition("-")[0] for path in written - listed}
+    assert {"epoch=00002/part-00001", "epoch=00003/part-00001"} <= orphaned
+    assert orphaned <= {"epoch=00001/part-00002", "epoch=00002/part-00001", "epoch=00003/part-00001"}
+
+
 def test_a_lost_driver_and_controller_cost_no_row(two_workers, settings, tmp_path):
     """Ray Train's controller dies; then the driver, after training, and again in reduce: the same command ends it.
 

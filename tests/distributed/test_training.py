@@ -186,14 +186,16 @@ def test_a_sweep_tells_every_attack_and_their_worst(swept):
 def test_a_run_killed_in_mid_epoch_ends_with_the_same_last_and_best(digits, population, tmp_path):
     """TRADES on two workers: one dies between two batches, then all with the driver; the same command ends it.
 
-    Last and best weights are those of a run that nothing happened to, bit for bit, and so is every metric.
+    Last and best weights are those of a run that nothing happened to, bit for bit, and so is every metric. Epochs have
+    three segments, each of which commits.
     """
-    fields = settings(digits, population, "unused", training="trades", num_workers=2, **OVERFITTING)
+    fields = settings(digits, population, "unused", training="trades", num_workers=2, segment_images=48,
+                      commit_minutes=0.0, **OVERFITTING)  # fmt: skip
     whole = train(**fields | {"out": str(tmp_path / "whole")})
     fields["out"] = str(tmp_path / "killed")
     kills = [
-        {"epoch": 2, "rank": 1, "marker": str(tmp_path / "worker")},
-        {"epoch": 3, "rank": 0, "marker": str(tmp_path / "driver"), "driver": True},
+        {"epoch": 2, "segment": 1, "rank": 1, "marker": str(tmp_path / "worker")},
+        {"epoch": 3, "segment": 0, "rank": 0, "marker": str(tmp_path / "driver"), "driver": True},
     ]
     request = json.dumps({"job": "train", "fields": fields, "kills": kills})
     done = subprocess.run([sys.executable, faults.__file__, request], capture_output=True, text=True, check=False,

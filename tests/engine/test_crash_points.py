@@ -1,13 +1,12 @@
 """Runs that end at any point and are started again: weights, metrics and score tables of an uninterrupted run."""
 
-import itertools
-
+import numpy as np
 import pytest
 import torch
 
-from easycore_ray.engine.state import HaltedError
+from easycore_ray.engine.state import HaltedError, load_state
 from tests.artifacts import make_image_dataset
-from tests.soak.segments import NEVER, Case, run_case
+from tests.soak.segments import NEVER, Case, rows_of, run_case
 
 PASSES = ("eval", "fused", "fused+eval")
 
@@ -85,30 +84,58 @@ def test_small_data_is_one_segment_that_commits_at_ends_of_epochs(dataset, tmp_p
     assert {part.segment for part in case.parts(state, tmp_path)} == {0}
 
 
+def after_commit(group, number):
+    """The event of rank 0 that follows its commit of this number, from 1."""
+    return [event for event, name in enumerate(group.names) if name == ("committed",)][number - 1] + 1
+
+
+def resumed(folder):
+    """The state that the next attempt begins with."""
+    return load_state(str(folder / (folder / "registered").read_text()))
+
+
 def test_another_number_of_workers_begins_the_epoch_anew(dataset, tmp_path):
     """What is left of an epoch is cut by the shares of those that began it; each epoch is scored whole all the same."""
     case = Case(dataset, 2, score_pass="fused+eval", commit_minutes=0.0)
-    counted = itertools.count()
-    for workers, kill in ((2, (0, 24)), (3, (2, 40)), (1, None)):
-        group, state = case.attempt(tmp_path, kill, workers)
-        assert (state is None) == (kill is not None)
-        if next(counted) == 0:
-            assert "-" in (tmp_path / "registered").read_text().removeprefix("epoch-")
-    assert group.world_size == 1
-    assert [int(entry["epoch"]) for entry in state.history] == [1, 2, 3]
-    assert len({entry["num_workers"] for entry in state.history}) >= 2
-    assert case.lost_and_doubled(state, tmp_path) == (0, 0)
+    whole, _ = case.attempt(tmp_path / "whole")
+    folder = tmp_path / "run"
+    # Three segments an epoch: the fifth commit is within the second.
+    _, state = case.attempt(folder, (0, after_commit(whole, 5)))
+    assert state is None
+    assert (resumed(folder).epoch, resumed(folder).progress.trained) == (1, 2)
+    again, state = case.attempt(folder, workers=3)
+    assert next(name for name in again.names if name[0] == "batch") == ("batch", "trained", 2, 0, 0)
+    assert [(entry["epoch"], entry["num_workers"]) for entry in state.history] == [(1, 2), (2, 3), (3, 3)]
+    assert case.lost_and_doubled(state, folder) == (0, 0)
 
 
 def test_a_diverged_run_ends_with_its_last_whole_epoch(dataset, tmp_path):
     """Also where it goes on within an epoch: which state is the last good one does not depend on commits."""
-    case = Case(dataset, 1, "standard", commit_minutes=0.0, lr=1e6, schedule="constant", warmup_fraction=0.0, epochs=3)
-    calm = Case(dataset, 1, "standard", commit_minutes=0.0, lr=0.1, schedule="constant", warmup_fraction=0.0, epochs=3)
-    _, state = calm.attempt(tmp_path, (0, 22))
-    assert state is None
-    registered = (tmp_path / "registered").read_text()
-    assert registered.startswith("epoch-1-"), registered
-    with pytest.raises(HaltedError) as halted:
-        case.attempt(tmp_path)
+    fields = dict(commit_minutes=0.0, schedule="constant", warmup_fraction=0.0)
+    calm, case = (Case(dataset, 1, "standard", lr=lr, **fields) for lr in (0.1, 1e9))
+    whole, _ = calm.attempt(tmp_path / "whole")
+    folder = tmp_path / "run"
+    calm.attempt(folder, (0, after_commit(whole, 4)))
+    assert (resumed(folder).epoch, resumed(folder).progress.trained) == (1, 1)
+    with pytest.raises(HaltedError, match=r"\(epoch 2, ") as halted:
+        case.attempt(folder)
     assert halted.value.state is not None
     assert (halted.value.state.epoch, halted.value.state.progress) == (1, None)
+
+
+def test_metrics_of_scores_are_over_all_segments(dataset, tmp_path):
+    """The mean gradient norm, and how stable the easiest half is, as plain loops over the table say."""
+    case = Case(dataset, 2, score_pass="eval", augment="none")
+    _, state = case.attempt(tmp_path)
+    norms = {
+        epoch: rows["grad_norm"].to_numpy()[np.argsort(rows["sample_id"].to_numpy())].astype(np.float64)
+        for epoch, rows in rows_of(case.parts(state, tmp_path), tmp_path).items()
+    }
+    assert {part.segment for part in case.parts(state, tmp_path)} == {0, 1, 2}
+    for entry in state.history:
+        epoch = entry["epoch"]
+        assert entry["mean_grad_norm"] == pytest.approx(norms[epoch].mean(), rel=1e-12)
+        if epoch > 1:
+            before, now = (np.mean([norms[at] for at in range(1, last + 1)], axis=0) for last in (epoch - 1, epoch))
+            halves = [set(np.lexsort((case.ids, values))[:25]) for values in (before, now)]
+            assert entry["easiest_overlap"] == pytest.approx(len(halves[0] & halves[1]) / 25)

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -73,6 +74,7 @@ class Case:
         """What must be the same bit for bit, however often a run was killed."""
         history = [{name: value for name, value in entry.items() if name not in _TIMES} for entry in state.history]
         tensors = {**state.model, **{f"momentum {name}": value for name, value in state.optimizer.items()}}
+        tensors |= {f"best {name}": value for name, value in state.best.items()}
         found = {name: value.numpy().tobytes() for name, value in tensors.items()}
         return {**found, "metrics": history, "table": fingerprint(self.parts(state, folder)), "best": state.best_epoch}
 
@@ -84,9 +86,10 @@ class Case:
     def lost_and_doubled(self, state, folder):
         """Samples that are missing in a scored epoch, and those that are there twice, over all epochs, by reading."""
         lost = doubled = 0
-        for rows in epochs_of(self.parts(state, folder), folder).values():
-            lost += len(np.setdiff1d(self.ids, rows))
-            doubled += len(rows) - len(np.unique(rows))
+        for rows in rows_of(self.parts(state, folder), folder).values():
+            ids = rows["sample_id"].to_numpy()
+            lost += len(np.setdiff1d(self.ids, ids))
+            doubled += len(ids) - len(np.unique(ids))
         return lost, doubled
 
     def most_redone(self):
@@ -96,12 +99,12 @@ class Case:
         return -(-len(self.ids) // self.config.batch_size) * 2 + 2 if minutes == NEVER else minutes + per_segment
 
 
-def epochs_of(parts: list[ScorePart], folder) -> dict[int, np.ndarray]:
-    """Ids of every scored epoch, as the files have them."""
+def rows_of(parts: list[ScorePart], folder) -> dict[int, pa.Table]:
+    """The rows of every scored epoch, as the files have them."""
     found: dict[int, list] = {}
     for part in parts:
-        found.setdefault(part.epoch, []).append(pq.ParquetFile(f"{folder}/table/{part.path}").read()["sample_id"])
-    return {epoch: np.concatenate(columns) for epoch, columns in found.items()}
+        found.setdefault(part.epoch, []).append(pq.ParquetFile(f"{folder}/table/{part.path}").read())
+    return {epoch: pa.concat_tables(tables) for epoch, tables in found.items()}
 
 
 def draw_case(dataset, rng: random.Random) -> Case:
