@@ -35,13 +35,9 @@ from tests.image_sources import (
     write_parquet,
     write_tars,
 )
+from tests.killed_import import run_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-
-def run_here(map_tasks, *args, **options):
-    """``map_tasks`` in this process, where what a test sets is seen."""
-    return map_tasks(*args, **{**options, "resources": None})
 
 
 class TestImport:
