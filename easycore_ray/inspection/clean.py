@@ -27,6 +27,7 @@ _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[a-z0-9_]{8}\.tmp")
 _PART = re.compile(r"epoch=(\d{5})/part-(?:\d{5}-)?[0-9a-f]+-r\d{5}\.parquet")
 _COMMIT = re.compile(rf"(commits/(?:score|train)-[0-9a-f]{{12}}-[0-9a-f]{{8}})/({COMMIT_NAME.pattern})/[^/]+")
 _SHARD = re.compile(r"shards-[0-9a-f]{8}/[^/]+\.parquet")
+_STAGED = re.compile(r"staging-[0-9a-f]{8}/\d{6,}-\d{5,}(\.rows)?")
 _STATES = {"state.json", "model.safetensors", "best.safetensors", "optimizer.safetensors", "carried.safetensors"}
 # What lies beside the states: Ray Train's record, lists of score parts, and the states of a run in one process.
 _BESIDE_STATES = re.compile(
@@ -131,6 +132,8 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
             yield entry, "lease of a command that has ended"
         elif _SHARD.fullmatch(name):
             yield entry, "partial result of a finished run"
+        elif _STAGED.fullmatch(name):
+            yield entry, "staging file of an import that has ended"
         elif folder.kind == "score_table" and _PART.fullmatch(name):
             if name not in listed:
                 yield entry, "score part of a lost worker; the table does not list it"
@@ -156,6 +159,8 @@ def _unfinished(folder: Folder, before: float, quiet: bool) -> Iterator[tuple[En
             continue
         if _TEMPORARY.fullmatch(name):
             yield entry, "temporary file of an interrupted write"
+        elif _STAGED.fullmatch(name):
+            yield entry, "staging file of an interrupted import, which stages anew"
         elif commits is not None and _is_lost_part(folder, name, commits, quiet):
             yield entry, "score part of a lost worker; the newest commit does not list it"
         elif commits is not None and _is_superseded(folder, name, commits):

@@ -25,6 +25,7 @@ from easycore_ray.data.images import MAX_RAW_BYTES
 from easycore_ray.data.index import INDEX_FILE, describe_shards, write_index_parts
 from easycore_ray.data.ingest import readers
 from easycore_ray.data.ingest.changes import SOURCE_FILES, check_unchanged, write_source_files
+from easycore_ray.data.ingest.disk import warn_of_full_disk
 from easycore_ray.data.ingest.duplicates import (
     choose_copies,
     count_copies,
@@ -349,6 +350,7 @@ def prepare(config: PrepareConfig) -> Artifact:
     with giving_back(made):
         clear_remains(made.path)
         source = list_configured(config)
+        warn_of_full_disk(source, config, made.path)
         cluster.connect()
         imported = import_source(source, config, made.path)
     seconds = time.monotonic() - started
