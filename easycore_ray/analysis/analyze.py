@@ -29,16 +29,18 @@ from easycore_ray.core.attacks import pgd20
 from easycore_ray.core.distance import boundary_distance, distances
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
+from easycore_ray.core.memory import RowLimit, default_rows
+from easycore_ray.core.passes import predicted_right
 from easycore_ray.core.seeding import generator
 from easycore_ray.core.trend_test import DECILES
-from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.dataset import image_bytes_per_row, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.evaluation.attack_shards import SHARD_ROWS, TaskDevice, task_demand
 from easycore_ray.reporting.inspect_text import count_text
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
+from easycore_ray.runtime.tasks import KeptResults, LongLived, map_tasks, worker_resources
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
@@ -138,7 +140,7 @@ def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = N
     Args:
         config: attacks and resources.
         inputs: opened.
-        made: the claim they are attacked under: each is a Ray task whose result is kept until all are there. Without
+        made: the claim they are attacked under: by Ray actors, and each result is kept until all are there. Without
             one, they are attacked one after the other in this process.
     """
     if not inputs.models:
@@ -148,13 +150,9 @@ def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = N
         import ray
 
         networks = [ray.put(network) for network in networks]
-    device = TaskDevice.from_config(config)
+    attacker = LongLived(SampleAttacker, (inputs.dataset.path, config, *networks))
     chunks = [inputs.drawn[start : start + SHARD_ROWS] for start in range(0, len(inputs.drawn), SHARD_ROWS)]
-    items = [
-        (network, inputs.dataset.path, chunk, config.eval_eps, config.norm, config.seed, device)
-        for network in networks
-        for chunk in chunks
-    ]
+    items = [(number, chunk) for number in range(len(networks)) for chunk in chunks]
     names = [f"{number:03d}-{chunk[0]:012d}" for number in range(len(networks)) for chunk in chunks]
 
     def fits(number: int, table: pa.Table) -> bool:
@@ -162,7 +160,7 @@ def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = N
         return "sample_id" in table.column_names and np.array_equal(table["sample_id"].to_numpy(), ids)
 
     tables = map_tasks(
-        _attack_task,
+        attacker,
         items,
         label="analyze",
         resources=None if made is None else worker_resources(config),
@@ -174,23 +172,39 @@ def attack_samples(config: AnalyzeConfig, inputs: Inputs, made: Claim | None = N
     return _samples(inputs, [pa.concat_tables(tables[start : start + len(chunks)]) for start in starts], config)
 
 
-def _attack_task(
-    network: nn.Module,
-    path: str,
-    sample_ids: NDArray[np.int64],
-    eps: tuple[float, ...],
-    norm: str,
-    seed: int,
-    device: TaskDevice,
-) -> pa.Table:
-    """One shard: read its images, attack them."""
-    torch.set_num_threads(device.threads)
-    rows = read_split(open_dataset(path), "train", sample_ids)
-    return measure_shard(network.to(device.name), rows, eps, norm=norm, seed=seed, device=device.name)
+class SampleAttacker:
+    """Attacks shard after shard of training samples in one process, which loads networks and libraries once.
+
+    Args:
+        path: folder of the dataset.
+        config: attacks and resources.
+        networks: return logits.
+    """
+
+    def __init__(self, path: str, config: AnalyzeConfig, *networks: nn.Module) -> None:
+        device = TaskDevice.from_config(config)
+        torch.set_num_threads(device.threads)
+        self._dataset, self._config, self._device, self._networks = open_dataset(path), config, device.name, networks
+        self._limit = RowLimit(config.eval_batch_size or default_rows(image_bytes_per_row(self._dataset)))
+
+    def __call__(self, number: int, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """What ``measure_shard`` finds of the samples of these ids, int64 (n,), with the network of this number."""
+        rows, config = read_split(self._dataset, "train", sample_ids), self._config
+        network = self._networks[number].to(self._device)
+        return measure_shard(
+            network, rows, config.eval_eps, norm=config.norm, seed=config.seed, device=self._device, limit=self._limit
+        )
 
 
 def measure_shard(
-    network: nn.Module, rows: Samples, eps: Sequence[float], *, norm: str, seed: int, device: str = "cpu"
+    network: nn.Module,
+    rows: Samples,
+    eps: Sequence[float],
+    *,
+    norm: str,
+    seed: int,
+    device: str = "cpu",
+    limit: RowLimit | None = None,
 ) -> pa.Table:
     """Distances to the decision boundary of one shard; they depend on its ids and these arguments alone.
 
@@ -201,19 +215,19 @@ def measure_shard(
         norm: one of ``threat.NORMS``.
         seed: of PGD's random starts.
         device: ``cpu`` or ``cuda``.
+        limit: images that go through the network at once; by default what ``memory.default_rows`` says.
 
     Returns:
         B rows: sample_id int64, label int32, clean_correct bool, distance float64 (0 where the clean image is wrong).
     """
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
-    network = network.eval()
-    with torch.no_grad():
-        correct = network(inputs).argmax(dim=1) == labels
+    network, limit = network.eval(), limit or RowLimit(default_rows(rows.images[:1].numel()))
+    correct = predicted_right(network, inputs, labels, limit)
     distance = torch.zeros(len(labels), device=device)
     if correct.any():
         start = int(rows.sample_ids[0])
         distance[correct] = nearest_error(
-            network, inputs[correct], labels[correct], eps, norm=norm, seed=seed, start=start
+            network, inputs[correct], labels[correct], eps, norm=norm, seed=seed, start=start, limit=limit
         )
     columns = {
         "sample_id": rows.sample_ids.numpy(),
@@ -225,7 +239,15 @@ def measure_shard(
 
 
 def nearest_error(
-    network: nn.Module, inputs: Tensor, labels: Tensor, eps: Sequence[float], *, norm: str, seed: int, start: int
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    eps: Sequence[float],
+    *,
+    norm: str,
+    seed: int,
+    start: int,
+    limit: RowLimit | None = None,
 ) -> Tensor:
     """Distance to the nearest point that any attack finds wrong: the minimum-norm attack, then PGD-20 at every eps.
 
@@ -239,19 +261,21 @@ def nearest_error(
         norm: one of ``threat.NORMS``.
         seed: of PGD's random starts, with ``start``.
         start: first id of the shard.
+        limit: images that go through the network at once; by default what ``memory.default_rows`` says.
 
     Returns:
         Float (B,), in pixel units of the norm; inf where nothing was found.
     """
-    found, _ = boundary_distance(network, inputs, labels, norm=norm)
+    limit = limit or RowLimit(default_rows(inputs[:1].numel()))
+    nearest = limit.map(lambda *some: boundary_distance(network, *some, norm=norm)[0], inputs, labels)
+    found = torch.cat(nearest)
     for number, radius in enumerate(sorted(eps)):
         left = torch.nonzero(found > radius)[:, 0]
         if radius == 0 or len(left) == 0:
             continue
         draws = generator("analyze", seed, "pgd20", number, start)
-        points = pgd20(network, inputs[left], labels[left], eps=radius, norm=norm, generator=draws)
-        with torch.no_grad():
-            wrong = network(points).argmax(dim=1) != labels[left]
+        points = pgd20(network, inputs[left], labels[left], eps=radius, norm=norm, generator=draws, limit=limit)
+        wrong = ~predicted_right(network, points, labels[left], limit)
         # Rounding may carry a point past its ball by a hair; it was found within it.
         reached = distances(points, inputs[left], norm).clamp(max=radius)
         found[left] = torch.where(wrong, torch.minimum(reached, found[left]), found[left])

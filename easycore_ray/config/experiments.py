@@ -35,14 +35,14 @@ from easycore_ray.config.fields import (
     Weight,
 )
 from easycore_ray.config.recipes import RecipeConfig, SeededRecipeConfig, ThreatConfig, attacks_validation
-from easycore_ray.config.stages import PrepareConfig, ScoreConfig
+from easycore_ray.config.stages import EvalBatchConfig, PrepareConfig, ScoreBatchConfig, ScoreConfig
 from easycore_ray.storage.errors import FieldsError
 
 Stage = TypeVar("Stage", bound=Checked)
 
 
 @configuration
-class AnalyzeConfig(ComputeConfig):
+class AnalyzeConfig(EvalBatchConfig, ComputeConfig):
     """Test the paper's claims on your own data: are easy samples safer, learned sooner, and easy for any model?"""
 
     scores: Several[Text] = setting(identity=False, group="data")
@@ -78,7 +78,7 @@ class AnalyzeConfig(ComputeConfig):
 
 
 @configuration
-class TrialsConfig(Checked):
+class TrialsConfig(EvalBatchConfig):
     """How the models of a comparison are trained and attacked."""
 
     train_epochs: Count = setting(default=20, identity=True, group="training")
@@ -149,7 +149,7 @@ class SweepConfig(GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
 
 
 @configuration
-class ScoringConfig(Checked):
+class ScoringConfig(ScoreBatchConfig):
     """How pipelines and studies score."""
 
     subset: Count | None = setting(default=None, identity=True, group="data")

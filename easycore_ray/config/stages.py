@@ -108,7 +108,27 @@ class PrepareConfig(JobConfig):
 
 
 @configuration
-class ScoreConfig(SeededRecipeConfig, TrackingConfig, ComputeConfig):
+class ScoreBatchConfig(Checked):
+    """How many samples are scored at once."""
+
+    # By default it follows from the images, and a batch that was halved for want of memory is the same run.
+    score_batch_size: Count | None = setting(default=None, identity=if_given("score_batch_size"), group="compute")
+    """Samples in a batch of an exact scoring pass: by default 256, fewer of large images (64 at 224 x 224 pixels). What
+    does not fit into a device's memory is halved. Changes scores by rounding only."""
+
+
+@configuration
+class EvalBatchConfig(Checked):
+    """How many images are attacked at once."""
+
+    eval_batch_size: Count | None = setting(default=None, identity=if_given("eval_batch_size"), group="compute")
+    """Images of a shard of 250 that are attacked at once in an evaluation: by default all, fewer of large images (64 at
+    224 x 224 pixels). What does not fit into a device's memory is halved. Changes rounding, and the draws of
+    autoattack."""
+
+
+@configuration
+class ScoreConfig(ScoreBatchConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -265,8 +285,8 @@ class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeCo
 
 
 @configuration
-class EvaluateConfig(ComputeConfig):
-    """Clean and robust accuracy of a checkpoint; images are attacked in fixed shards over Ray tasks."""
+class EvaluateConfig(EvalBatchConfig, ComputeConfig):
+    """Clean and robust accuracy of a checkpoint; images are attacked in fixed shards by long-lived workers."""
 
     checkpoint: Text = setting(identity=False, group="model")
     """Folder of a trained model."""

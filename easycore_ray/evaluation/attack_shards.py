@@ -1,4 +1,4 @@
-"""Attacks in fixed shards of the evaluated images, as Ray tasks or in this process."""
+"""Attacks in fixed shards of the evaluated images, by Ray actors or in this process."""
 
 import json
 from collections.abc import Sequence
@@ -15,14 +15,16 @@ from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.attacks import ATTACKS, carries_gradient
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
+from easycore_ray.core.memory import RowLimit, default_rows
+from easycore_ray.core.passes import predicted_right
 from easycore_ray.core.seeding import derive_seed, generator
-from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.data.dataset import Dataset, image_bytes_per_row, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.evaluation.autoattack import autoattack
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
 from easycore_ray.evaluation.threats import AUTOATTACK, Threats, outcome_column
 from easycore_ray.runtime.cluster import Demand
-from easycore_ray.runtime.tasks import KeptResults, map_tasks, worker_resources
+from easycore_ray.runtime.tasks import KeptResults, LongLived, map_tasks, worker_resources
 from easycore_ray.storage.artifact import Claim
 
 SHARD_ROWS = 250
@@ -31,7 +33,7 @@ _NOTES = b"easycore"  # what shards say besides their outcomes, in the metadata 
 
 @dataclass(frozen=True)
 class TaskDevice:
-    """Where a Ray task computes."""
+    """Where a Ray task or actor computes."""
 
     name: str
     """``cpu`` or ``cuda``."""
@@ -64,16 +66,21 @@ def attack_rows(
     Returns:
         ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
     """
-    model = model.eval()
+    model, limit = model.eval(), limit_of(threats, rows.images[:1].numel())
     starts = range(0, len(rows.labels), SHARD_ROWS)
 
     def attack(start: int) -> pa.Table:
         shard = Samples(*(column[start : start + SHARD_ROWS] for column in rows))
-        return attack_shard(model, shard, threats, device=device, first=start == 0)
+        return attack_shard(model, shard, threats, device=device, first=start == 0, limit=limit)
 
     chunks = [rows.sample_ids[start : start + SHARD_ROWS].numpy() for start in starts]
     kept = kept_shards(made, threats, chunks) if made is not None and AUTOATTACK in threats.attack else None
     return merge_shards(map_tasks(attack, [(start,) for start in starts], label="evaluate", kept=kept))
+
+
+def limit_of(threats: Threats, image_bytes: int) -> RowLimit:
+    """How many images go through the model at once: what the threats say, else what their size (bytes) does."""
+    return RowLimit(threats.batch_size or default_rows(image_bytes))
 
 
 def kept_shards(made: Claim, threats: Threats, chunks: Sequence[np.ndarray]) -> KeptResults:
@@ -113,7 +120,15 @@ def notes_of(table: pa.Table) -> dict[str, Any]:
     return {"warnings": [], "large_eps": None, "no_gradient": False} | written
 
 
-def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: str, first: bool = False) -> pa.Table:
+def attack_shard(
+    model: nn.Module,
+    rows: Samples,
+    threats: Threats,
+    *,
+    device: str,
+    first: bool = False,
+    limit: RowLimit | None = None,
+) -> pa.Table:
     """Outcomes of one shard; they depend on the shard's ids and the threats alone.
 
     The first shard of an evaluation also runs the sanity checks of the model (eps = 0.5, any gradient at all; see
@@ -125,6 +140,8 @@ def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: s
         threats: attacks and budgets.
         device: ``cpu`` or ``cuda``.
         first: whether to run the sanity checks.
+        limit: images that go through the model at once; that of the threats if None. Where it was halved for want of
+            memory, the shard's warnings say so.
 
     Returns:
         B rows: sample_id int64, label int32, clean_correct bool, a bool column per attack and eps.
@@ -132,7 +149,8 @@ def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: s
     # AutoAttack hands on images channels first: convolutions follow their weights, and take 1 / 1.2 of the time.
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
-    correct = is_correct(model, inputs, labels)
+    limit = limit or limit_of(threats, rows.images[:1].numel())
+    correct = predicted_right(model, inputs, labels, limit)
     columns: dict[str, Any] = {
         "sample_id": rows.sample_ids.numpy(),
         "label": rows.labels.numpy().astype(np.int32),
@@ -146,74 +164,86 @@ def attack_shard(model: nn.Module, rows: Samples, threats: Threats, *, device: s
             if correct.any():
                 # What is wrong already needs no attack.
                 picked, truth = inputs[correct], labels[correct]
-                adversarial, found = _attacked(model, picked, truth, name, eps, threats, start)
+                adversarial, found = _attacked(model, picked, truth, (name, eps), threats, start, limit)
                 messages += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
-                robust[correct] = is_correct(model, adversarial, truth)
+                robust[correct] = predicted_right(model, adversarial, truth, limit)
             columns[outcome_column(name, eps)] = robust.cpu().numpy()
     large_eps = (
-        _at_large_eps(model, inputs[correct], labels[correct], threats.seed) if first and threats.attack else None
+        _at_large_eps(model, inputs[correct], labels[correct], threats.seed, limit)
+        if first and threats.attack
+        else None
     )
     no_gradient = first and bool(threats.attack) and not carries_gradient(model, inputs[:1])
+    messages += [limit.message] * bool(limit.message)
     return with_notes(pa.table(columns), messages, large_eps, no_gradient=no_gradient)
 
 
 def _attacked(
-    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, name: str, eps: float, threats: Threats, start: int
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    attack: tuple[str, float],
+    threats: Threats,
+    start: int,
+    limit: RowLimit,
 ) -> tuple[torch.Tensor, list[str]]:
-    """Adversarial inputs of one attack, seeded by the shard's first id, and its warnings."""
+    """Adversarial inputs of one attack (name, eps), seeded by the shard's first id, and its warnings."""
+    name, eps = attack
     if name == AUTOATTACK:
         seed = derive_seed("evaluate", threats.seed, name, start)
-        return autoattack(model, inputs, labels, eps=eps, norm=threats.norm, seed=seed)
+        return autoattack(model, inputs, labels, eps=eps, norm=threats.norm, seed=seed, limit=limit)
     draws = generator("evaluate", threats.seed, name, start)
-    return ATTACKS[name](model, inputs, labels, eps=eps, norm=threats.norm, generator=draws), []
+    return ATTACKS[name](model, inputs, labels, eps=eps, norm=threats.norm, generator=draws, limit=limit), []
 
 
-def _at_large_eps(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, seed: int) -> list[int]:
+def _at_large_eps(
+    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, seed: int, limit: RowLimit
+) -> list[int]:
     """How many of at most 100 images stay correct under PGD at a hopeless eps, and how many were tried."""
     inputs, labels = inputs[:LARGE_EPS_IMAGES], labels[:LARGE_EPS_IMAGES]
     if len(labels) == 0:
         return [0, 0]
     draws = generator("evaluate", seed, "large eps")
-    adversarial = ATTACKS["pgd20"](model, inputs, labels, eps=LARGE_EPS, norm="linf", generator=draws)
-    return [int(is_correct(model, adversarial, labels).sum()), len(labels)]
-
-
-@torch.no_grad()
-def is_correct(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Whether each input is classified right: bool (batch,)."""
-    return model(inputs).argmax(dim=1) == labels
+    adversarial = ATTACKS["pgd20"](model, inputs, labels, eps=LARGE_EPS, norm="linf", generator=draws, limit=limit)
+    return [int(predicted_right(model, adversarial, labels, limit).sum()), len(labels)]
 
 
 def _attack_on_ray(
     config: EvaluateConfig, made: Claim, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
 ) -> pa.Table:
-    """One Ray task per shard that is not there yet, at most ``num_workers`` at a time; outcomes in id order."""
+    """Shards that are not there yet, on ``num_workers`` long-lived actors; outcomes in id order."""
     import ray
 
-    device = TaskDevice.from_config(config)
-    shared = ray.put(model)
     starts = range(0, len(sample_ids), SHARD_ROWS)
     chunks = [sample_ids[start : start + SHARD_ROWS] for start in starts]
-    items = [
-        (shared, dataset.path, config.split, chunk, threats, device, start == 0)
-        for start, chunk in zip(starts, chunks, strict=True)
-    ]
+    items = [(chunk, start == 0) for start, chunk in zip(starts, chunks, strict=True)]
+    attacker = LongLived(
+        ShardAttacker, (ray.put(model), dataset.path, config.split, threats, TaskDevice.from_config(config))
+    )
     return merge_shards(map_tasks(
-        _attack_task, items, label="evaluate", resources=worker_resources(config), rows=list(map(len, chunks)),
+        attacker, items, label="evaluate", resources=worker_resources(config), rows=list(map(len, chunks)),
         unit="images", kept=kept_shards(made, threats, chunks),
     ))  # fmt: skip
 
 
-def _attack_task(
-    model: nn.Module,
-    path: str,
-    split: str,
-    sample_ids: np.ndarray,
-    threats: Threats,
-    device: TaskDevice,
-    first: bool,
-) -> pa.Table:
-    """What each Ray task runs: read a shard's images, attack them."""
-    torch.set_num_threads(device.threads)
-    rows = read_split(open_dataset(path), split, sample_ids)
-    return attack_shard(model, rows, threats, device=device.name, first=first)
+class ShardAttacker:
+    """Attacks shard after shard in one process, which loads model and libraries once.
+
+    Args:
+        model: returns logits.
+        path: folder of the dataset.
+        split: of the images.
+        threats: attacks and budgets.
+        device: where to compute.
+    """
+
+    def __init__(self, model: nn.Module, path: str, split: str, threats: Threats, device: TaskDevice) -> None:
+        torch.set_num_threads(device.threads)
+        self._dataset, self._split, self._threats, self._device = open_dataset(path), split, threats, device.name
+        self._model = model.to(device.name)
+        self._limit = limit_of(threats, image_bytes_per_row(self._dataset))
+
+    def __call__(self, sample_ids: np.ndarray, first: bool) -> pa.Table:
+        """Outcomes of the shard of these ids, int64 (n,); the first one also runs the sanity checks."""
+        rows = read_split(self._dataset, self._split, sample_ids)
+        return attack_shard(self._model, rows, self._threats, device=self._device, first=first, limit=self._limit)

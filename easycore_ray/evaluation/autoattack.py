@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.eps import check_eps
 from easycore_ray.core.losses import at_least_float32
+from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.seeding import seeded
 from easycore_ray.core.threat import check_inputs, project
 from easycore_ray.evaluation.threats import check_autoattack
 
-BATCH_SIZE = 250
 _NORMS = {"linf": "Linf", "l2": "L2"}
 
 # How the library's warnings begin or differ, and how we word them; theirs name a file no user has.
@@ -37,7 +37,7 @@ _FEW_CLASSES = "the targeted DLR loss needs 4 classes: APGD-T took the differenc
 
 
 def autoattack(
-    model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, eps: float, norm: str, seed: int, limit: RowLimit | None = None
 ) -> tuple[Tensor, list[str]]:
     """Inputs moved by the first of the four attacks that fools the model, unmoved where none does.
 
@@ -50,7 +50,8 @@ def autoattack(
         labels: int64 (B,), the true ones.
         eps: radius in [0, 1] pixel units; 0 gives ``inputs``.
         norm: one of ``threat.NORMS``.
-        seed: of all random draws; the same seed and batch give the same result.
+        seed: of all random draws; the same seed, rows and limit give the same result.
+        limit: rows that are attacked at once; all without one. The library draws anew for each batch.
 
     Returns:
         Adversarial inputs within eps of ``inputs``, and the library's warnings, sorted, without repeats.
@@ -66,11 +67,15 @@ def autoattack(
         return inputs, []
     # The library flattens with view(), which strided images do not allow.
     inputs = inputs.contiguous()
-    with frozen_eval(model), _frozen_weights(model), seeded("autoattack", seed), _collected() as messages:
-        with torch.no_grad():
-            num_classes = model(inputs[:1]).shape[1]
-        attack = _standard(model, num_classes, eps, norm, seed, inputs.device)
-        adv_inputs, _ = attack.run_standard_evaluation(inputs, labels, batch_size=BATCH_SIZE)
+    with torch.no_grad(), frozen_eval(model):
+        num_classes = model(inputs[:1]).shape[1]
+
+    def attack(rows: int) -> tuple[Tensor, list[str]]:
+        with frozen_eval(model), _frozen_weights(model), seeded("autoattack", seed), _collected() as messages:
+            standard = _standard(model, num_classes, eps, norm, seed, inputs.device)
+            return standard.run_standard_evaluation(inputs, labels, batch_size=rows)[0], messages
+
+    adv_inputs, messages = (limit or RowLimit(len(inputs))).fitting(attack, len(inputs))
     found = {_explain_warning(message) for message in messages if "classes" not in message}
     if num_classes < 4:
         found.add(_FEW_CLASSES)

@@ -21,6 +21,8 @@ class Threats:
     eps: tuple[float, ...]
     norm: str
     seed: int
+    batch_size: int | None = None
+    """Images that go through the model at once; by default what ``memory.default_rows`` says of their size."""
 
     def columns(self) -> list[str]:
         """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
@@ -65,7 +67,8 @@ def check_autoattack(image_shape: tuple[int, ...], norm: str) -> None:
 def threats_of(config: EvaluateConfig) -> Threats:
     """The threats a configuration names."""
     attack = tuple(name for name in config.attack if name != "none")
-    return Threats(attack=attack, eps=config.eval_eps, norm=config.norm, seed=config.seed)
+    return Threats(attack=attack, eps=config.eval_eps, norm=config.norm, seed=config.seed,
+                   batch_size=config.eval_batch_size)  # fmt: skip
 
 
 def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:

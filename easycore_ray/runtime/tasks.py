@@ -1,4 +1,4 @@
-"""A function mapped over items as Ray tasks: bounded in flight, resumable, with our own errors unwrapped.
+"""A function mapped over items as Ray tasks or actors: bounded in flight, resumable, with our own errors unwrapped.
 
 Every loop of submit, wait and unwrap in the package is ``map_tasks``. What an item is, and its seed, is decided by the
 caller before anything runs, so that results are the same on any number of workers and after any interruption.
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.config.base import ComputeConfig
+from easycore_ray.runtime.actors import LongLived, TaskResources, lost_too_often, run_on_actors
 from easycore_ray.runtime.console import Progress, say
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim
@@ -61,23 +62,6 @@ class KeptResults:
         return paths.join(self.folder, f"{self.names[number]}.parquet")
 
 
-@dataclass(frozen=True)
-class TaskResources:
-    """What a task reserves, and how often it is tried again.
-
-    Attributes:
-        cpus: CPUs of a task.
-        gpus: GPUs of a task.
-        in_flight: most tasks that are submitted and not yet done; None is no bound.
-        max_retries: times a task is run again whose process was lost.
-    """
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    in_flight: int | None = None
-    max_retries: int = 5
-
-
 def worker_resources(config: ComputeConfig) -> TaskResources:
     """What a command's options on workers mean for its tasks: one task is one worker."""
     return TaskResources(
@@ -89,7 +73,7 @@ def worker_resources(config: ComputeConfig) -> TaskResources:
 
 
 def map_tasks(
-    function: Callable[..., Any],
+    function: Callable[..., Any] | LongLived,
     items: Iterable[tuple[Any, ...]],
     *,
     label: str,
@@ -101,7 +85,8 @@ def map_tasks(
     """``function(*item)`` of every item, in their order.
 
     Args:
-        function: what a Ray task calls, or this process without ``resources``; idempotent, as it may run twice.
+        function: what a Ray task calls, or this process without ``resources``; idempotent, as it may run twice. One
+            that is long-lived is called by Ray actors, each in a process of its own; a lost one is replaced.
         items: arguments of each call; object references among them are handed on. They are taken one by one, so that
             an iterator may give up what it holds as it goes.
         label: what is being done, in the progress line and in messages.
@@ -121,7 +106,7 @@ def map_tasks(
     done = sum(int(rows[number]) for number in found) if len(rows) else 0
     if progress is not None:
         progress.update(done)
-    finished = _run_here(function, waiting) if resources is None else _run_on_ray(function, waiting, resources, label)
+    finished = _start(function, waiting, resources, label)
     try:
         for number, result in finished:
             found[number] = result
@@ -143,6 +128,20 @@ def _read_kept(kept: KeptResults, label: str) -> dict[int, Any]:
     if found:
         say(f"{label}: resuming, {len(found)} of {len(read)} shards exist already")
     return found
+
+
+def _start(
+    function: Callable[..., Any] | LongLived,
+    waiting: Iterator[tuple[int, tuple[Any, ...]]],
+    resources: TaskResources | None,
+    label: str,
+) -> Generator[tuple[int, Any]]:
+    """Number and result of each item, as they are made."""
+    if not isinstance(function, LongLived):
+        return _run_here(function, waiting) if resources is None else _run_on_ray(function, waiting, resources, label)
+    if resources is None:
+        return _run_here(function.make(*function.arguments), waiting)
+    return run_on_actors(function, waiting, resources, label)
 
 
 def _run_here(
@@ -185,10 +184,7 @@ def _run_on_ray(
             raise error.cause from None
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        raise EasyCoreError(
-            f"{label}: the process of a task was lost {resources.max_retries + 1} times (for want of memory?); "
-            "run the same command again, with more memory for each task or fewer at a time"
-        ) from error
+        raise EasyCoreError(lost_too_often(label, resources)) from error
     finally:
         for ref in running:
             # With its process: a task that is interrupted in an import leaves modules half imported to the next one.

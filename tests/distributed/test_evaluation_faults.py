@@ -46,7 +46,7 @@ def test_a_lost_task_and_a_lost_driver_change_no_outcome(ray_session, tmp_path):
     wait_for(lambda: finished(out) >= 1, driver)
     lost = []
     # Between two shards no task is at work for a moment.
-    wait_for(lambda: lost.extend(faults.processes(os.environ[faults.MARK], "ray::_attack_task")) or lost, driver)
+    wait_for(lambda: lost.extend(faults.processes(os.environ[faults.MARK], "ray::_Actor.call")) or lost, driver)
     for process in lost:
         os.kill(process, signal.SIGKILL)
     before = finished(out)

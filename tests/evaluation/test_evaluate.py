@@ -97,6 +97,34 @@ def test_headline_is_the_pointwise_worst():
     assert summary["robust_accuracy"] == 0.5
 
 
+def test_a_device_without_room_for_a_shard_attacks_it_in_pieces():
+    """With the outcomes of a large one, and a warning."""
+
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, inputs):
+            if len(inputs) > 40:
+                raise torch.OutOfMemoryError(f"no memory for {len(inputs)}")
+            return self.inner(inputs)
+
+    rows = rows_of(linear(), 260)
+    threats = Threats(attack=("fgsm", "pgd20"), eps=(0.02,), norm="linf", seed=3)
+    whole = attack_rows(linear(), rows, threats)
+    with pytest.warns(RuntimeWarning, match="no memory for 250 images at a time"):
+        halved = attack_rows(Narrow(), rows, threats)
+    summary = summarise_outcomes(halved, threats, 3)
+
+    assert halved.equals(whole)
+    assert ["no memory for 250 images" in text and "2 of 2 shards" in text for text in summary["warnings"]] == [True]
+    given = attack_rows(Narrow(), rows, threats_of(settings(attack=threats.attack, eval_eps=threats.eps, seed=3,
+                                                            eval_batch_size=40)))  # fmt: skip
+    assert given.equals(whole)
+    assert summarise_outcomes(given, threats, 3)["warnings"] == []
+
+
 def test_a_model_without_gradients_is_suspicious():
     """PGD at a hopeless eps gets nowhere, which is said."""
 

@@ -1,0 +1,200 @@
+"""Long-lived Ray actors that take item after item, and what every task or actor reserves.
+
+Used by ``runtime.tasks`` alone. An actor is given its next item when it is done with one, never while it waits for a
+place in the cluster; one whose process is lost is replaced, and its item done again.
+"""
+
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from easycore_ray.storage.errors import EasyCoreError
+
+_Item = tuple[int, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class TaskResources:
+    """What a task reserves, and how often it is tried again.
+
+    Attributes:
+        cpus: CPUs of a task.
+        gpus: GPUs of a task.
+        in_flight: most tasks that are submitted and not yet done; None is no bound. Of long-lived processes: their
+            number, one without a bound.
+        max_retries: times a task is run again whose process was lost.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    in_flight: int | None = None
+    max_retries: int = 5
+
+
+@dataclass(frozen=True)
+class LongLived:
+    """A function that a process makes once and then calls for item after item: what it loads is loaded once.
+
+    Attributes:
+        make: gives the function.
+        arguments: of ``make``; object references among them are handed on.
+    """
+
+    make: Callable[..., Callable[..., Any]]
+    arguments: tuple[Any, ...] = ()
+
+
+def lost_too_often(label: str, resources: TaskResources) -> str:
+    """What is said where processes are lost again and again."""
+    return (
+        f"{label}: the process of a task was lost {resources.max_retries + 1} times (for want of memory?); "
+        "run the same command again, with more memory for each task or fewer at a time"
+    )
+
+
+class _Actor:
+    """Makes a function once and calls it."""
+
+    def prepare(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
+        """Make it; not in the constructor, whose errors Ray reports without their type."""
+        self._function = make(*arguments)
+
+    def call(self, *item: Any) -> Any:
+        """Call it."""
+        return self._function(*item)
+
+
+class _Pool:
+    """Actors at work: what each is doing, by the reference of its result.
+
+    Args:
+        work: what they make and call.
+        resources: of each.
+    """
+
+    def __init__(self, work: LongLived, resources: TaskResources) -> None:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._work = work
+        self._kind = ray.remote(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=0,
+            # A trial of a sweep reserves next to nothing for itself; without this they would have to fit in there.
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+        )(_Actor)
+        self._running: dict[Any, tuple[Any, _Item | None]] = {}
+
+    @property
+    def at_work(self) -> bool:
+        """Whether any actor has an item; others wait for a place in the cluster."""
+        return any(item is not None for _, item in self._running.values())
+
+    def start(self) -> None:
+        """Start an actor; it is given an item once it has a place and is prepared."""
+        actor = self._kind.remote()
+        self._running[actor.prepare.remote(self._work.make, *self._work.arguments)] = (actor, None)
+
+    def give(self, actor: Any, item: _Item) -> None:
+        """Give an actor its next item."""
+        self._running[actor.call.remote(*item[1])] = (actor, item)
+
+    def next(self) -> tuple[Any, Any, _Item | None]:
+        """Wait for one that is done: the reference of its result, the actor, and the item, None if it was prepared."""
+        import ray
+
+        done, _ = ray.wait(list(self._running))
+        return done[0], *self._running.pop(done[0])
+
+    @staticmethod
+    def stop(actor: Any) -> None:
+        """End an actor's process."""
+        import ray
+
+        ray.kill(actor)
+
+    def stop_all(self) -> None:
+        """End what still runs."""
+        for actor, _ in self._running.values():
+            self.stop(actor)
+
+
+def run_on_actors(
+    work: LongLived, waiting: Iterator[_Item], resources: TaskResources, label: str
+) -> Generator[tuple[int, Any]]:
+    """Number and result of each item, in the order in which they are done.
+
+    Args:
+        work: what every actor makes and calls.
+        waiting: items with their numbers.
+        resources: of each actor, how many there are, and how often an item is tried again whose actor was lost.
+        label: what is being done, for messages.
+
+    Raises:
+        EasyCoreError: one that the function raised; or an actor was lost too often.
+    """
+    import ray
+
+    lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError)
+    first = list(itertools.islice(waiting, resources.in_flight or 1))
+    items, losses = _Queue(itertools.chain(first, waiting)), dict[int, int]()
+    pool = _Pool(work, resources)
+    for _ in first:
+        pool.start()
+    try:
+        while items.left or pool.at_work:
+            reference, actor, item = pool.next()
+            try:
+                result = ray.get(reference)
+            except lost as error:
+                pool.stop(actor)
+                number = -1 if item is None else item[0]
+                losses[number] = losses.get(number, 0) + 1
+                if losses[number] > resources.max_retries:
+                    raise EasyCoreError(lost_too_often(label, resources)) from error
+                if item is not None:
+                    items.put_back(item)
+                pool.start()
+                continue
+            following = items.take()
+            if following is None:
+                pool.stop(actor)  # what it reserves is free for others
+            else:
+                pool.give(actor, following)
+            if item is not None:
+                yield item[0], result
+    except ray.exceptions.RayTaskError as error:
+        # Our own sentence, without the traceback of the actor around it.
+        if isinstance(error.cause, EasyCoreError):
+            raise error.cause from None
+        raise
+    finally:
+        pool.stop_all()
+
+
+class _Queue:
+    """Items that nobody is working on: the next of an iterator, or one that was put back."""
+
+    def __init__(self, waiting: Iterator[_Item]) -> None:
+        self._waiting = waiting
+        self._next: list[_Item] = list(itertools.islice(waiting, 1))
+
+    @property
+    def left(self) -> bool:
+        """Whether there are any."""
+        return bool(self._next)
+
+    def take(self) -> _Item | None:
+        """The next, or None."""
+        if not self._next:
+            return None
+        item = self._next.pop()
+        if not self._next:
+            self._next = list(itertools.islice(self._waiting, 1))
+        return item
+
+    def put_back(self, item: _Item) -> None:
+        """Have it done again, before the others."""
+        self._next.append(item)
