@@ -1,5 +1,6 @@
 """A training run as plain data: configuration resolved into steps, model arguments and the plan of the loop."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.loop import TrainingPlan
+from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.models import build_model
 from easycore_ray.core.names import default_width, is_user_model
 from easycore_ray.data.coreset import Coreset
@@ -46,6 +48,12 @@ class Fit:
     """Keep the weights of the epoch that does best in validation, if there is a validation split."""
     val_attack_steps: int = 0
     """Steps of the attack on the validation split after each epoch; 0: none."""
+    score_batch_size: int | None = None
+    """Samples in a batch of an exact scoring pass; by the size of the images if None."""
+
+    def row_limit(self, batch_size: int | None = None) -> RowLimit:
+        """A limit of so many rows without gradients of the weights, by default what the images' size says."""
+        return RowLimit(batch_size or default_rows(math.prod(self.model["image_shape"])))
 
     def read_sample_ids(self) -> np.ndarray | None:
         """Ids of the samples to train on: int64 (num_rows,), ascending; None for the whole training split.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch
+from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.passes import score_epoch
 from easycore_ray.data.samples import Samples
@@ -75,6 +76,8 @@ class _Run:
     optimizer: torch.optim.SGD
     recorder: Recorder | None
     validation: ValidationBlocks
+    scored_at_once: RowLimit
+    """Rows of an exact pass; it stays halved from segment to segment."""
     committed: float
     """When the last commit was made, or the run began: ``time.monotonic``."""
 
@@ -102,7 +105,8 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
         {*state.carried.get("devices", []), *context.gather(_device_name(context.device))}
     )
     validation = ValidationBlocks(fit, context)
-    run = _Run(fit, context, loader, model, trained, optimizer, recorder, validation, time.monotonic())
+    run = _Run(fit, context, loader, model, trained, optimizer, recorder, validation,
+               fit.row_limit(fit.score_batch_size), time.monotonic())  # fmt: skip
     while state.progress is not None or (state.epoch < fit.epochs and not state.carried.get("stopped")):
         state = _run_epoch(run, state, state.progress or EpochProgress(state.epoch + 1, context.world_size))
         context.commit(state)
@@ -248,7 +252,7 @@ def _score(run: _Run, state: State, progress: EpochProgress) -> None:
     assert run.recorder is not None
     while progress.scored < segments.count:
         segment, started = progress.scored, time.monotonic()
-        columns = score_epoch(run.model, run.loader.ordered(segment))
+        columns = score_epoch(run.model, run.loader.ordered(segment), limit=run.scored_at_once)
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
                             rows=segments.global_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1

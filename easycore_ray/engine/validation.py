@@ -32,6 +32,7 @@ class ValidationBlocks:
         first, last = (rank * len(blocks) // context.world_size for rank in (context.rank, context.rank + 1))
         self._ids = blocks[first:last]
         pixels = sum(map(len, self._ids)) * image_bytes_per_row(self._dataset)
+        self._limit = fit.row_limit()
         self._kept = list(self._read()) if pixels <= fit.cache_gib * 2**30 else None
 
     def __iter__(self) -> Iterator[Samples]:
@@ -50,7 +51,8 @@ class ValidationBlocks:
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Accuracies over all workers' blocks, in [0, 1], and the seconds that took; nothing without a split."""
         started, fit, plan = time.monotonic(), self._fit, self._fit.plan
-        mine = validate(model, self, eps=plan.eps, norm=plan.norm, steps=fit.val_attack_steps, seed=plan.seed)
+        mine = validate(model, self, eps=plan.eps, norm=plan.norm, steps=fit.val_attack_steps, seed=plan.seed,
+                        limit=self._limit)  # fmt: skip
         parts = self._context.gather(mine)
         total = sum(part.num_rows for part in parts)
         if not total:

@@ -198,7 +198,8 @@ def make_scoring_fit(config: ScoreConfig, dataset: Dataset, coreset: Artifact | 
         dataset: a finished one.
         coreset: whose samples are scored; the whole training split if None.
     """
-    return make_fit(config, dataset, coreset, record_scores=config.score_pass != "eval")
+    return make_fit(config, dataset, coreset, record_scores=config.score_pass != "eval",
+                    score_batch_size=config.score_batch_size)  # fmt: skip
 
 
 def describe_scoring(config: ScoreConfig, dataset: Dataset, path: str, status: str) -> TrackedRun:

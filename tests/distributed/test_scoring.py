@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from easycore_ray import score
+from easycore_ray.core import passes
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.models import build_model
+from easycore_ray.core.scores import score_batch
 from easycore_ray.data.coreset import open_coreset, read_sample_ids
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
@@ -167,6 +169,22 @@ def test_fused_and_eval_ends_with_the_exact_scores_of_the_final_weights(settings
     assert sorted(both) == sorted(fused)
     for epoch, norms in fused.items():
         np.testing.assert_array_equal(both[epoch], norms)
+
+
+def test_scores_are_taken_in_batches_of_the_size_that_is_asked_for(settings, tmp_path, monkeypatch):
+    """Of 97 rows: they change by rounding only, and fit where larger ones did not."""
+    sizes = []
+
+    def take(model, inputs, *rest, **options):
+        sizes.append(len(inputs))
+        return score_batch(model, inputs, *rest, **options)
+
+    monkeypatch.setattr(passes, "score_batch", take)
+    _, whole = in_process(settings, tmp_path / "whole", epochs=1, initial_pass=False)
+    _, small = in_process(settings, tmp_path / "small", epochs=1, initial_pass=False, score_batch_size=30)
+
+    assert sizes == [97, 30, 30, 30, 7]
+    np.testing.assert_allclose(whole[1], small[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("score_pass", ["eval", "fused+eval"])
