@@ -61,9 +61,9 @@ def trains(config: Any) -> bool:
 def decides_loading(config: Any) -> bool:
     """Identity of the cache's size, where parts of a job are trained whose sizes it does not know itself.
 
-    A single run holds in its identity whether it streams (``engine.run_identity``), and a one-worker trial never does.
+    A single run holds in its identity whether it streams (``engine.run_identity``).
     """
-    return hasattr(config, "score_epochs") or getattr(config, "trial_workers", 1) > 1
+    return hasattr(config, "score_epochs") or hasattr(config, "trial_workers")
 
 
 def if_given(name: str) -> Callable[[Any], bool]:

@@ -88,8 +88,7 @@ class TrialsConfig(EvalBatchConfig):
     num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
     """Attack only this many images in an evaluation, the same for every model; all if left out."""
     trial_workers: Count = setting(default=1, identity=True, group="compute")
-    """Training processes of each trial; 1 trains in the trial's own process, which saves seconds each, with all images
-    in memory."""
+    """Training processes of each trial; 1 trains in the trial's own process, which saves seconds each."""
     max_concurrent_trials: Count | None = setting(default=None, identity=False, group="compute")
     """Trials at the same time; by default as many as the cluster can run."""
     keep_going: Flag = setting(default=False, identity=False, group="output")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
-from easycore_ray.data.dataset import open_dataset
+from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.stream import takes_cpus
 from easycore_ray.engine.failures import describe_error, first_failure
 from easycore_ray.engine.loader import open_loader
@@ -17,6 +17,7 @@ from easycore_ray.engine.run_history import check_committed_states, train_run_na
 from easycore_ray.engine.run_identity import keeps_rows
 from easycore_ray.engine.shares import Share, check_share
 from easycore_ray.engine.state import HaltedError, State
+from easycore_ray.engine.validation import keeps_validation
 from easycore_ray.engine.worker_group import WHOLE_EPOCHS, RayContext, read_checkpoint
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
@@ -205,9 +206,25 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
 def _decodes(fit: Fit, config: ComputeConfig) -> bool:
     """Whether tasks beside the workers decode images while they train, with any number of workers it may have."""
     dataset, augment = open_dataset(fit.dataset), fit.plan.augment
-    shares = [Share(fit.num_rows, count, rank=0) for count in range(config.min_workers, config.max_workers + 1)]
-    streams = not all(keeps_rows(share, dataset, fit.cache_gib, augment) for share in shares)
-    return streams and takes_cpus(dataset.layout, augment == "imagenet")
+    workers = range(config.min_workers, config.max_workers + 1)
+    return any(decodes_beside(dataset, fit.num_rows, count, fit.cache_gib, augment) for count in workers)
+
+
+def decodes_beside(dataset: Dataset, num_rows: int, workers: int, cache_gib: float, augment: str) -> bool:
+    """Whether so many workers need CPUs beside them, for tasks that decode what they stream.
+
+    Args:
+        dataset: a finished one.
+        num_rows: trained on.
+        workers: that share the rows.
+        cache_gib: what each keeps at most.
+        augment: of the training.
+    """
+    kept = keeps_rows(Share(num_rows, workers, rank=0), dataset, cache_gib, augment)
+    kept_val = keeps_validation(dataset, workers, cache_gib)
+    return (not kept and takes_cpus(dataset.layout, augment == "imagenet")) or (
+        not kept_val and takes_cpus(dataset.layout, False)
+    )
 
 
 def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int], *, decodes: bool = False) -> cluster.Demand:

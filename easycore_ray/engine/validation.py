@@ -9,44 +9,71 @@ from torch import nn
 
 from easycore_ray.core.passes import validate
 from easycore_ray.data.dataset import Dataset, image_bytes_per_row, locate_samples, open_dataset
-from easycore_ray.data.samples import Samples, read_split
+from easycore_ray.data.samples import Samples, part_in_stored_order, read_split
+from easycore_ray.data.stream import place_rows, stream_rows
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.worker_group import Context
 
 # Rows that are attacked together.
 _BLOCK = 128
-# Of blocks that are not kept, as many are read at a time as this holds.
-_READ_BYTES = 64 * 2**20
+
+
+def keeps_validation(dataset: Dataset, world_size: int, cache_gib: float) -> bool:
+    """Whether each worker keeps its blocks of the validation split: at most ``cache_gib`` GiB of uint8 pixels."""
+    blocks = -(-dataset.num_rows("val") // _BLOCK)
+    rows = min(-(-blocks // world_size) * _BLOCK, dataset.num_rows("val"))
+    return rows * image_bytes_per_row(dataset) <= cache_gib * 2**30
 
 
 class ValidationBlocks:
     """This worker's blocks of the validation split: rows that are stored together, cut alike for any number of workers.
 
-    Workers take whole blocks, so that no outcome depends on how many they are. A share of at most ``fit.cache_gib``
-    GiB of pixels is read once and kept; a larger one is read anew each time, some blocks at a time.
+    Workers take whole blocks, so that no outcome depends on how many they are. A share that fits ``fit.cache_gib`` is
+    read once and kept; larger ones are streamed each time.
     """
 
     def __init__(self, fit: Fit, context: Context) -> None:
         self._fit, self._context, self._dataset = fit, context, open_dataset(fit.dataset)
-        blocks = blocks_of_validation(self._dataset)
-        first, last = (rank * len(blocks) // context.world_size for rank in (context.rank, context.rank + 1))
-        self._ids = blocks[first:last]
-        pixels = sum(map(len, self._ids)) * image_bytes_per_row(self._dataset)
         self._limit = fit.row_limit()
-        self._kept = list(self._read()) if pixels <= fit.cache_gib * 2**30 else None
+        num_rows = self._dataset.num_rows("val")
+        blocks = -(-num_rows // _BLOCK)
+        first, last = (rank * blocks // context.world_size for rank in (context.rank, context.rank + 1))
+        self._positions = np.arange(first * _BLOCK, min(last * _BLOCK, num_rows))
+        """Of this worker's rows, as they are stored."""
+        keeps = keeps_validation(self._dataset, context.world_size, fit.cache_gib)
+        self._kept = self._read() if keeps else None
 
     def __iter__(self) -> Iterator[Samples]:
-        """The blocks, each in the order of its ids."""
-        return self._read() if self._kept is None else iter(self._kept)
+        """The blocks, each in stored order."""
+        return self._stream() if self._kept is None else iter(self._kept)
 
-    def _read(self) -> Iterator[Samples]:
-        at_once = max(1, _READ_BYTES // (_BLOCK * image_bytes_per_row(self._dataset)))
-        for start in range(0, len(self._ids), at_once):
-            some = self._ids[start : start + at_once]
-            rows = read_split(self._dataset, "val", np.concatenate(some))
-            for ids in some:
-                places = torch.searchsorted(rows.sample_ids, torch.from_numpy(ids))
-                yield Samples(*(column[places] for column in rows))
+    def _read(self) -> list[Samples]:
+        if not len(self._positions):
+            return []
+        places = locate_samples(self._dataset, "val", None)
+        stored = places["sample_id"].to_numpy()[part_in_stored_order(places, 0, 1)]
+        ids = torch.from_numpy(stored[self._positions])
+        rows = read_split(self._dataset, "val", ids.numpy())
+        order = torch.searchsorted(rows.sample_ids, ids)
+        columns = [column[order].split(_BLOCK) for column in rows]
+        return [Samples(*block) for block in zip(*columns, strict=True)]
+
+    def _stream(self) -> Iterator[Samples]:
+        """Cut what arrives in pieces of any size."""
+        if not len(self._positions):
+            return
+        rows, layout = place_rows(self._dataset, "val", None), self._dataset.layout
+        held: list[Samples] = []
+        for piece in stream_rows(rows, self._positions, layout, streams=self._context.world_size):
+            # Copied, because the memory of the object store may not be written.
+            ids, images, labels = (torch.from_numpy(column.copy()) for column in piece)
+            held.append(Samples(ids, images, labels.long()))
+            while sum(len(part.labels) for part in held) >= _BLOCK:
+                joined = _join(held)
+                yield Samples(*(column[:_BLOCK] for column in joined))
+                held = [Samples(*(column[_BLOCK:] for column in joined))]
+        if len((rest := _join(held)).labels):
+            yield rest
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Accuracies over all workers' blocks, in [0, 1], and the seconds that took; nothing without a split."""
@@ -63,11 +90,5 @@ class ValidationBlocks:
         return metrics | {"val_seconds": time.monotonic() - started}
 
 
-def blocks_of_validation(dataset: Dataset) -> list[np.ndarray]:
-    """Ids of each block of the validation split: int64 (128,) or fewer, ascending; of rows stored side by side."""
-    if not dataset.num_rows("val"):
-        return []
-    places = locate_samples(dataset, "val", None)
-    stored = np.lexsort((places["row"].to_numpy(), places["shard"].to_numpy()))
-    ids = places["sample_id"].to_numpy()[stored]
-    return [np.sort(ids[start : start + _BLOCK]) for start in range(0, len(ids), _BLOCK)]
+def _join(parts: list[Samples]) -> Samples:
+    return Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -15,9 +15,10 @@ from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
-from easycore_ray.engine.ray_train import demand_of
+from easycore_ray.engine.ray_train import decodes_beside, demand_of
 from easycore_ray.engine.run_history import local_commit_file
-from easycore_ray.engine.run_identity import claim_run
+from easycore_ray.engine.run_identity import claim_run, keeps_rows
+from easycore_ray.engine.shares import Share
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.engine.worker_group import segment_file
 from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
@@ -52,9 +53,12 @@ _REPORT_SECONDS = 5.0
 def concurrency_of(config: SweepConfig) -> int:
     """Trials at the same time: what the cluster can hold, at most as many as requested."""
     ever, _ = cluster.capacity()
+    dataset = open_dataset(config.dataset)
+    decodes = decodes_beside(dataset, dataset.num_rows("train"), config.trial_workers, config.cache_gib, config.augment)
     demand = demand_of(config, config.trial_workers) if config.trial_workers > 1 else task_demand(config)
-    cluster.preflight(demand)
-    room = ever.get("CPU", 0.0) / (demand.num_workers * demand.cpus_per_worker)
+    cluster.preflight(replace(demand, decodes=decodes))
+    # What decodes for the trials needs a CPU that none of them has reserved.
+    room = (ever.get("CPU", 0.0) - decodes) / (demand.num_workers * demand.cpus_per_worker)
     if config.gpus_per_worker:
         room = min(room, ever.get("GPU", 0.0) / (config.trial_workers * config.gpus_per_worker))
     most = max(1, int(room))
@@ -259,7 +263,9 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     if isinstance(made, Claim):
         started = time.monotonic()
         fit = make_training_fit(trial.train, dataset, parents.get("coreset"))
-        rows = _read_rows(dataset, "train", fit.read_sample_ids())
+        share = Share(fit.num_rows, 1, rank=0)
+        keeps = keeps_rows(share, dataset, fit.cache_gib, fit.plan.augment)
+        rows = _read_rows(dataset, "train", fit.read_sample_ids()) if keeps else None
 
         def on_epoch(entry: dict[str, float]) -> None:
             made.check()

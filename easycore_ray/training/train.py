@@ -15,11 +15,13 @@ from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
 from easycore_ray.engine.checkpoint_files import BEST, LAST, best_epoch_text
+from easycore_ray.engine.loader import open_loader
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
-from easycore_ray.engine.run import fit_here
+from easycore_ray.engine.run import fit_here, run_epochs
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
 from easycore_ray.engine.run_identity import claim_run, run_identity
+from easycore_ray.engine.shares import Share
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -108,10 +110,21 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def train_here(
-    fit: Fit, rows: Samples, *, device: str = "cpu", on_epoch: Any = None, commit_file: str | None = None
+    fit: Fit, rows: Samples | None, *, device: str = "cpu", on_epoch: Any = None, commit_file: str | None = None
 ) -> State:
-    """Train in this process on rows in memory: what a one-worker trial of a sweep does. See ``LocalContext``."""
-    return fit_here(fit, rows, LocalContext(device, on_epoch, commit_file))
+    """Train in this process, as a one-worker trial of a sweep does.
+
+    Args:
+        fit: the run.
+        rows: what it trains on; streamed if None.
+        device: see ``LocalContext``, as for the others.
+        on_epoch: called with the metrics of every epoch.
+        commit_file: where it keeps its state.
+    """
+    context = LocalContext(device, on_epoch, commit_file)
+    if rows is not None:
+        return fit_here(fit, rows, context)
+    return run_epochs(fit, context, open_loader(fit, Share(fit.num_rows, 1, rank=0)))
 
 
 def finish_checkpoint(

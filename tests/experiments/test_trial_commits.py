@@ -1,5 +1,6 @@
 """A trial in one process that dies within an epoch goes on from its last segment to the same model."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,20 @@ def test_a_state_of_an_epoch_that_was_completed_since_is_not_gone_back_to(tmp_pa
 
     assert context.restore().progress is None
     assert context.restore().epoch == context.restore(whole=True).epoch == 1
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_whose_images_do_not_fit_the_cache_streams_them(dataset, tmp_path, monkeypatch):
+    """In another order than images in memory, the same one whenever and wherever it begins anew."""
+    kept, whole, killed = (make_trial(dataset, tmp_path / name) for name in ("kept", "whole", "killed"))
+    train_and_attack(kept, [].append)
+    streamed = [dataclasses.replace(trial, train=trial.train.replace(cache_gib=0.0)) for trial in (whole, killed)]
+    train_and_attack(streamed[0], [].append)
+    with monkeypatch.context() as patch:
+        die_at(patch, 2, 2)
+        with pytest.raises(KilledError):
+            train_and_attack(streamed[1], [].append)
+    train_and_attack(streamed[1], [].append)
+    prints = [open_artifact(trial.train.out).fingerprint for trial in (kept, *streamed)]
+    assert prints[1] == prints[2] != prints[0]
