@@ -51,7 +51,8 @@ class RecipeConfig(Checked):
     number. Another number of workers takes the same steps at the same learning rate."""
     segment_images: Count = setting(default=65_536, identity=True, group="training")
     """Samples of a segment: an epoch is a list of them, each of whole batches, and work is saved at their ends. Random
-    draws and running statistics of batch norm begin anew with each, so another size is another run."""
+    draws begin anew with each, and workers get equal running statistics of batch norm there, so another size is another
+    run."""
     commit_minutes: NonNegative = setting(default=10.0, identity=False, group="compute")
     """Work is saved at the first end of a segment after so many minutes, and always at the end of an epoch. What is
     killed loses at most this and a segment. 0 saves at every end of a segment."""
