@@ -76,3 +76,25 @@ def test_nodes_that_may_still_come_count(nodes):
     preflight(Demand(num_workers=1, cpus_per_worker=15, gpus_per_worker=1))
     with pytest.raises(EasyCoreError, match="the cluster can ever give 16"):
         preflight(Demand(num_workers=2, cpus_per_worker=16))
+
+
+def test_decoding_has_most_cpus_beside_gpus_and_a_quarter_of_them_else(nodes):
+    """A worker that computes on a GPU needs few."""
+    nodes(HEAD, GPU)
+    assert cpus_per_worker(1, None, gpus_per_worker=1.0, decodes=True) == 2
+    nodes({"CPU": 16.0})
+    assert cpus_per_worker(2, None, decodes=True) == 6
+    nodes({"CPU": 2.0})
+    assert cpus_per_worker(1, None, decodes=True) == 1
+    assert cpus_per_worker(2, None, decodes=True) == 0.5
+
+
+def test_workers_that_leave_no_cpu_for_decoding_would_hang(nodes):
+    """A node that may still come can bring one."""
+    nodes({"CPU": 2.0})
+    preflight(Demand(num_workers=2, cpus_per_worker=1))
+    preflight(Demand(num_workers=1, cpus_per_worker=1, decodes=True))
+    with pytest.raises(EasyCoreError, match=r"take all 2 CPUs .* lower .* by 1 CPUs in all"):
+        preflight(Demand(num_workers=2, cpus_per_worker=1, decodes=True))
+    nodes({"CPU": 2.0}, {"CPU": 1.0}, growing=True)
+    preflight(Demand(num_workers=2, cpus_per_worker=1, decodes=True))
