@@ -25,6 +25,7 @@ from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run_identity import keeps_rows
 from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.shares import Share
+from easycore_ray.runtime import cluster
 
 # Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
 SCORE_BATCH = 256
@@ -351,6 +352,7 @@ def open_loader(fit: Fit, share: Share) -> Loader:
     if keeps_rows(share, dataset, fit.cache_gib, fit.plan.augment):
         rows = read_split(dataset, "train", block_of_split(*own))
         return MemoryLoader(rows, segments=segments, seed=seed, rank=share.rank)
+    cluster.connect()
     return StreamLoader(
         place_rows(*own),
         dataset,

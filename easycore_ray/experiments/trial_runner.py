@@ -55,7 +55,8 @@ def concurrency_of(config: SweepConfig) -> int:
     ever, _ = cluster.capacity()
     dataset = open_dataset(config.dataset)
     decodes = decodes_beside(dataset, dataset.num_rows("train"), config.trial_workers, config.cache_gib, config.augment)
-    demand = demand_of(config, config.trial_workers) if config.trial_workers > 1 else task_demand(config)
+    several = config.trial_workers > 1
+    demand = demand_of(config, config.trial_workers, decodes=decodes) if several else task_demand(config)
     cluster.preflight(replace(demand, decodes=decodes))
     # What decodes for the trials needs a CPU that none of them has reserved.
     room = (ever.get("CPU", 0.0) - decodes) / (demand.num_workers * demand.cpus_per_worker)

@@ -16,8 +16,6 @@ from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.training.plans import open_training
 
 FULL = Arm("full", None, "none")
-# GiB. A trial of one worker trains in its own process, which shares the images with the trials after it.
-_ALL_IN_MEMORY = 2.0**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +151,6 @@ def _make_trial(
         epochs=epochs,
         seed=seed,
         num_workers=config.trial_workers,
-        cache_gib=_ALL_IN_MEMORY if config.trial_workers == 1 else config.cache_gib,
         tracking_uri="none",
     )
     evaluation = stage_config(
