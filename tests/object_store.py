@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from contextlib import contextmanager
 
 import boto3
@@ -16,6 +17,7 @@ import botocore.exceptions
 ANSWER = "HTTP/1.1 {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 # By mode of the proxy: what it says instead of the store.
 ANSWERS = {"hang up": None, "busy": "503 Slow Down", "forbid": "403 Forbidden"}
+METHODS = (b"GET", b"HEAD", b"PUT", b"POST", b"DELETE")
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-secret-of-tests"}
 
 
@@ -91,10 +93,14 @@ def running_store(*buckets):
 
 
 class Proxy:
-    """A TCP proxy before a store: passes all on, hangs up, answers 503 or 403, or holds all back."""
+    """A TCP proxy before a store: passes all on, hangs up, answers 503 or 403, or holds all back.
 
-    def __init__(self, port):
+    It counts requests by method, and holds each back for ``delay`` seconds.
+    """
+
+    def __init__(self, port, delay=0.0):
         self.mode, self.sent_down, self.connections = "pass", 0, 0
+        self.delay, self.requests = delay, Counter()
         self._target, self._next, self._left, self._open = port, "pass", float("inf"), []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -130,10 +136,18 @@ class Proxy:
         threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
         self._pass(client, server, True)
 
+    def _count(self, data):
+        """A client sends one request after the other on a connection, each at the start of what it sends."""
+        method = data.split(b" ", 1)[0]
+        if method in METHODS:
+            self.requests[method.decode()] += 1
+            time.sleep(self.delay)
+
     def _pass(self, source, sink, up):
         try:
             while data := source.recv(1 << 16):
                 if up:
+                    self._count(data)
                     self._left -= len(data)
                     if self._left <= 0:
                         self._become(self._next)

@@ -314,19 +314,26 @@ def _rate(plan: TrainingPlan, step: int) -> float:
 
 
 class _DivergenceWatch:
-    """Checks that losses are finite, without making a GPU wait in every step.
+    """Checks that losses are finite, without making a GPU wait in any step.
 
-    All workers see the same summed losses and check them after the same steps, so they stop together.
+    All workers see the same summed losses and check them after the same steps, so they stop together. On a GPU the
+    losses of some steps are fetched together, and looked at when the next are: they have arrived by then.
     """
 
     def __init__(self, plan: TrainingPlan, epoch: int, steps_per_look: int) -> None:
         self._plan, self._epoch, self._steps_per_look = plan, epoch, steps_per_look
         self._waiting: list[tuple[int, Tensor]] = []
+        self._fetched: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
 
     def see(self, step: int, loss: Tensor) -> None:
         """Take note of the summed loss, of shape (), of the step after ``step`` others."""
         self._waiting.append((step, loss))
-        if len(self._waiting) == self._steps_per_look:
+        if len(self._waiting) < self._steps_per_look:
+            return
+        if loss.is_cuda:
+            self._refuse_fetched()
+            self._fetch()
+        else:
             self.look()
 
     def look(self) -> None:
@@ -335,10 +342,30 @@ class _DivergenceWatch:
         Raises:
             NotFiniteError: names step, epoch and learning rate.
         """
+        self._refuse_fetched()
+        self._fetch()
+        self._refuse_fetched()
+
+    def _fetch(self) -> None:
+        """Have the losses copied to memory that the CPU can read."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        for (step, _), loss in zip(waiting, torch.stack([loss for _, loss in waiting]).tolist(), strict=True):
+        losses, arrived = torch.stack([loss for _, loss in waiting]), None
+        if losses.is_cuda:
+            losses = torch.empty(len(waiting), pin_memory=True).copy_(losses, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._fetched = ([step for step, _ in waiting], losses, arrived)
+
+    def _refuse_fetched(self) -> None:
+        fetched, self._fetched = self._fetched, None
+        if fetched is None:
+            return
+        steps, losses, arrived = fetched
+        if arrived is not None:
+            arrived.synchronize()
+        for step, loss in zip(steps, losses.tolist(), strict=True):
             if not math.isfinite(loss):
                 raise NotFiniteError(self._diverged(f"the loss is {loss} in", step))
 

@@ -6,8 +6,10 @@ how many workers wrote them. It also proves that every sample has exactly one ro
 tasks; loads neither Ray nor PyTorch, for which a task would wait longer than it works.
 """
 
-from collections.abc import Collection, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from easycore_ray.scoring.score_reader import (
 from easycore_ray.scoring.score_table import ScorePart
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.read_ahead import read_ahead
 
 _FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
 
@@ -153,33 +156,49 @@ class Range:
 
     def add_all(self) -> None:
         """Add up all epochs and make sure that nothing is missing, doubled, foreign, damaged or not finite."""
-        for epoch in self._plan.epochs:
-            self._add_epoch(epoch)
+        for epoch, parts in itertools.groupby(self._read(self._plan.epochs), key=lambda found: found[0]):
+            self._add_epoch(epoch, (rows for _, part in parts for rows in part))
         # Parts that no range reads: those of workers without rows.
         for part in self._unverified:
             verify_part(self._table.path, part)
         if not all(np.isfinite(self._state[name]).all() for name in self._floats):
             self._refuse_non_finite(self._plan.epochs)
 
-    def _batches(self, epoch: int) -> Iterator[Rows]:
-        """The epoch's rows in this range, part by part, each part's in id order."""
-        for part in self._table.of_epoch(epoch):
-            verify = part in self._unverified and part.rows > 0
-            for rows in read_range(
-                self._table.path, part, self._low, self._high, self._columns,
-                verify=verify, check_pages=self._check_pages,
-            ):  # fmt: skip
-                _check_increasing(rows.columns["sample_id"], part.path)
-                yield rows
-            if verify:
-                self._unverified.remove(part)
+    def _read(self, epochs: Sequence[int]) -> Iterator[tuple[int, Iterable[Rows]]]:
+        """Epoch and rows in this range of each part, epoch by epoch; each part's in id order.
 
-    def _add_epoch(self, epoch: int) -> None:
+        Parts of an object store are fetched ahead, many at a time: one after the other, each would cost the time of
+        its requests.
+        """
+        parts = [(epoch, part) for epoch in epochs for part in self._table.of_epoch(epoch)]
+        if not paths.is_remote(self._table.path):
+            for epoch, part in parts:
+                yield epoch, self._rows_of(part)
+            return
+        reads: Iterator[tuple[int, Callable[[], list[Rows]]]] = (
+            (part.num_bytes, partial(list, self._rows_of(part))) for _, part in parts
+        )
+        for (epoch, _), rows in zip(parts, read_ahead(reads), strict=True):
+            yield epoch, rows
+
+    def _rows_of(self, part: ScorePart) -> Iterator[Rows]:
+        verify = part in self._unverified and part.rows > 0
+        for rows in read_range(
+            self._table.path, part, self._low, self._high, self._columns,
+            verify=verify, check_pages=self._check_pages,
+        ):  # fmt: skip
+            _check_increasing(rows.columns["sample_id"], part.path)
+            yield rows
+        if verify:
+            self._unverified.remove(part)
+
+    def _add_epoch(self, epoch: int, batches: Iterable[Rows]) -> None:
+        """Add the rows of an epoch."""
         filled = 0
         first = epoch == self._plan.epochs[0]
         order: list[np.ndarray] = []
         seen: np.ndarray | None = None
-        for rows in self._batches(epoch):
+        for rows in batches:
             ids = rows.columns["sample_id"]
             at: slice | np.ndarray = slice(filled, filled + len(ids))
             if seen is None and (first or not np.array_equal(ids, self._ids[at])):
@@ -266,7 +285,7 @@ class Range:
         """Read the scores again and name the first epoch and the ids whose are not finite."""
         for epoch in epochs:
             bad: dict[str, list[int]] = {name: [] for name in self._columns if name in _FLOATS.values()}
-            for rows in self._batches(epoch):
+            for rows in (rows for _, part in self._read((epoch,)) for rows in part):
                 for name, ids in bad.items():
                     ids += rows.columns["sample_id"][~np.isfinite(rows.columns[name])].tolist()
             for name, ids in bad.items():

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from easycore_ray.scoring.score_table import (
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+
+_SMALL_BYTES = 1 << 20
 
 
 def read_samples(
@@ -86,7 +89,14 @@ class ScoreTable:
 
     def of_epoch(self, epoch: int) -> list[ScorePart]:
         """The parts of one epoch, by first id."""
-        return sorted((part for part in self.parts if part.epoch == epoch), key=lambda part: part.first_id)
+        return self._by_epoch.get(epoch, [])
+
+    @cached_property
+    def _by_epoch(self) -> dict[int, list[ScorePart]]:
+        found: dict[int, list[ScorePart]] = {}
+        for part in sorted(self.parts, key=lambda part: part.first_id):
+            found.setdefault(part.epoch, []).append(part)
+        return found
 
 
 def open_table(path: str) -> ScoreTable:
@@ -127,7 +137,8 @@ def read_range(
 ) -> Iterator[Rows]:
     """Rows of a part with ``low <= sample_id < high``, in id order, some at a time.
 
-    Only the footer and the row groups that hold such rows are loaded, of remote objects as of local files.
+    Only the footer and the row groups that hold such rows are loaded, of remote objects as of local files; small
+    objects are fetched whole, in one request.
 
     Args:
         table: folder of the table.
@@ -144,10 +155,12 @@ def read_range(
     if part.rows == 0 or part.last_id < low or part.first_id >= high:
         return
     where = paths.join(table, part.path)
-    if verify and paths.is_remote(where) and low <= part.first_id and part.last_id < high:
-        # All of it is wanted anyway: fetched once.
+    whole = verify and low <= part.first_id and part.last_id < high
+    if paths.is_remote(where) and (whole or part.num_bytes <= _SMALL_BYTES):
+        # All of it is wanted anyway, or comes as fast as its footer alone: fetched once.
         content = _read_or_raise(where, lambda: paths.read_bytes(where))
-        check_sum(where, part, hashlib.sha256(content).hexdigest())
+        if verify:
+            check_sum(where, part, hashlib.sha256(content).hexdigest())
         source = pa.BufferReader(content)
     else:
         if verify:
