@@ -64,8 +64,7 @@ def plan_of(training: str = "trades", **changes: Any) -> TrainingPlan:
 
 
 def seconds_of(work: Callable[[], object], setup: Setup, box: float) -> float:
-    """Median seconds of some work, repeated for ``box`` seconds after one time that warms up; two times at
-    least, once if tiny."""
+    """Median seconds of some work, repeated for ``box`` seconds after one time that warms up; twice at least."""
     work()
     _wait(setup)
     ended, taken = time.perf_counter() + box, list[float]()
