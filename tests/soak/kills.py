@@ -99,18 +99,37 @@ def start(fields: dict, address: str) -> subprocess.Popen:
     )
 
 
+def commits_of(fields: dict) -> set[str]:
+    """Names of the training states of a run that are or were begun; the newest three or so."""
+    return {path.name for path in Path(fields["score"]["out"], "commits").glob("*/epoch-*")}
+
+
+def wait_for_commit(fields: dict, driver: subprocess.Popen, rng: random.Random) -> None:
+    """Until some segments have been committed from now on, and a part of the next is done; or the driver has ended."""
+    seen, wanted = commits_of(fields), rng.randint(1, 4)
+    while driver.poll() is None and wanted:
+        new = commits_of(fields) - seen
+        seen |= new
+        wanted -= bool(new)
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0.0, 0.6))
+
+
 def one_run(
     machines: Machines, fields: dict, kills: int, window: float, rng: random.Random, victims: Sequence[str] = VICTIMS
 ) -> Counter:
     """A run to its end with up to this many kills; what was killed, and how often the command was given."""
+    within = "segment_images" in fields["score"]
     done: Counter = Counter()
     driver = start(fields, machines.cluster.address)
     done["commands"] += 1
     for _ in range(kills):
         # The first run of a cluster may take twice as long as the next.
         moment = time.monotonic() + rng.uniform(0.05, 0.5) * window
-        while driver.poll() is None and time.monotonic() < moment:
+        while driver.poll() is None and time.monotonic() < moment and not within:
             time.sleep(0.02)
+        if within:
+            wait_for_commit(fields, driver, rng)
         if driver.poll() is None:
             victim = rng.choice(victims)
             done[victim] += machines.kill(victim, driver, rng)
@@ -206,5 +225,9 @@ def run_case(seed: int, kills: int = 4, victims: Sequence[str] = VICTIMS, **chan
 
 
 def run_case_within_epochs(seed: int) -> dict:
-    """Many kills of workers and drivers in a run whose epochs have eight segments; see ``run_case``."""
-    return run_case(seed, kills=8, victims=("worker", "worker", "all workers", "driver"), **SEGMENTS)
+    """Many kills of workers and drivers in a run whose epochs have eight segments; see ``run_case``.
+
+    Every other case streams its images.
+    """
+    victims = ("worker", "worker", "all workers", "driver")
+    return run_case(seed, kills=8, victims=victims, cache_gib=2.0 * (seed % 2), **SEGMENTS)
