@@ -96,7 +96,9 @@ class Case:
         """Batches of a worker that a kill may cost: those of the minutes, of one minute each, and of a segment."""
         minutes = self.config.commit_minutes
         per_segment = -(-self.config.segment_images // self.config.batch_size)
-        return -(-len(self.ids) // self.config.batch_size) * 2 + 2 if minutes == NEVER else minutes + per_segment
+        batches = -(-len(self.ids) // self.config.batch_size)
+        # Of the first epoch: the initial pass, training and an exact pass.
+        return 3 * batches if minutes == NEVER else minutes + per_segment
 
 
 def rows_of(parts: list[ScorePart], folder) -> dict[int, pa.Table]:
