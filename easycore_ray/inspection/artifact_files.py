@@ -114,12 +114,9 @@ def read_commits(folder: Folder) -> Commits | None:
     relative = {folder.relative(entry) for entry in folder.files}
     if at is None:
         return None
-    if f"{at}.zip" in relative:
-        try:
-            state = read_local_commit(paths.join(folder.path, f"{at}.zip"))
-            return Commits((f"{at}.zip",), int(state["epoch"]), 0, frozenset(), 0, tuple(state["history"]))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-            return None
+    local = tuple(name for name in (f"{at}.zip", f"{at}.segments.zip") if name in relative)
+    if local:
+        return _read_local_commits(folder, local)
     if f"{at}/{_SNAPSHOT}" not in relative:
         # Ray writes it with the first registration. States without it: something is missing that we do not understand.
         if any(name.startswith(f"{at}/epoch-") for name in relative):
@@ -144,6 +141,17 @@ def read_commits(folder: Folder) -> Commits | None:
             tuple(last["history"]),
         )
     except (EasyCoreError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _read_local_commits(folder: Folder, names: tuple[str, ...]) -> Commits | None:
+    """What a run in one process has committed: at the end of its last whole epoch, and within the next."""
+    try:
+        states = [read_local_commit(paths.join(folder.path, name)) for name in names]
+        last = states[-1] if states[-1]["epoch"] == states[0]["epoch"] else states[0]
+        segments = int((last.get("progress") or {"segments": 0})["segments"])
+        return Commits(names, int(last["epoch"]), segments, frozenset(), 0, tuple(last["history"]))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 
 

@@ -116,6 +116,7 @@ def _unfinished(folder: Folder) -> dict[str, Any]:
     progress: dict[str, Any] = {"seconds_since_last_write": round(max(0.0, time.time() - last))}
     if (commits := read_commits(folder)) is not None:
         progress["committed_epochs"] = max(commits.epoch, 0)
+        progress["committed_segments"] = commits.segments
         progress["epochs"] = list(commits.history)
         if folder.kind == "scoring_run":
             progress["committed_rows"] = commits.rows

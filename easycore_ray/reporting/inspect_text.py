@@ -165,7 +165,9 @@ def _unfinished(facts: Facts) -> Iterator[str]:
     yield from _line("last write", f"{_seconds(progress['seconds_since_last_write'])} ago")
     if "committed_epochs" in progress:
         rows = f", {progress['committed_rows']:,} score rows" if "committed_rows" in progress else ""
-        yield from _line("committed", f"{count_text(progress['committed_epochs'], 'epoch')}{rows}")
+        more = progress.get("committed_segments", 0)
+        segments = f" and {count_text(more, 'segment')}" if more else ""
+        yield from _line("committed", f"{count_text(progress['committed_epochs'], 'epoch')}{segments}{rows}")
         if progress["epochs"]:
             yield from _line("training", _epochs(progress["epochs"]))
     if "diverged" in progress:

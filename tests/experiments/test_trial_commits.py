@@ -12,6 +12,7 @@ from easycore_ray.engine import run
 from easycore_ray.engine.worker_group import LocalContext, segment_file
 from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack
 from easycore_ray.experiments.trials import Trial
+from easycore_ray.inspection.inspect import inspect
 from easycore_ray.storage.artifact import open_artifact
 from tests.artifacts import make_image_dataset
 
@@ -71,6 +72,8 @@ def test_a_trial_that_dies_within_an_epoch_loses_a_segment(dataset, tmp_path, mo
         die_at(patch, *point)
         with pytest.raises(KilledError):
             train_and_attack(killed, [].append)
+    progress = inspect(path=killed.train.out)["progress"]
+    assert (progress["committed_epochs"], progress["committed_segments"]) == (point[0] - 1, point[1])
     reported = []
     with monkeypatch.context() as patch:
         trained = die_at(patch, 99, 0)
