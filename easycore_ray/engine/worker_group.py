@@ -60,7 +60,9 @@ class LocalContext:
     Args:
         device: ``cpu`` or ``cuda``.
         on_epoch: called with the metrics of every epoch.
-        commit_file: where the state after the last epoch is kept, to resume from; nothing is kept if left out.
+        commit_file: where the state after the last epoch is kept, to resume from, and beside it one within an epoch
+            (``segment_file``); nothing is kept if left out.
+        check: called before each commit; what it raises ends the run.
     """
 
     rank, world_size = 0, 1
@@ -70,10 +72,11 @@ class LocalContext:
         device: str = "cpu",
         on_epoch: Callable[[dict[str, float]], None] | None = None,
         commit_file: str | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.attempt = uuid.uuid4().hex[:12]
-        self._on_epoch, self._commit_file = on_epoch, commit_file
+        self._on_epoch, self._commit_file, self._check = on_epoch, commit_file, check
 
     def restore(self, whole: bool = False) -> State | None:
         """See ``Context``."""
@@ -86,6 +89,8 @@ class LocalContext:
 
     def commit(self, state: State) -> None:
         """See ``Context``: a file appears whole, in the place of the one before; states within epochs have another."""
+        if self._check is not None:
+            self._check()
         if self._commit_file is not None and state.progress is not None:
             paths.write_bytes(segment_file(self._commit_file), pack_state(state))
         elif self._commit_file is not None:

@@ -256,7 +256,7 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
 
 
 def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
-    """Train and evaluate in this process, unless an earlier run finished either; resumes from its last epoch."""
+    """Train and evaluate in this process, unless an earlier run finished either; resumes from its last commit."""
     torch.set_num_threads(trial.train.threads)
     device = trial.train.device
     dataset, parents = open_training(trial.train)
@@ -267,14 +267,9 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         share = Share(fit.num_rows, 1, rank=0)
         keeps = keeps_rows(share, dataset, fit.cache_gib, fit.plan.augment)
         rows = _read_rows(dataset, "train", fit.read_sample_ids()) if keeps else None
-
-        def on_epoch(entry: dict[str, float]) -> None:
-            made.check()
-            report(entry)
-
         commit_file = local_commit_file(made.path, "train", {"identity": made.identity, "nonce": made.nonce})
         try:
-            state = train_here(fit, rows, device=device, on_epoch=on_epoch, commit_file=commit_file)
+            state = train_here(fit, rows, device=device, on_epoch=report, commit_file=commit_file, check=made.check)
         except HaltedError as halted:
             raise keep_last_good(trial.train, made, parents, fit, halted, time.monotonic() - started) from halted
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)

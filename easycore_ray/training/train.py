@@ -109,19 +109,15 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     return found if found["identity"] == run_identity("checkpoint", config, parents) else None
 
 
-def train_here(
-    fit: Fit, rows: Samples | None, *, device: str = "cpu", on_epoch: Any = None, commit_file: str | None = None
-) -> State:
+def train_here(fit: Fit, rows: Samples | None, **options: Any) -> State:
     """Train in this process, as a one-worker trial of a sweep does.
 
     Args:
         fit: the run.
         rows: what it trains on; streamed if None.
-        device: see ``LocalContext``, as for the others.
-        on_epoch: called with the metrics of every epoch.
-        commit_file: where it keeps its state.
+        options: of ``LocalContext``: device, progress, where it commits.
     """
-    context = LocalContext(device, on_epoch, commit_file)
+    context = LocalContext(**options)
     if rows is not None:
         return fit_here(fit, rows, context)
     return run_epochs(fit, context, open_loader(fit, Share(fit.num_rows, 1, rank=0)))

@@ -14,6 +14,7 @@ from easycore_ray.experiments.trial_runner import _train_and_attack as train_and
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.inspection.inspect import inspect
 from easycore_ray.storage.artifact import open_artifact
+from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset
 
 
@@ -116,3 +117,16 @@ def test_a_trial_whose_images_do_not_fit_the_cache_streams_them(dataset, tmp_pat
     train_and_attack(streamed[1], [].append)
     prints = [open_artifact(trial.train.out).fingerprint for trial in (kept, *streamed)]
     assert prints[1] == prints[2] != prints[0]
+
+
+def test_nothing_is_committed_once_another_command_has_taken_over(tmp_path):
+    """Neither at the end of an epoch nor within one."""
+
+    def taken_over():
+        raise EasyCoreError("another command is at work")
+
+    context = LocalContext(commit_file=str(tmp_path / "state.zip"), check=taken_over)
+    for state in (run.State(1, 3, {}, {}, [{"epoch": 1}]), run.State(0, 0, {}, {}, progress=run.EpochProgress(1, 1))):
+        with pytest.raises(EasyCoreError, match="another command"):
+            context.commit(state)
+    assert list(tmp_path.iterdir()) == []
