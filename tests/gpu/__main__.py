@@ -80,6 +80,8 @@ def run_part(options: argparse.Namespace) -> None:
     from tests.gpu.setup import Setup
 
     module, function, seconds = PARTS[options.part]
+    if options.device == "cpu":
+        torch.set_num_threads(1)
     work = getattr(importlib.import_module(f"tests.gpu.{module}"), function)
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(torch.device(options.device), options.tiny, min(seconds, options.seconds), Path(folder))

@@ -1,4 +1,7 @@
-"""Cases that are tests: those marked ``soak``, which lose workers, controllers, drivers, nodes, disks and stores."""
+"""Cases that are tests: those marked ``soak``, which lose workers, controllers, drivers, nodes, disks and stores.
+
+One of them runs the GPU suite small on a CPU.
+"""
 
 import re
 import subprocess
@@ -15,6 +18,7 @@ TESTS = {
     "evaluation": "tests/distributed/test_evaluation_faults.py",
     "object storage": "tests/distributed/test_object_storage.py",
     "store outages": "tests/storage/test_object_store.py",
+    "gpu suite": "tests/gpu/test_suite.py",
 }
 
 
