@@ -10,14 +10,11 @@ Imported by Ray workers, so no torch in here.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,6 +22,8 @@ from easycore_ray.data import images
 from easycore_ray.data.ingest import archives
 from easycore_ray.data.ingest.listing import FILES_SCHEMA
 from easycore_ray.data.ingest.measuring import DEFAULT_VIEWING, Viewing, measure
+from easycore_ray.data.ingest.parquet_rows import read_row_groups
+from easycore_ray.data.ingest.read_ahead import map_ahead
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -37,6 +36,7 @@ ROWS_PER_TABLE = 1000
 # In place of the row number: the piece as a whole is damaged, which no sample can be blamed (or skipped) for.
 DAMAGED = -1
 BYTES_PER_TABLE = 64 * 1024 * 1024
+_FILES_AHEAD = 8
 
 # What is known of a checked sample, and the forms of its image that may be stored.
 CHECKED_SCHEMA = pa.schema({
@@ -88,9 +88,8 @@ class Files:
 
     def samples(self) -> Iterator[Sample]:
         """See ``Sample``; the label is the class name."""
-        # Threads, because an object store answers each request after milliseconds of waiting.
-        with ThreadPoolExecutor(8) as pool:
-            yield from pool.map(self._sample, self.files)
+        # An object store answers each request after milliseconds of waiting.
+        return map_ahead(self._sample, self.files, _FILES_AHEAD)
 
     def _sample(self, file: tuple[str, str]) -> Sample:
         path, label = file
@@ -118,47 +117,14 @@ class RowGroups:
         Raises:
             EasyCoreError: the file is damaged.
         """
-        whole = paths.join(self.root, self.path)
-        row = self.first_row
-        with paths.open_input(whole) as stream:
-            file = None
-            for group in self.groups:
-                try:
-                    # One footer for all groups; of a remote file, only the ranges of both columns are fetched.
-                    # Checksums of pages are looked at where the writer has put some.
-                    file = file or pq.ParquetFile(
-                        stream, pre_buffer=paths.is_remote(whole), page_checksum_verification=True
-                    )
-                    table = file.read_row_group(group, columns=[self.image_column, self.label_column])
-                    table.validate(full=True)
-                    _check_group(file.metadata.row_group(group), table, self.label_column)
-                except (OSError, pa.ArrowException, ValueError) as error:
-                    raise EasyCoreError(f"{whole} cannot be read (row group {group}): {error}") from error
-                for image, label in zip(table[self.image_column], table[self.label_column], strict=True):
-                    yield self._sample(row, image.as_py(), label.as_py())
-                    row += 1
+        found = read_row_groups(paths.join(self.root, self.path), self.groups, self.image_column, self.label_column)
+        for row, (image, label) in enumerate(found, start=self.first_row):
+            yield self._sample(row, image, label)
 
     def _sample(self, row: int, image: Any, label: Any) -> Sample:
         where = f"{self.path}#{row}"
         content, key = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
         return Sample(key or where, where, content, label, None if content else "no image bytes")
-
-
-def _check_group(metadata: pq.RowGroupMetaData, table: pa.Table, label_column: str) -> None:
-    """Raises ValueError where a row group is not what the file's own footer says of it."""
-    if table.num_rows != metadata.num_rows:
-        raise ValueError(f"it has {table.num_rows:,} rows, its footer says {metadata.num_rows:,}")
-    labels = table[label_column]
-    columns = (metadata.column(number) for number in range(metadata.num_columns))
-    found = next((column.statistics for column in columns if column.path_in_schema == label_column), None)
-    if found is None:
-        return
-    if found.has_null_count and found.null_count != labels.null_count:
-        raise ValueError(f"{labels.null_count:,} labels are missing, its footer says {found.null_count:,}")
-    if found.has_min_max and pa.types.is_integer(labels.type) and labels.null_count < len(labels):
-        least, most = pc.min_max(labels).values()
-        if least.as_py() < found.min or most.as_py() > found.max:
-            raise ValueError(f"labels {least} .. {most} are beyond the footer's {found.min} .. {found.max}")
 
 
 @dataclass(frozen=True)
