@@ -77,10 +77,11 @@ def check_unchanged(config: PrepareConfig, dataset: Artifact) -> None:
         say(f"prepare: {source} is not there any more; {dataset.path} is what was imported from it")
         return
     with pa.ipc.open_file(paths.read_bytes(paths.join(dataset.path, SOURCE_FILES))) as reader:
-        before = _by_path(reader.read_all())
-    after = _by_path(_with_etags(_files_now(config, before, named=bool(dataset.manifest.get("names_from")))))
-    new, gone = len(after.keys() - before.keys()), len(before.keys() - after.keys())
-    changed = sum(_differs(before[path], after[path]) for path in before.keys() & after.keys())
+        before = reader.read_all()
+    after = _with_etags(_files_now(config, before["path"], named=bool(dataset.manifest.get("names_from"))))
+    both = before.join(after, "path", join_type="inner", right_suffix="_now")
+    new, gone = len(after) - len(both), len(before) - len(both)
+    changed = pc.sum(_differs(both)).as_py() or 0
     if new or gone or changed:
         raise EasyCoreError(
             f"the source has changed since {dataset.path} was imported: {new:,} new, {gone:,} gone and {changed:,} "
@@ -88,7 +89,7 @@ def check_unchanged(config: PrepareConfig, dataset: Artifact) -> None:
         )
 
 
-def _files_now(config: PrepareConfig, before: dict[str, Any], *, named: bool) -> pa.Table:
+def _files_now(config: PrepareConfig, before: pa.ChunkedArray, *, named: bool) -> pa.Table:
     """What an import would read now, as ``listing.FILES_SCHEMA``."""
     found = [FILES_SCHEMA.empty_table()]
     lists = [] if config.classes is None else [paths.absolute(config.classes)]
@@ -99,7 +100,7 @@ def _files_now(config: PrepareConfig, before: dict[str, Any], *, named: bool) ->
         found.append(to_table(tree.root, files))
         beside = classes_file_beside(tree.root)
         # One that is new counts where there were no names before.
-        if beside is not None and (beside in before or not named):
+        if beside is not None and (not named or pc.any(pc.equal(before, beside)).as_py()):
             lists.append(beside)
     for path in dict.fromkeys(lists):
         if paths.exists(path):
@@ -134,12 +135,12 @@ def _etag(path: str) -> str:
     return next((value.decode() for name, value in metadata.items() if name.lower() == "etag"), "")
 
 
-def _by_path(table: pa.Table) -> dict[str, tuple[int, int, str]]:
-    rows = zip(*(table[name].to_pylist() for name in ("size", "modified", "etag")), strict=True)
-    return dict(zip(table["path"].to_pylist(), rows, strict=True))
-
-
-def _differs(before: tuple[int, int, str], after: tuple[int, int, str]) -> bool:
-    """By etags where both have one, else by times."""
-    etags = bool(before[2] and after[2])
-    return before[0] != after[0] or (before[2] != after[2] if etags else before[1] != after[1])
+def _differs(both: pa.Table) -> pa.ChunkedArray:
+    """Whether each file is another: by etags where both have one, else by times."""
+    has_etags = pc.and_(pc.not_equal(both["etag"], ""), pc.not_equal(both["etag_now"], ""))
+    other = pc.if_else(
+        has_etags,
+        pc.not_equal(both["etag"], both["etag_now"]),
+        pc.not_equal(both["modified"], both["modified_now"]),
+    )
+    return pc.or_(other, pc.not_equal(both["size"], both["size_now"]))
