@@ -230,6 +230,8 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
     """Test split of the source: see prepare."""
     image_size: Count | None = setting(default=None, identity=True, group="data")
     """Pixels of the resized and cropped image, where images differ in size: see prepare."""
+    resize_size: Count | None = setting(default=None, identity=if_given("resize_size"), group="data")
+    """Pixels of the shorter side before it is cropped: see prepare."""
     exif: Literal["rotate", "ignore"] = setting(default="rotate", identity=True, group="data")
     """Whether photos are turned upright by their metadata: see prepare."""
     image_column: Text | None = setting(default=None, identity=if_given("image_column"), group="data")

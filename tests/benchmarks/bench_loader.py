@@ -130,7 +130,7 @@ def start_ours(folder: Path, cores: int) -> None:
 
     from easycore_ray.data.ingest.pipeline import prepare
 
-    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if not (folder / "ours" / "manifest.json").exists():
         shape = {"image_size": CROP, "resize_size": RESIZE, "store": "encoded", "val_fraction": 0, "test_fraction": 0}

@@ -5,7 +5,7 @@ import pytest
 from easycore_ray.cli.start_values import preset_fields
 from easycore_ray.config.experiments import PipelineConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.stages import EvaluateConfig, PrepareConfig, TrainConfig
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.engine.plan import make_training_plan
 
@@ -82,3 +82,21 @@ def test_a_preset_of_several_objectives_leaves_a_single_run_its_own():
     """Where a sweep has both, one run keeps its default."""
     assert "training" not in preset_fields(TrainConfig, "cifar10")
     assert isinstance(PRESETS["cifar10"]("o"), PipelineConfig)
+
+
+def test_the_imagenet_preset_has_torchvisions_numbers():
+    """From import to training: 256 and 224 pixels, parts of photographs, 90 epochs in steps of 30."""
+    config, prepared = PRESETS["standard-imagenet"]("o"), preset_fields(PrepareConfig, "standard-imagenet")
+
+    assert (prepared["image_size"], prepared["resize_size"]) == (224, 256)
+    run = TrainConfig(out="o", dataset="d", **preset_fields(TrainConfig, "standard-imagenet"))
+    assert (run.model, run.augment, run.batch_size, run.epochs) == ("resnet50-imagenet", "imagenet", 256, 90)
+    assert (run.lr, run.momentum, run.nesterov, run.weight_decay) == (0.1, 0.9, False, 1e-4)
+    plan = make_training_plan(run, total_steps=9000)
+    rates = [
+        learning_rate(step, base=plan.lr, kind=plan.schedule, total_steps=9000, warmup_steps=plan.warmup_steps,
+                      milestones=plan.milestones)
+        for step in (0, 2999, 3000, 5999, 6000)
+    ]  # fmt: skip
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    assert config.prepare_config().resize_size == 256
