@@ -104,6 +104,8 @@ JUNK = {
     "scores/hardness/.hardness-00001.parquet.abcdefgh.tmp",
     "coreset/.keys.txt.abcdefgh.tmp",
     "dataset/shards/.train-00000.parquet.abcdefgh.tmp",
+    "dataset/staging-01234567/000012-00000",
+    "dataset/staging-01234567/000012-00000.rows",
     "scores/commits/train-0123456789ab-01234567.zip",
 }
 FOREIGN = {

@@ -370,8 +370,9 @@ def check(
             rows.append({**place, **found})
             held += len(found.get("pixels") or b"") + len(found.get("encoded") or b"")
             if len(rows) == ROWS_PER_TABLE or held >= BYTES_PER_TABLE:
-                yield _table(rows)
-                rows, held = [], 0
+                # Given up before the table is used, so that it is the only copy.
+                table, rows, held = _table(rows), [], 0
+                yield table
     except EasyCoreError as error:
         rows.append({"piece": number, "row": DAMAGED, "problem": str(error)})
     yield _table(rows)

@@ -137,7 +137,9 @@ def stage_piece(folder: str, number: int, piece: readers.Piece, checking: Checki
 
 def _stage(table: pa.Table, path: str, piece: int, seed: int) -> StagedPart:
     is_bad = pc.is_valid(table["problem"])
-    bad, good = table.filter(is_bad), table.filter(pc.invert(is_bad)).combine_chunks()
+    bad = table.filter(is_bad)
+    # Filtering copies all images.
+    good = table.filter(pc.invert(is_bad)).combine_chunks() if len(bad) else table
     hashes = placement_hash(seed, piece, good["row"].to_numpy())
     firsts, offsets = np.empty(0, np.uint64), np.zeros(1, np.int64)
     if len(good):
