@@ -55,7 +55,8 @@ class RecipeConfig(Checked):
     run."""
     commit_minutes: NonNegative = setting(default=10.0, identity=False, group="compute")
     """Work is saved at the first end of a segment after so many minutes, and always at the end of an epoch. What is
-    killed loses at most this and a segment. 0 saves at every end of a segment."""
+    killed loses at most this and a segment, or the epoch under way where --num-workers is MIN:MAX and another number
+    goes on. 0 saves at every end of a segment."""
     lr: Positive = setting(default=0.1, identity=True, group="training")
     """Peak learning rate of SGD."""
     momentum: NonNegative = setting(default=0.9, identity=True, group="training")
