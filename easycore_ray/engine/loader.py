@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from easycore_ray.core.seeding import generator, numpy_rng
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, block_of_split, read_split
+from easycore_ray.data.shards import rows_per_group
 from easycore_ray.data.stream import Augmentation, StoredRows, StreamedRows, place_rows, stream_rows
-from easycore_ray.data.stream_order import cut_blocks, permute_blocks, shuffle_batches, size_buffer
+from easycore_ray.data.stream_order import Buffer, cut_blocks, permute_blocks, shuffle_batches, size_buffer
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run_identity import keeps_rows
 from easycore_ray.engine.segments import Segments
@@ -130,11 +131,6 @@ class StreamLoader:
         self._next: tuple[int, int] | None = None
         assert len(rows.row) == segments.rows_of_worker(rank)
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Memory of the shuffle buffer."""
-        return self._source.buffer_bytes
-
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
         return len(self.segments.batches(segment))
@@ -189,16 +185,6 @@ class _Source:
         block_rows = len(rows.row) / max(len(self._blocks) - 1, 1)
         self._buffer = size_buffer(segments.num_rows, block_rows, segments.world_size)
 
-    @property
-    def buffer_bytes(self) -> int:
-        return self._most_rows * self._layout.image_bytes
-
-    @property
-    def _most_rows(self) -> int:
-        """Rows of the shuffle buffer: it never holds less than two batches, nor more than a segment."""
-        sizes = self._segments.batch_sizes(0, self.rank)
-        return min(max(self._buffer.full, self._buffer.start, 2 * max(sizes)), sum(sizes))
-
     def batches(self, epoch: int, segment: int) -> Iterator[Samples]:
         """Batches of the segments that are left of a pass, from this one on."""
         training = epoch != _SCORING
@@ -214,7 +200,9 @@ class _Source:
                 streams=self._segments.world_size,
             )
         )
-        pool = _Pool(self._layout.image_shape, self._most_rows if training else SCORE_BATCH)
+        pool = _Pool(
+            self._layout.image_shape, rows_held(self._segments, self._buffer, self.rank) if training else SCORE_BATCH
+        )
         for number, segment_rows in zip(left, places, strict=True):
             plan = self._shuffled(epoch, number) if training else _in_order(len(segment_rows))
             pool.start(len(segment_rows))
@@ -226,6 +214,12 @@ class _Source:
     def _shuffled(self, epoch: int, segment: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         rng = numpy_rng("buffer", self._seed, epoch, segment, self.rank)
         return shuffle_batches(self._segments.batch_sizes(segment, self.rank), self._buffer, rng)
+
+
+def rows_held(segments: Segments, buffer: Buffer, rank: int) -> int:
+    """Rows of a worker's shuffle buffer: it never holds less than two batches, nor more than a segment."""
+    sizes = segments.batch_sizes(0, rank)
+    return min(max(buffer.full, buffer.start, 2 * max(sizes)), sum(sizes))
 
 
 def _in_order(count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -339,6 +333,21 @@ def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
         with contextlib.suppress(queue.Full):
             ready.put(item, timeout=_STOP_SECONDS)
             return
+
+
+def describe_streaming(fit: Fit, share: Share) -> str | None:
+    """What streaming costs a worker, for people; None if it keeps its rows."""
+    dataset = open_dataset(fit.dataset)
+    if keeps_rows(share, dataset, fit.cache_gib, fit.plan.augment):
+        return None
+    rows = max(entry["rows"] for entry in dataset.manifest["shards"]["train"])
+    group = max(rows_per_group(entry["rows"], entry["bytes"]) for entry in dataset.manifest["shards"]["train"])
+    segments = Segments(share.num_rows, fit.batch_size, fit.segment_images, share.world_size)
+    # Of a coreset fewer rows of each row group are wanted.
+    wanted = max(1.0, min(group, rows) * share.num_rows / max(dataset.num_rows("train"), 1))
+    held = rows_held(segments, size_buffer(share.num_rows, wanted, share.world_size), share.rank)
+    size = held * dataset.layout.image_bytes / 2**20
+    return f"images are streamed; each worker's shuffle buffer holds about {held:,} of them, {size:,.0f} MiB"
 
 
 def open_loader(fit: Fit, share: Share) -> Loader:

@@ -10,7 +10,7 @@ from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.stream import takes_cpus
 from easycore_ray.engine.failures import describe_error, first_failure
-from easycore_ray.engine.loader import open_loader
+from easycore_ray.engine.loader import describe_streaming, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import Recorder, run_epochs
 from easycore_ray.engine.run_history import check_committed_states, train_run_name
@@ -188,7 +188,7 @@ def _times(count: int) -> str:
 
 
 def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
-    """Connect to Ray and make sure that it can ever hold the run, before any work; say which CPUs stay idle.
+    """Connect to Ray and make sure that it can ever hold the run, before any work; say what is idle or streamed.
 
     Raises:
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
@@ -198,6 +198,8 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
         cluster.connect()
         demand = demand_of(config, config.num_workers, decodes=_decodes(fit, config))
         cluster.preflight(demand)
+    if (words := describe_streaming(fit, Share(fit.num_rows, config.max_workers, rank=0))) is not None:
+        say(words)
     idle = int(demand.cpus_per_worker)
     if config.threads < idle and not config.gpus_per_worker and config.threads_per_worker is None:
         say(f"each worker has {idle} CPUs and uses one of them; --threads-per-worker {idle} uses all, as another run")

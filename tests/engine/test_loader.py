@@ -7,15 +7,18 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core.augment import augment
 from easycore_ray.data import shards
 from easycore_ray.data.dataset import locate_samples, open_dataset
 from easycore_ray.data.samples import Samples, block_of_split, read_split
 from easycore_ray.data.stream import place_rows
-from easycore_ray.engine.loader import SCORE_BATCH, MemoryLoader, StreamLoader
+from easycore_ray.data.stream_order import Buffer
+from easycore_ray.engine.loader import SCORE_BATCH, MemoryLoader, StreamLoader, describe_streaming, rows_held
 from easycore_ray.engine.segments import Segments
-from easycore_ray.engine.shares import batches_per_epoch, check_share
+from easycore_ray.engine.shares import Share, batches_per_epoch, check_share
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.train import make_training_fit
 from tests.artifacts import make_image_dataset
 
 
@@ -282,11 +285,6 @@ class TestStreams:
         assert (by_epoch[0] != by_epoch[1]).flatten(1).any(dim=1).sum() > 50
         assert torch.equal(by_epoch[2], read_split(encoded, "train").images)
 
-    def test_the_buffer_takes_what_it_says(self, encoded):
-        """No more than the rows of a segment; here sqrt(61 · 30.5) of them."""
-        assert stream(encoded).buffer_bytes == 16 * 16
-        assert stream(encoded, images=61, batch_size=4).buffer_bytes == 44 * 16
-
     def test_damage_is_raised_where_batches_are_taken(self, tmp_path):
         """With shard and sample, after the batches before it."""
         dataset = open_dataset(make_image_dataset(tmp_path, [0] * 61, encoded=True).path)
@@ -296,3 +294,19 @@ class TestStreams:
         shards.write_rows(path, dataset.layout, table.set_column(2, "image", [images]))
         with pytest.raises(Exception, match=rf"train-00000.*the image of sample_id {table['sample_id'][5]} cannot"):
             scored(stream(dataset))
+
+
+def test_the_buffer_holds_two_batches_at_least_and_a_segment_at_most():
+    """Between them, what mixing needs."""
+    sizes = [rows_held(Segments(61, batch, images), Buffer(5, 44), 0) for batch, images in ((4, 61), (4, 16), (40, 61))]
+    assert sizes == [44, 16, 61]
+
+
+def test_what_streaming_takes_is_said(encoded):
+    """The whole split: 61 rows in two shards, of 16 bytes as pixels; nothing of what is kept."""
+    config = TrainConfig(dataset=encoded.path, out="o", model="cnn", epochs=1, batch_size=4, eps=0.1, cache_gib=0)
+    streamed = make_training_fit(config, encoded, None)
+    kept = make_training_fit(config.replace(cache_gib=1), encoded, None)
+
+    assert "buffer holds about 44 of them, 0 MiB" in describe_streaming(streamed, Share(61, 1, 0))
+    assert describe_streaming(kept, Share(61, 1, 0)) is None
