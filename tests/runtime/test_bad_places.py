@@ -68,9 +68,9 @@ class TestFullDisk:
 
     @pytest.mark.ray
     def test_an_import_that_does_not_fit(self, ray_session, tmp_path):
-        """Its claim and its lease do; the shards do not, and the folder is free again."""
+        """Its claim and its lease do; the images do not, and the folder is free again."""
         with mounted(tmp_path / "small", "size=16k") as disk:
-            with pytest.raises(EasyCoreError, match=rf"{disk}/x/shards/[a-z]+-00000\.parquet {FULL}"):
+            with pytest.raises(EasyCoreError, match=rf"{disk}/x/staging-[0-9a-f]+\S* {FULL}"):
                 easycore_ray.prepare(PrepareConfig(source="digits", out=f"{disk}/x"))
             assert not (disk / "x").exists()
 
