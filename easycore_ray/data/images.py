@@ -130,6 +130,8 @@ def stored_orientation(content: bytes) -> int:
     Raises:
         OSError, SyntaxError, ValueError: what Pillow meets in a damaged header.
     """
+    if b"Exif" not in content and b"rientation" not in content:
+        return 1  # neither EXIF nor XMP says anything; Pillow takes a tenth of the time of decoding to find out
     return _orientation(Image.open(io.BytesIO(content), formats=("JPEG",)))
 
 

@@ -22,7 +22,7 @@ from easycore_ray.data.shards import Layout
 from easycore_ray.storage import paths
 
 # Uint8 pixels of an output block. A task has several: starting one costs as much as decoding some ten images.
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 16 << 20
 _BLOCKS_PER_TASK = 6
 # A share of few rows is still read by several tasks at a time.
 _LEAST_TASKS = 16

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop, v2
 
-from easycore_ray.data import shards, views
+from easycore_ray.data import images, shards, views
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -81,6 +81,16 @@ def test_exif_orientation_is_that_of_pillow(orientation, size):
     assert np.abs(found - views.center_view(stored(expected, "PNG"), 24)).mean() < 3
     ignored = views.center_view(stored(image, quality=95, exif=exif), 24, exif="ignore")
     assert np.array_equal(ignored, views.center_view(stored(image, quality=95), 24))
+
+
+@pytest.mark.parametrize("said", [{}, {"exif": b"Exif"}, {"xmp": b'<x tiff:Orientation="6"/>'}, {"comment": b"Exif"}])
+def test_orientation_is_what_pillow_finds_in_any_metadata(said):
+    """None, EXIF that is damaged, XMP, and a comment that only looks like it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 16)).save(buffer, "JPEG", **said)
+    with Image.open(io.BytesIO(buffer.getvalue())) as image:
+        wanted = image.getexif().get(0x0112, 1)
+    assert images.stored_orientation(buffer.getvalue()) == wanted == (6 if "xmp" in said else 1)
 
 
 def test_pixels_and_files_without_loss_give_the_same_views():
