@@ -19,6 +19,9 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim
 from easycore_ray.storage.errors import EasyCoreError
 
+# How long a command waits for the processes of tasks that it has cancelled; killing one takes milliseconds.
+_CANCEL_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class KeptResults:
@@ -189,3 +192,6 @@ def _run_on_ray(
         for ref in running:
             # With its process: a task that is interrupted in an import leaves modules half imported to the next one.
             ray.cancel(ref, force=True)
+        # Until they are gone, they may still write where the caller cleans up.
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_SECONDS, fetch_local=False)

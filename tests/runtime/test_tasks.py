@@ -1,5 +1,6 @@
 """Mapping a function over items: in order, bounded, resumable, with our own errors as they were raised."""
 
+import itertools
 import os
 import signal
 import sys
@@ -64,6 +65,16 @@ def run_until_stopped(folder, number):
     Path(folder, f"started-{number}").touch()
     time.sleep(4)
     Path(folder, f"finished-{number}").touch()
+
+
+def write_on_or_fail(folder, number):
+    """Writes file after file, or fails once another call does."""
+    for count in itertools.count():
+        if number == 0 and Path(folder, "1-0").exists():
+            raise EasyCoreError("the first has failed")
+        if number == 1:
+            Path(folder, f"1-{count}").touch()
+        time.sleep(0.001)
 
 
 def import_or_fail(folder, number):
@@ -190,3 +201,14 @@ def test_a_task_that_was_cancelled_in_an_import_leaves_no_half_imported_module(r
     time.sleep(1)
     later = [(str(tmp_path), number) for number in range(1, 9)]
     assert map_tasks(import_or_fail, later, label="run", resources=TaskResources(cpus=0.25)) == [True] * 8
+
+
+@pytest.mark.ray
+def test_nothing_is_written_by_a_cancelled_task_once_its_error_is_there(ray_session, tmp_path):
+    """Its folder may be deleted by then, and would come back."""
+    two = TaskResources(cpus=0.5, max_retries=0)
+    with pytest.raises(EasyCoreError, match="the first has failed"):
+        map_tasks(write_on_or_fail, [(str(tmp_path), number) for number in range(2)], label="run", resources=two)
+    there = len(list(tmp_path.iterdir()))
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) == there
