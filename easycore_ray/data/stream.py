@@ -5,7 +5,7 @@ a CPU each, wherever the cluster has one; those that only read take none, since 
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from easycore_ray.data.dataset import Dataset, locate_samples
 from easycore_ray.data.samples import part_in_stored_order
 from easycore_ray.data.shards import Layout
 from easycore_ray.storage import paths
+from easycore_ray.storage.read_ahead import read_ahead
 
 # Uint8 pixels of an output block. A task has several: starting one costs as much as decoding some ten images.
 _BLOCK_BYTES = 16 << 20
@@ -200,8 +201,7 @@ def _read_pieces(pieces: list[tuple[str, NDArray[np.int32]]]) -> Iterator[pa.Tab
     if not paths.is_remote(pieces[0][0]):
         yield from (shards.read_rows(*piece) for piece in pieces)
         return
-    with ThreadPoolExecutor(_FETCHES) as pool:
-        yield from pool.map(lambda piece: shards.read_rows(*piece), pieces)
+    yield from read_ahead(((0, partial(shards.read_rows, *piece)) for piece in pieces), _FETCHES)
 
 
 def _decode(table: pa.Table, layout: Layout, path: str, augmentation: Augmentation | None) -> pa.Table:

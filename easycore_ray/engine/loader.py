@@ -25,7 +25,6 @@ from easycore_ray.data.stream_order import Buffer, cut_blocks, permute_blocks, s
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run_identity import keeps_rows
 from easycore_ray.engine.segments import Segments
-from easycore_ray.engine.shares import Share
 from easycore_ray.runtime import cluster
 
 # Rows per forward pass where no gradient of the weights is needed; changes a score by rounding only.
@@ -335,39 +334,39 @@ def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
             return
 
 
-def describe_streaming(fit: Fit, share: Share) -> str | None:
-    """What streaming costs a worker, for people; None if it keeps its rows."""
+def describe_streaming(fit: Fit, workers: int) -> str | None:
+    """What streaming costs each of so many workers, for people; None if they keep their rows."""
     dataset = open_dataset(fit.dataset)
-    if keeps_rows(share, dataset, fit.cache_gib, fit.plan.augment):
+    if keeps_rows(dataset, fit.num_rows, workers, fit.cache_gib, fit.plan.augment):
         return None
     rows = max(entry["rows"] for entry in dataset.manifest["shards"]["train"])
     group = max(rows_per_group(entry["rows"], entry["bytes"]) for entry in dataset.manifest["shards"]["train"])
-    segments = Segments(share.num_rows, fit.batch_size, fit.segment_images, share.world_size)
+    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images, workers)
     # Of a coreset fewer rows of each row group are wanted.
-    wanted = max(1.0, min(group, rows) * share.num_rows / max(dataset.num_rows("train"), 1))
-    held = rows_held(segments, size_buffer(share.num_rows, wanted, share.world_size), share.rank)
+    wanted = max(1.0, min(group, rows) * fit.num_rows / max(dataset.num_rows("train"), 1))
+    held = rows_held(segments, size_buffer(fit.num_rows, wanted, workers), rank=0)
     size = held * dataset.layout.image_bytes / 2**20
     return f"images are streamed; each worker's shuffle buffer holds about {held:,} of them, {size:,.0f} MiB"
 
 
-def open_loader(fit: Fit, share: Share) -> Loader:
-    """This worker's loader: in memory if its share takes at most ``fit.cache_gib`` GiB of uint8 pixels, else streamed.
+def open_loader(fit: Fit, rank: int = 0, world_size: int = 1) -> Loader:
+    """A worker's loader: in memory if its share takes at most ``fit.cache_gib`` GiB of uint8 pixels, else streamed.
 
     A share that is kept is read from the shards themselves, so that Ray Data has nothing to start.
     """
     dataset, seed = open_dataset(fit.dataset), fit.plan.seed
-    segments = Segments(share.num_rows, fit.batch_size, fit.segment_images, share.world_size)
-    own = (dataset, "train", fit.read_sample_ids(), share.rank, share.world_size)
-    if keeps_rows(share, dataset, fit.cache_gib, fit.plan.augment):
+    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images, world_size)
+    own = (dataset, "train", fit.read_sample_ids(), rank, world_size)
+    if keeps_rows(dataset, fit.num_rows, world_size, fit.cache_gib, fit.plan.augment):
         rows = read_split(dataset, "train", block_of_split(*own))
-        return MemoryLoader(rows, segments=segments, seed=seed, rank=share.rank)
+        return MemoryLoader(rows, segments=segments, seed=seed, rank=rank)
     cluster.connect()
     return StreamLoader(
         place_rows(*own),
         dataset,
         segments=segments,
         seed=seed,
-        rank=share.rank,
+        rank=rank,
         augment=fit.plan.augment == "imagenet",
         pin=torch.cuda.is_available(),
     )

@@ -15,7 +15,7 @@ from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import Recorder, run_epochs
 from easycore_ray.engine.run_history import check_committed_states, train_run_name
 from easycore_ray.engine.run_identity import keeps_rows
-from easycore_ray.engine.shares import Share, check_share
+from easycore_ray.engine.shares import check_share
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.validation import keeps_validation
 from easycore_ray.engine.worker_group import WHOLE_EPOCHS, RayContext, read_checkpoint
@@ -198,7 +198,7 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
         cluster.connect()
         demand = demand_of(config, config.num_workers, decodes=_decodes(fit, config))
         cluster.preflight(demand)
-    if (words := describe_streaming(fit, Share(fit.num_rows, config.max_workers, rank=0))) is not None:
+    if (words := describe_streaming(fit, config.max_workers)) is not None:
         say(words)
     idle = int(demand.cpus_per_worker)
     if config.threads < idle and not config.gpus_per_worker and config.threads_per_worker is None:
@@ -222,7 +222,7 @@ def decodes_beside(dataset: Dataset, num_rows: int, workers: int, cache_gib: flo
         cache_gib: what each keeps at most.
         augment: of the training.
     """
-    kept = keeps_rows(Share(num_rows, workers, rank=0), dataset, cache_gib, augment)
+    kept = keeps_rows(dataset, num_rows, workers, cache_gib, augment)
     kept_val = keeps_validation(dataset, workers, cache_gib)
     return (not kept and takes_cpus(dataset.layout, augment == "imagenet")) or (
         not kept_val and takes_cpus(dataset.layout, False)
@@ -251,7 +251,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     fit: Fit = work["fit"]
     try:
         context = RayContext(work["progress_actor"], work["claim"])
-        loader = open_loader(fit, Share(fit.num_rows, context.world_size, context.rank))
+        loader = open_loader(fit, context.rank, context.world_size)
         run_epochs(fit, context, loader, work["recorder"])
     except HaltedError as error:
         # All workers are here, so the run may end well, with its last commit.

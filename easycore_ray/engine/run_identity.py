@@ -1,12 +1,12 @@
 """Identity of a training run: its configuration, its inputs, and whether its workers keep their rows or stream them."""
 
+import math
 from collections.abc import Mapping
 
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.data.coreset import count_run_rows
 from easycore_ray.data.dataset import Dataset, image_bytes_per_row
-from easycore_ray.engine.shares import Share
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.storage.artifact import Artifact, Claim
 
@@ -19,17 +19,25 @@ def ways_of_loading(config: TrainConfig | ScoreConfig, dataset: Dataset, num_row
         dataset: its images.
         num_rows: samples of an epoch.
     """
-    shares = [Share(num_rows, count, rank=0) for count in range(config.min_workers, config.max_workers + 1)]
-    kept = [keeps_rows(share, dataset, config.cache_gib, config.augment) for share in shares]
+    workers = range(config.min_workers, config.max_workers + 1)
+    kept = [keeps_rows(dataset, num_rows, count, config.cache_gib, config.augment) for count in workers]
     return ["cached" if keeps else "streamed" for keeps in kept]
 
 
-def keeps_rows(share: Share, dataset: Dataset, cache_gib: float, augment: str) -> bool:
-    """Whether a worker keeps its rows: they take at most ``cache_gib`` GiB of uint8 pixels.
+def keeps_rows(dataset: Dataset, num_rows: int, workers: int, cache_gib: float, augment: str) -> bool:
+    """Whether each worker keeps its rows: the largest share takes at most ``cache_gib`` GiB of uint8 pixels.
 
     Views for ``imagenet`` are parts of the stored images, drawn anew each epoch, so there is nothing to keep.
+
+    Args:
+        dataset: a finished one.
+        num_rows: trained on.
+        workers: that share the rows.
+        cache_gib: what each keeps at most.
+        augment: of the training.
     """
-    return augment != "imagenet" and share.size * image_bytes_per_row(dataset) <= cache_gib * 2**30
+    share = math.ceil(num_rows / workers)
+    return augment != "imagenet" and share * image_bytes_per_row(dataset) <= cache_gib * 2**30
 
 
 def run_identity(kind: str, config: TrainConfig | ScoreConfig, parents: Mapping[str, Artifact]) -> str:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -36,18 +35,3 @@ def check_share(num_rows: int, batch_size: int, workers: Iterable[int]) -> None:
 def _fills_batches(num_rows: int, batch_size: int, world_size: int) -> bool:
     """Whether the smallest share has a row for each of its batches."""
     return num_rows // world_size >= batches_per_epoch(num_rows, batch_size)
-
-
-@dataclass(frozen=True)
-class Share:
-    """One worker's block of the rows of an epoch."""
-
-    num_rows: int
-    """Of all workers."""
-    world_size: int
-    rank: int
-
-    @property
-    def size(self) -> int:
-        """Rows of a worker, at most."""
-        return math.ceil(self.num_rows / self.world_size)

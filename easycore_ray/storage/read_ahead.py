@@ -12,12 +12,13 @@ READERS = 25
 _AHEAD_BYTES = 64 << 20
 
 
-def read_ahead(reads: Iterable[tuple[int, Callable[[], Content]]]) -> Iterator[Content]:
+def read_ahead(reads: Iterable[tuple[int, Callable[[], Content]]], most: int = 2 * READERS) -> Iterator[Content]:
     """Results of the reads, in their order; those to come are made by threads while one is used.
 
     Args:
-        reads: bytes that each will hold, and a function that gives them. At most 64 MiB are held ahead, and two reads
-            for each of 25 threads, but one at least.
+        reads: bytes that each will hold, and a function that gives them. At most 64 MiB are held ahead, but one read
+            at least.
+        most: reads that are held ahead; by default two for each of 25 threads.
 
     Raises:
         Exception: what a read raised, when its turn comes.
@@ -25,10 +26,10 @@ def read_ahead(reads: Iterable[tuple[int, Callable[[], Content]]]) -> Iterator[C
     waiting = iter(reads)
     running: deque[tuple[int, Future[Content]]] = deque()
     held = 0
-    with ThreadPoolExecutor(READERS) as threads:
+    with ThreadPoolExecutor(min(READERS, most)) as threads:
         try:
             while True:
-                while not running or (len(running) < 2 * READERS and held < _AHEAD_BYTES):
+                while not running or (len(running) < most and held < _AHEAD_BYTES):
                     size, read = next(waiting, (0, None))
                     if read is None:
                         break

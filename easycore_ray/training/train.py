@@ -21,7 +21,6 @@ from easycore_ray.engine.ray_train import check_resources, fit_tracked
 from easycore_ray.engine.run import fit_here, run_epochs
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
 from easycore_ray.engine.run_identity import claim_run, run_identity
-from easycore_ray.engine.shares import Share
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -120,7 +119,7 @@ def train_here(fit: Fit, rows: Samples | None, **options: Any) -> State:
     context = LocalContext(**options)
     if rows is not None:
         return fit_here(fit, rows, context)
-    return run_epochs(fit, context, open_loader(fit, Share(fit.num_rows, 1, rank=0)))
+    return run_epochs(fit, context, open_loader(fit))
 
 
 def finish_checkpoint(

@@ -16,7 +16,7 @@ from easycore_ray.data.stream import place_rows
 from easycore_ray.data.stream_order import Buffer
 from easycore_ray.engine.loader import SCORE_BATCH, MemoryLoader, StreamLoader, describe_streaming, rows_held
 from easycore_ray.engine.segments import Segments
-from easycore_ray.engine.shares import Share, batches_per_epoch, check_share
+from easycore_ray.engine.shares import batches_per_epoch, check_share
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.training.train import make_training_fit
 from tests.artifacts import make_image_dataset
@@ -308,5 +308,5 @@ def test_what_streaming_takes_is_said(encoded):
     streamed = make_training_fit(config, encoded, None)
     kept = make_training_fit(config.replace(cache_gib=1), encoded, None)
 
-    assert "buffer holds about 44 of them, 0 MiB" in describe_streaming(streamed, Share(61, 1, 0))
-    assert describe_streaming(kept, Share(61, 1, 0)) is None
+    assert "buffer holds about 44 of them, 0 MiB" in describe_streaming(streamed, 1)
+    assert describe_streaming(kept, 1) is None

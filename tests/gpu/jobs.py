@@ -16,7 +16,6 @@ from easycore_ray.core.models import build_model
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.loader import MemoryLoader, open_loader
 from easycore_ray.engine.segments import Segments
-from easycore_ray.engine.shares import Share
 from easycore_ray.experiments.sweep import Sweep
 from easycore_ray.runtime.cluster import connect
 from easycore_ray.scoring.score_reader import open_table
@@ -105,7 +104,7 @@ def loader_feeds(setup: Setup) -> Iterator[Row]:
     started = time.perf_counter()
     train_epoch(model, optimizer, one * 10, plan_of("standard", precision="bf16"), epoch=1, step=0)
     fed_from_memory = 10 * config.batch_size / (time.perf_counter() - started)
-    loader = open_loader(fit, Share(fit.num_rows, 1, 0))
+    loader = open_loader(fit)
     started = time.perf_counter()
     result = train_epoch(model, optimizer, loader.shuffled(1, 0), plan, epoch=1, step=0)
     taken = time.perf_counter() - started

@@ -4,6 +4,7 @@ Reads one staged part after the other, so that this process never holds all keys
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from easycore_ray.data.index import INDEX_SCHEMA
-from easycore_ray.data.ingest.read_ahead import map_ahead
 from easycore_ray.data.ingest.splits import SPLITS, Placement
 from easycore_ray.data.ingest.staging import StagedPart, from_ipc
 from easycore_ray.data.shards import Layout
 from easycore_ray.storage import paths
+from easycore_ray.storage.read_ahead import read_ahead
 
 # Files that are read at the same time: a store answers each request after milliseconds of waiting.
 _AHEAD = 16
@@ -33,7 +34,8 @@ def index_rows(
         unnamed: pieces whose keys do not tell samples apart: file and row stand for them.
     """
     for split, name in enumerate(SPLITS):
-        for part, rows, table in map_ahead(_read_rows, _parts_of_split(parts, placed, split), _AHEAD):
+        reads = ((0, partial(_read_rows, place)) for place in _parts_of_split(parts, placed, split))
+        for part, rows, table in read_ahead(reads, _AHEAD):
             columns = {
                 "split": pa.array(np.full(len(rows), name, object), pa.string()),
                 "sample_id": placed.sample_id[rows],

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,9 +24,9 @@ from easycore_ray.data.ingest import archives
 from easycore_ray.data.ingest.listing import FILES_SCHEMA
 from easycore_ray.data.ingest.measuring import DEFAULT_VIEWING, Viewing, measure
 from easycore_ray.data.ingest.parquet_rows import read_row_groups
-from easycore_ray.data.ingest.read_ahead import map_ahead
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.read_ahead import read_ahead
 
 # Of the formats that images.decode reads.
 IMAGE_SUFFIXES = (
@@ -89,7 +90,7 @@ class Files:
     def samples(self) -> Iterator[Sample]:
         """See ``Sample``; the label is the class name."""
         # An object store answers each request after milliseconds of waiting.
-        return map_ahead(self._sample, self.files, _FILES_AHEAD)
+        return read_ahead(((0, partial(self._sample, file)) for file in self.files), _FILES_AHEAD)
 
     def _sample(self, file: tuple[str, str]) -> Sample:
         path, label = file

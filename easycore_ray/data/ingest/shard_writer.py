@@ -5,6 +5,7 @@ holds about twice the images of its shard, this process none.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 
 from easycore_ray.data import shards
 from easycore_ray.data.index import shard_path
-from easycore_ray.data.ingest.read_ahead import map_ahead
 from easycore_ray.data.ingest.splits import Placement
 from easycore_ray.data.ingest.staging import StagedPart, read_batches
 from easycore_ray.data.shards import Layout
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.read_ahead import read_ahead
 
 # Arguments of a task are some 16 bytes a row; more tasks than run at once need not hold theirs.
 _IN_FLIGHT = 64
@@ -117,7 +118,9 @@ def write_shard(
 
 def _fetch_all(sources: Sequence[tuple[str, int, int]]) -> Iterator[pa.Buffer]:
     """The bytes of each source: local files are mapped, of remote ones the next are fetched meanwhile."""
-    return map_ahead(_fetch, sources, _AHEAD) if paths.is_remote(sources[0][0]) else map(_fetch, sources)
+    if not paths.is_remote(sources[0][0]):
+        return map(_fetch, sources)
+    return read_ahead(((stop - start, partial(_fetch, (path, start, stop))) for path, start, stop in sources), _AHEAD)
 
 
 def _fetch(source: tuple[str, int, int]) -> pa.Buffer:
