@@ -103,6 +103,23 @@ class TestImport:
                 assert row["input_norm"] == pytest.approx(np.linalg.norm(image / 255))
                 assert CLASSES[row["label"]] == row["key"].split("/")[0]
 
+    def test_file_and_row_stand_for_keys_that_are_there_twice(self, tmp_path):
+        """Two files that name their images alike: in the split where they do."""
+        for name in ("train-0", "train-1", "test-0"):
+            paths = ["1.png", "2.png", "3.png", "4.png"]
+            entries = [
+                {"bytes": png(pixels(100 * int(name == "test-0") + 10 * int(name[-1]) + int(path[0]))), "path": path}
+                for path in paths
+            ]
+            pq.write_table(pa.table({"image": entries, "label": [0, 1, 0, 1]}), tmp_path / f"{name}.parquet")
+
+        made = prepare(source=str(tmp_path), out=str(tmp_path / "out"), val_fraction=0)
+
+        keys = {split: made.index(split)["key"].to_pylist() for split in ("train", "test")}
+        assert keys["test"] == ["1.png", "2.png", "3.png", "4.png"]
+        assert len(set(keys["train"])) == 8
+        assert all(key.startswith(f"train-{number // 4}.parquet") for number, key in enumerate(keys["train"]))
+
     def test_splits_are_disjoint_complete_and_class_balanced(self, dataset):
         """60 images: 12 for testing, 10 % of the other 48 for validation."""
         keys = [dataset.index(split)["key"].to_pylist() for split in ("train", "val", "test")]

@@ -60,6 +60,28 @@ def test_photos_are_read_as_they_were_imported(photos, tmp_path, capfd, exif):
     assert ("2 turned upright by EXIF" in line) == (exif == "rotate")
 
 
+@pytest.mark.parametrize("exif", ["rotate", "ignore"])
+def test_jpegs_are_measured_as_they_are_read(tmp_path, exif):
+    """Of photos that lie on their side: norms of the index, and the sides of the view."""
+    for number in range(4):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lying = Image.Exif()
+        lying[0x0112] = 6
+        # Bright on one side, so that a square from the middle of the turned photo has another norm.
+        shade = np.linspace(0, 255, 300).astype(np.uint8) * np.linspace(0, 1, 200)[:, None] ** number
+        Image.fromarray(shade.astype(np.uint8)).convert("RGB").save(path, "JPEG", exif=lying)
+
+    made = prepare(
+        source=str(tmp_path / "photos"), out=str(tmp_path / "made"), val_fraction=0, test_fraction=0, exif=exif
+    )
+
+    images = read_split(open_dataset(made.path), "train").images.numpy()
+    assert images.shape == ((4, 3, 300, 200) if exif == "rotate" else (4, 3, 200, 300))
+    norms = made.index("train")["input_norm"].to_numpy()
+    assert norms == pytest.approx([np.linalg.norm(image / 255) for image in images])
+
+
 def test_the_setting_belongs_to_the_identity(photos, tmp_path):
     """Another one is another dataset."""
     prepare(source=photos, out=str(tmp_path / "made"), val_fraction=0, test_fraction=0)

@@ -276,7 +276,7 @@ class TestWhatAnImportSays:
 
         made = prepare(source=str(tmp_path / "source"), out=str(tmp_path / "out"), val_fraction=0, test_fraction=0)
 
-        assert made.std == [*(images[..., :2] / 255).std((0, 1, 2)).tolist(), 1.0]
+        assert made.std == made.manifest["std"] == [*(images[..., :2] / 255).std((0, 1, 2)).tolist(), 1.0]
         assert "channel 2 is 77/255 in every training image" in capsys.readouterr().err
 
     def test_a_class_of_one_image_is_imported_with_the_default_shares(self, tmp_path):
