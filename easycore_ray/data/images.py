@@ -130,9 +130,18 @@ def stored_orientation(content: bytes) -> int:
     Raises:
         OSError, SyntaxError, ValueError: what Pillow meets in a damaged header.
     """
-    if b"Exif" not in content and b"rientation" not in content:
+    header = content[: _header_bytes(content)]
+    if b"Exif" not in header and b"rientation" not in header:
         return 1  # neither EXIF nor XMP says anything; Pillow takes a tenth of the time of decoding to find out
     return _orientation(Image.open(io.BytesIO(content), formats=("JPEG",)))
+
+
+def _header_bytes(content: bytes) -> int:
+    """Where the first scan of a JPEG file begins; all of the file if its segments do not follow each other."""
+    at = 2
+    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return at if content[at : at + 2] == b"\xff\xda" else len(content)
 
 
 def _too_deep(found: str) -> str:

@@ -124,14 +124,14 @@ def read_rows(path: str, rows: NDArray[np.integer] | None = None) -> pa.Table:
         file = pq.ParquetFile(stream, pre_buffer=paths.is_remote(path))
         if rows is None:
             return _plain(file.read(columns=COLUMNS))
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        ends = np.cumsum(sizes)
-        groups, group_of_row = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
+        # All groups but the last are full, see ``write_rows``.
+        group_rows = file.metadata.row_group(0).num_rows if file.metadata.num_row_groups else 1
+        groups, group_of_row = np.unique(rows // group_rows, return_inverse=True)
         table = file.read_row_groups(groups.tolist(), columns=COLUMNS)
-    # Position of a row in what was read: what lies between the groups that were read is missing.
-    skipped = np.array([ends[group] - sizes[group] for group in groups], np.int64)
-    read = np.cumsum([0, *(sizes[group] for group in groups)])[:-1]
-    return _plain(table.take(pa.array(rows - (skipped - read)[group_of_row])))
+    found = group_of_row * group_rows + rows % group_rows
+    if len(found) and (np.diff(found) == 1).all():
+        return _plain(table.slice(int(found[0]), len(found)))
+    return _plain(table.take(pa.array(found)))
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -155,17 +155,22 @@ def copy_rows(path: str, layout: Layout, sources: Sequence[tuple[str, NDArray[np
 
 
 def pixels(
-    table: pa.Table, layout: Layout, path: str = "", draws: NDArray[np.float64] | None = None
+    table: pa.Table,
+    layout: Layout,
+    path: str = "",
+    draws: NDArray[np.float64] | None = None,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """The images of rows as uint8 (rows, channels, height, width): their centre views, or views drawn for training.
 
-    A read-only view of the column's memory if it is stored raw, in one piece, and nothing is drawn; else new memory.
+    A read-only view of the column's memory where that is possible; new memory, or ``out``, elsewhere.
 
     Args:
         table: ``sample_id`` and ``image`` of rows of a shard.
         layout: of the dataset.
         path: of the shard, for errors.
         draws: float64 (rows, ``views.DRAWS_PER_VIEW``) from ``views.view_draws``; None for centre views.
+        out: uint8 (rows, channels, height, width), where they are put.
 
     Raises:
         EasyCoreError: an image cannot be decoded; names the shard and the sample.
@@ -178,9 +183,9 @@ def pixels(
     if layout.storage == "raw":
         buffer, size = array.buffers()[1], layout.image_bytes
         stored = np.frombuffer(buffer or b"", np.uint8, len(array) * size, array.offset * size).reshape(shape)
-        if draws is None:
+        if draws is None and out is None:
             return stored
-    found = np.empty(shape, np.uint8)
+    found = np.empty(shape, np.uint8) if out is None else out
     for row, content in enumerate(stored):
         try:
             found[row] = _view(content, layout, None if draws is None else draws[row])

@@ -4,6 +4,7 @@ Every worker streams its own rows, from its own tasks, so that there is nobody t
 a CPU each, wherever the cluster has one; those that only read take none, since training workers may hold them all.
 """
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import ExecutionResources
+from ray.util.annotations import RayDeprecationWarning
 
 from easycore_ray.data import shards, views
 from easycore_ray.data.dataset import Dataset, locate_samples
@@ -22,13 +24,16 @@ from easycore_ray.data.shards import Layout
 from easycore_ray.storage import paths
 from easycore_ray.storage.read_ahead import read_ahead
 
-# Uint8 pixels of an output block. A task has several: starting one costs as much as decoding some ten images.
+# Uint8 pixels of an output block, less where the object store is small. A task has several: starting one costs as much
+# as decoding some ten images.
 _BLOCK_BYTES = 16 << 20
 _BLOCKS_PER_TASK = 6
 # A share of few rows is still read by several tasks at a time.
 _LEAST_TASKS = 16
 # Ray Data is given a task's rows as one object each, which takes a millisecond; more tasks are given later.
 _TASKS_AT_ONCE = 256
+# Tasks of a stream that decode or wait for a CPU; their blocks fit into half of its object store.
+_LEAST_WAITING, _MOST_WAITING = 2, 10
 # Tasks at a time that reserve no CPU.
 _READERS = 4
 # Of the cluster's object stores, for the streams of all workers together.
@@ -111,17 +116,20 @@ def stream_rows(
     Raises:
         EasyCoreError: a shard is missing or damaged, or an image cannot be decoded; names them.
     """
-    tasks = _cut_tasks(rows, positions, layout)
-    arguments = {"layout": layout, "augmentation": augmentation}
+    store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / streams
+    store = min(store, _MOST_STORE_BYTES)
+    block_bytes = min(_BLOCK_BYTES, int(store / 2 / _LEAST_WAITING / _BLOCKS_PER_TASK))
+    tasks = _cut_tasks(rows, positions, layout, block_bytes)
+    arguments = {"layout": layout, "augmentation": augmentation, "block_bytes": block_bytes}
     cpus = 1 if takes_cpus(layout, augmentation is not None) else 0
     parts = [tasks[start : start + _TASKS_AT_ONCE] for start in range(0, len(tasks), _TASKS_AT_ONCE)]
-    data = _ray_data(parts[0], arguments, cpus, streams) if parts else None
+    data = _ray_data(parts[0], arguments, cpus, store) if parts else None
     for number in range(len(parts)):
         assert data is not None
         tables = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
         first = next(tables)
         # Prepared while the tasks of this one run.
-        data = _ray_data(parts[number + 1], arguments, cpus, streams) if number + 1 < len(parts) else None
+        data = _ray_data(parts[number + 1], arguments, cpus, store) if number + 1 < len(parts) else None
         yield from _to_rows(first, layout)
         for table in tables:
             yield from _to_rows(table, layout)
@@ -132,9 +140,11 @@ def takes_cpus(layout: Layout, augments: bool) -> bool:
     return layout.storage != "raw" or augments
 
 
-def _cut_tasks(rows: StoredRows, positions: NDArray[np.integer], layout: Layout) -> list[dict[str, Any]]:
+def _cut_tasks(
+    rows: StoredRows, positions: NDArray[np.integer], layout: Layout, block_bytes: int
+) -> list[dict[str, Any]]:
     """Paths and row positions that a task reads, in order."""
-    most = max(1, _BLOCKS_PER_TASK * _BLOCK_BYTES // layout.image_bytes)
+    most = max(1, _BLOCKS_PER_TASK * block_bytes // layout.image_bytes)
     size = max(1, min(most, -(-len(positions) // _LEAST_TASKS)))
     tasks = []
     for start in range(0, len(positions), size):
@@ -150,51 +160,99 @@ def _cut_tasks(rows: StoredRows, positions: NDArray[np.integer], layout: Layout)
     return tasks
 
 
-def _ray_data(tasks: list[dict[str, Any]], arguments: dict[str, Any], cpus: int, streams: int) -> ray.data.Dataset:
+def _ray_data(tasks: list[dict[str, Any]], arguments: dict[str, Any], cpus: int, store: float) -> ray.data.Dataset:
     """A Ray dataset of these tasks, not started."""
-    data = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        read_and_decode,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs=arguments,
-        num_cpus=cpus,
-        # What reserves a CPU is bounded by those there are, more of them once the cluster has grown.
-        concurrency=None if cpus else min(_READERS, len(tasks)),
-    )
-    store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / streams
+    block_bytes = arguments["block_bytes"]
+    # Ray Data notices the end of a task up to 0.2 s late and submits no more tasks than there are CPUs. It is told that
+    # they take none, so that some wait in Ray itself, for any CPU that becomes free.
+    waiting = min(_MOST_WAITING, max(_LEAST_WAITING, int(store / 2 / (_BLOCKS_PER_TASK * block_bytes))))
+    items = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    with warnings.catch_warnings():
+        # Deprecated, to go with Ray 2.64; nothing else takes its place yet.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=RayDeprecationWarning)
+        data = items.map_batches(
+            read_and_decode,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs=arguments,
+            num_cpus=0,
+            ray_remote_args_fn=partial(dict, num_cpus=cpus),
+            concurrency=min(waiting if cpus else _READERS, len(tasks)),
+        )
     context = data.context
     context.enable_progress_bars = context.enable_operator_progress_bars = False
-    # Blocks leave a task as soon as they have this size.
-    context.target_max_block_size = _BLOCK_BYTES
+    # Blocks leave a task as soon as they have this size, and no task waits for a reader of its blocks: it would keep a
+    # CPU from the stream of a worker for which that reader waits.
+    context.target_max_block_size = block_bytes
+    context._max_num_blocks_in_streaming_gen_buffer = _BLOCKS_PER_TASK + 1
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources.for_limits(
-        object_store_memory=min(store, _MOST_STORE_BYTES)
-    )
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store)
     return data
 
 
-def read_and_decode(tasks: pa.Table, layout: Layout, augmentation: Augmentation | None) -> Iterator[pa.Table]:
+def read_and_decode(
+    tasks: pa.Table, layout: Layout, augmentation: Augmentation | None, block_bytes: int
+) -> Iterator[pa.Table]:
     """Read and decode the rows of tasks, for ``ray.data``: sample_id int64, label int32, image as uint8 pixels.
 
     Args:
         tasks: ``paths`` of shards and ``rows``, for each the row positions as int32 bytes.
         layout: of the dataset.
         augmentation: see ``stream_rows``.
+        block_bytes: pixels of a block.
     """
-    size = -(-_BLOCK_BYTES // layout.image_bytes)
+    size = -(-block_bytes // layout.image_bytes)
     for task in tasks.to_pylist():
         pieces = [(path, np.frombuffer(rows, np.int32)) for path, rows in zip(task["paths"], task["rows"], strict=True)]
-        held: list[pa.Table] = []
-        count = 0
+        left = sum(len(rows) for _, rows in pieces)
+        block = _Block(layout, min(size, left))
         for (path, _), table in zip(pieces, _read_pieces(pieces), strict=True):
-            for start in range(0, len(table), size):
-                part = _decode(table.slice(start, size), layout, path, augmentation)
-                held, count = [*held, part], count + len(part)
-                if count >= size:
-                    yield pa.concat_tables(held)
-                    held, count = [], 0
-        if held:
-            yield pa.concat_tables(held)
+            while len(table):
+                part, table = table.slice(0, block.room), table.slice(block.room)
+                block.add(part, path, augmentation)
+                if not block.room:
+                    left -= len(block)
+                    yield block.table()
+                    block = _Block(layout, min(size, left))
+
+
+class _Block:
+    """Decoded rows of an output block.
+
+    Args:
+        layout: of the dataset.
+        capacity: rows that it takes.
+    """
+
+    def __init__(self, layout: Layout, capacity: int) -> None:
+        self._layout = layout
+        self._images = np.empty((capacity, *layout.image_shape), np.uint8)
+        self._rows: list[pa.Table] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def room(self) -> int:
+        """Rows that it still takes."""
+        return len(self._images) - self._count
+
+    def add(self, table: pa.Table, path: str, augmentation: Augmentation | None) -> None:
+        """Decode these rows of a shard."""
+        draws = None
+        if augmentation is not None:
+            draws = views.view_draws(augmentation.seed, augmentation.epoch, table["sample_id"].to_numpy())
+        stop = self._count + len(table)
+        shards.pixels(table, self._layout, path, draws, out=self._images[self._count : stop])
+        self._rows.append(table.drop_columns("image"))
+        self._count = stop
+
+    def table(self) -> pa.Table:
+        """All rows, with uint8 pixels as their images."""
+        rows, pixels = pa.concat_tables(self._rows).combine_chunks(), pa.py_buffer(self._images)
+        kind = pa.binary(self._layout.image_bytes)
+        return rows.append_column("image", pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pixels]))
 
 
 def _read_pieces(pieces: list[tuple[str, NDArray[np.int32]]]) -> Iterator[pa.Table]:
@@ -202,18 +260,6 @@ def _read_pieces(pieces: list[tuple[str, NDArray[np.int32]]]) -> Iterator[pa.Tab
         yield from (shards.read_rows(*piece) for piece in pieces)
         return
     yield from read_ahead(((0, partial(shards.read_rows, *piece)) for piece in pieces), _FETCHES)
-
-
-def _decode(table: pa.Table, layout: Layout, path: str, augmentation: Augmentation | None) -> pa.Table:
-    """The rows with uint8 pixels as their images."""
-    if not takes_cpus(layout, augmentation is not None):
-        return table
-    draws = None
-    if augmentation is not None:
-        draws = views.view_draws(augmentation.seed, augmentation.epoch, table["sample_id"].to_numpy())
-    pixels = pa.py_buffer(shards.pixels(table, layout, path, draws))
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(layout.image_bytes), len(table), [None, pixels])
-    return table.set_column(2, "image", column)
 
 
 def _to_rows(table: pa.Table, layout: Layout) -> Iterator[StreamedRows]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from easycore_ray.core.seeding import generator, numpy_rng
 from easycore_ray.data.dataset import Dataset, open_dataset
@@ -254,7 +255,7 @@ class _Pool:
     """
 
     def __init__(self, image_shape: tuple[int, int, int], capacity: int) -> None:
-        self._images = torch.empty((capacity, *image_shape), dtype=torch.uint8)
+        self._images = _empty((capacity, *image_shape))
         self._free = np.arange(capacity)
         """Places of rows; the first ``_num_free`` are free."""
         self._num_free = capacity
@@ -277,11 +278,18 @@ class _Pool:
     def leave(self, positions: NDArray[np.int64], pin: bool) -> Samples:
         """The rows at these positions of the segment, int64 (B,), in memory of their own."""
         places = self._place[positions]
-        images = torch.empty((len(places), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pin)
+        images = _empty((len(places), *self._images.shape[1:]), pin)
         torch.index_select(self._images, 0, torch.from_numpy(places), out=images)
         self._free[self._num_free : self._num_free + len(places)] = places
         self._num_free += len(places)
         return Samples(torch.from_numpy(self._ids[positions]), images, torch.from_numpy(self._labels[positions]))
+
+
+def _empty(shape: tuple[int, ...], pin: bool = False) -> Tensor:
+    """Memory for images. NumPy asks for huge pages; the system takes longer to give small ones than to fill them."""
+    if pin:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, np.uint8))
 
 
 class _Ahead:

@@ -67,7 +67,7 @@ def test_more_tasks_than_ray_data_is_given_at_once(dataset, monkeypatch):
     monkeypatch.setattr(stream, "_TASKS_AT_ONCE", 5)
     rows = stream.place_rows(dataset, "train", None)
     order = np.random.default_rng(1).permutation(COUNT)
-    assert len(stream._cut_tasks(rows, order, dataset.layout)) > 10
+    assert len(stream._cut_tasks(rows, order, dataset.layout, 1 << 20)) > 10
     ids, _, _ = joined(stream.stream_rows(rows, order, dataset.layout))
     everything, _, _ = joined(stream.stream_rows(rows, np.arange(COUNT), dataset.layout))
     assert np.array_equal(ids, everything[order])
@@ -101,3 +101,22 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
     Path(dataset.shards("train")[0]).unlink()
     with pytest.raises(ray.exceptions.RayTaskError, match=r"does not exist|No such file|missing"):
         list(stream.stream_rows(rows, np.arange(40), dataset.layout))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_a_stream_that_nobody_reads_keeps_no_cpu_from_another(tmp_path):
+    """A worker that waits for another one's gradients, while that one waits for its images."""
+    dataset = open_dataset(make_image_dataset(tmp_path, [n % 3 for n in range(COUNT)], encoded=True).path)
+    # A mebibyte each, so that the streams are larger than the object store.
+    large = dataset.layout._replace(image_shape=(1, 1024, 1024), image_size=1024, resize_size=None)
+    rows = stream.place_rows(dataset, "train", None)
+    waiting = [stream.stream_rows(rows, np.tile(np.arange(COUNT), 3), large, streams=3) for _ in range(2)]
+    for pieces in waiting:
+        next(pieces)
+
+    ids, _, _ = zip(*stream.stream_rows(rows, np.arange(COUNT // 2), large, streams=3), strict=True)
+    assert sum(map(len, ids)) == COUNT // 2
+    for pieces in waiting:
+        for _ in pieces:
+            pass

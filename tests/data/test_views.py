@@ -93,6 +93,26 @@ def test_orientation_is_what_pillow_finds_in_any_metadata(said):
     assert images.stored_orientation(buffer.getvalue()) == wanted == (6 if "xmp" in said else 1)
 
 
+def test_orientation_is_found_behind_metadata_that_look_like_the_image():
+    """A profile may contain the bytes with which the first scan begins; bytes between segments hide nothing either."""
+    buffer = io.BytesIO()
+    said = {"icc_profile": b"\xff\xda" * 20, "xmp": b'<x tiff:Orientation="6"/>'}
+    Image.new("RGB", (8, 16)).save(buffer, "JPEG", **said)
+    content = buffer.getvalue()
+    # Pillow writes XMP first.
+    at, xmp = 2, content[content.index(b"http") - 4 :]
+    while content[at + 4 : at + 8] != b"http":
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    length = 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    behind = content[:at] + content[at + length :]
+    table = behind.index(b"\xff\xdb")
+    for between in (b"", b"\x00\x00"):
+        moved = behind[:table] + between + xmp[:length] + behind[table:]
+        with Image.open(io.BytesIO(moved)) as image:
+            assert image.getexif().get(0x0112) == 6
+        assert images.stored_orientation(moved) == 6
+
+
 def test_pixels_and_files_without_loss_give_the_same_views():
     """What is stored as pixels is seen as what is stored as PNG."""
     content = stored(photograph(70, 50), "PNG")
