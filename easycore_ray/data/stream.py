@@ -164,7 +164,8 @@ def _ray_data(tasks: list[dict[str, Any]], arguments: dict[str, Any], cpus: int,
     """A Ray dataset of these tasks, not started."""
     block_bytes = arguments["block_bytes"]
     # Ray Data notices the end of a task up to 0.2 s late and submits no more tasks than there are CPUs. It is told that
-    # they take none, so that some wait in Ray itself, for any CPU that becomes free.
+    # they take none, so that some wait in Ray itself, for any CPU that becomes free. There the first is served first
+    # only among tasks of equal demands, and Ray Data would ask for the memory that it sees them take.
     waiting = min(_MOST_WAITING, max(_LEAST_WAITING, int(store / 2 / (_BLOCKS_PER_TASK * block_bytes))))
     items = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     with warnings.catch_warnings():
@@ -176,7 +177,7 @@ def _ray_data(tasks: list[dict[str, Any]], arguments: dict[str, Any], cpus: int,
             batch_format="pyarrow",
             fn_kwargs=arguments,
             num_cpus=0,
-            ray_remote_args_fn=partial(dict, num_cpus=cpus),
+            ray_remote_args_fn=partial(dict, num_cpus=cpus, memory=block_bytes),
             concurrency=min(waiting if cpus else _READERS, len(tasks)),
         )
     context = data.context
