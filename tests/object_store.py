@@ -133,8 +133,12 @@ class Proxy:
             return
         server = socket.create_connection(("127.0.0.1", self._target))
         self._open += [client, server]
-        threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
+        down = threading.Thread(target=self._pass, args=(server, client, False), daemon=True)
+        down.start()
         self._pass(client, server, True)
+        down.join()
+        client.close()
+        server.close()
 
     def _count(self, data):
         """A client sends one request after the other on a connection, each at the start of what it sends."""
@@ -156,10 +160,11 @@ class Proxy:
                 else:
                     self.sent_down += len(data)
                 sink.sendall(data)
+            # The other direction may still have something to say.
+            sink.shutdown(socket.SHUT_WR)
         except OSError:
-            pass
-        _hang_up(source)
-        _hang_up(sink)
+            _hang_up(source)
+            _hang_up(sink)
 
 
 def _hang_up(connection):

@@ -111,7 +111,7 @@ def test_a_stream_that_nobody_reads_keeps_no_cpu_from_another(tmp_path):
     # A mebibyte each, so that the streams are larger than the object store.
     large = dataset.layout._replace(image_shape=(1, 1024, 1024), image_size=1024, resize_size=None)
     rows = stream.place_rows(dataset, "train", None)
-    waiting = [stream.stream_rows(rows, np.tile(np.arange(COUNT), 3), large, streams=3) for _ in range(2)]
+    waiting = [stream.stream_rows(rows, np.arange(COUNT), large, streams=3) for _ in range(2)]
     for pieces in waiting:
         next(pieces)
 

@@ -64,19 +64,21 @@ def test_scores_equal_a_slow_loop_over_single_images(settings, two_workers, digi
         np.testing.assert_allclose(found["el2n"][at], np.linalg.norm(probabilities - onehot), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib"), [(1, 32, 2.0), (3, 48, 0.0)])
+@pytest.mark.parametrize(
+    ("num_workers", "batch_size", "cache_gib", "epochs"), [(1, 32, 2.0, 2), (3, 48, 0.0, 1)]
+)
 def test_every_sample_is_scored_once_whatever_the_workers(
-    settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib
+    settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib, epochs
 ):
     """1, 2 and 3 workers, in memory or streamed, score each sample once; scores of given weights are the same.
 
     (3 workers in memory: see the fused run below.)
     """
-    changes = dict(num_workers=num_workers, batch_size=batch_size, cache_gib=cache_gib, cpus_per_worker=0.5)
-    run = score(**settings(tmp_path / "run", **changes))
+    changes = dict(num_workers=num_workers, batch_size=batch_size, cache_gib=cache_gib, epochs=epochs)
+    run = score(**settings(tmp_path / "run", cpus_per_worker=0.5, **changes))
     ids = read_sample_ids(population)
 
-    for epoch in (0, 1, 2):
+    for epoch in range(epochs + 1):
         np.testing.assert_array_equal(rows_of(run, epoch)["sample_id"], ids)
     ours, theirs = rows_of(run, 0), rows_of(two_workers, 0)
     for name in FIELDS:

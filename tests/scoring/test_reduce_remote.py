@@ -56,7 +56,7 @@ def test_many_small_parts_far_away_are_reduced_about_as_fast_as_near(tmp_path, m
         far, same = timed("s3://far/run")
 
     assert same.equals(rows)
-    assert far <= 3 * near + EPOCHS * WORKERS * SECONDS
+    assert far <= 3 * near + EPOCHS * WORKERS * SECONDS, proxy.requests
     assert sum(proxy.requests.values()) <= 2 * EPOCHS * WORKERS + OTHER_REQUESTS, proxy.requests
     assert proxy.requests["GET"] <= EPOCHS * WORKERS + OTHER_REQUESTS
 
