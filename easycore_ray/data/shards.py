@@ -183,8 +183,10 @@ def pixels(
     if layout.storage == "raw":
         buffer, size = array.buffers()[1], layout.image_bytes
         stored = np.frombuffer(buffer or b"", np.uint8, len(array) * size, array.offset * size).reshape(shape)
-        if draws is None and out is None:
-            return stored
+        if draws is None:
+            if out is not None:
+                out[:] = stored
+            return stored if out is None else out
     found = np.empty(shape, np.uint8) if out is None else out
     for row, content in enumerate(stored):
         try:

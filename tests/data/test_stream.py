@@ -120,3 +120,13 @@ def test_a_stream_that_nobody_reads_keeps_no_cpu_from_another(tmp_path):
     for pieces in waiting:
         for _ in pieces:
             pass
+
+
+def test_stored_pixels_are_streamed_as_they_are(tmp_path):
+    """Whatever size they were cut from: no view is made of them again."""
+    dataset = open_dataset(make_image_dataset(tmp_path, [n % 3 for n in range(COUNT)]).path)
+    layout = dataset.layout._replace(image_size=4, resize_size=5)
+    rows = stream.place_rows(dataset, "train", None)
+    ids, images, _ = joined(stream.stream_rows(rows, np.arange(COUNT), layout))
+    expected = read_split(dataset, "train", None)
+    assert np.array_equal(images, expected.images.numpy()[np.searchsorted(expected.sample_ids.numpy(), ids)])

@@ -64,9 +64,7 @@ def test_scores_equal_a_slow_loop_over_single_images(settings, two_workers, digi
         np.testing.assert_allclose(found["el2n"][at], np.linalg.norm(probabilities - onehot), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("num_workers", "batch_size", "cache_gib", "epochs"), [(1, 32, 2.0, 2), (3, 48, 0.0, 1)]
-)
+@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib", "epochs"), [(1, 32, 2.0, 2), (3, 48, 0.0, 1)])
 def test_every_sample_is_scored_once_whatever_the_workers(
     settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib, epochs
 ):
