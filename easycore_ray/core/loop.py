@@ -23,6 +23,7 @@ from easycore_ray.core.batchnorm_stats import running_statistics, see_again
 from easycore_ray.core.eps import NORMS
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.schedules import SCHEDULES, learning_rate
+from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import fused_scores
 from easycore_ray.core.seeding import generator, seeded
 
@@ -211,7 +212,7 @@ class _EpochSums:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._num_rows = 0
-        self._scores: list[dict[str, Tensor]] | None = [] if record_scores else None
+        self._scores = ScoreColumns() if record_scores else None
 
     def add(
         self, sample_ids: Tensor, labels: Tensor, losses: Tensor, logits: Tensor, input_grad: Tensor | None
@@ -220,14 +221,14 @@ class _EpochSums:
         if self._scores is not None:
             assert input_grad is not None
             scores = fused_scores(input_grad, logits.float(), labels, grad_scale=1.0)
-            self._scores.append({"sample_id": sample_ids, "label": labels, **scores})
+            self._scores.add({"sample_id": sample_ids, "label": labels, **scores})
         self._loss += losses.sum(dtype=torch.float64)
         self._correct += (logits.argmax(dim=1) == labels).sum()
         self._num_rows += len(labels)
 
     def to_result(self, steps: int, stall_share: float) -> EpochResult:
         """The sums as numbers."""
-        scores = None if self._scores is None else _concatenate([_to_numpy(batch) for batch in self._scores])
+        scores = None if self._scores is None else self._scores.to_numpy()
         return EpochResult(float(self._loss), int(self._correct), self._num_rows, steps, scores, stall_share)
 
 
@@ -389,13 +390,3 @@ class _DivergenceWatch:
             f"training diverged: {what} step {step + 1} of {plan.total_steps} (epoch {self._epoch}, learning rate "
             f"{_rate(plan, step):.4g}); lower --lr or raise --warmup-fraction"
         )
-
-
-def _to_numpy(columns: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: values.detach().cpu().numpy() for name, values in columns.items()}
-
-
-def _concatenate(pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    if not pieces:
-        raise ValueError("there are no rows to score")
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

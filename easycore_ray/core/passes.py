@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval, pgd
 from easycore_ray.core.augment import to_device
-from easycore_ray.core.loop import Batches, _concatenate, _to_numpy, prepare_inputs
+from easycore_ray.core.loop import Batches, prepare_inputs
 from easycore_ray.core.memory import RowLimit, default_rows
+from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import score_batch
 from easycore_ray.core.seeding import generator
 
@@ -52,13 +53,14 @@ def score_epoch(
     if first is None:
         raise ValueError("there are no rows to score")
     limit = limit or _limit_for(first[1])
-    found: list[dict[str, Tensor]] = []
+    found = ScoreColumns()
     for batch in _cut_anew(itertools.chain([first], source), limit.rows):
-        found += limit.map(partial(_score_rows, model, device), *batch)
+        for scores in limit.map(partial(_score_rows, model, device), *batch):
+            found.add(scores)
         if on_batch is not None:
             on_batch(len(batch[0]))
     # Fetched once all are under way: a GPU would wait after every batch otherwise.
-    return _concatenate([_to_numpy(scores) for scores in found])
+    return found.to_numpy()
 
 
 def _limit_for(images: Tensor) -> RowLimit:

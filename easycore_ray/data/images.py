@@ -5,6 +5,7 @@ Takes bytes (or a Pillow image), gives Pillow images and uint8 pixels (channels,
 """
 
 import io
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ROWS_PER_BAND = 256
+_START_OF_SCAN = 0xDA
 
 
 class Decoded(NamedTuple):
@@ -138,10 +140,7 @@ def stored_orientation(content: bytes) -> int:
 
 def _header_bytes(content: bytes) -> int:
     """Where the first scan of a JPEG file begins; all of the file if its segments do not follow each other."""
-    at = 2
-    while content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return at if content[at : at + 2] == b"\xff\xda" else len(content)
+    return next((at for at, marker in _segments(content) if marker == _START_OF_SCAN), len(content))
 
 
 def _too_deep(found: str) -> str:
@@ -157,14 +156,19 @@ def _why_not(content: bytes, message: str) -> str:
 
 
 def _jpeg_bits(content: bytes) -> int:
-    """Sample precision in the frame header of a JPEG file (ITU-T T.81, B.2.2); 8 if there is none."""
-    at = 2
-    while at + 4 < len(content) and content[at] == 0xFF:
-        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+    """Sample precision in the frame header of a JPEG file; 8 if there is none."""
+    for at, marker in _segments(content):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return content[at + 4]
-        at += 2 + length
     return 8
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Where each segment of a JPEG file begins, and its marker, up to a gap between them (ITU-T T.81, B.1.1)."""
+    at = 2
+    while at + 4 < len(content) and content[at] == 0xFF:
+        yield at, content[at + 1]
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
 
 
 def take_over(image: Any) -> Image.Image | NDArray[Any]:

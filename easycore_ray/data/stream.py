@@ -119,6 +119,7 @@ def stream_rows(
     store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / streams
     store = min(store, _MOST_STORE_BYTES)
     block_bytes = min(_BLOCK_BYTES, int(store / 2 / _LEAST_WAITING / _BLOCKS_PER_TASK))
+    block_bytes = max(block_bytes, layout.image_bytes)
     tasks = _cut_tasks(rows, positions, layout, block_bytes)
     arguments = {"layout": layout, "augmentation": augmentation, "block_bytes": block_bytes}
     cpus = 1 if takes_cpus(layout, augmentation is not None) else 0
@@ -144,8 +145,7 @@ def _cut_tasks(
     rows: StoredRows, positions: NDArray[np.integer], layout: Layout, block_bytes: int
 ) -> list[dict[str, Any]]:
     """Paths and row positions that a task reads, in order."""
-    most = max(1, _BLOCKS_PER_TASK * block_bytes // layout.image_bytes)
-    size = max(1, min(most, -(-len(positions) // _LEAST_TASKS)))
+    size = max(1, min(_BLOCKS_PER_TASK * block_bytes // layout.image_bytes, -(-len(positions) // _LEAST_TASKS)))
     tasks = []
     for start in range(0, len(positions), size):
         chosen = positions[start : start + size]

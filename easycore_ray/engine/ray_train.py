@@ -213,15 +213,7 @@ def _decodes(fit: Fit, config: ComputeConfig) -> bool:
 
 
 def decodes_beside(dataset: Dataset, num_rows: int, workers: int, cache_gib: float, augment: str) -> bool:
-    """Whether so many workers need CPUs beside them, for tasks that decode what they stream.
-
-    Args:
-        dataset: a finished one.
-        num_rows: trained on.
-        workers: that share the rows.
-        cache_gib: what each keeps at most.
-        augment: of the training.
-    """
+    """Whether so many workers need CPUs beside them, to decode what they stream; arguments as of ``keeps_rows``."""
     kept = keeps_rows(dataset, num_rows, workers, cache_gib, augment)
     kept_val = keeps_validation(dataset, workers, cache_gib)
     return (not kept and takes_cpus(dataset.layout, augment == "imagenet")) or (

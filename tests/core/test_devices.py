@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from easycore_ray.core import attacks, distance, loop, passes, scores
+from easycore_ray.core import attacks, distance, loop, scores
 from easycore_ray.core.loop import TrainingPlan, make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import MODELS, build_model
 from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.score_columns import ScoreColumns
 
 DEVICE = torch.device("meta")
 
@@ -100,33 +101,45 @@ def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm,
     assert (result.steps, result.num_rows) == (3, 12)
 
 
+def kept_on_the_device(monkeypatch):
+    """Rows and device of the gradient norms of each batch that is kept. They are not fetched, which meta cannot do."""
+    kept, add = [], ScoreColumns.add
+
+    def watched(columns, batch):
+        add(columns, batch)
+        kept.append((len(batch["grad_norm"]), columns._columns["grad_norm"].device.type))
+
+    monkeypatch.setattr(ScoreColumns, "add", watched)
+    monkeypatch.setattr(ScoreColumns, "to_numpy", lambda _: "fetched")
+    return kept
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_trains_on_one_device(asked, monkeypatch, name):
     """With scores taken on the way, which come back after the epoch."""
     monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: watch._waiting.clear())
     monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
-    monkeypatch.setattr(loop, "_to_numpy", lambda columns: {name: len(values) for name, values in columns.items()})
-    monkeypatch.setattr(loop, "_concatenate", lambda pieces: pieces)
+    kept = kept_on_the_device(monkeypatch)
     model, plan = model_on(DEVICE, name), plan_of(training="standard")
     with OneDevice():
         result = train_epoch(model, make_optimizer(model, plan), batches(), plan, epoch=1, step=0, record_scores=True)
 
     assert asked == ["__float__", "__int__"]
-    assert [piece["grad_norm"] for piece in result.scores] == [4, 4, 4]
+    assert kept == [(4, DEVICE.type)] * 3
+    assert result.scores == "fetched"
 
 
 @pytest.mark.usefixtures("pixels_are_trusted", "asked")
 def test_exact_scores_are_taken_on_one_device(monkeypatch):
     """A batch at a time; all are fetched at the end."""
     monkeypatch.setattr(torch, "autocast", lambda **_: loop.nullcontext())  # meta has none
-    fetched = []
-    monkeypatch.setattr(passes, "_to_numpy", lambda columns: fetched.append(columns["grad_norm"].device.type))
-    monkeypatch.setattr(passes, "_concatenate", lambda pieces: pieces)
+    kept = kept_on_the_device(monkeypatch)
     with OneDevice():
-        score_epoch(model_on(DEVICE), batches(2), limit=RowLimit(4))
+        scores = score_epoch(model_on(DEVICE), batches(2), limit=RowLimit(4))
 
-    assert fetched == ["meta", "meta"]
+    assert kept == [(4, "meta")] * 2
+    assert scores == "fetched"
 
 
 @pytest.mark.slow
