@@ -205,16 +205,16 @@ def read_and_decode(
     size = -(-block_bytes // layout.image_bytes)
     for task in tasks.to_pylist():
         pieces = [(path, np.frombuffer(rows, np.int32)) for path, rows in zip(task["paths"], task["rows"], strict=True)]
-        left = sum(len(rows) for _, rows in pieces)
-        block = _Block(layout, min(size, left))
+        block = _Block(layout, size)
         for (path, _), table in zip(pieces, _read_pieces(pieces), strict=True):
             while len(table):
                 part, table = table.slice(0, block.room), table.slice(block.room)
                 block.add(part, path, augmentation)
                 if not block.room:
-                    left -= len(block)
                     yield block.table()
-                    block = _Block(layout, min(size, left))
+                    block = _Block(layout, size)
+        if len(block):
+            yield block.table()
 
 
 class _Block:
@@ -251,7 +251,7 @@ class _Block:
 
     def table(self) -> pa.Table:
         """All rows, with uint8 pixels as their images."""
-        rows, pixels = pa.concat_tables(self._rows).combine_chunks(), pa.py_buffer(self._images)
+        rows, pixels = pa.concat_tables(self._rows).combine_chunks(), pa.py_buffer(self._images[: self._count])
         kind = pa.binary(self._layout.image_bytes)
         return rows.append_column("image", pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pixels]))
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -60,6 +61,26 @@ def test_views_for_training_are_drawn_by_seed_epoch_and_id(dataset):
             at = [table["sample_id"].to_pylist().index(sample_id) for sample_id in ids[mine]]
             expected = shards.pixels(table.take(at), dataset.layout, path, draws[mine])
             assert np.array_equal(images[mine], expected)
+
+
+@pytest.mark.parametrize("rows_of_block", [1, 7, COUNT, 10 * COUNT])
+def test_blocks_of_a_task_hold_all_its_rows(dataset, rows_of_block):
+    """Full ones and one of what is left, across shards and row groups."""
+    rows = stream.place_rows(dataset, "train", None)
+    order = np.random.default_rng(2).permutation(COUNT)
+    tasks = pa.Table.from_pylist(stream._cut_tasks(rows, order, dataset.layout, 1 << 20)[:3])
+    size = rows_of_block * dataset.layout.image_bytes
+    blocks = list(stream.read_and_decode(tasks, dataset.layout, None, size))
+    wanted = list(stream.read_and_decode(tasks, dataset.layout, None, 1 << 30))
+    in_tasks = [len(task) for task in wanted]
+    assert [len(block) for block in blocks] == [
+        min(rows_of_block, count - start) for count in in_tasks for start in range(0, count, rows_of_block)
+    ]
+    assert pa.concat_tables(blocks).combine_chunks().equals(pa.concat_tables(wanted).combine_chunks())
+    ids, images, _ = joined(stream.stream_rows(rows, order[: sum(in_tasks)], dataset.layout))
+    found = pa.concat_tables(blocks)
+    assert found["sample_id"].to_pylist() == ids.tolist()
+    assert found["image"].to_pylist() == [image.tobytes() for image in images]
 
 
 def test_more_tasks_than_ray_data_is_given_at_once(dataset, monkeypatch):
