@@ -84,6 +84,9 @@ class RecipeConfig(Checked):
     compile: Flag = setting(default=False, identity=True, group="training")
     """Run training steps through torch.compile: minutes at every start, for steps that may be quicker (docs/speed.md).
     Rounds otherwise, so it is another run. Needs a C++ compiler on every node, and on GPUs Triton."""
+    cuda_graphs: Flag = setting(default=True, identity=False, group="training")
+    """On a GPU, replay training steps from a CUDA graph: the same kernels, started at once. Takes the memory of another
+    step; a network that cannot be recorded is trained without, which is said."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""

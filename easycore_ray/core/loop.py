@@ -9,7 +9,6 @@ and workers weigh every sample the same and the input gradient of a step is alre
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import pgd_training_attack, trades_attack
-from easycore_ray.core.augment import AUGMENTATIONS, augment, to_device, to_float
-from easycore_ray.core.batchnorm_stats import running_statistics, see_again
-from easycore_ray.core.eps import NORMS
-from easycore_ray.core.losses import cross_entropy_rows, trades_rows
-from easycore_ray.core.schedules import SCHEDULES, learning_rate
+from easycore_ray.core.augment import augment, to_device, to_float
+from easycore_ray.core.gradients import Gradients, compute_gradients, draw_start
+from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import fused_scores
 from easycore_ray.core.seeding import generator, seeded
+from easycore_ray.core.training_plan import TrainingPlan
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 """Of ``sample_ids`` int64 (B,), images uint8 (B, C, H, W) and labels int64 (B,)."""
@@ -41,58 +38,6 @@ class NotFiniteError(ValueError):
 # Steps between two looks at the loss where a look makes the device wait; elsewhere every step is looked at.
 _STEPS_PER_LOOK = {"cpu": 1}
 _STEPS_PER_LOOK_ON_DEVICES = 32
-
-
-_CHOICES = {
-    "training": ("standard", "trades", "pgd"),
-    "norm": NORMS,
-    "schedule": SCHEDULES,
-    "augment": AUGMENTATIONS,
-    "precision": ("fp32", "bf16"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """Every setting that changes the numbers of a training run, resolved (no None left).
-
-    ``eps`` and ``attack_step_size`` are in [0, 1] pixel units, ``lr`` is that of the peak, ``beta`` the weight of
-    the KL term of TRADES (arXiv 1901.08573). ``warmup_steps`` and ``total_steps`` count optimizer steps, ``crop_pad``
-    pixels.
-    ``precision`` is ``fp32`` or ``bf16``; weights are float32 in both.
-    """
-
-    training: str
-    beta: float
-    eps: float
-    norm: str
-    attack_steps: int
-    attack_step_size: float
-    lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    schedule: str
-    warmup_steps: int
-    total_steps: int
-    augment: str
-    crop_pad: int
-    precision: str
-    seed: int
-    milestones: tuple[float, ...] = ()
-    """Shares of the steps at which multistep drops."""
-    fold: bool = False
-    """Fold batch norm into the convolutions for the training attack: another rounding, less work."""
-
-    def __post_init__(self) -> None:
-        """Refuse words that no branch of the loop knows, each of which would be taken for another.
-
-        Raises:
-            ValueError: names the field, the value and what is allowed.
-        """
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -131,11 +76,6 @@ def make_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
     )
 
 
-def autocast(device: torch.device, precision: str) -> Any:
-    """Context of the forward passes: autocast to bfloat16 for ``bf16``, no change (float32) for ``fp32``."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
 def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
     """uint8 pixels (B, C, H, W) as models take them: float32 in [0, 1] on the device, channels last."""
     inputs = to_float(to_device(images, device))
@@ -156,6 +96,7 @@ def train_epoch(
     combine: Combine | None = None,
     record_scores: bool = False,
     on_batch: Callable[[int], None] | None = None,
+    gradients: Gradients = compute_gradients,
 ) -> EpochResult:
     """Train on every batch of an epoch, or of one of its segments, once.
 
@@ -171,6 +112,7 @@ def train_epoch(
         combine: adds up gradients and losses over workers; None for one worker.
         record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd.
         on_batch: called with the number of rows after each step.
+        gradients: computes a batch; a ``GraphedGradients`` of this run and its network starts a GPU's work faster.
 
     Returns:
         Sums over this worker's rows.
@@ -193,11 +135,9 @@ def train_epoch(
             images, labels = to_device(images, device), to_device(labels, device)
             views = augment(images, sample_ids, plan.augment, seed=plan.seed, epoch=epoch, pad=plan.crop_pad)
             inputs = prepare_inputs(views, device).requires_grad_(record_scores)
-            with autocast(device, plan.precision):
-                losses, logits = _objective(model, inputs, labels, plan, attack_draws)
-            loss = _update(optimizer, parameters, losses, combine, _rate(plan, step))
-            watch.see(step, loss)
-            sums.add(sample_ids, labels, losses.detach(), logits.detach(), inputs.grad)
+            result = gradients(model, inputs, labels, draw_start(inputs, plan, attack_draws), plan)
+            watch.see(step, _update(optimizer, parameters, result.losses, combine, _rate(plan, step)))
+            sums.add(sample_ids, labels, *result)
             step += 1
             if on_batch is not None:
                 on_batch(len(labels))
@@ -256,37 +196,6 @@ class _TimedBatches:
         return self._waited / max(time.perf_counter() - self._started, 1e-9)
 
 
-def _objective(
-    model: nn.Module, inputs: Tensor, labels: Tensor, plan: TrainingPlan, draws: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Loss of each row (float32), and logits: of the clean inputs, for pgd of the attacked ones.
-
-    PGD-AT never forwards clean inputs; doing so for a number to show would change the running statistics.
-    """
-    threat: dict[str, Any] = {
-        "eps": plan.eps,
-        "norm": plan.norm,
-        "steps": plan.attack_steps,
-        "step_size": plan.attack_step_size,
-        "fold": plan.fold,
-        "check": False,  # bytes divided by 255 are in [0, 1]
-    }
-    if plan.training == "pgd":
-        inputs = pgd_training_attack(model, inputs.detach(), labels, **threat, generator=draws)
-    if plan.training != "trades":
-        logits = model(inputs)
-        return cross_entropy_rows(logits, labels), logits
-    adv_inputs = trades_attack(model, inputs.detach(), **threat, generator=draws)
-    # The official code forwards the clean inputs twice in training mode. Once gives the same loss and gradient, but
-    # the running statistics must see natural, adversarial, natural.
-    before = running_statistics(model)
-    logits = model(inputs)
-    natural = running_statistics(model)
-    adv_logits = model(adv_inputs)
-    see_again(before, natural)
-    return trades_rows(logits, adv_logits, labels, plan.beta), logits
-
-
 def _update(
     optimizer: torch.optim.SGD,
     parameters: list[nn.Parameter],
@@ -295,10 +204,7 @@ def _update(
     rate: float,
 ) -> Tensor:
     """Take an optimizer step on the mean gradient of the global batch; returns the batch's summed loss, float32 ()."""
-    optimizer.zero_grad(set_to_none=True)
-    summed = losses.sum()
-    summed.backward()
-    loss, count = summed.detach(), len(losses)
+    loss, count = losses.sum(), len(losses)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if combine is not None:
         count = combine([*gradients, loss], count)

@@ -12,9 +12,10 @@ from easycore_ray.config.base import ComputeConfig
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.attacks import fgsm, pgd
-from easycore_ray.core.loop import TrainingPlan, make_optimizer, prepare_inputs, train_epoch
+from easycore_ray.core.loop import make_optimizer, prepare_inputs, train_epoch
 from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.seeding import generator
+from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.plan import build, make_training_plan, model_arguments

@@ -9,10 +9,10 @@ from torch import nn
 
 from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
-from easycore_ray.core.loop import TrainingPlan
 from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.models import build_model
 from easycore_ray.core.names import default_width, is_user_model
+from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.coreset import Coreset
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.shares import batches_per_epoch
@@ -44,6 +44,8 @@ class Fit:
     """Take fused scores in each training step."""
     compile: bool = False
     """Run training steps compiled; exact scores and validation never are."""
+    cuda_graphs: bool = True
+    """On a GPU, replay training steps from a CUDA graph."""
     keep_best: bool = False
     """Keep the weights of the epoch that does best in validation, if there is a validation split."""
     val_attack_steps: int = 0
@@ -139,6 +141,7 @@ def make_fit(
         cache_gib=config.cache_gib,
         threads=config.threads,
         compile=config.compile,
+        cuda_graphs=config.cuda_graphs,
         **details,
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from easycore_ray.core.gradients import Gradients, GraphedGradients, compute_gradients
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import build_model, compiled
@@ -73,6 +74,7 @@ class _Run:
     model: nn.Module
     trained: nn.Module
     """``model``, or its compiled form."""
+    gradients: Gradients
     optimizer: torch.optim.SGD
     recorder: Recorder | None
     validation: ValidationBlocks
@@ -105,7 +107,9 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
         {*state.carried.get("devices", []), *context.gather(_device_name(context.device))}
     )
     validation = ValidationBlocks(fit, context)
-    run = _Run(fit, context, loader, model, trained, optimizer, recorder, validation,
+    graphed = fit.cuda_graphs and context.device.type == "cuda"
+    gradients = GraphedGradients() if graphed else compute_gradients
+    run = _Run(fit, context, loader, model, trained, gradients, optimizer, recorder, validation,
                fit.row_limit(fit.score_batch_size), time.monotonic())  # fmt: skip
     while state.progress is not None or (state.epoch < fit.epochs and not state.carried.get("stopped")):
         state = _run_epoch(run, state, state.progress or EpochProgress(state.epoch + 1, context.world_size))
@@ -220,6 +224,7 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
             combine=combine if context.world_size > 1 else None,
             record_scores=fit.record_scores,
             on_batch=on_batch,
+            gradients=run.gradients,
         )
     except NotFiniteError as error:
         # All workers see the same loss, so all stop here, and none waits for another.

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import torch
 
-from easycore_ray.core.loop import TrainingPlan, make_optimizer, train_epoch
+from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.models import build_model
 from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.training_plan import TrainingPlan
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from easycore_ray.core.augment import augment, to_float
-from easycore_ray.core.loop import TrainingPlan, make_optimizer, train_epoch
+from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.models import build_model, compiled
+from easycore_ray.core.training_plan import TrainingPlan
 
 EPS, STEP_SIZE, STEPS, BETA = 8 / 255, 2 / 255, 10, 6.0
 

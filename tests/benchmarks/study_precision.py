@@ -22,9 +22,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from easycore_ray.core.attacks import pgd20
-from easycore_ray.core.loop import TrainingPlan, make_optimizer, prepare_inputs, train_epoch
+from easycore_ray.core.loop import make_optimizer, prepare_inputs, train_epoch
 from easycore_ray.core.models import build_model
 from easycore_ray.core.seeding import generator
+from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.loader import MemoryLoader

@@ -4,17 +4,20 @@ Tensors of the ``meta`` device stand in for a GPU's. They have shapes but no val
 where a GPU would have to be waited for; a dispatch mode refuses what a GPU refuses and ``meta`` lets through.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from easycore_ray.core import attacks, distance, loop, scores
-from easycore_ray.core.loop import TrainingPlan, make_optimizer, train_epoch
+from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import MODELS, build_model
 from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.score_columns import ScoreColumns
+from easycore_ray.core.training_plan import TrainingPlan
 
 DEVICE = torch.device("meta")
 
@@ -133,7 +136,7 @@ def test_every_network_trains_on_one_device(asked, monkeypatch, name):
 @pytest.mark.usefixtures("pixels_are_trusted", "asked")
 def test_exact_scores_are_taken_on_one_device(monkeypatch):
     """A batch at a time; all are fetched at the end."""
-    monkeypatch.setattr(torch, "autocast", lambda **_: loop.nullcontext())  # meta has none
+    monkeypatch.setattr(torch, "autocast", lambda **_: nullcontext())  # meta has none
     kept = kept_on_the_device(monkeypatch)
     with OneDevice():
         scores = score_epoch(model_on(DEVICE), batches(2), limit=RowLimit(4))

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from easycore_ray.core import loop
+from easycore_ray.core import gradients, loop
 from easycore_ray.core.attacks import pgd, pgd_training_attack, trades_attack
 from easycore_ray.core.augment import augment, to_float
 from easycore_ray.core.loop import (
     NotFiniteError,
-    TrainingPlan,
     make_optimizer,
     prepare_inputs,
     train_epoch,
@@ -21,6 +20,7 @@ from easycore_ray.core.losses import cross_entropy_rows
 from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.passes import score_epoch, validate
 from easycore_ray.core.seeding import generator
+from easycore_ray.core.training_plan import TrainingPlan
 
 
 def make_plan(**changes):
@@ -419,14 +419,14 @@ def test_no_weight_gradient_is_computed_in_the_attack(training):
 def test_losses_are_float32_under_bf16(training, monkeypatch):
     """The forward passes run in bfloat16, what is summed and differentiated is float32, and weights stay so."""
     seen = []
-    objective = loop._objective
+    objective = gradients._objective
 
     def watching(*arguments):
         rows, logits = objective(*arguments)
         seen.append((rows.dtype, logits.dtype))
         return rows, logits
 
-    monkeypatch.setattr(loop, "_objective", watching)
+    monkeypatch.setattr(gradients, "_objective", watching)
     model, plan = make_model(), make_plan(training=training, precision="bf16", fold=True)
     result = train_epoch(model, make_optimizer(model, plan), make_batches((6,)), plan, epoch=1, step=0)
 

@@ -104,8 +104,10 @@ def _run_apart(letter: str, seconds: float, options: argparse.Namespace) -> list
             wrong = next((line for line in reversed(complaints.splitlines()) if line.strip()), "failed")
     except subprocess.TimeoutExpired:
         process.terminate()
-        said, _ = process.communicate()
+        said, complaints = process.communicate()
         wrong = f"not finished within {seconds:.0f} s"
+    if wrong:
+        print(*complaints.splitlines()[-30:], sep="\n", file=sys.stderr, flush=True)
     rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     return [*rows, _note(wrong[:200], passed=False)] if wrong else rows
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.loop import TrainingPlan
 from easycore_ray.core.models import build_model
+from easycore_ray.core.training_plan import TrainingPlan
 
 Row = dict[str, Any]
 """``what`` was measured, its ``value``, the ``unit``, and whether it is as it must be (``passed``), if it must."""
@@ -82,11 +82,11 @@ def _wait(setup: Setup) -> None:
 
 
 def watched(batches: list[Any], setup: Setup) -> Iterator[Any]:
-    """The batches; from the second on, until they end, waiting for the device is an error."""
+    """The batches; from the fourth on, which a graph may have replayed, waiting for the device is an error."""
     cuda = setup.device.type == "cuda"
     try:
         for number, batch in enumerate(batches):
-            if cuda and number == 1:
+            if cuda and number == 3:
                 torch.cuda.set_sync_debug_mode("error")
             yield batch
     finally:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from easycore_ray.core.attacks import pgd20
+from easycore_ray.core.gradients import GraphedGradients, compute_gradients
 from easycore_ray.core.loop import make_optimizer, prepare_inputs, train_epoch
 from easycore_ray.core.models import compiled
 from easycore_ray.core.passes import score_epoch
@@ -16,23 +17,66 @@ from easycore_ray.evaluation.autoattack import autoattack
 from tests.benchmarks.bench_trades import _official
 from tests.gpu.setup import Row, Setup, plan_of, row, seconds_of, watched
 
+_OBJECTIVES = (
+    ("standard", "linf", True, "fp32"), ("standard", "linf", False, "bf16"), ("trades", "linf", False, "fp32"),
+    ("trades", "l2", False, "bf16"), ("trades", "linf", True, "fp32"), ("pgd", "linf", False, "fp32"),
+    ("pgd", "l2", False, "fp32"),
+)  # fmt: skip
+"""Training, norm, whether scores are fused, precision."""
+
 
 def no_step_waits(setup: Setup) -> Iterator[Row]:
-    """(a) Steps of every objective while torch makes waiting for the device an error."""
-    batches = setup.batches(setup.choose(70, 3), setup.choose(64, 8))
-    for training, norm, scores, precision in (
-        ("standard", "linf", True, "fp32"), ("standard", "linf", False, "bf16"), ("trades", "linf", False, "fp32"),
-        ("trades", "l2", False, "bf16"), ("trades", "linf", True, "fp32"), ("pgd", "linf", False, "fp32"),
-        ("pgd", "l2", False, "fp32"),
-    ):  # fmt: skip
-        model, plan = setup.network(), plan_of(training, norm=norm, precision=precision, attack_steps=2)
-        what = f"{training} {norm} {precision}{' fused' if scores else ''}"
-        try:
-            done = train_epoch(model, make_optimizer(model, plan), watched(batches, setup), plan, epoch=1, step=0,
-                               record_scores=scores)  # fmt: skip
-            yield row(what, done.steps, "steps", True)
-        except RuntimeError as error:
-            yield row(what, str(error).splitlines()[0][:100], passed=False)
+    """(a) Steps of every objective, plain and graphed, while torch makes waiting for the device an error."""
+    batches = setup.batches(setup.choose(70, 5), setup.choose(64, 8))
+    torch.backends.cudnn.deterministic = True
+    for training, norm, scores, precision in _OBJECTIVES:
+        plan = plan_of(training, norm=norm, precision=precision, attack_steps=2, fold=precision == "bf16")
+        what, trained = f"{training} {norm} {precision}{' fused' if scores else ''}", []
+        for how, gradients in _ways(setup):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = setup.network()
+            try:
+                done = train_epoch(model, make_optimizer(model, plan), watched(batches, setup), plan, epoch=1, step=0,
+                                   record_scores=scores, gradients=gradients)  # fmt: skip
+                yield row(f"{what}, {how}", done.steps, "steps", not getattr(gradients, "message", ""))
+            except RuntimeError as error:
+                yield row(f"{what}, {how}", str(error).splitlines()[0][:100], passed=False)
+            trained.append(list(model.state_dict().values()))
+        if len(trained) == 2:
+            differ = sum(not torch.equal(mine, other) for mine, other in zip(*trained, strict=True))
+            yield row(f"{what}, tensors that differ with a graph", differ, passed=differ == 0)
+    yield from _unrecordable(setup, batches)
+
+
+def _ways(setup: Setup) -> list[tuple[str, Any]]:
+    graphed = [("graphed", GraphedGradients())] if setup.device.type == "cuda" else []
+    return [("plain", compute_gradients), *graphed]
+
+
+class _Asking(nn.Module):
+    """A network that asks the device for a number, and draws others."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.dropout = model, nn.Dropout(0.1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of the network."""
+        logits: Tensor = self.model(self.dropout(inputs))
+        return logits if float(inputs.sum()) > -1 else -logits
+
+
+def _unrecordable(setup: Setup, batches: list[Any]) -> Iterator[Row]:
+    if setup.device.type == "cpu":
+        return
+    model, plan, gradients = _Asking(setup.network()), plan_of(attack_steps=2), GraphedGradients()
+    try:
+        for epoch in (1, 2):
+            train_epoch(model, make_optimizer(model, plan), batches[:5], plan, epoch=epoch, step=0, gradients=gradients)
+        yield row("a network that waits", gradients.message, passed=bool(gradients.message))
+    except RuntimeError as error:
+        yield row("a network that waits", str(error).splitlines()[0][:100], passed=False)
 
 
 def trades_rates(setup: Setup) -> Iterator[Row]:
@@ -40,8 +84,9 @@ def trades_rates(setup: Setup) -> Iterator[Row]:
     official: dict[int, float] = {}
     variants: list[tuple[str, dict[str, Any], str]] = [
         ("official", {}, ""), ("fp32", {}, ""), ("bf16", {"precision": "bf16", "fold": True}, ""),
-        ("bf16 compiled", {"precision": "bf16"}, "default"), ("fp32 compiled", {}, "default"),
-        ("bf16 CUDA graphs", {"precision": "bf16"}, "reduce-overhead"),
+        ("fp32 graphed", {}, "graphed"), ("bf16 graphed", {"precision": "bf16", "fold": True}, "graphed"),
+        ("bf16 compiled", {"precision": "bf16"}, "compiled"),
+        ("bf16 compiled graphed", {"precision": "bf16"}, "compiled graphed"),
     ]  # fmt: skip
     variants = variants if setup.device.type == "cuda" else variants[:3]
     sizes = setup.choose((128, 512), (4,))
@@ -67,14 +112,11 @@ def _trades(setup: Setup, batches: list[Any], name: str, changes: dict[str, Any]
     model = setup.network()
     if name == "official":
         return _official(model.to(memory_format=torch.contiguous_format), batches)
-    trained: nn.Module = model
-    if mode == "default":
-        trained = compiled(model, setup.device)
-    elif mode:
-        trained = torch.compile(model, mode=mode)  # type: ignore[assignment]
+    trained = compiled(model, setup.device) if "compiled" in mode else model
     plan = plan_of("trades", **changes)
     optimizer = make_optimizer(model, plan)
-    return lambda: train_epoch(trained, optimizer, batches, plan, epoch=1, step=0)
+    gradients = GraphedGradients() if "graphed" in mode else compute_gradients
+    return lambda: train_epoch(trained, optimizer, batches, plan, epoch=1, step=0, gradients=gradients)
 
 
 def scoring_rates(setup: Setup) -> Iterator[Row]:

@@ -1,0 +1,175 @@
+"""Losses and gradients of one training batch: computed step by step, or replayed from a CUDA graph.
+
+Takes a network, inputs and labels on its device and the draws of the attack, and leaves the gradient of the summed loss
+in the parameters. A TRADES step with ten attack steps starts thousands of kernels, and for small images starting them
+takes longer than running them: a CUDA graph starts them all at once. It runs the same kernels in the same order.
+"""
+
+import warnings
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from easycore_ray.core.attacks import pgd_training_attack, trades_attack
+from easycore_ray.core.batchnorm_stats import running_statistics, see_again
+from easycore_ray.core.losses import cross_entropy_rows, trades_rows
+from easycore_ray.core.threat import draw, random_point
+from easycore_ray.core.training_plan import TrainingPlan, autocast
+
+# Batches of one shape computed step by step before they are recorded: libraries choose their kernels in the first.
+_BATCHES_BEFORE_RECORDING = 2
+
+
+class BatchResult(NamedTuple):
+    """What a batch gives beside the gradients, valid until the next batch is computed."""
+
+    losses: Tensor
+    """float32 (B,), in nats."""
+    logits: Tensor
+    """(B, num_classes) of the clean inputs, for pgd of the attacked ones."""
+    input_grad: Tensor | None
+    """(B, C, H, W), of the summed loss at the clean inputs, if it was requested."""
+
+
+class Gradients(Protocol):
+    """Computes a batch: afterwards every parameter that was used holds the gradient of the summed loss."""
+
+    def __call__(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+    ) -> BatchResult:
+        """Of inputs (B, C, H, W), which may require a gradient, and labels int64 (B,); ``start`` as drawn below."""
+        ...
+
+
+def draw_start(inputs: Tensor, plan: TrainingPlan, draws: torch.Generator) -> Tensor | None:
+    """What the attack of a batch starts from: noise for trades, points for pgd, both like ``inputs``; None for others.
+
+    Args:
+        inputs: (B, C, H, W) float pixels in [0, 1].
+        plan: of the run.
+        draws: on a CPU, so that every device starts from the same.
+    """
+    if plan.training == "standard" or plan.eps == 0:
+        return None
+    if plan.training == "trades":
+        return draw(torch.randn, inputs.shape, inputs.device, draws)
+    return random_point(inputs.detach(), plan.eps, plan.norm, draws)
+
+
+def compute_gradients(
+    model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+) -> BatchResult:
+    """See ``Gradients``."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    with autocast(inputs.device, plan.precision):
+        losses, logits = _objective(model, inputs, labels, start, plan)
+    losses.sum().backward()
+    return BatchResult(losses.detach(), logits.detach(), inputs.grad)
+
+
+def _objective(
+    model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+) -> tuple[Tensor, Tensor]:
+    """Loss of each row (float32), and logits: of the clean inputs, for pgd of the attacked ones.
+
+    PGD-AT never forwards clean inputs; doing so for a number to show would change the running statistics.
+    """
+    threat: dict[str, Any] = {
+        "eps": plan.eps,
+        "norm": plan.norm,
+        "steps": plan.attack_steps,
+        "step_size": plan.attack_step_size,
+        "fold": plan.fold,
+        "check": False,  # bytes divided by 255 are in [0, 1]
+    }
+    if plan.training == "pgd":
+        inputs = pgd_training_attack(model, inputs.detach(), labels, **threat, start=start)
+    if plan.training != "trades":
+        logits = model(inputs)
+        return cross_entropy_rows(logits, labels), logits
+    adv_inputs = trades_attack(model, inputs.detach(), **threat, noise=start)
+    # The official code forwards the clean inputs twice in training mode. Once gives the same loss and gradient, but
+    # the running statistics must see natural, adversarial, natural.
+    before = running_statistics(model)
+    logits = model(inputs)
+    natural = running_statistics(model)
+    adv_logits = model(adv_inputs)
+    see_again(before, natural)
+    return trades_rows(logits, adv_logits, labels, plan.beta), logits
+
+
+class GraphedGradients:
+    """``compute_gradients`` of a run on a GPU, recorded in a CUDA graph and replayed for batches of the same shape.
+
+    Batches of other shapes, such as the last of an epoch, are computed step by step. So is every batch of a network
+    that cannot be recorded: one that asks the GPU for a number, or that leaves no memory for the graph's own.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[torch.Size, int] = {}
+        self._recorded: _Recording | None = None
+        self.message = ""
+        """Why nothing is recorded; empty while it can be."""
+
+    def __call__(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+    ) -> BatchResult:
+        """See ``Gradients``; the network and the plan must be the same in every call."""
+        if self._recorded is None and not self.message:
+            self._seen[inputs.shape] = self._seen.get(inputs.shape, 0) + 1
+            if self._seen[inputs.shape] > _BATCHES_BEFORE_RECORDING:
+                self._record(model, inputs, labels, start, plan)
+        if self._recorded is not None and self._recorded.takes(inputs):
+            return self._recorded.replay(inputs, labels, start)
+        return compute_gradients(model, inputs, labels, start, plan)
+
+    def _record(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+    ) -> None:
+        stream = torch.cuda.current_stream()
+        try:
+            self._recorded = _Recording(model, inputs, labels, start, plan)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            self.message = f"training steps are not recorded in a CUDA graph ({reason}); they are computed one by one"
+            warnings.warn(self.message, RuntimeWarning, stacklevel=3)
+        finally:
+            torch.cuda.set_stream(stream)
+
+
+class _Recording:
+    """A CUDA graph of ``compute_gradients`` with the tensors that it reads and writes."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+    ) -> None:
+        self._inputs = torch.empty_like(inputs.detach()).requires_grad_(inputs.requires_grad)
+        self._labels = torch.empty_like(labels)
+        self._start = None if start is None else torch.empty_like(start)
+        self._fill(inputs, labels, start)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may go on with what is not allowed while this one records: pinning memory, asking for events.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._result = compute_gradients(model, self._inputs, self._labels, self._start, plan)
+        self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+
+    def takes(self, inputs: Tensor) -> bool:
+        """Whether the graph is of such a batch."""
+        return inputs.shape == self._inputs.shape and inputs.requires_grad == self._inputs.requires_grad
+
+    def replay(self, inputs: Tensor, labels: Tensor, start: Tensor | None) -> BatchResult:
+        """Of a batch like the recorded one."""
+        self._fill(inputs, labels, start)
+        self._graph.replay()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        return self._result
+
+    @torch.no_grad()
+    def _fill(self, inputs: Tensor, labels: Tensor, start: Tensor | None) -> None:
+        self._inputs.copy_(inputs)
+        self._labels.copy_(labels)
+        if self._start is not None and start is not None:
+            self._start.copy_(start)

@@ -1,0 +1,67 @@
+"""Every setting that changes the numbers of a training run, as plain data."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from easycore_ray.core.augment import AUGMENTATIONS
+from easycore_ray.core.eps import NORMS
+from easycore_ray.core.schedules import SCHEDULES
+
+_CHOICES = {
+    "training": ("standard", "trades", "pgd"),
+    "norm": NORMS,
+    "schedule": SCHEDULES,
+    "augment": AUGMENTATIONS,
+    "precision": ("fp32", "bf16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Every setting that changes the numbers of a training run, resolved (no None left).
+
+    ``eps`` and ``attack_step_size`` are in [0, 1] pixel units, ``lr`` is that of the peak, ``beta`` the weight of
+    the KL term of TRADES (arXiv 1901.08573). ``warmup_steps`` and ``total_steps`` count optimizer steps, ``crop_pad``
+    pixels.
+    ``precision`` is ``fp32`` or ``bf16``; weights are float32 in both.
+    """
+
+    training: str
+    beta: float
+    eps: float
+    norm: str
+    attack_steps: int
+    attack_step_size: float
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: str
+    warmup_steps: int
+    total_steps: int
+    augment: str
+    crop_pad: int
+    precision: str
+    seed: int
+    milestones: tuple[float, ...] = ()
+    """Shares of the steps at which multistep drops."""
+    fold: bool = False
+    """Fold batch norm into the convolutions for the training attack: another rounding, less work."""
+
+    def __post_init__(self) -> None:
+        """Refuse words that no branch of the loop knows, each of which would be taken for another.
+
+        Raises:
+            ValueError: names the field, the value and what is allowed.
+        """
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """Context of the forward passes: autocast to bfloat16 for ``bf16``, no change (float32) for ``fp32``."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
