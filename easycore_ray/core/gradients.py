@@ -128,15 +128,17 @@ class GraphedGradients:
     def _record(
         self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
     ) -> None:
-        stream = torch.cuda.current_stream()
+        stream, draws = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
+        before = draws.clone_state()
         try:
             self._recorded = _Recording(model, inputs, labels, start, plan)
         except RuntimeError as error:
+            # A recording that fails leaves its stream and its random numbers in place.
+            torch.cuda.set_stream(stream)
+            draws.graphsafe_set_state(before)
             reason = str(error).strip().splitlines()[0][:200]
             self.message = f"training steps are not recorded in a CUDA graph ({reason}); they are computed one by one"
             warnings.warn(self.message, RuntimeWarning, stacklevel=3)
-        finally:
-            torch.cuda.set_stream(stream)
 
 
 class _Recording:

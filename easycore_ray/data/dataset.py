@@ -203,3 +203,16 @@ def check_same_dataset(artifact: Artifact, dataset: Dataset) -> None:
             f"{artifact.path} holds scores of {theirs['path']} (fingerprint {theirs['fingerprint'][:12]}), "
             f"not of {dataset.path} ({dataset.fingerprint[:12]}); pass the dataset that was scored"
         )
+
+
+def part_in_stored_order(places: pa.Table, number: int, count: int) -> NDArray[np.int64]:
+    """Positions (n,) of one of ``count`` nearly equal parts of index rows, as they are stored.
+
+    Args:
+        places: ``shard`` and ``row`` of the rows.
+        number: of the part, 0 .. count − 1.
+        count: of parts.
+    """
+    stored = np.lexsort((places["row"].to_numpy(), places["shard"].to_numpy()))
+    start, stop = (part * len(stored) // count for part in (number, number + 1))
+    return stored[start:stop]

@@ -3,13 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from easycore_ray.data import shards
-from easycore_ray.data.dataset import Dataset, locate_samples
+from easycore_ray.data.dataset import Dataset, locate_samples, part_in_stored_order
 
 # Pixels that are read or decoded at a time.
 _PART_BYTES = 16 << 20
@@ -75,16 +74,3 @@ def block_of_split(
     """
     places = locate_samples(dataset, split, sample_ids)
     return places["sample_id"].to_numpy()[np.sort(part_in_stored_order(places, number, count))]
-
-
-def part_in_stored_order(places: pa.Table, number: int, count: int) -> NDArray[np.int64]:
-    """Positions (n,) of one of ``count`` nearly equal parts of index rows, as they are stored.
-
-    Args:
-        places: ``shard`` and ``row`` of the rows.
-        number: of the part, 0 .. count − 1.
-        count: of parts.
-    """
-    stored = np.lexsort((places["row"].to_numpy(), places["shard"].to_numpy()))
-    start, stop = (part * len(stored) // count for part in (number, number + 1))
-    return stored[start:stop]

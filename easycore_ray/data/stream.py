@@ -18,8 +18,7 @@ from ray.data import ExecutionResources
 from ray.util.annotations import RayDeprecationWarning
 
 from easycore_ray.data import shards, views
-from easycore_ray.data.dataset import Dataset, locate_samples
-from easycore_ray.data.samples import part_in_stored_order
+from easycore_ray.data.dataset import Dataset, locate_samples, part_in_stored_order
 from easycore_ray.data.shards import Layout
 from easycore_ray.storage import paths
 from easycore_ray.storage.read_ahead import read_ahead
@@ -32,13 +31,14 @@ _BLOCKS_PER_TASK = 6
 _LEAST_TASKS = 16
 # Ray Data is given a task's rows as one object each, which takes a millisecond; more tasks are given later.
 _TASKS_AT_ONCE = 256
-# Tasks of a stream that decode or wait for a CPU; their blocks fit into half of its object store.
-_LEAST_WAITING, _MOST_WAITING = 2, 10
+# Tasks of a stream that decode or wait for a CPU: as many as its share of CPUs and two, or this many if that is more,
+# if their blocks fit into half of its object store.
+_LEAST_WAITING, _ENOUGH_WAITING = 2, 10
 # Tasks at a time that reserve no CPU.
 _READERS = 4
 # Of the cluster's object stores, for the streams of all workers together.
 _STORE_SHARE = 0.5
-_MOST_STORE_BYTES = 2 << 30
+_MOST_STORE_BYTES = 8 << 30
 # Blocks of remote shards that a task fetches at the same time.
 _FETCHES = 16
 
@@ -124,13 +124,13 @@ def stream_rows(
     arguments = {"layout": layout, "augmentation": augmentation, "block_bytes": block_bytes}
     cpus = 1 if takes_cpus(layout, augmentation is not None) else 0
     parts = [tasks[start : start + _TASKS_AT_ONCE] for start in range(0, len(tasks), _TASKS_AT_ONCE)]
-    data = _ray_data(parts[0], arguments, cpus, store) if parts else None
+    data = _ray_data(parts[0], arguments, cpus, store, streams) if parts else None
     for number in range(len(parts)):
         assert data is not None
         tables = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
         first = next(tables)
         # Prepared while the tasks of this one run.
-        data = _ray_data(parts[number + 1], arguments, cpus, store) if number + 1 < len(parts) else None
+        data = _ray_data(parts[number + 1], arguments, cpus, store, streams) if number + 1 < len(parts) else None
         yield from _to_rows(first, layout)
         for table in tables:
             yield from _to_rows(table, layout)
@@ -160,13 +160,16 @@ def _cut_tasks(
     return tasks
 
 
-def _ray_data(tasks: list[dict[str, Any]], arguments: dict[str, Any], cpus: int, store: float) -> ray.data.Dataset:
+def _ray_data(
+    tasks: list[dict[str, Any]], arguments: dict[str, Any], cpus: int, store: float, streams: int
+) -> ray.data.Dataset:
     """A Ray dataset of these tasks, not started."""
     block_bytes = arguments["block_bytes"]
     # Ray Data notices the end of a task up to 0.2 s late and submits no more tasks than there are CPUs. It is told that
     # they take none, so that some wait in Ray itself, for any CPU that becomes free. There the first is served first
     # only among tasks of equal demands, and Ray Data would ask for the memory that it sees them take.
-    waiting = min(_MOST_WAITING, max(_LEAST_WAITING, int(store / 2 / (_BLOCKS_PER_TASK * block_bytes))))
+    wanted = max(_ENOUGH_WAITING, int(ray.cluster_resources().get("CPU", 0.0) / streams) + 2)
+    waiting = max(_LEAST_WAITING, min(wanted, int(store / 2 / (_BLOCKS_PER_TASK * block_bytes))))
     items = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     with warnings.catch_warnings():
         # Deprecated, to go with Ray 2.64; nothing else takes its place yet.

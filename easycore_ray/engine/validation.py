@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 from easycore_ray.core.passes import validate
-from easycore_ray.data.dataset import Dataset, image_bytes_per_row, locate_samples, open_dataset
-from easycore_ray.data.samples import Samples, part_in_stored_order, read_split
+from easycore_ray.data.dataset import (
+    Dataset,
+    image_bytes_per_row,
+    locate_samples,
+    open_dataset,
+    part_in_stored_order,
+)
+from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.data.stream import place_rows, stream_rows
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.worker_group import Context

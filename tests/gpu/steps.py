@@ -85,7 +85,6 @@ def trades_rates(setup: Setup) -> Iterator[Row]:
     variants: list[tuple[str, dict[str, Any], str]] = [
         ("official", {}, ""), ("fp32", {}, ""), ("bf16", {"precision": "bf16", "fold": True}, ""),
         ("fp32 graphed", {}, "graphed"), ("bf16 graphed", {"precision": "bf16", "fold": True}, "graphed"),
-        ("bf16 compiled", {"precision": "bf16"}, "compiled"),
         ("bf16 compiled graphed", {"precision": "bf16"}, "compiled graphed"),
     ]  # fmt: skip
     variants = variants if setup.device.type == "cuda" else variants[:3]
@@ -112,6 +111,7 @@ def _trades(setup: Setup, batches: list[Any], name: str, changes: dict[str, Any]
     model = setup.network()
     if name == "official":
         return _official(model.to(memory_format=torch.contiguous_format), batches)
+    torch.compiler.reset()
     trained = compiled(model, setup.device) if "compiled" in mode else model
     plan = plan_of("trades", **changes)
     optimizer = make_optimizer(model, plan)
