@@ -56,7 +56,7 @@ class EpochResult:
     scores: dict[str, np.ndarray] | None
     """Fused scores with ``sample_id`` and ``label``, one entry a row, if they were requested."""
     stall_share: float = 0.0
-    """Share of the epoch's time that was spent waiting for the next batch, in [0, 1]."""
+    """Share of the epoch's time in which the device did nothing but wait for the next batch, in [0, 1]."""
 
 
 def make_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
@@ -125,7 +125,7 @@ def train_epoch(
     attack_draws = generator("attack", plan.seed, epoch, segment, rank)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watch = _DivergenceWatch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
-    sums, timed, first_step = _EpochSums(device, record_scores), _TimedBatches(batches), step
+    sums, timed, first_step = _EpochSums(device, record_scores), _TimedBatches(batches, device), step
     model.train()
     # Layers such as dropout draw from torch's global generator.
     with seeded("layers", plan.seed, epoch, segment, rank):
@@ -173,26 +173,31 @@ class _EpochSums:
 
 
 class _TimedBatches:
-    """Iterates over batches and measures the time spent waiting for them."""
+    """Iterates over batches and measures the time in which the device has nothing to do but wait for them.
 
-    def __init__(self, batches: Batches) -> None:
+    A GPU may still have steps to do while the next batch is waited for; only if it has none when the batch comes does
+    that wait count, and then as a whole.
+    """
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
         self._batches, self._started, self._waited = batches, time.perf_counter(), 0.0
+        self._done = torch.cuda.Event() if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        batches, done = iter(self._batches), object()
+        batches, end = iter(self._batches), object()
         while True:
+            if self._done is not None:
+                self._done.record()
             started = time.perf_counter()
-            batch: Any = next(batches, done)
-            self._waited += time.perf_counter() - started
-            if batch is done:
+            batch: Any = next(batches, end)
+            if self._done is None or self._done.query():
+                self._waited += time.perf_counter() - started
+            if batch is end:
                 return
             yield batch
 
     def waiting_share(self) -> float:
-        """Share of the time since the start that was spent waiting.
-
-        For a GPU it is an upper bound: it may still have had steps to do.
-        """
+        """Share of the time since the start that was spent waiting."""
         return self._waited / max(time.perf_counter() - self._started, 1e-9)
 
 

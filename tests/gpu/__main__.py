@@ -22,12 +22,12 @@ from typing import Any
 
 PARTS = {
     "a": ("steps", "no_step_waits", 45),
-    "b": ("jobs", "scores_agree", 75),
+    "b": ("jobs", "scores_agree", 90),
     "c": ("steps", "trades_rates", 120),
     "d": ("steps", "scoring_rates", 30),
     "e": ("jobs", "ray_against_bare", 75),
     "f": ("jobs", "loader_feeds", 90),
-    "g": ("steps", "attack_rates", 60),
+    "g": ("steps", "attack_rates", 90),
     "h": ("jobs", "coresets_compare", 90),
 }
 """Module, function and seconds of each."""

@@ -29,10 +29,10 @@ from tests.gpu.setup import Row, Setup, row
 
 def scores_agree(setup: Setup) -> Iterator[Row]:
     """(b) Exact scores of the same weights through Ray, on one GPU and on the CPU."""
-    dataset = small_images(setup.folder / "dataset", train=setup.choose(500, 60), held_out=20)
+    dataset = small_images(setup.folder / "dataset", train=setup.choose(200, 60), held_out=20)
     found = {}
     for name, gpus in (("gpu", setup.gpus), ("cpu", 0.0)):
-        run = score(dataset=dataset.path, out=str(setup.folder / name), model="resnet18", width=setup.choose(32, 4),
+        run = score(dataset=dataset.path, out=str(setup.folder / name), model="resnet18", width=setup.choose(16, 4),
                     epochs=1, score_pass="eval", initial_pass=True, num_workers=1, gpus_per_worker=gpus,
                     threads_per_worker=2, cpus_per_worker=1, batch_size=20, tracking_uri="none")  # fmt: skip
         table = open_table(f"{run.path}/table")

@@ -27,7 +27,7 @@ _OBJECTIVES = (
 
 def no_step_waits(setup: Setup) -> Iterator[Row]:
     """(a) Steps of every objective, plain and graphed, while torch makes waiting for the device an error."""
-    batches = setup.batches(setup.choose(70, 5), setup.choose(64, 8))
+    batches = setup.batches(setup.choose(40, 5), setup.choose(64, 8))
     torch.backends.cudnn.deterministic = True
     for training, norm, scores, precision in _OBJECTIVES:
         plan = plan_of(training, norm=norm, precision=precision, attack_steps=2, fold=precision == "bf16")
