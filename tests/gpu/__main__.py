@@ -25,13 +25,14 @@ PARTS = {
     "b": ("jobs", "scores_agree", 90),
     "c": ("steps", "trades_rates", 120),
     "d": ("steps", "scoring_rates", 30),
-    "e": ("jobs", "ray_against_bare", 75),
+    "e": ("jobs", "ray_against_bare", 90),
     "f": ("jobs", "loader_feeds", 90),
     "g": ("steps", "attack_rates", 90),
     "h": ("jobs", "coresets_compare", 90),
 }
 """Module, function and seconds of each."""
-_LEAST_SECONDS = 20
+_LEAST_SHARE = 0.6
+"""Of its seconds, below which a part is not begun."""
 
 
 def main(arguments: list[str]) -> int:
@@ -91,7 +92,7 @@ def run_part(options: argparse.Namespace) -> None:
 
 def _run_apart(letter: str, seconds: float, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The figures of a part, and a line for what went wrong."""
-    if seconds < _LEAST_SECONDS:
+    if seconds < _LEAST_SHARE * PARTS[letter][2]:
         return [_note("not run: no time was left", passed=None)]
     command = [sys.executable, "-m", "tests.gpu", "--part", letter, "--seconds", str(seconds), "--device",
                options.device, *["--tiny"] * options.tiny]  # fmt: skip
