@@ -207,9 +207,9 @@ class TestFigures:
         gpu = Network("resnet18", None, CIFAR, "cuda", "bf16")
         trades = Work("trades", 1000, 10)
 
-        assert assumed_rates(gpu, 128)(trades)[0] == 1468.0
+        assert assumed_rates(gpu, 128)(trades)[0] == 4932.0
         rate, source = assumed_rates(gpu, 512)(trades)
-        assert rate == 4902.0
+        assert rate == 6108.0
         assert source == "assumed: one NVIDIA H100, torch 2.11, 2026-11-27, batch 512, docs/speed.md"
 
     def test_other_work_scales_by_forward_passes(self):

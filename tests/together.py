@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from easycore_ray.config.stages import TrainConfig
-from easycore_ray.core import loop
+from easycore_ray.core import gradients, loop
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import MemoryLoader
 from easycore_ray.engine.plan import make_training_plan
@@ -75,7 +75,7 @@ def main():
     """Train as this rank of every world it belongs to."""
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    loop.trades_attack = loop.pgd_training_attack = shifted
+    gradients.trades_attack = gradients.pgd_training_attack = shifted
     context = RayContext.__new__(RayContext)  # its constructor asks Ray Train who it is
     context.rank, context.device = rank, torch.device("cpu")
     for world in WORLDS:

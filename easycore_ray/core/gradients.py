@@ -60,7 +60,7 @@ def draw_start(inputs: Tensor, plan: TrainingPlan, draws: torch.Generator) -> Te
 def compute_gradients(
     model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
 ) -> BatchResult:
-    """See ``Gradients``."""
+    """See ``Gradients``, which says the shapes."""
     for parameter in model.parameters():
         parameter.grad = None
     with autocast(inputs.device, plan.precision):
@@ -158,11 +158,11 @@ class _Recording:
         self._gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
 
     def takes(self, inputs: Tensor) -> bool:
-        """Whether the graph is of such a batch."""
+        """Whether the graph is of such a batch: of the same shape, with or without a gradient."""
         return inputs.shape == self._inputs.shape and inputs.requires_grad == self._inputs.requires_grad
 
     def replay(self, inputs: Tensor, labels: Tensor, start: Tensor | None) -> BatchResult:
-        """Of a batch like the recorded one."""
+        """Of a batch of the recorded shape."""
         self._fill(inputs, labels, start)
         self._graph.replay()
         for parameter, gradient in self._gradients:

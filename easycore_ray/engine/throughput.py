@@ -103,12 +103,13 @@ FIGURES = (
     Figure("cpu", 16, "trades", "bf16", True, 128, 230.6, _CPU),
     Figure("cpu", 16, "standard", "fp32", False, 128, 1347.8, _CPU),
     Figure("cpu", 16, "autoattack", "fp32", False, 30, 100 / 112, _CPU.replace("2 threads", "1 thread")),
-    Figure("cuda", 64, "trades", "fp32", False, 128, 1583.0, _GPU),
-    Figure("cuda", 64, "trades", "bf16", False, 128, 1468.0, _GPU),
-    Figure("cuda", 64, "standard", "fp32", False, 128, 13088.0, _GPU),
-    Figure("cuda", 64, "trades", "fp32", False, 512, 2762.0, _GPU),
+    Figure("cuda", 64, "trades", "fp32", False, 128, 2482.0, _GPU),
+    Figure("cuda", 64, "trades", "bf16", False, 128, 4932.0, _GPU),
+    Figure("cuda", 64, "trades", "bf16", True, 128, 5577.0, _GPU),
+    Figure("cuda", 64, "standard", "fp32", False, 128, 11004.0, _GPU),
+    Figure("cuda", 64, "trades", "fp32", False, 512, 2909.0, _GPU),
     Figure("cuda", 64, "trades", "fp32", True, 512, 4179.0, _GPU),
-    Figure("cuda", 64, "trades", "bf16", False, 512, 4902.0, _GPU),
+    Figure("cuda", 64, "trades", "bf16", False, 512, 6108.0, _GPU),
     Figure("cuda", 64, "trades", "bf16", True, 512, 5251.0, _GPU),
 )
 
