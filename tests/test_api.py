@@ -19,6 +19,7 @@ from easycore_ray.core.names import default_width
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.engine import measure
 from easycore_ray.engine.throughput import FIGURES, Network, Work, assumed_rates, checkpoint_bytes, estimates_of
+from easycore_ray.runtime.cluster import Capacity
 from easycore_ray.storage.errors import EasyCoreError
 from tests import stubs
 from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
@@ -311,7 +312,8 @@ class TestMeasured:
         plan = train.plan(**fields, measure=True)
         missing = train.plan(**fields, gpus_per_worker=1, measure=True)
         swept = sweep.plan(**trial, scores=world / "scores", training="standard", measure=True)
-        monkeypatch.setattr(measure.cluster, "capacity", lambda: ({"CPU": 2.0, "GPU": 4.0}, False))
+        nodes = {"CPU": 2.0, "GPU": 4.0}
+        monkeypatch.setattr(measure.cluster, "capacity", lambda: Capacity(nodes, nodes, shapes=(nodes,)))
         idle = train.plan(**fields, measure=True)
 
         assert plan.measured

@@ -94,7 +94,7 @@ def analyze(config: AnalyzeConfig) -> Artifact:
         with giving_back(made):
             inputs.read_networks()
             cluster.connect()
-            cluster.preflight(task_demand(config))
+            cluster.preflight(task_demand(config), "analyze")
     samples = attack_samples(config, inputs, made)
     artifact = finish_analysis(config, made, inputs, samples, started)
     for text in artifact.manifest["warnings"]:

@@ -1,6 +1,7 @@
 """Configurations of what runs many stages: sweep, study, pipeline, analysis."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from easycore_ray.config.arms import ArmName
@@ -24,6 +25,7 @@ from easycore_ray.config.fields import (
     Norm,
     Number,
     OnDuplicate,
+    Positive,
     ScoreName,
     ScorePass,
     Several,
@@ -234,6 +236,10 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
     """Pixels of the shorter side before it is cropped: see prepare."""
     exif: Literal["rotate", "ignore"] = setting(default="rotate", identity=True, group="data")
     """Whether photos are turned upright by their metadata: see prepare."""
+    store: Literal["auto", "pixels", "encoded", "resized"] = setting(default="auto", identity=True, group="data")
+    """What is kept of each image: see prepare."""
+    shard_mib: Positive = setting(default=256.0, identity=True, group="data")
+    """Size of a shard, about, in MiB of images: see prepare."""
     image_column: Text | None = setting(default=None, identity=if_given("image_column"), group="data")
     """Column of the images in Parquet files: see prepare."""
     label_column: Text | None = setting(default=None, identity=if_given("label_column"), group="data")
@@ -252,7 +258,12 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
     def problems(self) -> list[str]:
         """See ``Checked.problems``: those of the stages."""
         found = super().problems()
-        stages = (lambda: self.score_config("dataset"), lambda: self.sweep_config("dataset", "scores"))
+        stages: list[Callable[[], Any]] = [
+            lambda: self.score_config("dataset"),
+            lambda: self.sweep_config("dataset", "scores"),
+        ]
+        if self.dataset is None:
+            stages.insert(0, self.prepare_config)
         return found + [problem for problem in _stage_problems(*stages) if problem not in found]
 
     def prepare_config(self) -> PrepareConfig:

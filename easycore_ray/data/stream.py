@@ -16,6 +16,7 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ExecutionResources
 from ray.util.annotations import RayDeprecationWarning
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from easycore_ray.data import shards, views
 from easycore_ray.data.dataset import Dataset, locate_samples, part_in_stored_order
@@ -170,6 +171,9 @@ def _ray_data(
     # only among tasks of equal demands, and Ray Data would ask for the memory that it sees them take.
     wanted = max(_ENOUGH_WAITING, int(ray.cluster_resources().get("CPU", 0.0) / streams) + 2)
     waiting = max(_LEAST_WAITING, min(wanted, int(store / 2 / (_BLOCKS_PER_TASK * block_bytes))))
+    # What reserves no CPU could run on a head that has none to give; it reads where its rows are used.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    place = "SPREAD" if cpus else here
     items = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     with warnings.catch_warnings():
         # Deprecated, to go with Ray 2.64; nothing else takes its place yet.
@@ -180,7 +184,7 @@ def _ray_data(
             batch_format="pyarrow",
             fn_kwargs=arguments,
             num_cpus=0,
-            ray_remote_args_fn=partial(dict, num_cpus=cpus, memory=block_bytes),
+            ray_remote_args_fn=partial(dict, num_cpus=cpus, memory=block_bytes, scheduling_strategy=place),
             concurrency=min(waiting if cpus else _READERS, len(tasks)),
         )
     context = data.context

@@ -67,14 +67,13 @@ def measure_plan(
 def ask_cluster(config: ComputeConfig) -> list[str]:
     """What is idle or missing on this cluster."""
     cluster.connect()
-    ever, _ = cluster.capacity()
-    gpus, warnings = ever.get("GPU", 0.0), []
+    gpus, warnings = cluster.capacity().ever.get("GPU", 0.0), []
     if gpus and not config.gpus_per_worker:
         warnings.append(f"the cluster has {gpus:g} GPUs that would stay idle; pass --gpus-per-worker 1 to use them")
     cpus = cluster.cpus_per_worker(config.max_workers, config.cpus_per_worker, config.gpus_per_worker)
     demand = cluster.Demand(config.max_workers, cpus, config.gpus_per_worker)
     try:
-        cluster.preflight(demand)
+        cluster.check_demand(demand)
     except EasyCoreError as error:
         warnings.append(f"the run would be refused: {error}")
     return warnings

@@ -187,8 +187,14 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
-    """Connect to Ray and make sure that it can ever hold the run, before any work; say what is idle or streamed.
+def check_resources(fit: Fit, config: ComputeConfig, made: Claim, label: str) -> None:
+    """Connect to Ray and wait until it has room for the run, before any work; say what is idle or streamed.
+
+    Args:
+        fit: the run.
+        config: workers and their resources.
+        made: the claim of its artifact.
+        label: ``score`` or ``train``.
 
     Raises:
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
@@ -197,7 +203,7 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim) -> None:
         check_share(fit.num_rows, fit.batch_size, range(config.min_workers, config.max_workers + 1))
         cluster.connect()
         demand = demand_of(config, config.num_workers, decodes=_decodes(fit, config))
-        cluster.preflight(demand)
+        cluster.preflight(demand, label)
     if (words := describe_streaming(fit, config.max_workers)) is not None:
         say(words)
     idle = int(demand.cpus_per_worker)

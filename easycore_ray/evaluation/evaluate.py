@@ -115,7 +115,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         return made
     with giving_back(made):
         cluster.connect()
-        cluster.preflight(task_demand(config))
+        cluster.preflight(task_demand(config), "evaluate")
     outcomes = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
     artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
     summary = artifact.manifest["summary"]

@@ -21,7 +21,7 @@ from easycore_ray.experiments.results import (
     training_curves,
 )
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
-from easycore_ray.experiments.trial_runner import concurrency_of, run_trials
+from easycore_ray.experiments.trial_runner import run_trials, trial_demand
 from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
@@ -65,7 +65,7 @@ def sweep(config: SweepConfig) -> Artifact:
         return made
     with giving_back(made):
         cluster.connect()
-        concurrency_of(config)
+        cluster.check_demand(trial_demand(config))
     trials = make_trials(config, made.path, select_coresets(config, dataset, made.path))
     todo = [trial for trial in trials if not trial.finished()]
     if len(todo) < len(trials):

@@ -47,20 +47,33 @@ from easycore_ray.training.train import (
 
 # A trial reports its epochs to the driver at most this often: reporting costs more than a tiny epoch.
 _REPORT_SECONDS = 5.0
+# What the process of a trial reserves that has workers of its own.
+_DRIVER_CPUS = 0.1
+# Trials that wait for nodes that an autoscaler may add.
+_MOST_TRIALS = 1000
 
 
-def concurrency_of(config: SweepConfig) -> int:
-    """Trials at the same time: what the cluster can hold, at most as many as requested."""
-    ever, _ = cluster.capacity()
+def trial_demand(config: SweepConfig) -> cluster.Demand:
+    """What a trial must at least be given."""
     dataset = open_dataset(config.dataset)
     decodes = decodes_beside(dataset, dataset.num_rows("train"), config.trial_workers, config.cache_gib, config.augment)
     several = config.trial_workers > 1
     demand = demand_of(config, config.trial_workers, decodes=decodes) if several else task_demand(config)
-    cluster.preflight(replace(demand, decodes=decodes))
+    return replace(demand, decodes=decodes, driver_cpus=_DRIVER_CPUS if several else 0.0)
+
+
+def concurrency_of(config: SweepConfig) -> int:
+    """Trials at the same time: what the cluster can ever hold, at most as many as requested.
+
+    Where nobody knows what nodes may come, all trials ask for their place at once, and run as nodes come.
+    """
+    there, demand = cluster.capacity(), trial_demand(config)
+    if not there.known:
+        return config.max_concurrent_trials or _MOST_TRIALS
     # What decodes for the trials needs a CPU that none of them has reserved.
-    room = (ever.get("CPU", 0.0) - decodes) / (demand.num_workers * demand.cpus_per_worker)
+    room = (there.ever.get("CPU", 0.0) - demand.decodes) / (demand.cpus - demand.decodes)
     if config.gpus_per_worker:
-        room = min(room, ever.get("GPU", 0.0) / (config.trial_workers * config.gpus_per_worker))
+        room = min(room, there.ever.get("GPU", 0.0) / (config.trial_workers * config.gpus_per_worker))
     most = max(1, int(room))
     return min(most, config.max_concurrent_trials or most)
 
@@ -120,8 +133,9 @@ def run_trials(
 
 def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.Callback) -> list[str]:
     """Run the trials with Ray Tune; what ended those that crashed, a line each."""
+    cluster.preflight(trial_demand(config), made.kind)
     run = _trial_here if config.trial_workers == 1 else _trial_on_ray
-    resources = {"cpu": 0.1}
+    resources = {"cpu": _DRIVER_CPUS}
     if config.trial_workers == 1:
         resources = {"cpu": config.cpus_per_worker or 1.0}
         if config.gpus_per_worker:

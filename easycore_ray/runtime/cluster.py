@@ -10,12 +10,15 @@ import math
 import os
 import socket
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from easycore_ray.runtime.autoscaler import Outlook, look
 from easycore_ray.runtime.console import say
+from easycore_ray.runtime.room import await_room, nodes_there
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -39,6 +42,8 @@ _DATA_CPUS = 1.0
 # Where images are decoded: CPUs of a worker that computes on a GPU, and what others leave.
 _CPUS_BESIDE_GPU = 2
 _DECODING_SHARE = 0.25
+# Tasks that work is divided into where nobody knows what nodes an autoscaler may add.
+_TASKS_OF_UNKNOWN = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,21 @@ class Demand:
     gpus_per_worker: float = 0.0
     decodes: bool = False
     """Whether images are decoded beside the workers, which takes one more CPU at least."""
+    driver_cpus: float = 0.0
+    """Of the process that directs the workers, if it reserves any."""
+
+    @property
+    def cpus(self) -> float:
+        """All of them."""
+        return self.num_workers * self.cpus_per_worker + self.driver_cpus + self.decodes
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """Resources of each worker, and of what decodes for them."""
+        worker = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        named = {name: value for name, value in worker.items() if value}
+        others = [{"CPU": self.driver_cpus}] * (self.driver_cpus > 0) + [{"CPU": 1.0}] * self.decodes
+        return [named] * self.num_workers + others
 
 
 def connect() -> None:
@@ -141,41 +161,79 @@ def _check_speaks_grpc(place: str) -> None:
             raise ConnectionError("something listens there that is no Ray") from None
 
 
-def capacity() -> tuple[dict[str, float], bool]:
-    """Resources the cluster can ever have, and whether its autoscaler may still add nodes."""
-    now = {key: float(value) for key, value in ray.cluster_resources().items()}
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    names = set(now) | set(most)
-    ever = {name: max(now.get(name, 0.0), float(most.get(name, 0.0))) for name in names}
-    return ever, any(ever[name] > now.get(name, 0.0) for name in names)
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has, and what it may come to have."""
+
+    now: dict[str, float]
+    """Resources of all nodes there are."""
+    ever: dict[str, float]
+    """The same with all nodes that may be added; where that is not known, as now."""
+    grows: bool = False
+    """Whether an autoscaler may add nodes."""
+    shapes: tuple[dict[str, float], ...] = ()
+    """Resources of every kind of node there is, or that may be added."""
+    known: bool = True
+    """Whether ``ever`` and ``shapes`` are complete."""
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of one CPU that work can be divided into, at least one."""
+        return max(1, int(self.ever.get("CPU", 0.0)), 0 if self.known else _TASKS_OF_UNKNOWN)
 
 
-def node_shapes() -> list[dict[str, float]]:
-    """Resources of every kind of node there is, or that the autoscaler may add."""
-    config = ray._private.state.state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else []
-    possible = [{key: float(value) for key, value in group.resources.items()} for group in groups]
-    return possible + [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+def capacity() -> Capacity:
+    """Resources of the cluster that this process is connected to, by the word of its autoscaler."""
+    return capacity_of(nodes_there(), look())
+
+
+def capacity_of(nodes: Sequence[dict[str, float]], outlook: Outlook) -> Capacity:
+    """Of these nodes, and of what an autoscaler says of others."""
+    now = _sum(nodes)
+    if not outlook.grows:
+        return Capacity(now, now, shapes=tuple(nodes))
+    added = [kind.resources for kind in outlook.types for _ in range(kind.most)]
+    most = _sum(added)
+    # Nodes that are there may be among those that it adds.
+    ever = {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now | most}
+    shapes = (*nodes, *(kind.resources for kind in outlook.types))
+    return Capacity(now, ever, True, shapes, known=bool(outlook.types))
+
+
+def _sum(nodes: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for node in nodes:
+        for name, value in node.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def cpus_per_worker(
-    num_workers: int, requested: float | None, gpus_per_worker: float = 0.0, *, decodes: bool = False
+    num_workers: int,
+    requested: float | None,
+    gpus_per_worker: float = 0.0,
+    *,
+    decodes: bool = False,
+    there: Capacity | None = None,
 ) -> float:
     """CPUs to reserve for each training worker: as requested, or an equal share beside Ray Data's.
 
     Ray Data's is one CPU; where it decodes images, a quarter of them, or all but two for each worker with a GPU.
-    Whole numbers where the share is 1 or more, fractions of a CPU on small machines.
+    Whole numbers where the share is 1 or more, fractions of a CPU on small machines; one CPU where an autoscaler
+    decides what nodes there will be and does not say.
     """
     if requested is not None:
         return requested
-    ever, _ = capacity()
-    cpus, kept = ever.get("CPU", 1.0), _DATA_CPUS
+    there = capacity() if there is None else there
+    if not there.known:
+        return 1.0
+    cpus, kept = there.ever.get("CPU", 1.0), _DATA_CPUS
     if decodes:
         kept = max(kept, cpus - _CPUS_BESIDE_GPU * num_workers if gpus_per_worker else cpus * _DECODING_SHARE)
     share = (cpus - kept) / num_workers
     if share >= 1:
         # A worker lives on one node, however many CPUs the others bring; if it needs a GPU, on one with GPUs.
-        homes = [shape for shape in node_shapes() if shape.get("GPU", 0.0) >= gpus_per_worker]
+        homes = [shape for shape in there.shapes if shape.get("GPU", 0.0) >= gpus_per_worker]
         most = max((shape.get("CPU", 0.0) / _workers_on(shape, gpus_per_worker) for shape in homes), default=share)
         return max(1.0, float(math.floor(min(share, most))))
     # On a laptop: two workers on two CPUs get half a CPU each and still use both cores.
@@ -187,29 +245,60 @@ def _workers_on(shape: dict[str, float], gpus_per_worker: float) -> int:
     return int(shape.get("GPU", 0.0) // gpus_per_worker) if gpus_per_worker else 1
 
 
-def preflight(demand: Demand) -> None:
-    """Refuse a demand that the cluster can never meet; say where GPUs stay idle.
+def preflight(demand: Demand, label: str) -> None:
+    """Refuse a demand that the cluster can never meet, and wait for nodes that it may add.
+
+    Args:
+        demand: of the job.
+        label: the job, for messages.
 
     Raises:
         EasyCoreError: says what is wanted, what the cluster has or may grow to, and which option to lower.
     """
-    ever, growing = capacity()
-    limit = "can ever give" if growing else "has"
-    _check("CPU", demand.num_workers * demand.cpus_per_worker, ever, limit, "--num-workers or --cpus-per-worker")
-    if demand.decodes and (missing := demand.num_workers * demand.cpus_per_worker + 1 - ever.get("CPU", 0.0)) > 1e-9:
+    check_demand(demand)
+    if capacity().grows:
+        await_room(demand.bundles, label, "--num-workers, --cpus-per-worker or --gpus-per-worker")
+
+
+def await_place(task: dict[str, float], label: str) -> None:
+    """Wait until a cluster that may grow has room for a task of these resources, see ``room.await_room``.
+
+    Raises:
+        EasyCoreError: it never can.
+    """
+    if capacity().grows:
+        await_room([{name: value for name, value in task.items() if value}], label, "what a task reserves")
+
+
+def check_demand(demand: Demand, there: Capacity | None = None) -> None:
+    """Refuse what is known to be too much, without waiting; say where GPUs stay idle.
+
+    Args:
+        demand: of the job.
+        there: what the cluster has; asked if None.
+
+    Raises:
+        EasyCoreError: see ``preflight``.
+    """
+    there = capacity() if there is None else there
+    ever, limit = there.ever, "can ever give" if there.grows else "has"
+    if ever.get("GPU") and not demand.gpus_per_worker:
+        say(f"the cluster {limit} {ever['GPU']:g} GPUs, which stay idle; --gpus-per-worker 1 uses them")
+    if not there.known:
+        return
+    _check("CPU", demand.cpus - demand.decodes, ever, limit, "--num-workers or --cpus-per-worker")
+    if demand.decodes and (missing := demand.cpus - ever.get("CPU", 0.0)) > 1e-9:
         raise EasyCoreError(
             f"workers take all {ever.get('CPU', 0.0):g} CPUs the cluster {limit}, and none is left to decode images "
             f"for them; lower --num-workers or --cpus-per-worker by {missing:g} CPUs in all"
         )
     _check("GPU", demand.num_workers * demand.gpus_per_worker, ever, limit, "--num-workers or --gpus-per-worker")
     worker = {"CPU": demand.cpus_per_worker, "GPU": demand.gpus_per_worker}
-    if not any(all(shape.get(key, 0.0) >= value for key, value in worker.items()) for shape in node_shapes()):
+    if not any(all(shape.get(key, 0.0) >= value for key, value in worker.items()) for shape in there.shapes):
         raise EasyCoreError(
             f"a worker wants {worker['CPU']:g} CPUs and {worker['GPU']:g} GPUs on one node, and no node the cluster "
             f"{limit} is that large; lower --cpus-per-worker or --gpus-per-worker"
         )
-    if ever.get("GPU") and not demand.gpus_per_worker:
-        say(f"the cluster {limit} {ever['GPU']:g} GPUs, which stay idle; --gpus-per-worker 1 uses them")
 
 
 def _check(resource: str, wanted: float, ever: dict[str, float], limit: str, option: str) -> None:

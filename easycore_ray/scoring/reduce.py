@@ -121,7 +121,7 @@ def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, config:
     from easycore_ray.runtime.cluster import capacity, connect
 
     connect()
-    cpus = max(1, int(capacity()[0].get("CPU", 1.0)))
+    cpus = capacity().tasks
     even = -(-num_ranges // cpus) * cpus
     return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only))
 

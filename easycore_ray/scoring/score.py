@@ -169,7 +169,7 @@ def score(config: ScoreConfig) -> Artifact:
         say(f"score: {out} is finished, reused")
         reconcile(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)])
         return made
-    check_resources(fit, config, made)
+    check_resources(fit, config, made, "score")
     with track(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)]) as tracker:
         state = _train_and_score(config, fit, dataset, made, tracker)
         table = _finish_table(config, made, parents, state, fit, time.monotonic() - started)

@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> Artifact:
         say(f"train: {out} is finished, reused")
         reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
-    check_resources(fit, config, made)
+    check_resources(fit, config, made, "train")
     for text in dataset.describe_constant_channels():
         say(f"train: {text}")
     with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:

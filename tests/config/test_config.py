@@ -106,6 +106,8 @@ BAD = [
     (PrepareConfig, {"test_fraction": -0.1}, r"test_fraction must be in \[0, 1\), got -0.1"),
     (PrepareConfig, {"image_size": 0}, "image_size must be >= 1, got 0"),
     (PrepareConfig, {"shard_mib": 0}, "shard_mib must be a positive number, got 0"),
+    (PipelineConfig, {"shard_mib": 0}, "shard_mib must be a positive number, got 0"),
+    (PipelineConfig, {"store": "resized"}, "store resized needs an image_size"),
     (ScoreConfig, {"epochs": 0}, "epochs must be >= 1, got 0"),
     (ScoreConfig, {"score_every": 0}, "score_every must be >= 1"),
     (ScoreConfig, {"num_workers": 0}, "num_workers must be N >= 1 or MIN:MAX .* got 0"),

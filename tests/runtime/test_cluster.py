@@ -2,8 +2,8 @@
 
 import pytest
 
-from easycore_ray.runtime import cluster
-from easycore_ray.runtime.cluster import Demand, cpus_per_worker, preflight
+from easycore_ray.runtime.autoscaler import NodeType, Outlook
+from easycore_ray.runtime.cluster import Demand, capacity_of, check_demand, cpus_per_worker
 from easycore_ray.storage.errors import EasyCoreError
 
 HEAD = {"CPU": 0.0}
@@ -12,45 +12,39 @@ GPU = {"CPU": 16.0, "GPU": 1.0}
 BIG = {"CPU": 96.0, "GPU": 8.0}
 
 
-@pytest.fixture
-def nodes(monkeypatch):
-    """Lets a test say which nodes a cluster has (or may add), without a cluster."""
-
-    def have(*shapes, growing=False):
-        total = {key: sum(shape.get(key, 0.0) for shape in shapes) for key in ("CPU", "GPU")}
-        monkeypatch.setattr(cluster, "capacity", lambda: (total, growing))
-        monkeypatch.setattr(cluster, "node_shapes", lambda: list(shapes))
-
-    return have
+def having(*nodes, types=()):
+    """What a cluster of these nodes has; with types, an autoscaler may add one node of each."""
+    outlook = Outlook(bool(types), types=tuple(NodeType(resources, 1) for resources in types))
+    return capacity_of(nodes, outlook)
 
 
-def test_a_laptop_shares_its_cores_beside_ray_data(nodes):
+def test_a_laptop_shares_its_cores_beside_ray_data():
     """Two workers on two CPUs reserve half a CPU each."""
-    nodes({"CPU": 2.0})
+    there = having({"CPU": 2.0})
 
-    assert cpus_per_worker(2, None) == 0.5
-    preflight(Demand(num_workers=2, cpus_per_worker=0.5))
+    assert cpus_per_worker(2, None, there=there) == 0.5
+    check_demand(Demand(num_workers=2, cpus_per_worker=0.5), there)
 
 
-def test_a_worker_never_asks_for_more_than_a_node_has(nodes):
+def test_a_worker_never_asks_for_more_than_a_node_has():
     """Four workers on four 16-CPU nodes get 16 CPUs, not a quarter of the cluster's 129."""
-    nodes(HEAD, DATA, *[GPU] * 4)
+    there = having(HEAD, DATA, *[GPU] * 4)
 
-    assert cpus_per_worker(4, None, gpus_per_worker=1.0) == 16
+    assert cpus_per_worker(4, None, gpus_per_worker=1.0, there=there) == 16
 
 
-def test_workers_share_a_node_with_several_gpus(nodes):
+def test_workers_share_a_node_with_several_gpus():
     """Eight workers on an eight-GPU node get a part of its CPUs each, and Ray Data keeps some."""
-    nodes(HEAD, BIG, {"CPU": 8.0})
+    there = having(HEAD, BIG, {"CPU": 8.0})
 
-    assert cpus_per_worker(8, None, gpus_per_worker=1.0) == 12
+    assert cpus_per_worker(8, None, gpus_per_worker=1.0, there=there) == 12
 
 
-def test_what_is_requested_is_taken(nodes):
+def test_what_is_requested_is_taken():
     """An explicit number is not second-guessed, only checked."""
-    nodes({"CPU": 8.0})
+    there = having({"CPU": 8.0})
 
-    assert cpus_per_worker(2, 1.5) == 1.5
+    assert cpus_per_worker(2, 1.5, there=there) == 1.5
 
 
 @pytest.mark.parametrize(
@@ -61,40 +55,73 @@ def test_what_is_requested_is_taken(nodes):
         (Demand(num_workers=1, cpus_per_worker=20, gpus_per_worker=1), "20 CPUs and 1 GPUs on one node"),
     ],
 )
-def test_what_would_hang_is_refused(nodes, demand, message):
+def test_what_would_hang_is_refused(demand, message):
     """More than there is, or more than one node has: an error, before any work."""
-    nodes(HEAD, DATA, GPU)
+    there = having(HEAD, DATA, GPU)
 
     with pytest.raises(EasyCoreError, match=message):
-        preflight(demand)
+        check_demand(demand, there)
 
 
-def test_nodes_that_may_still_come_count(nodes):
+def test_nodes_that_may_still_come_count():
     """On an autoscaling cluster the message speaks of what it can ever give."""
-    nodes(HEAD, GPU, growing=True)
+    there = having(HEAD, types=[GPU])
 
-    preflight(Demand(num_workers=1, cpus_per_worker=15, gpus_per_worker=1))
+    check_demand(Demand(num_workers=1, cpus_per_worker=15, gpus_per_worker=1), there)
     with pytest.raises(EasyCoreError, match="the cluster can ever give 16"):
-        preflight(Demand(num_workers=2, cpus_per_worker=16))
+        check_demand(Demand(num_workers=2, cpus_per_worker=16), there)
 
 
-def test_decoding_has_most_cpus_beside_gpus_and_a_quarter_of_them_else(nodes):
+def test_decoding_has_most_cpus_beside_gpus_and_a_quarter_of_them_else():
     """A worker that computes on a GPU needs few."""
-    nodes(HEAD, GPU)
-    assert cpus_per_worker(1, None, gpus_per_worker=1.0, decodes=True) == 2
-    nodes({"CPU": 16.0})
-    assert cpus_per_worker(2, None, decodes=True) == 6
-    nodes({"CPU": 2.0})
-    assert cpus_per_worker(1, None, decodes=True) == 1
-    assert cpus_per_worker(2, None, decodes=True) == 0.5
+    there = having(HEAD, GPU)
+    assert cpus_per_worker(1, None, gpus_per_worker=1.0, decodes=True, there=there) == 2
+    there = having({"CPU": 16.0})
+    assert cpus_per_worker(2, None, decodes=True, there=there) == 6
+    there = having({"CPU": 2.0})
+    assert cpus_per_worker(1, None, decodes=True, there=there) == 1
+    assert cpus_per_worker(2, None, decodes=True, there=there) == 0.5
 
 
-def test_workers_that_leave_no_cpu_for_decoding_would_hang(nodes):
+def test_workers_that_leave_no_cpu_for_decoding_would_hang():
     """A node that may still come can bring one."""
-    nodes({"CPU": 2.0})
-    preflight(Demand(num_workers=2, cpus_per_worker=1))
-    preflight(Demand(num_workers=1, cpus_per_worker=1, decodes=True))
+    there = having({"CPU": 2.0})
+    check_demand(Demand(num_workers=2, cpus_per_worker=1), there)
+    check_demand(Demand(num_workers=1, cpus_per_worker=1, decodes=True), there)
     with pytest.raises(EasyCoreError, match=r"take all 2 CPUs .* lower .* by 1 CPUs in all"):
-        preflight(Demand(num_workers=2, cpus_per_worker=1, decodes=True))
-    nodes({"CPU": 2.0}, {"CPU": 1.0}, growing=True)
-    preflight(Demand(num_workers=2, cpus_per_worker=1, decodes=True))
+        check_demand(Demand(num_workers=2, cpus_per_worker=1, decodes=True), there)
+    there = having({"CPU": 2.0}, types=[{"CPU": 3.0}])
+    check_demand(Demand(num_workers=2, cpus_per_worker=1, decodes=True), there)
+
+
+def test_where_nobody_knows_what_may_come_nothing_is_refused_and_a_worker_gets_a_cpu():
+    """The autoscaler decides, once it has been asked."""
+    there = capacity_of([HEAD], Outlook(True))
+
+    assert (there.known, there.grows, there.tasks) == (False, True, 16)
+    assert cpus_per_worker(4, None, there=there) == 1
+    check_demand(Demand(num_workers=1000, cpus_per_worker=1), there)
+
+
+def test_the_process_that_directs_workers_counts():
+    """Two workers of two CPUs on four, and a tenth for the trial's own process: it would wait for ever."""
+    there = having({"CPU": 2.0}, {"CPU": 2.0})
+
+    check_demand(Demand(num_workers=2, cpus_per_worker=2), there)
+    with pytest.raises(EasyCoreError, match=r"4\.1 CPUs are wanted, the cluster has 4"):
+        check_demand(Demand(num_workers=2, cpus_per_worker=2, driver_cpus=0.1), there)
+
+
+@pytest.mark.parametrize(
+    ("refused", "is_refused"),
+    [
+        ([{"CPU": 2.0}, {"CPU": 2.0}], True),
+        ([{"CPU": 2.0}], True),
+        ([{"CPU": 2.0}] * 3, False),
+        ([{"CPU": 4.0}], False),
+        ([{"CPU": 2.0, "GPU": 0.0}, {"CPU": 2.0}], True),
+    ],
+)
+def test_a_demand_that_the_autoscaler_has_refused(refused, is_refused):
+    """The same at once, or one of its parts alone; not what others asked for."""
+    assert Outlook(True, infeasible=(tuple(refused),)).refuses([{"CPU": 2.0}, {"CPU": 2.0}]) == is_refused

@@ -1,0 +1,104 @@
+"""Room for a job on a cluster: waited for where nodes may come, refused where they never can.
+
+A placement group asks for what a job will reserve, all at once, so that the autoscaler starts as many nodes as are
+needed. It is given back as soon as it is granted: Ray Train, Tune and tasks reserve the same again, on nodes that are
+there by then.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from easycore_ray.runtime.autoscaler import Bundles, Outlook, Resources, look
+from easycore_ray.runtime.console import say
+from easycore_ray.storage.errors import EasyCoreError
+
+_LOOK_SECONDS = 2.0
+_SAY_SECONDS = 30.0
+# A demand that is refused is so for good, but only once the autoscaler has seen the nodes that it has just asked for.
+_REFUSALS = 3
+
+
+def await_room(bundles: Bundles, label: str, hint: str) -> None:
+    """Wait until the cluster has room for all of these at the same time; every half minute say for what.
+
+    Args:
+        bundles: resources of each worker.
+        label: the job, for messages.
+        hint: what to lower if there can never be room.
+
+    Raises:
+        EasyCoreError: no node that the cluster has or may add is large enough, or there are too few of them.
+    """
+    group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
+    try:
+        _await_group(group, bundles, label, hint)
+    finally:
+        remove_placement_group(group)
+
+
+def _await_group(group: PlacementGroup, bundles: Bundles, label: str, hint: str) -> None:
+    started, said, refusals = time.monotonic(), 0.0, 0
+    while not group.wait(_LOOK_SECONDS):
+        outlook, nodes = look(), nodes_there()
+        refusals = refusals + 1 if _is_refused(outlook, bundles, nodes) else 0
+        if refusals == _REFUSALS:
+            raise EasyCoreError(
+                f"{label}: {describe(bundles)} {'is' if len(bundles) == 1 else 'are'} wanted at the same time, and the "
+                f"cluster can never give that: it has {describe_nodes(nodes)}, and {_limits(outlook)}; lower {hint}"
+            )
+        waited = time.monotonic() - started
+        if waited - said >= _SAY_SECONDS:
+            said = waited
+            say(
+                f"{label}: waiting for {describe(bundles)} ({_duration(waited)}; {_prospects(outlook, bundles, nodes)})"
+            )
+
+
+def _is_refused(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> bool:
+    if outlook.fits(bundles, nodes) and not outlook.refuses(bundles):
+        # Without an autoscaler only what is there counts.
+        return not outlook.grows and not outlook.holds(bundles, nodes)
+    return True
+
+
+def nodes_there() -> list[Resources]:
+    """CPUs, GPUs and other resources of every node that is alive."""
+    return [{key: float(value) for key, value in node["Resources"].items()} for node in ray.nodes() if node["Alive"]]
+
+
+def describe(bundles: Bundles) -> str:
+    """For people: ``2 × {CPU: 14, GPU: 1}``."""
+    counts = Counter(
+        "{" + ", ".join(f"{key}: {value:g}" for key, value in bundle.items() if value) + "}" for bundle in bundles
+    )
+    return " and ".join(f"{count} × {text}" if count > 1 else text for text, count in counts.items())
+
+
+def describe_nodes(nodes: Sequence[Resources]) -> str:
+    """For people: how many nodes, and their CPUs and GPUs."""
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
+    return f"{len(nodes)} nodes with {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+
+
+def _limits(outlook: Outlook) -> str:
+    if outlook.types:
+        return "may add " + " and ".join(f"{kind.most} × {describe([kind.resources])}" for kind in outlook.types)
+    return "its autoscaler has no nodes for it" if outlook.grows else "adds none"
+
+
+def _prospects(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> str:
+    if outlook.starting:
+        return f"autoscaler: {outlook.starting} node{'s' * (outlook.starting > 1)} starting"
+    if outlook.failures:
+        return f"autoscaler: no node could be had: {outlook.failures[0]}"
+    if outlook.holds(bundles, nodes):
+        return f"the cluster has {describe_nodes(nodes)}, which others use"
+    return "autoscaler: no node is starting yet"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
