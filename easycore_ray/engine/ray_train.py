@@ -26,6 +26,7 @@ from easycore_ray.runtime.progress_actor import watching
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim, giving_back
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.lease import check_seen
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker
 
 # A lost peer is noticed after this long in a collective; torch's default is half an hour.
@@ -248,6 +249,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     fit: Fit = work["fit"]
     try:
+        check_seen([work["claim"].lease] if work["claim"] and work["claim"].lease else [])
         context = RayContext(work["progress_actor"], work["claim"])
         loader = open_loader(fit, context.rank, context.world_size)
         run_epochs(fit, context, loader, work["recorder"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.lease import Lease, check_seen, current
 
 _Item = tuple[int, tuple[Any, ...]]
 
@@ -56,8 +57,9 @@ def lost_too_often(label: str, resources: TaskResources) -> str:
 class _Actor:
     """Makes a function once and calls it."""
 
-    def prepare(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
+    def prepare(self, leases: list[Lease], make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
         """Make it; not in the constructor, whose errors Ray reports without their type."""
+        check_seen(leases)
         self._function = make(*arguments)
 
     def call(self, *item: Any) -> Any:
@@ -95,7 +97,7 @@ class _Pool:
     def start(self) -> None:
         """Start an actor; it is given an item once it has a place and is prepared."""
         actor = self._kind.remote()
-        self._running[actor.prepare.remote(self._work.make, *self._work.arguments)] = (actor, None)
+        self._running[actor.prepare.remote(current(), self._work.make, *self._work.arguments)] = (actor, None)
 
     def give(self, actor: Any, item: _Item) -> None:
         """Give an actor its next item."""

@@ -19,6 +19,7 @@ from easycore_ray.runtime.console import Progress, say
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.lease import Lease, check_seen, current
 
 # How long a command waits for the processes of tasks that it has cancelled; killing one takes milliseconds.
 _CANCEL_SECONDS = 10.0
@@ -157,6 +158,12 @@ def _run_here(
         yield number, function(*item)
 
 
+def _on_node(leases: list[Lease], function: Callable[..., Any], *item: Any) -> Any:
+    """What a task runs: nothing where the job's own folders are not seen."""
+    check_seen(leases)
+    return function(*item)
+
+
 def _run_on_ray(
     function: Callable[..., Any], waiting: Iterator[tuple[int, tuple[Any, ...]]], resources: TaskResources, label: str
 ) -> Generator[tuple[int, Any]]:
@@ -164,13 +171,15 @@ def _run_on_ray(
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    leases = current()
     task = ray.remote(
+        name=function.__name__,
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         max_retries=resources.max_retries,
         # A trial of a sweep reserves next to nothing for itself; without this its tasks would have to fit in there.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-    )(function)
+    )(_on_node)
     running: dict[Any, int] = {}
     try:
         while True:
@@ -178,7 +187,7 @@ def _run_on_ray(
                 number, item = next(waiting, (-1, ()))
                 if number < 0:
                     break
-                running[task.remote(*item)] = number
+                running[task.remote(leases, function, *item)] = number
             if not running:
                 return
             done, _ = ray.wait(list(running))

@@ -15,10 +15,11 @@ are made by a link, which fails if there is one.
 import contextlib
 import os
 import re
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,8 @@ class Lease:
 # What this process holds, by folder, with what ends its thread; and what the job that it works for holds.
 _held: dict[str, tuple[Lease, threading.Event, threading.Thread]] = {}
 _passed_on: list[Lease] = []
+# Tokens of leases whose folders this process has seen.
+_seen: set[str] = set()
 
 
 def acquire(folder: str, claimed: Mapping[str, Any] | None = None, *, take_over: bool = False) -> Lease:
@@ -132,7 +135,12 @@ def released_at_the_end() -> Iterator[None]:
 
 @contextlib.contextmanager
 def working_under(lease: Lease | None) -> Iterator[None]:
-    """For a process that works for the holder of a lease: it covers what the body claims in its folder."""
+    """For a process that works for the holder of a lease: it covers what the body claims in its folder.
+
+    Raises:
+        EasyCoreError: see ``check_seen``.
+    """
+    check_seen([lease] if lease else [])
     _passed_on.extend([lease] if lease else [])
     try:
         yield
@@ -155,6 +163,28 @@ def check_lease(lease: Lease, run: str | None = None) -> None:
     raise EasyCoreError(
         f"{lease.folder} was taken over by {by}; this run ends here, and nothing that it wrote since then is used"
     )
+
+
+def current() -> list[Lease]:
+    """What this process holds, and what the job that it works for holds."""
+    return [lease for lease, _, _ in _held.values()] + _passed_on
+
+
+def check_seen(leases: Iterable[Lease]) -> None:
+    """In a process that a job has started, on whatever node: make sure that it sees the folders of these leases.
+
+    Raises:
+        EasyCoreError: a folder of the same name is another one here, or there is none; nothing was written to it.
+    """
+    for lease in leases:
+        if lease.token in _seen or paths.is_remote(lease.folder):
+            continue
+        if _read(lease.folder) is None:
+            raise EasyCoreError(
+                f"node {socket.gethostname()} does not see {lease.folder}, in which this job writes; choose an --out "
+                "that all nodes share: in a folder that each of them mounts, or s3:// or gs://"
+            )
+        _seen.add(lease.token)
 
 
 def is_live(folder: str) -> bool:
@@ -183,8 +213,7 @@ def _folder_above(folder: str, claimed: Mapping[str, Any] | None) -> str | None:
 
 def _covering(folder: str) -> Lease | None:
     """The innermost lease of this job whose folder is this one or holds it."""
-    mine = [lease for lease, _, _ in _held.values()] + _passed_on
-    around = [lease for lease in mine if (folder + "/").startswith(lease.folder + "/")]
+    around = [lease for lease in current() if (folder + "/").startswith(lease.folder + "/")]
     return max(around, key=lambda lease: len(lease.folder), default=None)
 
 

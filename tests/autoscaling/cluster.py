@@ -81,6 +81,7 @@ def autoscaling_cluster(
     most: int = 2,
     idle_seconds: float = 10,
     start_seconds: float = 0,
+    hidden: Path | None = None,
 ) -> Iterator[AutoscalingCluster]:
     """A cluster of these worker types.
 
@@ -90,6 +91,7 @@ def autoscaling_cluster(
         most: nodes of a type.
         idle_seconds: after which a node is ended.
         start_seconds: that a machine takes before Ray is started on it.
+        hidden: a folder in whose place nodes have an empty one of their own.
     """
     port, dashboard = _free_port(), _free_port()
     with tempfile.TemporaryDirectory(prefix="nodes") as name:
@@ -98,7 +100,7 @@ def autoscaling_cluster(
             "provider": {
                 "type": "external", "module": "tests.autoscaling.provider.LocalNodes", "disable_node_updaters": True,
                 "disable_launch_config_check": True, "gcs_address": f"{HOST}:{port}", "log": f"{folder}/nodes",
-                "start_seconds": start_seconds,
+                "start_seconds": start_seconds, "hidden": str(hidden or ""),
             }
         }  # fmt: skip
         (folder / "autoscaling.json").write_text(json.dumps(config))

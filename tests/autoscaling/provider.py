@@ -6,6 +6,7 @@ runs in the autoscaler's process on the head. Every node that is started or ende
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,12 +25,18 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+OWN_MOUNTS = ["unshare", "--mount", "--map-root-user"]
+"""Before a command: it may mount what others do not see, where the system allows that."""
 HEAD = "head"
 HEAD_TYPE = "ray.head.default"
 
 
 class LocalNodes(NodeProvider):
-    """See the module. ``provider_config``: ``gcs_address``, ``log``, and ``start_seconds`` that a machine takes."""
+    """See the module.
+
+    ``provider_config`` holds ``gcs_address``, ``log``, ``start_seconds`` that a machine takes, and ``hidden``, a folder
+    in whose place nodes have an empty one of their own.
+    """
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
@@ -112,7 +119,12 @@ class LocalNodes(NodeProvider):
             f"--resources={json.dumps(resources)}",
         ]  # fmt: skip
         environment = {**os.environ, "RAY_CLOUD_INSTANCE_ID": name, "RAY_NODE_TYPE_NAME": kind}
-        delayed = ["sh", "-c", f'sleep {config.get("start_seconds", 0)}; exec "$@"', "node", *command]
+        first = f"sleep {config.get('start_seconds', 0)}"
+        unshare = []
+        if hidden := config.get("hidden"):
+            first += f" && mount -t tmpfs none {shlex.quote(hidden)}"
+            unshare = OWN_MOUNTS
+        delayed = [*unshare, "sh", "-c", f'{first} && exec "$@"', "node", *command]
         with Path(f"{config['log']}.{name}").open("wb") as output:
             return subprocess.Popen(
                 delayed, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
