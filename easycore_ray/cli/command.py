@@ -14,6 +14,7 @@ from typing import Any
 
 from easycore_ray import __version__
 from easycore_ray.cli.verbs import COMMANDS, Command, load
+from easycore_ray.runtime.interrupts import TerminatedError, terminable
 from easycore_ray.storage.errors import EasyCoreError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -58,13 +59,17 @@ def run(kind: type[Any], verb: Callable[[Any], Any], argv: Sequence[str]) -> Any
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """Turn a user's mistake into a line and exit code 2, an interrupt into a line and exit code 130."""
+    """Turn a user's mistake into a line and exit code 2, an interrupt into one and 130, SIGTERM into one and 143."""
     try:
-        yield
+        with terminable():
+            yield
     except EasyCoreError as error:
         # One line, also where a library's message inside it has more.
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
+    except TerminatedError:
+        print("terminated; run the same command again to resume", file=sys.stderr)
+        raise SystemExit(143) from None
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         raise SystemExit(130) from None

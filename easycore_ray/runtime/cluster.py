@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from easycore_ray.runtime.autoscaler import Outlook, look
 from easycore_ray.runtime.console import say
+from easycore_ray.runtime.interrupts import keeping_handler
 from easycore_ray.runtime.room import await_room, nodes_there
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
@@ -89,11 +90,10 @@ def connect() -> None:
     if address == "local":
         _check_room(_ray_folder())
     try:
-        if address == "local":
+        with keeping_handler():
             # Never joins a cluster that happens to run on this machine: that takes RAY_ADDRESS=auto.
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            own = {"include_dashboard": False} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:
         why = " ".join(str(error).split())
         if address == "local":

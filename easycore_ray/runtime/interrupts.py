@@ -1,9 +1,48 @@
-"""Ctrl-C while a library waits for a cluster."""
+"""Ctrl-C, and the wish of a cluster that a job ends, while a library waits for that cluster."""
 
+import contextlib
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM has come: ``ray job stop``, or a scheduler that ends the job."""
+
+
+def _terminate(*_: Any) -> None:
+    raise TerminatedError
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside the block SIGTERM is raised in the main thread, as Ctrl-C is; where it has a handler already, that stays.
+
+    Raises:
+        TerminatedError: it has come.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def keeping_handler() -> Iterator[None]:
+    """Around ``ray.init``, which puts a handler of its own for SIGTERM in place."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is _terminate:
+            signal.signal(signal.SIGTERM, before)
 
 
 def interruptible(function: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Ctrl-C: one line, exit code 130 within seconds, no process left behind, and the same command goes on."""
+"""Ctrl-C and SIGTERM: one line, exit code 130 within seconds, no process left behind, and the same command goes on."""
 
 import os
 import signal
@@ -26,8 +26,8 @@ def command(settings, tmp_path):
     return [sys.executable, "-m", "jobs.score", *options], environment | {MARK: folder, "RAY_TMPDIR": folder}
 
 
-def interrupted(command, environment, sign):
-    """Send SIGINT to a command once a line of standard error holds ``sign``: seconds to its end, exit code, lines."""
+def interrupted(command, environment, sign, number):
+    """Send a signal to a command once a line of standard error holds ``sign``: seconds to its end, exit code, lines."""
     job = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # As a shell starts it: what runs in its background inherits that SIGINT is ignored.
@@ -39,17 +39,24 @@ def interrupted(command, environment, sign):
         if sign in line:
             break
     sent = time.monotonic()
-    job.send_signal(signal.SIGINT)
+    job.send_signal(number)
     said += job.stderr.readlines()
     code = job.wait(timeout=120)
     return time.monotonic() - sent, code, said
 
 
-def test_a_run_that_is_interrupted_ends_at_once(command, tmp_path):
-    """While Ray Train's workers are at work."""
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.soak),
+    ],
+)
+def test_a_run_that_is_interrupted_ends_at_once(command, tmp_path, number, code, word):
+    """While Ray Train's workers are at work; MLflow is told as well."""
     arguments, environment = command
-    seconds, code, said = interrupted(arguments, environment, "epoch ")
-    assert (code, said[-1]) == (130, "interrupted; run the same command again to resume\n"), "".join(said)
+    seconds, found, said = interrupted(arguments, environment, "epoch ", number)
+    assert (found, said[-1]) == (code, f"{word}; run the same command again to resume\n"), "".join(said)
     print(f"{seconds:.1f} s from the interrupt to the end")
     assert seconds < 10, "5 s where nothing else runs"
     deadline = time.monotonic() + 10

@@ -1,0 +1,52 @@
+"""Every verb, submitted to a cluster without nodes: each brings the nodes that it needs and lets them go."""
+
+import sys
+import time
+
+import pytest
+
+from tests.autoscaling.cluster import autoscaling_cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(1500)]
+
+IDLE_SECONDS = 20
+SMALL = ("--model", "cnn", "--width", "4", "--tracking-uri", "none")
+SWEPT = ("--fraction", "0.5", "--method", "easycore", "random", "--training", "standard", "--seeds", "0")
+
+
+def lines_of(folder):
+    """Command lines in the order in which they need each other, and how many nodes each may bring."""
+    data, scores, coreset, model = (f"{folder}/{name}" for name in ("dataset", "scores", "coreset", "model"))
+    return {
+        "prepare": (["--source", "digits", "--out", data], 4),
+        "score": (["--dataset", data, "--out", scores, "--num-workers", "1:2", "--cpus-per-worker", "2", "--epochs",
+                   "2", "--batch-size", "120", *SMALL], 2),
+        "reduce": (["--scores", scores, "--out", f"{folder}/reduced"], 4),
+        "coreset": (["--scores", scores, "--dataset", data, "--fraction", "0.5", "--materialize", "--out", coreset], 4),
+        "train": (["--dataset", data, "--coreset", coreset, "--out", model, "--num-workers", "1", "--cpus-per-worker",
+                   "2", "--epochs", "1", *SMALL], 1),
+        "evaluate": (["--checkpoint", model, "--dataset", data, "--out", f"{folder}/evaluation", "--num-workers", "2",
+                      "--cpus-per-worker", "2"], 2),
+        "sweep": (["--dataset", data, "--scores", scores, "--out", f"{folder}/sweep", "--cpus-per-worker", "2",
+                   "--train-epochs", "1", *SWEPT, *SMALL], 4),
+        "pipeline": (["--source", "digits", "--out", f"{folder}/pipeline", "--cpus-per-worker", "2", "--score-epochs",
+                      "1", "--train-epochs", "1", "--num-workers", "1", *SWEPT, *SMALL], 4),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["v2", "v1"])
+def test_every_verb_brings_its_nodes_and_lets_them_go(tmp_path, version):
+    """From a head of no CPUs: none of them lands there, and none keeps a node."""
+    shapes = {"train": {"CPU": 2}, "data": {"CPU": 2}}
+    with autoscaling_cluster(version, shapes, idle_seconds=IDLE_SECONDS, start_seconds=3) as cluster:
+        for verb, (arguments, most) in lines_of(tmp_path).items():
+            before, started = cluster.started().total(), time.monotonic()
+            done = cluster.submit(sys.executable, "-m", f"jobs.{verb}", *arguments, timeout=400)
+            assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
+            nodes, seconds = cluster.started().total() - before, time.monotonic() - started
+            print(f"{version} {verb}: {nodes} nodes, {seconds:.0f} s")
+            assert nodes <= most
+            ended = time.monotonic() + IDLE_SECONDS + 30
+            while cluster.running() and time.monotonic() < ended:
+                time.sleep(1)
+            assert cluster.running() == set(), verb
