@@ -27,6 +27,7 @@ _VERBS = {
     "export": "inspection.export",
     "inspect": "inspection.inspect",
     "clean": "inspection.clean",
+    "status": "inspection.status",
 }
 _HANDLES = {
     "Artifact": "storage.artifact",

@@ -8,7 +8,7 @@ from easycore_ray.analysis.analyze import Analysis as Analysis
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.stages import (
     CleanConfig, CoresetConfig, EvaluateConfig, ExportConfig, InspectConfig, PrepareConfig, ReduceConfig, ReportConfig,
-    ScoreConfig, TrainConfig,
+    ScoreConfig, StatusConfig, TrainConfig,
 )
 from easycore_ray.config.work_plan import WorkPlan as WorkPlan
 from easycore_ray.data.coreset import Coreset as Coreset
@@ -19,6 +19,7 @@ from easycore_ray.experiments.pipeline import Pipeline as Pipeline
 from easycore_ray.experiments.study import Study as Study
 from easycore_ray.experiments.sweep import Sweep as Sweep
 from easycore_ray.inspection.clean import Leftover
+from easycore_ray.inspection.status import Status
 from easycore_ray.reporting.report import Report as Report
 from easycore_ray.scoring.hardness_table import HardnessTable as HardnessTable
 from easycore_ray.scoring.score import ScoringRun as ScoringRun
@@ -401,7 +402,8 @@ class _Pipeline(Protocol):
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), dataset: StrPath | None = None,
         source: StrPath = "digits", format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto",
         test_source: StrPath | None = None, image_size: int | None = None, resize_size: int | None = None,
-        exif: Literal["rotate", "ignore"] = "rotate", image_column: str | None = None, label_column: str | None = None,
+        exif: Literal["rotate", "ignore"] = "rotate", store: Literal["auto", "pixels", "encoded", "resized"] = "auto",
+        shard_mib: float = 256.0, image_column: str | None = None, label_column: str | None = None,
         allow_one_class: bool = False, on_duplicate: Literal["keep", "drop", "error"] = "keep",
         source_check: bool = True, note: str = "",
     ) -> Pipeline: ...
@@ -435,7 +437,8 @@ class _Pipeline(Protocol):
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), dataset: StrPath | None = None,
         source: StrPath = "digits", format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto",
         test_source: StrPath | None = None, image_size: int | None = None, resize_size: int | None = None,
-        exif: Literal["rotate", "ignore"] = "rotate", image_column: str | None = None, label_column: str | None = None,
+        exif: Literal["rotate", "ignore"] = "rotate", store: Literal["auto", "pixels", "encoded", "resized"] = "auto",
+        shard_mib: float = 256.0, image_column: str | None = None, label_column: str | None = None,
         allow_one_class: bool = False, on_duplicate: Literal["keep", "drop", "error"] = "keep",
         source_check: bool = True, note: str = "", measure: bool = False,
     ) -> WorkPlan: ...
@@ -515,6 +518,17 @@ class _Clean(Protocol):
         path: StrPath, yes: bool = False, older_than: float = 24.0,
     ) -> list[Leftover]: ...
 
+class _Status(Protocol):
+    kind: type[StatusConfig]
+    @overload
+    def __call__(self, config: StatusConfig, /) -> Status: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        path: StrPath,
+    ) -> Status: ...
+
 prepare: _Prepare
 score: _Score
 reduce: _Reduce
@@ -529,3 +543,4 @@ analyze: _Analyze
 export: _Export
 inspect: _Inspect
 clean: _Clean
+status: _Status

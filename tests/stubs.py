@@ -35,7 +35,8 @@ def main() -> None:
 def render() -> str:
     """The whole content of the stub file."""
     verbs = {name: getattr(easycore_ray, name) for name in easycore_ray._VERBS}
-    named = sorted({*easycore_ray._HANDLES, "WorkPlan", "Leftover", *(verb.kind.__name__ for verb in verbs.values())})
+    kinds = (verb.kind.__name__ for verb in verbs.values())
+    named = sorted({*easycore_ray._HANDLES, "WorkPlan", "Leftover", "Status", *kinds})
     found = [getattr(easycore_ray, name, None) or _config(name, verbs) for name in named]
     imports: dict[str, list[str]] = {}
     for each in found:
@@ -54,10 +55,11 @@ def render() -> str:
 
 
 def _config(name: str, verbs: dict[str, Any]) -> type[Any]:
-    if name == "Leftover":
+    if name in ("Leftover", "Status"):
         from easycore_ray.inspection.clean import Leftover
+        from easycore_ray.inspection.status import Status
 
-        return Leftover
+        return {"Leftover": Leftover, "Status": Status}[name]
     return next(verb.kind for verb in verbs.values() if verb.kind.__name__ == name)
 
 

@@ -69,7 +69,7 @@ class TestSignatures:
         """The others change nothing, or say themselves what they would do."""
         without = {name for name in VERBS if not hasattr(getattr(easycore_ray, name), "plan")}
 
-        assert without == {"inspect", "clean"}
+        assert without == {"inspect", "status", "clean"}
 
     def test_what_the_stubs_accept_is_accepted(self, tmp_path):
         """Path objects, one value for several, eps and ranges of workers as text."""

@@ -97,6 +97,17 @@ def run_inspect(config: Any) -> dict[str, Any]:
     return facts
 
 
+def run_status(config: Any) -> Any:
+    """Say whether it is finished; exit code 3 if not, which no other outcome has."""
+    from easycore_ray.inspection.status import status
+
+    found = status(config)
+    show(f"{'finished' if found.finished else 'unfinished'}: {found.path}: {found.reason}")
+    if not found.finished:
+        raise SystemExit(3)
+    return found
+
+
 def run_clean(config: Any) -> Any:
     """Clean, and show each file with its size and reason."""
     from easycore_ray.inspection.clean import clean

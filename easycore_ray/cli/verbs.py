@@ -58,6 +58,8 @@ COMMANDS = {
                       "inspection.export:export", "inspection.plans:plan_export"),
     "inspect": Command("Show what an artifact is; --verify rereads all of it", "stages:InspectConfig",
                        "cli.results:run_inspect"),
+    "status": Command("Tell whether a job is finished: exit code 0, else 3", "stages:StatusConfig",
+                      "cli.results:run_status"),
     "clean": Command("List, and with --yes remove, what no artifact needs", "stages:CleanConfig",
                      "cli.results:run_clean"),
 }  # fmt: skip

@@ -349,6 +349,14 @@ class ExportConfig(Checked):
 
 
 @configuration
+class StatusConfig(Checked):
+    """Tell in one line whether a job has finished its artifact; exit code 0 if so, else 3."""
+
+    path: tyro.conf.Positional[Text] = setting(identity=False, group="data")
+    """Folder of the artifact, the job's --out: local path, s3:// or gs://."""
+
+
+@configuration
 class InspectConfig(Checked):
     """Tell what an artifact is: how it was made, what is in it, and whether all of it is still there."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.storage.lease import Lease, check_seen, current
+from easycore_ray.storage.lease import Lease, check_seen, leases_of_job
 
 _Item = tuple[int, tuple[Any, ...]]
 
@@ -97,7 +97,7 @@ class _Pool:
     def start(self) -> None:
         """Start an actor; it is given an item once it has a place and is prepared."""
         actor = self._kind.remote()
-        self._running[actor.prepare.remote(current(), self._work.make, *self._work.arguments)] = (actor, None)
+        self._running[actor.prepare.remote(leases_of_job(), self._work.make, *self._work.arguments)] = (actor, None)
 
     def give(self, actor: Any, item: _Item) -> None:
         """Give an actor its next item."""

@@ -42,20 +42,20 @@ def await_room(bundles: Bundles, label: str, hint: str) -> None:
 
 def _await_group(group: PlacementGroup, bundles: Bundles, label: str, hint: str) -> None:
     started, said, refusals = time.monotonic(), 0.0, 0
+    wanted = describe_bundles(bundles)
     while not group.wait(_LOOK_SECONDS):
         outlook, nodes = look(), nodes_there()
         refusals = refusals + 1 if _is_refused(outlook, bundles, nodes) else 0
         if refusals == _REFUSALS:
             raise EasyCoreError(
-                f"{label}: {describe(bundles)} {'is' if len(bundles) == 1 else 'are'} wanted at the same time, and the "
-                f"cluster can never give that: it has {describe_nodes(nodes)}, and {_limits(outlook)}; lower {hint}"
+                f"{label}: {wanted} {'is' if len(bundles) == 1 else 'are'} wanted at the same time, and the cluster can "
+                f"never give that: it has {describe_nodes(nodes)}, and {_limits(outlook)}; lower {hint}"
             )
         waited = time.monotonic() - started
         if waited - said >= _SAY_SECONDS:
             said = waited
-            say(
-                f"{label}: waiting for {describe(bundles)} ({_duration(waited)}; {_prospects(outlook, bundles, nodes)})"
-            )
+            prospects = _prospects(outlook, bundles, nodes)
+            say(f"{label}: waiting for {wanted} ({_duration(waited)}; {prospects})")
 
 
 def _is_refused(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> bool:
@@ -70,7 +70,7 @@ def nodes_there() -> list[Resources]:
     return [{key: float(value) for key, value in node["Resources"].items()} for node in ray.nodes() if node["Alive"]]
 
 
-def describe(bundles: Bundles) -> str:
+def describe_bundles(bundles: Bundles) -> str:
     """For people: ``2 × {CPU: 14, GPU: 1}``."""
     counts = Counter(
         "{" + ", ".join(f"{key}: {value:g}" for key, value in bundle.items() if value) + "}" for bundle in bundles
@@ -86,7 +86,9 @@ def describe_nodes(nodes: Sequence[Resources]) -> str:
 
 def _limits(outlook: Outlook) -> str:
     if outlook.types:
-        return "may add " + " and ".join(f"{kind.most} × {describe([kind.resources])}" for kind in outlook.types)
+        return "may add " + " and ".join(
+            f"{kind.most} × {describe_bundles([kind.resources])}" for kind in outlook.types
+        )
     return "its autoscaler has no nodes for it" if outlook.grows else "adds none"
 
 

@@ -19,7 +19,7 @@ from easycore_ray.runtime.console import Progress, say
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.storage.lease import Lease, check_seen, current
+from easycore_ray.storage.lease import Lease, check_seen, leases_of_job
 
 # How long a command waits for the processes of tasks that it has cancelled; killing one takes milliseconds.
 _CANCEL_SECONDS = 10.0
@@ -171,7 +171,7 @@ def _run_on_ray(
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    leases = current()
+    leases = leases_of_job()
     task = ray.remote(
         name=function.__name__,
         num_cpus=resources.cpus,

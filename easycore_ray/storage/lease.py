@@ -165,7 +165,7 @@ def check_lease(lease: Lease, run: str | None = None) -> None:
     )
 
 
-def current() -> list[Lease]:
+def leases_of_job() -> list[Lease]:
     """What this process holds, and what the job that it works for holds."""
     return [lease for lease, _, _ in _held.values()] + _passed_on
 
@@ -195,6 +195,15 @@ def is_live(folder: str) -> bool:
     return time.time() - last_written(_files(folder, found)) <= found["seconds"]
 
 
+def holder(folder: str) -> str | None:
+    """For people, who may be at work on a folder, and the age of the last sign of it; None if nobody is."""
+    found = _read(folder)
+    if found is None or not is_live(folder):
+        return None
+    age = max(0.0, time.time() - last_written(_files(folder, found)))
+    return f"{owner_text(found)}, last sign {age:.0f} s ago"
+
+
 def is_of_lease(folder: str, name: str) -> bool:
     """Whether a file in a folder is a lease of ours or its heartbeat."""
     return LEASE_FILES.fullmatch(name) is not None and (name != LEASE or _read(folder) is not None)
@@ -213,7 +222,7 @@ def _folder_above(folder: str, claimed: Mapping[str, Any] | None) -> str | None:
 
 def _covering(folder: str) -> Lease | None:
     """The innermost lease of this job whose folder is this one or holds it."""
-    around = [lease for lease in current() if (folder + "/").startswith(lease.folder + "/")]
+    around = [lease for lease in leases_of_job() if (folder + "/").startswith(lease.folder + "/")]
     return max(around, key=lambda lease: len(lease.folder), default=None)
 
 

@@ -41,11 +41,11 @@ from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-# Those that make an artifact; inspect, clean and export have tests of their own.
+# Those that make an artifact; inspect, status, clean and export have tests of their own.
 JOBS = sorted(
     path.stem
     for path in (ROOT / "jobs").glob("*.py")
-    if path.stem not in ("__init__", "command", "inspect", "clean", "export")
+    if path.stem not in ("__init__", "command", "inspect", "status", "clean", "export")
 )
 CONFIGS = {**vars(stages), **vars(experiments)}
 KINDS = {job: CONFIGS[f"{job.capitalize()}Config"] for job in JOBS}
