@@ -48,8 +48,8 @@ def _await_group(group: PlacementGroup, bundles: Bundles, label: str, hint: str)
         refusals = refusals + 1 if _is_refused(outlook, bundles, nodes) else 0
         if refusals == _REFUSALS:
             raise EasyCoreError(
-                f"{label}: {wanted} {'is' if len(bundles) == 1 else 'are'} wanted at the same time, and the cluster can "
-                f"never give that: it has {describe_nodes(nodes)}, and {_limits(outlook)}; lower {hint}"
+                f"{label}: {wanted} {'is' if len(bundles) == 1 else 'are'} wanted at the same time, and the cluster "
+                f"can never give that: it has {describe_nodes(nodes)}, and {_limits(outlook)}; lower {hint}"
             )
         waited = time.monotonic() - started
         if waited - said >= _SAY_SECONDS:
