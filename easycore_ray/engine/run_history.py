@@ -16,7 +16,7 @@ from easycore_ray.tracking.mlflow import TrackedRun
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
 
-COMMIT_NAME = re.compile(r"epoch-(\d{5,})(?:-(\d{5,}))?-[0-9a-f]{12}")
+COMMIT_NAME: re.Pattern[str] = re.compile(r"epoch-(\d{5,})(?:-(\d{5,}))?-[0-9a-f]{12}")
 """Names of the folders of training states, see ``commit_name``."""
 
 # As Ray Train names it.

@@ -31,7 +31,7 @@ from urllib.parse import quote, unquote, urlsplit
 from easycore_ray.config.base import TrackingConfig
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
-from easycore_ray.storage.provenance import git_commit
+from easycore_ray.storage.provenance import git_commit, submitted_job
 
 __all__ = ["TRIAL_KEY", "TrackedRun", "Tracker", "default_uri", "reconcile", "track", "ui_command"]
 
@@ -454,6 +454,7 @@ def _source_tags() -> dict[str, str]:
     except (OSError, KeyError):  # containers run under ids without a name
         user = "unknown"
     tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.user": user}
+    tags |= {f"easycore.{name}": value for name, value in submitted_job().items()}
     commit = git_commit()
     return {**tags, "mlflow.source.git.commit": commit} if commit else tags
 
