@@ -29,9 +29,6 @@ from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import check_seen
 from easycore_ray.tracking.mlflow import TrackedRun, Tracker
 
-# A lost peer is noticed after this long in a collective; torch's default is half an hour.
-_COLLECTIVE_TIMEOUT_SECONDS = 300
-
 
 def fit_on_ray(
     fit: Fit,
@@ -118,7 +115,9 @@ def fit_tracked(
 def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, name: str) -> Callable[[], Any]:
     """Makes the ``TorchTrainer`` of a run: anew for each attempt."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from easycore_ray.engine.collectives import Collectives
 
     fit: Fit = work["fit"]
     filesystem, root = paths.locate(storage)
@@ -131,7 +130,7 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
         return TorchTrainer(
             _worker,
             train_loop_config=work,
-            torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+            torch_config=Collectives(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.num_workers,  # (MIN, MAX) makes Ray Train continue with the workers there are
                 use_gpu=config.gpus_per_worker > 0,
