@@ -63,9 +63,15 @@ class AutoscalingCluster:
     def submit(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """``ray job submit`` of a command, run in the project's root; its output ends with that of the job."""
         line = [RAY, "job", "submit", f"--address={self.jobs}", "--", *command]
-        return subprocess.run(
-            line, env=_environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        ended = time.monotonic() + timeout
+        while True:
+            done = subprocess.run(
+                line, env=_environment(), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+            )
+            # The server listens before it can take jobs.
+            if "No available agent" not in done.stderr or time.monotonic() > ended:
+                return done
+            time.sleep(1)
 
 
 def _environment() -> dict[str, str]:
