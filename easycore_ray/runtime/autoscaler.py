@@ -6,7 +6,7 @@ that is private to Ray is in this file, and what another Ray does not answer is 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,15 @@ class Outlook:
             else:
                 return False
         return True
+
+
+def add_up(resources: Iterable[Resources]) -> Resources:
+    """All of them together."""
+    total: Resources = {}
+    for some in resources:
+        for name, value in some.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def look() -> Outlook:

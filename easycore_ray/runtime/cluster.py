@@ -10,13 +10,13 @@ import math
 import os
 import socket
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from easycore_ray.runtime.autoscaler import Outlook, look
+from easycore_ray.runtime.autoscaler import Outlook, add_up, look
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.interrupts import keeping_handler
 from easycore_ray.runtime.room import await_room, nodes_there
@@ -189,23 +189,15 @@ def capacity() -> Capacity:
 
 def capacity_of(nodes: Sequence[dict[str, float]], outlook: Outlook) -> Capacity:
     """Of these nodes, and of what an autoscaler says of others."""
-    now = _sum(nodes)
+    now = add_up(nodes)
     if not outlook.grows:
         return Capacity(now, now, shapes=tuple(nodes))
     added = [kind.resources for kind in outlook.types for _ in range(kind.most)]
-    most = _sum(added)
+    most = add_up(added)
     # Nodes that are there may be among those that it adds.
     ever = {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now | most}
     shapes = (*nodes, *(kind.resources for kind in outlook.types))
     return Capacity(now, ever, True, shapes, known=bool(outlook.types))
-
-
-def _sum(nodes: Iterable[dict[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for node in nodes:
-        for name, value in node.items():
-            total[name] = total.get(name, 0.0) + value
-    return total
 
 
 def cpus_per_worker(
@@ -246,7 +238,7 @@ def _workers_on(shape: dict[str, float], gpus_per_worker: float) -> int:
 
 
 def preflight(demand: Demand, label: str) -> None:
-    """Refuse a demand that the cluster can never meet, and wait for nodes that it may add.
+    """Refuse a demand that the cluster can never meet; wait for nodes that it may add, and for what others hold.
 
     Args:
         demand: of the job.
@@ -256,7 +248,8 @@ def preflight(demand: Demand, label: str) -> None:
         EasyCoreError: says what is wanted, what the cluster has or may grow to, and which option to lower.
     """
     check_demand(demand)
-    if capacity().grows:
+    # Elsewhere nobody else is at work.
+    if capacity().grows or os.environ.get("RAY_ADDRESS", "local") != "local":
         await_room(demand.bundles, label, "--num-workers, --cpus-per-worker or --gpus-per-worker")
 
 

@@ -47,7 +47,7 @@ class Progress:
         assert self._first is not None
         since, start = self._first
         rate = (self._done - start) / max(now - since, 1e-9)
-        left = f", {_duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
+        left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
         share = 100 * self._done / self._total if self._total else 100
         speed = f", {_speed(rate)}".replace("/", f" {self._unit}/") if rate > 0 else ""
         text = f"{self._label}: {self._done:,.0f} of {self._total:,.0f} {self._unit} ({share:.0f} %){speed}{left}"
@@ -82,10 +82,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people: ``45 s``, ``12 min``, ``2.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-duration = _duration

@@ -13,7 +13,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from easycore_ray.runtime.autoscaler import Bundles, Outlook, Resources, look
-from easycore_ray.runtime.console import say
+from easycore_ray.runtime.console import duration, say
+from easycore_ray.runtime.holders import describe_holders
 from easycore_ray.storage.errors import EasyCoreError
 
 _LOOK_SECONDS = 2.0
@@ -55,7 +56,7 @@ def _await_group(group: PlacementGroup, bundles: Bundles, label: str, hint: str)
         if waited - said >= _SAY_SECONDS:
             said = waited
             prospects = _prospects(outlook, bundles, nodes)
-            say(f"{label}: waiting for {wanted} ({_duration(waited)}; {prospects})")
+            say(f"{label}: waiting for {wanted} ({duration(waited)}; {prospects})")
 
 
 def _is_refused(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> bool:
@@ -98,9 +99,6 @@ def _prospects(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -
     if outlook.failures:
         return f"autoscaler: no node could be had: {outlook.failures[0]}"
     if outlook.holds(bundles, nodes):
-        return f"the cluster has {describe_nodes(nodes)}, which others use"
+        cpus = sum(node.get("CPU", 0.0) for node in nodes)
+        return describe_holders(cpus) or f"the cluster has {describe_nodes(nodes)}, which others use"
     return "autoscaler: no node is starting yet"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
