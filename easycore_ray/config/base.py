@@ -15,7 +15,17 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from easycore_ray.config.fields import Count, Flag, Natural, NonNegative, Number, Text, Workers
+from easycore_ray.config.fields import (
+    Amounts,
+    Count,
+    Flag,
+    Natural,
+    NonNegative,
+    Number,
+    Text,
+    Workers,
+    parse_amounts,
+)
 from easycore_ray.config.signatures import describe_verb
 from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.eps import check_eps
@@ -253,6 +263,9 @@ class ResourceConfig(JobConfig):
     )
     """CPU threads torch uses in each worker. By default as many as the whole CPUs of --cpus-per-worker, 1 without it:
     never what a machine happens to have, since another number of threads gives other roundings, and another run."""
+    cluster_max: Amounts | None = setting(default=None, identity=False, group="compute")
+    """What an autoscaling cluster may grow to, e.g. CPU=128,GPU=4, where its autoscaler does not say: more is refused
+    at once, and --cpus-per-worker is a share of it."""
     max_failures: Natural = setting(default=3, identity=False, group="compute")
     """How often lost workers are replaced before the job gives up (it can be resumed by running it again)."""
     cache_gib: NonNegative = setting(default=2.0, identity=decides_loading, group="compute")
@@ -263,6 +276,11 @@ class ResourceConfig(JobConfig):
     def device(self) -> str:
         """Where workers compute: ``cpu`` or ``cuda``."""
         return "cuda" if self.gpus_per_worker else "cpu"
+
+    @property
+    def most(self) -> dict[str, float] | None:
+        """``cluster_max`` by name."""
+        return None if self.cluster_max is None else parse_amounts(self.cluster_max)
 
     @property
     def threads(self) -> int:

@@ -43,6 +43,30 @@ def _plain_text(value: Any) -> Any:
     return text
 
 
+def parse_amounts(text: str) -> dict[str, float]:
+    """Amounts of resources by name, from text such as ``CPU=128,GPU=4``.
+
+    Raises:
+        ValueError: it is no list of names and positive numbers.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, amount = part.strip().partition("=")
+        try:
+            number = float(amount)
+        except ValueError:
+            number = math.nan
+        if not (name in ("CPU", "GPU") and 0 <= number < math.inf) or name in found:
+            raise ValueError(f"must be amounts such as CPU=128,GPU=4, got {text!r}")
+        found[name] = number
+    return found
+
+
+def _amounts(text: str) -> str:
+    parse_amounts(text)
+    return text
+
+
 def _as_tuple(value: Any) -> Any:
     """Several values as a tuple; a single one as a tuple of one."""
     if isinstance(value, np.ndarray):
@@ -104,6 +128,7 @@ Fraction = Annotated[
         "must be in (0, 1], got {}; it is the share kept: to drop 30 % of the data pass 0.7",
     ),
 ]
+Amounts = Annotated[Text, AfterValidator(_amounts)]
 Several = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 
 

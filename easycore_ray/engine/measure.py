@@ -71,7 +71,7 @@ def ask_cluster(config: ComputeConfig) -> list[str]:
     if gpus and not config.gpus_per_worker:
         warnings.append(f"the cluster has {gpus:g} GPUs that would stay idle; pass --gpus-per-worker 1 to use them")
     cpus = cluster.cpus_per_worker(config.max_workers, config.cpus_per_worker, config.gpus_per_worker)
-    demand = cluster.Demand(config.max_workers, cpus, config.gpus_per_worker)
+    demand = cluster.Demand(config.max_workers, cpus, config.gpus_per_worker, most=config.most)
     try:
         cluster.check_demand(demand)
     except EasyCoreError as error:

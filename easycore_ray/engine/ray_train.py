@@ -236,11 +236,15 @@ def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int], *, dec
         decodes: whether images are decoded beside the workers.
     """
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
+    there = cluster.capacity(config.most) if config.cpus_per_worker is None else None
     return cluster.Demand(
         num_workers=least,
-        cpus_per_worker=cluster.cpus_per_worker(most, config.cpus_per_worker, config.gpus_per_worker, decodes=decodes),
+        cpus_per_worker=cluster.cpus_per_worker(
+            most, config.cpus_per_worker, config.gpus_per_worker, decodes=decodes, there=there
+        ),
         gpus_per_worker=config.gpus_per_worker,
         decodes=decodes,
+        most=config.most,
     )
 
 

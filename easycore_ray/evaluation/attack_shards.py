@@ -48,7 +48,7 @@ class TaskDevice:
 
 def task_demand(config: ResourceConfig) -> Demand:
     """What a single task or one-worker trial must at least be given."""
-    return Demand(num_workers=1, cpus_per_worker=config.cpus_per_worker or 1.0, gpus_per_worker=config.gpus_per_worker)
+    return Demand(1, config.cpus_per_worker or 1.0, config.gpus_per_worker, most=config.most)
 
 
 def attack_rows(

@@ -67,7 +67,7 @@ def concurrency_of(config: SweepConfig) -> int:
 
     Where nobody knows what nodes may come, all trials ask for their place at once, and run as nodes come.
     """
-    there, demand = cluster.capacity(), trial_demand(config)
+    there, demand = cluster.capacity(config.most), trial_demand(config)
     if not there.known:
         return config.max_concurrent_trials or _MOST_TRIALS
     # What decodes for the trials needs a CPU that none of them has reserved.

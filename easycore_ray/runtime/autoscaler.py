@@ -76,7 +76,7 @@ class Outlook:
         return True
 
 
-def add_up(resources: Iterable[Resources]) -> Resources:
+def total_of(resources: Iterable[Resources]) -> Resources:
     """All of them together."""
     total: Resources = {}
     for some in resources:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from easycore_ray.runtime.autoscaler import Outlook, add_up, look
+from easycore_ray.runtime.autoscaler import Outlook, look, total_of
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.interrupts import keeping_handler
 from easycore_ray.runtime.room import await_room, nodes_there
@@ -58,6 +58,8 @@ class Demand:
     """Whether images are decoded beside the workers, which takes one more CPU at least."""
     driver_cpus: float = 0.0
     """Of the process that directs the workers, if it reserves any."""
+    most: dict[str, float] | None = None
+    """What the user says that the cluster may grow to."""
 
     @property
     def cpus(self) -> float:
@@ -172,9 +174,9 @@ class Capacity:
     grows: bool = False
     """Whether an autoscaler may add nodes."""
     shapes: tuple[dict[str, float], ...] = ()
-    """Resources of every kind of node there is, or that may be added."""
+    """Resources of every kind of node there is, or that may be added; none if that is not known."""
     known: bool = True
-    """Whether ``ever`` and ``shapes`` are complete."""
+    """Whether ``ever`` is all there can be."""
 
     @property
     def tasks(self) -> int:
@@ -182,20 +184,22 @@ class Capacity:
         return max(1, int(self.ever.get("CPU", 0.0)), 0 if self.known else _TASKS_OF_UNKNOWN)
 
 
-def capacity() -> Capacity:
-    """Resources of the cluster that this process is connected to, by the word of its autoscaler."""
-    return capacity_of(nodes_there(), look())
+def capacity(most: dict[str, float] | None = None) -> Capacity:
+    """Resources of the cluster that this process is connected to, by the word of its autoscaler, or of the user."""
+    return capacity_of(nodes_there(), look(), most)
 
 
-def capacity_of(nodes: Sequence[dict[str, float]], outlook: Outlook) -> Capacity:
-    """Of these nodes, and of what an autoscaler says of others."""
-    now = add_up(nodes)
+def capacity_of(nodes: Sequence[dict[str, float]], outlook: Outlook, most: dict[str, float] | None = None) -> Capacity:
+    """Of these nodes, and of what an autoscaler says of others; where it says nothing, ``most`` is all of them."""
+    now = total_of(nodes)
     if not outlook.grows:
         return Capacity(now, now, shapes=tuple(nodes))
+    if most is not None and not outlook.types:
+        return Capacity(now, most, True)
     added = [kind.resources for kind in outlook.types for _ in range(kind.most)]
-    most = add_up(added)
+    added_up = total_of(added)
     # Nodes that are there may be among those that it adds.
-    ever = {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in now | most}
+    ever = {name: max(now.get(name, 0.0), added_up.get(name, 0.0)) for name in now | added_up}
     shapes = (*nodes, *(kind.resources for kind in outlook.types))
     return Capacity(now, ever, True, shapes, known=bool(outlook.types))
 
@@ -273,7 +277,7 @@ def check_demand(demand: Demand, there: Capacity | None = None) -> None:
     Raises:
         EasyCoreError: see ``preflight``.
     """
-    there = capacity() if there is None else there
+    there = capacity(demand.most) if there is None else there
     ever, limit = there.ever, "can ever give" if there.grows else "has"
     if ever.get("GPU") and not demand.gpus_per_worker:
         say(f"the cluster {limit} {ever['GPU']:g} GPUs, which stay idle; --gpus-per-worker 1 uses them")
@@ -287,7 +291,8 @@ def check_demand(demand: Demand, there: Capacity | None = None) -> None:
         )
     _check("GPU", demand.num_workers * demand.gpus_per_worker, ever, limit, "--num-workers or --gpus-per-worker")
     worker = {"CPU": demand.cpus_per_worker, "GPU": demand.gpus_per_worker}
-    if not any(all(shape.get(key, 0.0) >= value for key, value in worker.items()) for shape in there.shapes):
+    large_enough = [all(shape.get(key, 0.0) >= value for key, value in worker.items()) for shape in there.shapes]
+    if large_enough and not any(large_enough):
         raise EasyCoreError(
             f"a worker wants {worker['CPU']:g} CPUs and {worker['GPU']:g} GPUs on one node, and no node the cluster "
             f"{limit} is that large; lower --cpus-per-worker or --gpus-per-worker"

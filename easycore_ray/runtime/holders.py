@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from easycore_ray.runtime.autoscaler import add_up
+from easycore_ray.runtime.autoscaler import total_of
 from easycore_ray.storage.errors import EasyCoreError
 
 # An id of a placement group ends with that of the job that made it, of so many hexadecimal digits.
@@ -37,9 +37,9 @@ def holders() -> list[Holder]:
     for name, entry in placement_group_table().items():
         job = name[-_JOB_DIGITS:]
         if entry["state"] == "CREATED" and job != own:
-            found.setdefault(job, []).append((name, add_up(entry["bundles"].values())))
+            found.setdefault(job, []).append((name, total_of(entry["bundles"].values())))
     return [
-        Holder(job, ended.get(job, True), add_up(total for _, total in groups), tuple(name for name, _ in groups))
+        Holder(job, ended.get(job, True), total_of(total for _, total in groups), tuple(name for name, _ in groups))
         for job, groups in sorted(found.items())
     ]
 

@@ -24,7 +24,7 @@ from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import LEASE_FILES, Lease
 from easycore_ray.storage.machine import cpu
 from easycore_ray.storage.names import check_listed_names
-from easycore_ray.storage.provenance import git_commit, submitted_job, versions
+from easycore_ray.storage.provenance import code_version, git_commit, versions
 from easycore_ray.storage.takeover import copy_state
 
 FORMAT_VERSION = 2
@@ -465,8 +465,7 @@ def finish(
         **details,
         "versions": versions(),
         "cpu": cpu(),
-        "git_commit": git_commit(),
-        **({"job": job} if (job := submitted_job()) else {}),
+        **code_version(),
     }
     made.check()
     try:

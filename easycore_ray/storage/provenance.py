@@ -66,3 +66,9 @@ def submitted_job() -> dict[str, str]:
     except (ValueError, AttributeError):
         return {}
     return {name: str(value) for name, value in found.items() if value}
+
+
+def code_version() -> dict[str, object]:
+    """For manifests: ``git_commit``, and of submitted jobs ``job``."""
+    job = submitted_job()
+    return {"git_commit": git_commit(), **({"job": job} if job else {})}

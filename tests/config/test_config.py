@@ -117,6 +117,10 @@ BAD = [
     (ScoreConfig, {"stop_when_stable": 1.5}, r"stop_when_stable must be in \(0, 1\], got"),
     (ScoreConfig, {"stop_when_stable": -0.1}, r"stop_when_stable must be in \(0, 1\], got"),
     (ScoreConfig, {"cpus_per_worker": 0.0}, "cpus_per_worker must be > 0, got 0; leave it out"),
+    *[
+        (ScoreConfig, {"cluster_max": text}, "cluster_max must be amounts such as CPU=128,GPU=4, got")
+        for text in ("128", "CPU=", "CPU=a", "TPU=1", "CPU=1,CPU=2", "CPU=-1", "CPU=inf", "")
+    ],
     (ScoreConfig, {"threads_per_worker": 0}, "threads_per_worker must be >= 1"),
     (ScoreConfig, {"gpus_per_worker": -1.0}, "gpus_per_worker must be >= 0"),
     (ScoreConfig, {"max_failures": -1}, "max_failures must be >= 0"),

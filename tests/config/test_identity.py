@@ -38,6 +38,7 @@ OTHER = {
     "adversarial_epochs": 3, "allow_one_class": True, "attack": ("pgd20", "fgsm"), "attack_step_size": 0.01,
     "attack_steps": 3, "augment": "none", "autoattack_eval_eps": 0.01, "balance": "class", "band": (0.1, 0.2),
     "batch_size": 240, "beta": 2.0, "bucket_rows": 9, "cache_gib": 0.0, "checkpoint": "t", "classes": "t",
+    "cluster_max": "CPU=8",
     "commit_minutes": 0.0, "compile": True, "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "cutoff": 0.1,
     "cuda_graphs": False, "dataset": "t", "eval_batch_size": 9,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
@@ -63,7 +64,7 @@ OTHER_OF = {
 }  # fmt: skip
 PLACES = {"out", "overwrite", "take_over"}
 TRACKING = {"tracking_uri", "experiment"}
-RESERVED = {"cpus_per_worker", "max_failures"}
+RESERVED = {"cpus_per_worker", "max_failures", "cluster_max"}
 COMMITS = {"commit_minutes", "cuda_graphs"}
 TRIALS = {"max_concurrent_trials", "keep_going"}
 # What is in no identity. Inputs are known by their fingerprints. tests/experiments/test_equal_results.py runs each of

@@ -103,6 +103,19 @@ def test_where_nobody_knows_what_may_come_nothing_is_refused_and_a_worker_gets_a
     check_demand(Demand(num_workers=1000, cpus_per_worker=1), there)
 
 
+def test_what_the_user_says_is_the_limit_where_the_autoscaler_says_none():
+    """And a worker gets its share of it; where the autoscaler says more, that counts."""
+    there = capacity_of([HEAD], Outlook(True), {"CPU": 33.0, "GPU": 4.0})
+
+    assert (there.known, there.grows) == (True, True)
+    assert cpus_per_worker(4, None, gpus_per_worker=1.0, there=there) == 8
+    check_demand(Demand(num_workers=4, cpus_per_worker=8, gpus_per_worker=1), there)
+    with pytest.raises(EasyCoreError, match="40 CPUs are wanted, the cluster can ever give 33"):
+        check_demand(Demand(num_workers=4, cpus_per_worker=10, gpus_per_worker=1), there)
+    said = capacity_of([HEAD], Outlook(True, types=(NodeType(GPU, 2),)), {"CPU": 33.0})
+    assert said.ever["CPU"] == 32
+
+
 def test_the_process_that_directs_workers_counts():
     """Two workers of two CPUs on four, and a tenth for the trial's own process: it would wait for ever."""
     there = having({"CPU": 2.0}, {"CPU": 2.0})
