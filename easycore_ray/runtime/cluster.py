@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Train workers would otherwise be polled every 2 s, and wait as long for each epoch to be committed.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Nodes may have to be started in the place of lost ones; Ray Train would begin anew after a minute.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Tune would print a folder of its own that is deleted at the end.
     "RAY_AIR_NEW_OUTPUT": "0",
 }

@@ -1,17 +1,21 @@
 """Progress of work in other processes, reported to the driver through a Ray actor."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from easycore_ray.runtime.console import Progress
+from easycore_ray.runtime.room import PendingRoom
 
 # How often the driver asks, and how long it waits for an answer (s).
 _POLL_SECONDS, _ANSWER_SECONDS = 0.5, 5.0
+# How often it looks what is not granted.
+_LOOK_SECONDS = 10.0
 
 
 class _ProgressActor:
@@ -74,8 +78,14 @@ def watching(
             since = epoch
 
     def poll() -> None:
+        room, looked = PendingRoom(label), time.monotonic()
         while not stop.wait(_POLL_SECONDS):
             poll_once()
+            if time.monotonic() - looked >= _LOOK_SECONDS:
+                looked = time.monotonic()
+                # Watching must never fail the work.
+                with suppress(Exception):
+                    room.look()
         poll_once()
 
     thread = threading.Thread(target=poll, daemon=True)

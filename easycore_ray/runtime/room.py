@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from easycore_ray.runtime.autoscaler import Bundles, Outlook, Resources, look
 from easycore_ray.runtime.console import duration, say
@@ -59,6 +59,38 @@ def _await_group(group: PlacementGroup, bundles: Bundles, label: str, hint: str)
             say(f"{label}: waiting for {wanted} ({duration(waited)}; {prospects})")
 
 
+class PendingRoom:
+    """Says every half minute, while a job is under way, what of its room is not granted: after nodes were lost, say.
+
+    Args:
+        label: the job.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label, self._since, self._said = label, 0.0, 0.0
+
+    def look(self) -> None:
+        """Ask, and say what is awaited if it has been for long enough."""
+        wanted, now = pending_bundles(), time.monotonic()
+        if not wanted:
+            self._since = 0.0
+            return
+        if not self._since:
+            self._since = self._said = now
+        if now - self._said >= _SAY_SECONDS:
+            self._said = now
+            prospects = _prospects(look(), wanted, nodes_there())
+            say(f"{self._label}: waiting for {describe_bundles(wanted)} ({duration(now - self._since)}; {prospects})")
+
+
+def pending_bundles() -> list[Resources]:
+    """What the placement groups of this job reserve that are not granted, or not any more."""
+    own = ray.get_runtime_context().get_job_id()
+    groups = [entry for name, entry in placement_group_table().items() if name.endswith(own)]
+    waiting = [entry["bundles"] for entry in groups if entry["state"] in ("PENDING", "RESCHEDULING")]
+    return [bundle for bundles in waiting for bundle in bundles.values()]
+
+
 def _is_refused(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> bool:
     if outlook.fits(bundles, nodes) and not outlook.refuses(bundles):
         # Without an autoscaler only what is there counts.
@@ -82,7 +114,7 @@ def describe_bundles(bundles: Bundles) -> str:
 def describe_nodes(nodes: Sequence[Resources]) -> str:
     """For people: how many nodes, and their CPUs and GPUs."""
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
-    return f"{len(nodes)} nodes with {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
 
 
 def _limits(outlook: Outlook) -> str:

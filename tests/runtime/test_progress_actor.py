@@ -10,8 +10,9 @@ import time
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from easycore_ray.runtime import progress_actor
+from easycore_ray.runtime import progress_actor, room
 from easycore_ray.runtime.progress_actor import watching
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -93,3 +94,24 @@ def test_nodes_that_are_lost_take_no_progress_along():
     shutil.rmtree(folder, ignore_errors=True)
 
     assert "kept" in done.stdout.splitlines(), done.stderr
+
+
+def test_what_is_not_granted_is_said_while_a_job_is_under_way(ray_session, monkeypatch, capsys):
+    """A group of this job that waits for CPUs, such as Ray Train's after a node was lost, until it is gone."""
+    monkeypatch.setattr(progress_actor, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(room, "_SAY_SECONDS", 1.0)
+    everything = ray.cluster_resources()["CPU"]
+    first = placement_group([{"CPU": everything}])
+    assert first.wait(30)
+    second = placement_group([{"CPU": 1}, {"CPU": 2}])
+    said = ""
+    with watching("score", 1, "images"):
+        deadline = time.monotonic() + 30
+        while "score: waiting for {CPU: 1} and {CPU: 2} (1 s; " not in said and time.monotonic() < deadline:
+            time.sleep(0.2)
+            said += capsys.readouterr().err
+        remove_placement_group(second)
+        wait_for(lambda: room.pending_bundles() == [])
+    remove_placement_group(first)
+
+    assert "score: waiting for {CPU: 1} and {CPU: 2} (1 s; the cluster has 1 node with 3 CPUs" in said
