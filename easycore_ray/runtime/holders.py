@@ -32,7 +32,7 @@ class Holder:
 def holders() -> list[Holder]:
     """Other jobs of the cluster that have placement groups, by id."""
     own = ray.get_runtime_context().get_job_id()
-    ended = {entry["JobID"]: bool(entry.get("StopTime")) for entry in ray._private.state.jobs()}
+    ended = {entry["JobID"]: entry["IsDead"] for entry in ray._private.state.jobs()}
     found: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for name, entry in placement_group_table().items():
         job = name[-_JOB_DIGITS:]

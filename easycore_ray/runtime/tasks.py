@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.config.base import ComputeConfig
-from easycore_ray.runtime import cluster
 from easycore_ray.runtime.actors import LongLived, TaskResources, lost_too_often, run_on_actors
 from easycore_ray.runtime.console import Progress, say
 from easycore_ray.storage import paths
@@ -143,6 +142,8 @@ def _start(
 ) -> Generator[tuple[int, Any]]:
     """Number and result of each item, as they are made; waits for a node with room for one."""
     if resources is not None:
+        from easycore_ray.runtime import cluster  # imports Ray, which work in this process does not need
+
         cluster.await_place({"CPU": resources.cpus, "GPU": resources.gpus}, label)
     if not isinstance(function, LongLived):
         return _run_here(function, waiting) if resources is None else _run_on_ray(function, waiting, resources, label)

@@ -164,7 +164,7 @@ def _map(
     from easycore_ray.runtime import cluster
 
     cluster.connect()
-    num_tasks = min(len(calls), _TASKS_PER_CPU * cluster.capacity().tasks)
+    num_tasks = min(len(calls), max(1, int(_TASKS_PER_CPU * cluster.capacity().tasks)))
     chunks = [calls[number::num_tasks] for number in range(num_tasks)]
     found = map_tasks(_call_each, ((function, chunk) for chunk in chunks), label="select", resources=TaskResources())
     return [found[number % num_tasks][number // num_tasks] for number in range(len(calls))]

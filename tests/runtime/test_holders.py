@@ -47,7 +47,7 @@ def test_a_job_that_waits_says_who_holds_what_and_how_to_free_it(other, capsys, 
         free(job)
 
     monkeypatch.setattr("easycore_ray.runtime.room._SAY_SECONDS", 1.0)
-    waiting = threading.Thread(target=await_room, args=([{"CPU": 2.0}], "score", "--cpus-per-worker"))
+    waiting = threading.Thread(target=await_room, args=([{"CPU": 2.0}], "score", "--cpus-per-worker"), daemon=True)
     waiting.start()
     said, deadline = "", time.monotonic() + 60
     while f"reserved by job {job}" not in said and time.monotonic() < deadline:
