@@ -27,6 +27,12 @@ from ray.autoscaler.tags import (
 
 OWN_MOUNTS = ["unshare", "--mount", "--map-root-user"]
 """Before a command: it may mount what others do not see, where the system allows that."""
+# Raylets that start at the same moment on one machine take the same names for their sockets, and die of it.
+_ONE_AT_A_TIME = """
+n=0
+until mkdir {lock} 2>/dev/null || [ $n -ge 100 ]; do n=$((n+1)); sleep 0.2; done
+(sleep 4; rmdir {lock}) &
+"""
 HEAD = "head"
 HEAD_TYPE = "ray.head.default"
 
@@ -119,12 +125,13 @@ class LocalNodes(NodeProvider):
             f"--resources={json.dumps(resources)}",
         ]  # fmt: skip
         environment = {**os.environ, "RAY_CLOUD_INSTANCE_ID": name, "RAY_NODE_TYPE_NAME": kind}
-        first = f"sleep {config.get('start_seconds', 0)}"
+        steps = [f"sleep {config.get('start_seconds', 0)}"]
         unshare = []
         if hidden := config.get("hidden"):
-            first += f" && mount -t tmpfs none {shlex.quote(hidden)}"
+            steps.append(f"mount -t tmpfs none {shlex.quote(hidden)}")
             unshare = OWN_MOUNTS
-        delayed = [*unshare, "sh", "-c", f'{first} && exec "$@"', "node", *command]
+        steps += [_ONE_AT_A_TIME.format(lock=shlex.quote(f"{config['log']}.lock")), 'exec "$@"']
+        delayed = [*unshare, "sh", "-ec", "\n".join(steps), "node", *command]
         with Path(f"{config['log']}.{name}").open("wb") as output:
             return subprocess.Popen(
                 delayed, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
