@@ -67,14 +67,16 @@ def run_stages(options: argparse.Namespace, source: Path, ray_folder: Path) -> l
     rows[0]["source_mib"] = round(source_bytes / 2**20)
     if options.thin:
         shutil.rmtree(source)
-    scored = [f"--model={options.model}", f"--width={options.width}", "--epochs=1", "--cache-gib=0"]
+    # A network of the user's own, such as patch_network:make, has no width.
+    network = [f"--model={options.model}", *([] if ":" in options.model else [f"--width={options.width}"])]
+    scored = [*network, "--epochs=1", "--cache-gib=0"]
     stage("score, one epoch", count, "score", data, f"--out={out / 'scores'}", *scored)
     stage("reduce", count, "reduce", f"--scores={out / 'scores'}", f"--out={out / 'reduced'}")
     stage("coreset, materialized", count // 2, "coreset", data, f"--scores={out / 'scores'}", "--materialize",
           f"--out={out / 'coreset'}")  # fmt: skip
     if options.thin:
         shutil.rmtree(out / "scores" / "table", ignore_errors=True)
-    trained = ["--dataset", str(out / "coreset" / "dataset"), "--steps=50", *scored[:2], "--cache-gib=0"]
+    trained = ["--dataset", str(out / "coreset" / "dataset"), "--steps=50", *network, "--cache-gib=0"]
     stage("train, 50 steps", 50 * 128, "train", *trained, f"--out={out / 'model'}")
     stage("evaluate", 1000, "evaluate", data, f"--checkpoint={out / 'model'}", "--num-eval-samples=1000",
           f"--out={out / 'evaluation'}")  # fmt: skip
