@@ -45,7 +45,8 @@ def test_every_verb_brings_its_nodes_and_lets_them_go(tmp_path, version):
             assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
             nodes, seconds = cluster.started().total() - before, time.monotonic() - started
             print(f"{version} {verb}: {nodes} nodes, {seconds:.0f} s")
-            assert nodes <= most
+            # Version 1 may count what is asked for twice: as a group and, when that is given back, as actors.
+            assert nodes <= most + (version == "v1")
             ended = time.monotonic() + IDLE_SECONDS + 30
             while cluster.running() and time.monotonic() < ended:
                 time.sleep(1)
