@@ -313,8 +313,7 @@ class TestMeasured:
         missing = train.plan(**fields, gpus_per_worker=1, measure=True)
         swept = sweep.plan(**trial, scores=world / "scores", training="standard", measure=True)
         nodes = {"CPU": 2.0, "GPU": 4.0}
-        monkeypatch.setattr(measure.cluster, "capacity", lambda: Capacity(nodes, nodes, shapes=(nodes,)))
-        idle = train.plan(**fields, measure=True)
+        idle = measure.idle_or_missing(TrainConfig(**fields), Capacity(nodes, shapes=(nodes,)))
 
         assert plan.measured
         assert plan.seconds > 0
@@ -322,5 +321,5 @@ class TestMeasured:
         assert {each.workers for each in swept.estimates} == {int(ray.cluster_resources()["CPU"])}
         assert not plan.warnings
         assert any("GPUs are wanted, the cluster has 0" in text for text in missing.warnings)
-        assert idle.warnings == ("the cluster has 4 GPUs that would stay idle; pass --gpus-per-worker 1 to use them",)
+        assert idle == ["the cluster has 4 GPUs that would stay idle; pass --gpus-per-worker 1 to use them"]
         assert not (tmp_path / "m").exists()

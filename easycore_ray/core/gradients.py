@@ -6,6 +6,7 @@ takes longer than running them: a CUDA graph starts them all at once. It runs th
 """
 
 import warnings
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from easycore_ray.core.attacks import pgd_training_attack, trades_attack
 from easycore_ray.core.batchnorm_stats import running_statistics, see_again
 from easycore_ray.core.losses import cross_entropy_rows, trades_rows
 from easycore_ray.core.threat import draw, random_point
-from easycore_ray.core.training_plan import TrainingPlan, autocast
+from easycore_ray.core.training_plan import TrainingPlan
 
 # Batches of one shape computed step by step before they are recorded: libraries choose their kernels in the first.
 _BATCHES_BEFORE_RECORDING = 2
@@ -63,10 +64,15 @@ def compute_gradients(
     """See ``Gradients``, which says the shapes."""
     for parameter in model.parameters():
         parameter.grad = None
-    with autocast(inputs.device, plan.precision):
+    with _autocast(inputs.device, plan.precision):
         losses, logits = _objective(model, inputs, labels, start, plan)
     losses.sum().backward()
     return BatchResult(losses.detach(), logits.detach(), inputs.grad)
+
+
+def _autocast(device: torch.device, precision: str) -> Any:
+    """Context of the forward passes: autocast to bfloat16 for ``bf16``, no change (float32) for ``fp32``."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def _objective(

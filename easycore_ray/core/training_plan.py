@@ -1,10 +1,6 @@
 """Every setting that changes the numbers of a training run, as plain data."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from easycore_ray.core.augment import AUGMENTATIONS
 from easycore_ray.core.eps import NORMS
@@ -60,8 +56,3 @@ class TrainingPlan:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-
-
-def autocast(device: torch.device, precision: str) -> Any:
-    """Context of the forward passes: autocast to bfloat16 for ``bf16``, no change (float32) for ``fp32``."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -67,13 +67,18 @@ def measure_plan(
 def ask_cluster(config: ComputeConfig) -> list[str]:
     """What is idle or missing on this cluster."""
     cluster.connect()
-    gpus, warnings = cluster.capacity().ever.get("GPU", 0.0), []
+    return idle_or_missing(config, cluster.capacity(config.most))
+
+
+def idle_or_missing(config: ComputeConfig, there: cluster.Capacity) -> list[str]:
+    """The same of a cluster that has, or may come to have, so much."""
+    gpus, warnings = there.ever.get("GPU", 0.0), []
     if gpus and not config.gpus_per_worker:
         warnings.append(f"the cluster has {gpus:g} GPUs that would stay idle; pass --gpus-per-worker 1 to use them")
-    cpus = cluster.cpus_per_worker(config.max_workers, config.cpus_per_worker, config.gpus_per_worker)
+    cpus = cluster.cpus_per_worker(config.max_workers, config.cpus_per_worker, config.gpus_per_worker, there=there)
     demand = cluster.Demand(config.max_workers, cpus, config.gpus_per_worker, most=config.most)
     try:
-        cluster.check_demand(demand)
+        cluster.check_demand(demand, there)
     except EasyCoreError as error:
         warnings.append(f"the run would be refused: {error}")
     return warnings

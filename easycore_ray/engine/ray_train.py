@@ -23,6 +23,7 @@ from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.runtime.progress_actor import watching
+from easycore_ray.runtime.reservations import give_back, reservations
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim, giving_back
 from easycore_ray.storage.errors import EasyCoreError
@@ -166,7 +167,7 @@ def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label:
 
     # Inside a trial of a sweep other trials reserve the same; there the sweep's next command resumes.
     alone = ray.get_runtime_context().get_actor_id() is None
-    before = cluster.reservations()
+    before = reservations()
     for failures in range(1, max_failures + 2):
         try:
             return interruptible(make_trainer().fit)
@@ -179,7 +180,7 @@ def _fit_with_retries(make_trainer: Callable[[], Any], max_failures: int, label:
             problem, cause = f"the training controller was lost {_times(failures)}", error
             if not alone:
                 break
-            cluster.give_back(cluster.reservations() - before)
+            give_back(reservations() - before)
     raise EasyCoreError(f"{label}: {problem}; run the same command again to go on from the last commit") from cause
 
 
@@ -252,7 +253,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     fit: Fit = work["fit"]
     try:
-        check_seen([work["claim"].lease] if work["claim"] and work["claim"].lease else [])
+        check_seen([work["claim"].lease] if work["claim"] else [])
         context = RayContext(work["progress_actor"], work["claim"])
         loader = open_loader(fit, context.rank, context.world_size)
         run_epochs(fit, context, loader, work["recorder"])

@@ -44,6 +44,8 @@ class Outlook:
     """Why nodes could not be had."""
     types: tuple[NodeType, ...] = ()
     """What it may add, where that is known; empty where it is not."""
+    tells_refusals: bool = False
+    """Whether ``infeasible`` is all that it refuses; version 1 keeps that to itself."""
 
     def refuses(self, bundles: Bundles) -> bool:
         """Whether this demand, or one of its parts, can never be met."""
@@ -112,7 +114,7 @@ def _version_2() -> Outlook | None:
         failures = tuple(dict.fromkeys(failed.reason for failed in state.failed_instance_requests))
     except (ImportError, AttributeError, RuntimeError, ValueError):
         return None
-    return Outlook(True, tuple(single + gangs), starting, failures)
+    return Outlook(True, tuple(single + gangs), starting, failures, tells_refusals=True)
 
 
 def _version_1() -> Outlook:
@@ -137,7 +139,7 @@ def _version_1() -> Outlook:
 def _configuration_of(monitor: int) -> Path | None:
     """Configuration file of the autoscaler of version 1; None if it has none, and so adds no nodes.
 
-    Read off the autoscaler's command line if this process is on the head, else an empty path: unknown.
+    Read off the autoscaler's command line if this process is on the head, else where ``ray up`` puts it.
     """
     try:
         words = Path(f"/proc/{monitor}/cmdline").read_bytes().decode().split("\0")

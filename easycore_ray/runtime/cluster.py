@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from easycore_ray.runtime.autoscaler import Outlook, look, total_of
 from easycore_ray.runtime.console import say
@@ -169,16 +168,19 @@ def _check_speaks_grpc(place: str) -> None:
 class Capacity:
     """What a cluster has, and what it may come to have."""
 
-    now: dict[str, float]
-    """Resources of all nodes there are."""
     ever: dict[str, float]
-    """The same with all nodes that may be added; where that is not known, as now."""
+    """Resources of all nodes there are and may be added; where that is not known, of those there are."""
     grows: bool = False
     """Whether an autoscaler may add nodes."""
     shapes: tuple[dict[str, float], ...] = ()
     """Resources of every kind of node there is, or that may be added; none if that is not known."""
     known: bool = True
     """Whether ``ever`` is all there can be."""
+
+    @property
+    def limit(self) -> str:
+        """Between "the cluster" and an amount."""
+        return "can ever give" if self.grows else "has"
 
     @property
     def tasks(self) -> int:
@@ -195,15 +197,14 @@ def capacity_of(nodes: Sequence[dict[str, float]], outlook: Outlook, most: dict[
     """Of these nodes, and of what an autoscaler says of others; where it says nothing, ``most`` is all of them."""
     now = total_of(nodes)
     if not outlook.grows:
-        return Capacity(now, now, shapes=tuple(nodes))
+        return Capacity(now, shapes=tuple(nodes))
     if most is not None and not outlook.types:
-        return Capacity(now, most, True)
-    added = [kind.resources for kind in outlook.types for _ in range(kind.most)]
-    added_up = total_of(added)
+        return Capacity(most, True)
+    added = total_of(kind.resources for kind in outlook.types for _ in range(kind.most))
     # Nodes that are there may be among those that it adds.
-    ever = {name: max(now.get(name, 0.0), added_up.get(name, 0.0)) for name in now | added_up}
+    ever = {name: max(now.get(name, 0.0), added.get(name, 0.0)) for name in now | added}
     shapes = (*nodes, *(kind.resources for kind in outlook.types))
-    return Capacity(now, ever, True, shapes, known=bool(outlook.types))
+    return Capacity(ever, True, shapes, known=bool(outlook.types))
 
 
 def cpus_per_worker(
@@ -246,6 +247,8 @@ def _workers_on(shape: dict[str, float], gpus_per_worker: float) -> int:
 def preflight(demand: Demand, label: str) -> None:
     """Refuse a demand that the cluster can never meet; wait for nodes that it may add, and for what others hold.
 
+    Says where GPUs stay idle.
+
     Args:
         demand: of the job.
         label: the job, for messages.
@@ -253,9 +256,12 @@ def preflight(demand: Demand, label: str) -> None:
     Raises:
         EasyCoreError: says what is wanted, what the cluster has or may grow to, and which option to lower.
     """
-    check_demand(demand)
+    there = capacity(demand.most)
+    check_demand(demand, there)
+    if (gpus := there.ever.get("GPU")) and not demand.gpus_per_worker:
+        say(f"the cluster {there.limit} {gpus:g} GPUs, which stay idle; --gpus-per-worker 1 uses them")
     # Elsewhere nobody else is at work.
-    if capacity().grows or os.environ.get("RAY_ADDRESS", "local") != "local":
+    if there.grows or os.environ.get("RAY_ADDRESS", "local") != "local":
         await_room(demand.bundles, label, "--num-workers, --cpus-per-worker or --gpus-per-worker")
 
 
@@ -270,7 +276,7 @@ def await_place(task: dict[str, float], label: str) -> None:
 
 
 def check_demand(demand: Demand, there: Capacity | None = None) -> None:
-    """Refuse what is known to be too much, without waiting; say where GPUs stay idle.
+    """Refuse what is known to be too much, without waiting.
 
     Args:
         demand: of the job.
@@ -280,11 +286,9 @@ def check_demand(demand: Demand, there: Capacity | None = None) -> None:
         EasyCoreError: see ``preflight``.
     """
     there = capacity(demand.most) if there is None else there
-    ever, limit = there.ever, "can ever give" if there.grows else "has"
-    if ever.get("GPU") and not demand.gpus_per_worker:
-        say(f"the cluster {limit} {ever['GPU']:g} GPUs, which stay idle; --gpus-per-worker 1 uses them")
     if not there.known:
         return
+    ever, limit = there.ever, there.limit
     _check("CPU", demand.cpus - demand.decodes, ever, limit, "--num-workers or --cpus-per-worker")
     if demand.decodes and (missing := demand.cpus - ever.get("CPU", 0.0)) > 1e-9:
         raise EasyCoreError(
@@ -305,17 +309,3 @@ def _check(resource: str, wanted: float, ever: dict[str, float], limit: str, opt
     there = ever.get(resource, 0.0)
     if wanted > there + 1e-9:
         raise EasyCoreError(f"{wanted:g} {resource}s are wanted, the cluster {limit} {there:g}; lower {option}")
-
-
-def reservations() -> set[str]:
-    """Ids of the placement groups this job holds: resources reserved for its workers."""
-    job = ray.get_runtime_context().get_job_id()
-    table = placement_group_table()
-    # An id ends with that of the job that made the group.
-    return {name for name, entry in table.items() if name.endswith(job) and entry["state"] != "REMOVED"}
-
-
-def give_back(names: set[str]) -> None:
-    """Remove placement groups whose owner is dead; Ray keeps them, and the resources, until the job ends."""
-    for name in names:
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))

@@ -10,7 +10,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from easycore_ray.runtime.console import Progress
-from easycore_ray.runtime.room import PendingRoom
+from easycore_ray.runtime.reservations import pending_bundles
+from easycore_ray.runtime.room import Awaited
 
 # How often the driver asks, and how long it waits for an answer (s).
 _POLL_SECONDS, _ANSWER_SECONDS = 0.5, 5.0
@@ -78,14 +79,14 @@ def watching(
             since = epoch
 
     def poll() -> None:
-        room, looked = PendingRoom(label), time.monotonic()
+        awaited, looked = Awaited(label), time.monotonic()
         while not stop.wait(_POLL_SECONDS):
             poll_once()
             if time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
                 # Watching must never fail the work.
                 with suppress(Exception):
-                    room.look()
+                    awaited.see(pending_bundles())
         poll_once()
 
     thread = threading.Thread(target=poll, daemon=True)

@@ -10,17 +10,18 @@ from collections import Counter
 from collections.abc import Sequence
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from easycore_ray.runtime.autoscaler import Bundles, Outlook, Resources, look
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.runtime.holders import describe_holders
+from easycore_ray.runtime.reservations import describe_holders
 from easycore_ray.storage.errors import EasyCoreError
 
 _LOOK_SECONDS = 2.0
 _SAY_SECONDS = 30.0
-# A demand that is refused is so for good, but only once the autoscaler has seen the nodes that it has just asked for.
-_REFUSALS = 3
+# Looks in a row after which a demand is refused: one that can never be met, once the autoscaler has seen the nodes that
+# it has just asked for; and one for which an autoscaler that tells neither its limits nor refusals starts nothing.
+_LOOKS, _LOOKS_OF_SILENCE = 3, 30
 
 
 def await_room(bundles: Bundles, label: str, hint: str) -> None:
@@ -42,25 +43,22 @@ def await_room(bundles: Bundles, label: str, hint: str) -> None:
 
 
 def _await_group(group: PlacementGroup, bundles: Bundles, label: str, hint: str) -> None:
-    started, said, refusals = time.monotonic(), 0.0, 0
+    awaited, looks = Awaited(label), 0
     wanted = describe_bundles(bundles)
     while not group.wait(_LOOK_SECONDS):
         outlook, nodes = look(), nodes_there()
-        refusals = refusals + 1 if _is_refused(outlook, bundles, nodes) else 0
-        if refusals == _REFUSALS:
+        enough = looks_until_refused(outlook, bundles, nodes)
+        looks = 0 if enough is None else looks + 1
+        if enough is not None and looks >= enough:
             raise EasyCoreError(
                 f"{label}: {wanted} {'is' if len(bundles) == 1 else 'are'} wanted at the same time, and the cluster "
                 f"can never give that: it has {describe_nodes(nodes)}, and {_limits(outlook)}; lower {hint}"
             )
-        waited = time.monotonic() - started
-        if waited - said >= _SAY_SECONDS:
-            said = waited
-            prospects = _prospects(outlook, bundles, nodes)
-            say(f"{label}: waiting for {wanted} ({duration(waited)}; {prospects})")
+        awaited.see(bundles)
 
 
-class PendingRoom:
-    """Says every half minute, while a job is under way, what of its room is not granted: after nodes were lost, say.
+class Awaited:
+    """Says every half minute what a job waits for.
 
     Args:
         label: the job.
@@ -69,33 +67,35 @@ class PendingRoom:
     def __init__(self, label: str) -> None:
         self._label, self._since, self._said = label, 0.0, 0.0
 
-    def look(self) -> None:
-        """Ask, and say what is awaited if it has been for long enough."""
-        wanted, now = pending_bundles(), time.monotonic()
-        if not wanted:
+    def see(self, bundles: Bundles) -> None:
+        """Take note of what is not granted at this moment, nothing if all is."""
+        now = time.monotonic()
+        if not bundles:
             self._since = 0.0
             return
         if not self._since:
             self._since = self._said = now
         if now - self._said >= _SAY_SECONDS:
             self._said = now
-            prospects = _prospects(look(), wanted, nodes_there())
-            say(f"{self._label}: waiting for {describe_bundles(wanted)} ({duration(now - self._since)}; {prospects})")
+            prospects = _prospects(look(), bundles, nodes_there())
+            say(f"{self._label}: waiting for {describe_bundles(bundles)} ({duration(now - self._since)}; {prospects})")
 
 
-def pending_bundles() -> list[Resources]:
-    """What the placement groups of this job reserve that are not granted, or not any more."""
-    own = ray.get_runtime_context().get_job_id()
-    groups = [entry for name, entry in placement_group_table().items() if name.endswith(own)]
-    waiting = [entry["bundles"] for entry in groups if entry["state"] in ("PENDING", "RESCHEDULING")]
-    return [bundle for bundles in waiting for bundle in bundles.values()]
+def looks_until_refused(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> int | None:
+    """How many looks in a row a demand is waited for that finds this; None if it may be met.
 
-
-def _is_refused(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> bool:
-    if outlook.fits(bundles, nodes) and not outlook.refuses(bundles):
-        # Without an autoscaler only what is there counts.
-        return not outlook.grows and not outlook.holds(bundles, nodes)
-    return True
+    Args:
+        outlook: what the autoscaler says.
+        bundles: wanted at the same time.
+        nodes: resources of those there are.
+    """
+    if outlook.refuses(bundles) or not outlook.fits(bundles, nodes):
+        return _LOOKS
+    if outlook.starting or outlook.holds(bundles, nodes):
+        return None
+    if not outlook.grows:
+        return _LOOKS
+    return None if outlook.types or outlook.tells_refusals else _LOOKS_OF_SILENCE
 
 
 def nodes_there() -> list[Resources]:

@@ -140,7 +140,7 @@ def working_under(lease: Lease | None) -> Iterator[None]:
     Raises:
         EasyCoreError: see ``check_seen``.
     """
-    check_seen([lease] if lease else [])
+    check_seen([lease])
     _passed_on.extend([lease] if lease else [])
     try:
         yield
@@ -170,14 +170,14 @@ def leases_of_job() -> list[Lease]:
     return [lease for lease, _, _ in _held.values()] + _passed_on
 
 
-def check_seen(leases: Iterable[Lease]) -> None:
+def check_seen(leases: Iterable[Lease | None]) -> None:
     """In a process that a job has started, on whatever node: make sure that it sees the folders of these leases.
 
     Raises:
         EasyCoreError: a folder of the same name is another one here, or there is none; nothing was written to it.
     """
     for lease in leases:
-        if lease.token in _seen or paths.is_remote(lease.folder):
+        if lease is None or lease.token in _seen or paths.is_remote(lease.folder):
             continue
         if _read(lease.folder) is None:
             raise EasyCoreError(

@@ -1,5 +1,6 @@
 """Jobs submitted to an idle cluster that Ray's own autoscaler lets grow: nodes come, do the work and go."""
 
+import json
 import os
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def test_a_job_brings_the_nodes_it_needs_and_they_go_again(tmp_path, dataset, ve
     with autoscaling_cluster(version, shape, most=2, idle_seconds=IDLE_SECONDS, hidden=private) as cluster:
         done = cluster.submit(*command, "--out", str(tmp_path / "a"), "--num-workers", "2", "--cpus-per-worker", "2")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert (tmp_path / "a" / "manifest.json").exists()
+        manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+        assert f"Job '{manifest['job']['submission_id']}' succeeded" in done.stdout
         assert cluster.started() == {"train": 2}
 
         if private is not None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from easycore_ray import sweep
 from easycore_ray.config.stages import TrainConfig
+from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import weights_trained_here
 from tests.users_models import KILLED_STEP
 
@@ -38,3 +39,14 @@ def test_a_killed_one_worker_trial_resumes_from_its_last_epoch(digits, populatio
     assert mine.keys() == theirs.keys()
     assert all(mine[name].equal(theirs[name]) for name in mine)
     assert not list(trial.rglob("*.zip"))
+
+
+def test_workers_that_leave_no_cpu_for_the_trial_itself_are_refused(digits, two_workers, tmp_path):
+    """Three of a CPU each on three CPUs: a trial's own process reserves a tenth, and would wait for ever."""
+    with pytest.raises(EasyCoreError, match=r"3\.1 CPUs are wanted, the cluster has 3; lower"):
+        sweep(
+            dataset=digits.path, scores=two_workers.path, out=str(tmp_path / "sweep"), method=(), fraction=(0.5,),
+            seeds=(0,), training=("standard",), train_epochs=1, model="cnn", batch_size=15, tracking_uri="none",
+            trial_workers=3, cpus_per_worker=1.0, threads_per_worker=1,
+        )  # fmt: skip
+    assert not (tmp_path / "sweep").exists()

@@ -1,9 +1,16 @@
 """What is asked of a cluster, and what is refused: shapes of nodes without starting any."""
 
-import pytest
+import os
+import subprocess
+import sys
 
+import pytest
+import yaml
+
+from easycore_ray.runtime import autoscaler
 from easycore_ray.runtime.autoscaler import NodeType, Outlook
 from easycore_ray.runtime.cluster import Demand, capacity_of, check_demand, cpus_per_worker
+from easycore_ray.runtime.room import looks_until_refused
 from easycore_ray.storage.errors import EasyCoreError
 
 HEAD = {"CPU": 0.0}
@@ -138,3 +145,54 @@ def test_the_process_that_directs_workers_counts():
 def test_a_demand_that_the_autoscaler_has_refused(refused, is_refused):
     """The same at once, or one of its parts alone; not what others asked for."""
     assert Outlook(True, infeasible=(tuple(refused),)).refuses([{"CPU": 2.0}, {"CPU": 2.0}]) == is_refused
+
+
+TOO_MUCH = [{"CPU": 100.0}]
+
+
+@pytest.mark.parametrize(
+    ("outlook", "bundles", "looks"),
+    [
+        (Outlook(True, tells_refusals=True), TOO_MUCH, None),
+        (Outlook(True, infeasible=((TOO_MUCH[0],),), starting=1, tells_refusals=True), TOO_MUCH, 3),
+        (Outlook(True, types=(NodeType(GPU, 2),)), TOO_MUCH, 3),
+        (Outlook(True, types=(NodeType(GPU, 2),)), [{"CPU": 16.0}] * 2, None),
+        (Outlook(False), TOO_MUCH, 3),
+        (Outlook(False), [{"CPU": 64.0}], None),
+        (Outlook(True), TOO_MUCH, 30),
+        (Outlook(True, starting=1), TOO_MUCH, None),
+        (Outlook(True), [{"CPU": 64.0}], None),
+    ],
+    ids=["not yet refused", "refused", "no such type", "a type", "no autoscaler", "others hold it", "silent",
+         "starting", "silent, others hold it"],
+)  # fmt: skip
+def test_a_demand_is_given_up_when_it_can_never_be_met(outlook, bundles, looks):
+    """At once where that is known, after a minute where an autoscaler starts nothing and says nothing."""
+    assert looks_until_refused(outlook, bundles, [HEAD, DATA]) == looks
+
+
+def test_version_1_of_the_autoscaler_is_known_by_its_configuration(tmp_path, monkeypatch):
+    """As its command line names it, of a process here; on another host, where ``ray up`` puts it; or none at all."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = {"head_node_type": "head", "max_workers": 3, "available_node_types": {
+        "head": {"resources": {"CPU": 0}}, "gpu": {"resources": {"CPU": 16, "GPU": 1}, "max_workers": 9},
+        "cpu": {"resources": {"CPU": 64}, "max_workers": 2}}}  # fmt: skip
+    path, program = tmp_path / "config.yaml", tmp_path / "monitor.py"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    program.write_text("print(flush=True); input()")
+
+    def configuration(*options):
+        command = [sys.executable, program, *options]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as monitor:
+            monitor.stdout.readline()
+            found = autoscaler._configuration_of(monitor.pid)
+            monitor.communicate(b"\n")
+        return found
+
+    assert configuration(f"--autoscaling-config={path}") == path
+    assert configuration("--logs-dir=x") is None
+    assert autoscaler._configuration_of(os.getpid()) == tmp_path / "ray_bootstrap_config.yaml"
+    assert autoscaler._node_types(path) == (NodeType(GPU, 3), NodeType({"CPU": 64.0}, 2))
+    assert autoscaler._node_types(tmp_path / "missing.yaml") == ()
+    path.write_text("available_node_types: 3")
+    assert autoscaler._node_types(path) == ()

@@ -86,3 +86,22 @@ def test_importing_changes_no_variables():
     code = f"import os; import ray; before = dict(os.environ); {load}; assert dict(os.environ) == before"
     bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     subprocess.run([sys.executable, "-c", code], env=bare, check=True, timeout=60)
+
+
+SIGNALLED = """
+import os, signal
+from easycore_ray.cli.command import mistakes_in_one_line
+from easycore_ray.runtime import cluster
+with mistakes_in_one_line():
+    cluster.connect()
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_is_ours_after_ray_has_started():
+    """Ray's own handler would end the process without a line, and MLflow's run would go on for ever."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], env=environment, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (143, "terminated; run the same command again to resume\n")

@@ -14,6 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from easycore_ray.runtime import progress_actor, room
 from easycore_ray.runtime.progress_actor import watching
+from easycore_ray.runtime.reservations import pending_bundles
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -111,7 +112,7 @@ def test_what_is_not_granted_is_said_while_a_job_is_under_way(ray_session, monke
             time.sleep(0.2)
             said += capsys.readouterr().err
         remove_placement_group(second)
-        wait_for(lambda: room.pending_bundles() == [])
+        wait_for(lambda: pending_bundles() == [])
     remove_placement_group(first)
 
     assert "score: waiting for {CPU: 1} and {CPU: 2} (1 s; the cluster has 1 node with 3 CPUs" in said

@@ -200,6 +200,21 @@ def test_after_a_kill_on_this_machine_the_same_command_goes_on_at_once(scores, t
     assert whole(out) == 15
 
 
+def test_a_process_that_does_not_see_the_folder_of_its_job_writes_nothing(tmp_path, monkeypatch):
+    """On a node whose storage is another; where it was seen once, it is not looked for again."""
+    monkeypatch.setattr(lease, "_seen", set())
+    held = lease.acquire(str(tmp_path / "out"))
+    elsewhere = lease.Lease(str(tmp_path / "other"), "1")
+    (tmp_path / "other").mkdir()
+    lease.check_seen([held, None, lease.Lease("s3://bucket/x", "2")])
+    with pytest.raises(EasyCoreError, match=rf"node .* does not see {tmp_path}/other, in which this job writes"):
+        lease.check_seen([held, elsewhere])
+    with pytest.raises(EasyCoreError, match="does not see"), lease.working_under(elsewhere):
+        pytest.fail("worked")
+    (tmp_path / "out" / LEASE).unlink()
+    lease.check_seen([held])
+
+
 def test_a_lease_of_another_machine_is_honoured_until_it_is_old(tmp_path):
     """Whether its process lives cannot be asked; the age is taken from the store's times, not from two clocks."""
     write_lease(tmp_path / "x", age=50)

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from easycore_ray.runtime.holders import describe_holders, free, holders
+from easycore_ray.runtime.reservations import describe_holders, free, holders
 from easycore_ray.runtime.room import await_room
 from easycore_ray.storage.errors import EasyCoreError
 
