@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,10 @@ _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 # How often a folder is listed whose own folders come and go.
 _LISTINGS = 5
+
+# A folder that is deleted while others still work in it: the errors, and the seconds before it is tried again.
+_CHANGED = {errno.ENOENT, errno.ENOTEMPTY}
+_DELETE_WAITS = (0.0, 0.0, 0.1, 0.3, 1.0, 3.0)
 
 
 class Entry(NamedTuple):
@@ -252,13 +257,28 @@ def make_dir(path: str) -> None:
 
 
 def delete_tree(path: str) -> None:
-    """Delete a folder and all it holds; no error if it is not there."""
-    filesystem, inner = locate(path)
+    """Delete a folder and all it holds; no error if it is not there.
+
+    Begins anew, for some seconds, where files come and go meanwhile: tasks of a driver that was killed end a moment
+    after it.
+    """
     with _translate_errors(path, "deleted"):
-        if is_remote(path) and "/" not in inner:
-            filesystem.delete_dir_contents(inner)  # a bucket stays
-        elif exists(path):
-            filesystem.delete_dir(inner)
+        for wait in _DELETE_WAITS:
+            try:
+                return _delete_dir(path)
+            except OSError as error:
+                if error.errno not in _CHANGED:
+                    raise
+            time.sleep(wait)
+        _delete_dir(path)
+
+
+def _delete_dir(path: str) -> None:
+    filesystem, inner = locate(path)
+    if is_remote(path) and "/" not in inner:
+        filesystem.delete_dir_contents(inner)  # a bucket stays
+    elif exists(path):
+        filesystem.delete_dir(inner)
 
 
 def open_input(path: str) -> pa.NativeFile:

@@ -1,8 +1,10 @@
 """Paths: absolute once, local and remote alike, and files that are whole or not there."""
 
+import contextlib
 import json
 import resource
 import threading
+import time
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -361,3 +363,34 @@ def test_a_file_that_the_body_may_not_read_is_no_fault_of_the_place_it_writes_to
     with pytest.raises(PermissionError, match="secret"), paths.staged(f"{tmp_path}/x"):
         raise PermissionError(13, "Permission denied", "secret")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["deleted", "written"])
+def test_a_folder_in_which_others_still_work_is_deleted(tmp_path, way):
+    """Tasks of a driver that was killed outlive it for a moment."""
+    folder = tmp_path / "shards"
+    inner = [folder / f"{number}" for number in range(40)]
+    for place in inner:
+        place.mkdir(parents=True)
+        for number in range(100):
+            (place / f"{number}.tmp").touch()
+    started, until = threading.Event(), time.monotonic() + 0.5
+
+    def work():
+        started.set()
+        for place in reversed(inner):
+            for number in range(100):
+                with contextlib.suppress(FileNotFoundError):
+                    (place / f"{number}.tmp").unlink() if way == "deleted" else (place / f"{number}.new").touch()
+        while way == "written" and time.monotonic() < until:
+            with contextlib.suppress(FileNotFoundError):
+                (inner[-1] / "last.new").touch()
+                (inner[-1] / "last.new").unlink()
+
+    at_work = threading.Thread(target=work)
+    at_work.start()
+    started.wait()
+    paths.delete_tree(str(folder))
+    at_work.join()
+
+    assert not folder.exists()
