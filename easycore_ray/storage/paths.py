@@ -265,12 +265,12 @@ def delete_tree(path: str) -> None:
     with _translate_errors(path, "deleted"):
         for wait in _DELETE_WAITS:
             try:
-                return _delete_dir(path)
+                _delete_dir(path)
+                break
             except OSError as error:
-                if error.errno not in _CHANGED:
+                if error.errno not in _CHANGED or wait == _DELETE_WAITS[-1]:
                     raise
             time.sleep(wait)
-        _delete_dir(path)
 
 
 def _delete_dir(path: str) -> None:
