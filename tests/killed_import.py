@@ -50,6 +50,7 @@ def main():
     request = json.loads(sys.argv[1])
     moment, fields = request["moment"], request["fields"]
     if request["here"]:
+        pipeline.cluster.connect = lambda: None
         for module in (pipeline, shard_writer):
             module.map_tasks = partial(run_here, module.map_tasks)
     if moment in FILES:

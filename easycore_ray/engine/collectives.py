@@ -4,40 +4,112 @@ torch's gloo listens where the host's own name leads. On Debian and Ubuntu that 
 reaches; Ray's address of the node is one that all reach.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+import ray
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.util import TrainingFramework
 
-# A lost peer is noticed after this long in a collective; torch's default is half an hour.
-_TIMEOUT_SECONDS = 300
+_SHUTDOWN_SECONDS = 30
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # Linux: the address of an interface, and where it is in the answer.
 _SIOCGIFADDR, _ADDRESS = 0x8915, slice(20, 24)
 
 
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+class _Backend(Backend):
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: "Collectives") -> None:
         """Prepare every worker, then let them join."""
         worker_group.execute(use_address_of_ray)
-        super().on_start(worker_group, backend_config)
+        place = worker_group.execute_single(0, get_address_and_port)
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+        arguments = (join, place, backend, backend_config.timeout_seconds)
+        ray.get([worker_group.execute_single_async(rank, *arguments) for rank in range(len(worker_group))])
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Let them part; one that does not answer is ended anyway."""
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):
+            ray.get(worker_group.execute_async(part), timeout=_SHUTDOWN_SECONDS)
 
 
 @dataclass
-class Collectives(TorchConfig):
-    """Ray Train's process group, on addresses that all nodes reach."""
+class Collectives(BackendConfig):
+    """The process group of training workers, on addresses that all nodes reach.
 
-    timeout_s: int = _TIMEOUT_SECONDS
+    As Ray Train's ``TorchConfig``, but torch is imported by the workers alone: Ray Train's controller, which reads
+    this, starts two seconds sooner.
+
+    Attributes:
+        timeout_seconds: after so long in a collective, a lost peer is noticed; torch's default is half an hour.
+    """
+
+    timeout_seconds: int = 300
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         """Set up by this."""
         return _Backend
+
+    @property
+    def train_func_context(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Entered by a worker for as long as it trains."""
+        return _on_own_device
+
+    @property
+    def framework(self) -> TrainingFramework:
+        """For Ray's dashboard."""
+        return TrainingFramework.TORCH
+
+
+@contextlib.contextmanager
+def _on_own_device() -> Iterator[None]:
+    import ray.train.torch
+    import torch
+
+    if torch.cuda.is_available() and (device := ray.train.torch.get_device()).type == "cuda":
+        torch.cuda.set_device(device)
+    yield
+
+
+def join(place: tuple[str, int], backend: str, timeout_seconds: int) -> None:
+    """In a worker: join the process group, and say in the environment who it is, as torchrun does.
+
+    Args:
+        place: address and port of rank 0.
+        backend: of ``torch.distributed``.
+        timeout_seconds: see ``Collectives``.
+    """
+    import ray.train
+    import torch.distributed
+
+    info = ray.train.get_context()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+    numbers = (info.get_world_rank(), info.get_world_size(), info.get_local_rank(), info.get_local_world_size(),
+               info.get_node_rank())  # fmt: skip
+    os.environ.update({name: str(number) for name, number in zip(names, numbers, strict=True)})
+    os.environ.update(MASTER_ADDR=place[0], MASTER_PORT=str(place[1]))
+    timeout = timedelta(seconds=timeout_seconds)
+    torch.distributed.init_process_group(backend, rank=numbers[0], world_size=numbers[1], timeout=timeout)
+
+
+def part() -> None:
+    """In a worker: leave the process group, and give back the GPU's cached memory."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.destroy_process_group()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def use_address_of_ray() -> None:

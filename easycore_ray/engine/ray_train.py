@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
@@ -114,9 +115,9 @@ def fit_tracked(
 
 
 def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, name: str) -> Callable[[], Any]:
-    """Makes the ``TorchTrainer`` of a run: anew for each attempt."""
+    """Makes the trainer of a run: anew for each attempt."""
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from easycore_ray.engine.collectives import Collectives
 
@@ -127,11 +128,11 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
 
-    def make_trainer() -> TorchTrainer:
-        return TorchTrainer(
-            _worker,
-            train_loop_config=work,
-            torch_config=Collectives(),
+    def make_trainer() -> DataParallelTrainer:
+        return DataParallelTrainer(
+            # Bound, not passed as its configuration, which the controller would read, and import torch for.
+            partial(_worker, work),
+            backend_config=Collectives(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.num_workers,  # (MIN, MAX) makes Ray Train continue with the workers there are
                 use_gpu=config.gpus_per_worker > 0,

@@ -10,6 +10,7 @@ object store of ``--object-store-gib``. Memory is the private memory of a proces
 """
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -23,11 +24,16 @@ from pathlib import Path
 from tarfile import TarFile, TarInfo
 
 import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image
 
 _CLASSES = 100
 _PER_TASK = 2000
 _EVERY_SECONDS = 0.25
+# Patterns of the source, and the side of the random patch that makes each image its own.
+_PATTERNS = 64
+_PATCH = 16
 
 
 def main() -> None:
@@ -178,15 +184,24 @@ def _make_tar(folder: Path, start: int, stop: int, side: int) -> None:
 
 
 def jpeg(number: int, side: int) -> bytes:
-    """A pattern with as much detail as a photograph: smooth colours with some noise."""
+    """A pattern with as much detail as a photograph; no two are alike, but for a patch many look alike."""
+    image = _pattern(number % _PATTERNS, side).copy()
+    rng = np.random.default_rng(number)
+    width = min(side, _PATCH)
+    top, left = rng.integers(0, side - width + 1, 2)
+    image[top : top + width, left : left + width] = rng.integers(0, 256, (width, width, 3), np.uint8)
+    return simplejpeg.encode_jpeg(image, quality=85, colorsubsampling="420")
+
+
+@functools.cache
+def _pattern(number: int, side: int) -> NDArray[np.uint8]:
+    """Smooth colours with some noise."""
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
     smooth = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC), np.int16)
     tile = rng.integers(-12, 13, (min(side, 64), min(side, 64), 3), np.int16)
     noise = np.tile(tile, (side // len(tile) + 1, side // len(tile) + 1, 1))[:side, :side]
-    buffer = BytesIO()
-    Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return (smooth + noise).clip(0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A prepared digits dataset and a small population of it, shared by the distributed tests."""
 
+import fcntl
+
 import pytest
 
 from easycore_ray import prepare, score, select
@@ -9,17 +11,31 @@ POPULATION = 97
 
 
 @pytest.fixture(scope="session")
-def digits(ray_session, tmp_path_factory):
-    """The embedded digits, prepared."""
-    return prepare(source="digits", out=str(tmp_path_factory.mktemp("digits") / "dataset"))
+def shared(tmp_path_factory, worker_id):
+    """A function that gives ``make(folder)``: what one process of this test run makes, the others find finished."""
+    base = tmp_path_factory.getbasetemp()
+    root = base if worker_id == "master" else base.parent
+    (root / "shared").mkdir(exist_ok=True)
+
+    def made(name, make):
+        with (root / "shared" / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return make(str(root / "shared" / name))
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def population(digits, tmp_path_factory):
+def digits(ray_session, shared):
+    """The embedded digits, prepared."""
+    return shared("digits", lambda out: prepare(source="digits", out=out))
+
+
+@pytest.fixture(scope="session")
+def population(digits, shared):
     """A coreset of 97 digits to score and train on."""
     fraction = POPULATION / digits.manifest["counts"]["train"]
-    out = str(tmp_path_factory.mktemp("population") / "coreset")
-    return select(dataset=digits.path, method="random", fraction=fraction, out=out)
+    return shared("population", lambda out: select(dataset=digits.path, method="random", fraction=fraction, out=out))
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +54,6 @@ def settings(digits, population):
 
 
 @pytest.fixture(scope="session")
-def two_workers(settings, tmp_path_factory):
+def two_workers(settings, shared):
     """An uninterrupted run on two workers: what the others are compared with."""
-    return score(**settings(tmp_path_factory.mktemp("two") / "run"))
+    return shared("two_workers", lambda out: score(**settings(out)))

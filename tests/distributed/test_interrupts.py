@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from easycore_ray import score
 from easycore_ray.storage.artifact import open_artifact
 from tests.faults import MARK, processes
 
@@ -65,17 +64,3 @@ def test_a_run_that_is_interrupted_ends_at_once(command, tmp_path, number, code,
     assert processes(environment[MARK], "") == []
     with pytest.raises(Exception, match="still being written"):
         open_artifact(str(tmp_path / "run"))
-
-
-@pytest.fixture
-def pythons_handler():
-    """That of an interactive process, whatever these tests were started by."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_the_handler_of_interrupts_stays_pythons(settings, tmp_path, pythons_handler):
-    """Ray Train puts its own in place, and leaves it there: what comes after training could not be interrupted."""
-    score(**settings(tmp_path / "run", epochs=1))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,5 +1,6 @@
 """Scoring runs on real Ray Train workers: exact, exactly once, reproducible, resumable."""
 
+import signal
 import time
 
 import numpy as np
@@ -64,13 +65,13 @@ def test_scores_equal_a_slow_loop_over_single_images(settings, two_workers, digi
         np.testing.assert_allclose(found["el2n"][at], np.linalg.norm(probabilities - onehot), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib", "epochs"), [(1, 32, 2.0, 2), (3, 48, 0.0, 1)])
+@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib", "epochs"), [(1, 32, 2.0, 2), (2, 48, 0.0, 1)])
 def test_every_sample_is_scored_once_whatever_the_workers(
     settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib, epochs
 ):
-    """1, 2 and 3 workers, in memory or streamed, score each sample once; scores of given weights are the same.
+    """One worker, or two that stream, score each sample once; scores of given weights are the same.
 
-    (3 workers in memory: see the fused run below.)
+    (Two and three in memory: see the runs above and below.)
     """
     changes = dict(num_workers=num_workers, batch_size=batch_size, cache_gib=cache_gib, epochs=epochs)
     run = score(**settings(tmp_path / "run", cpus_per_worker=0.5, **changes))
@@ -83,11 +84,24 @@ def test_every_sample_is_scored_once_whatever_the_workers(
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_table_bit_for_bit(settings, two_workers, digits, population, tmp_path):
-    """A second run of the same configuration has the same fingerprint, part by part."""
+@pytest.fixture
+def pythons_handler():
+    """That of an interactive process, whatever these tests were started by."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_same_seed_gives_the_same_table_bit_for_bit(settings, two_workers, tmp_path, pythons_handler):
+    """A second run of the same configuration has the same fingerprint, part by part.
+
+    It leaves the handler of interrupts as it was: Ray Train puts its own in its place, and what comes after training
+    could not be interrupted.
+    """
     again = score(**settings(tmp_path / "run"))
 
     assert fingerprint_of(again) == fingerprint_of(two_workers)
+    assert signal.getsignal(signal.SIGINT) is pythons_handler
 
 
 def test_aign_is_the_mean_over_epochs_without_the_initial_weights(two_workers):
@@ -130,7 +144,7 @@ def test_another_configuration_does_not_replace_a_run(settings, two_workers, dig
 def test_a_diverged_run_says_so_and_is_not_retried(settings, digits, population, tmp_path):
     """An absurd learning rate ends in one clear error."""
     with pytest.raises(EasyCoreError, match=r"diverged|not finite"):
-        score(**settings(tmp_path / "run", lr=1e30, warmup_fraction=0.0))
+        score(**settings(tmp_path / "run", lr=1e30, warmup_fraction=0.0, num_workers=1))
 
 
 def test_more_workers_than_the_cluster_can_give_are_refused(settings, digits, population, tmp_path):

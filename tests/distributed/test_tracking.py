@@ -50,14 +50,21 @@ def assert_has_epochs(uri, run, folder):
 
 
 def test_a_server_that_was_away_for_a_whole_pipeline_gets_everything_later(ray_session, empty_store, tmp_path, capfd):
-    """The command is given again with the server up and finds all finished: every run has every epoch, once."""
+    """What is missing is said, and the job goes on to its end.
+
+    The command is given again with the server up and finds all finished: every run has every epoch, once.
+    """
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     config = tiny(str(tmp_path / "run")).replace(
         method=(), training=("standard",), steps=50, num_workers=1, tracking_uri=uri
     )
     pipeline(config)
-    assert "the next command with this --out brings them" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert uri in said
+    assert "2 of 2 runs" in said
+    assert "the next command with this --out brings them" in said
+    assert paths.read_json(str(tmp_path / "run" / "summary.json"))["rows"]
 
     with serve(tmp_path, port, empty_store):
         for _ in range(2):

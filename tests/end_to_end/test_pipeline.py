@@ -173,21 +173,6 @@ def test_a_sweep_with_a_lost_trial_runs_only_that_one(sweep_restored):
     assert json.loads((out / "sweep" / "summary.json").read_text())["rows"] == json.loads(summary)["rows"]
 
 
-def test_an_unreachable_tracking_server_is_a_warning(finished, tmp_path):
-    """Tracking says what is missing; the job goes on to its end."""
-    out = finished[0]
-    done = run_job("jobs.sweep", "--preset", "tiny", "--dataset", str(out / "dataset"), "--scores", str(out / "scores"),
-                   "--out", str(tmp_path / "sweep"), "--training", "standard",
-                   "--tracking-uri", "http://127.0.0.1:9")  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    assert "http://127.0.0.1:9" in done.stderr
-    assert "2 of 2 runs" in done.stderr or "3 of 3 runs" in done.stderr
-    assert "the next command with this --out brings them" in done.stderr
-    assert not (tmp_path / "sweep" / "tracking").exists()
-    assert json.loads((tmp_path / "sweep" / "summary.json").read_text())["rows"]
-
-
 def _submit(command, environment, seconds=120):
     """Submit and follow a job; the head answers before its agent can take jobs, and says so."""
     deadline = time.monotonic() + seconds

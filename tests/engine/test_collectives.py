@@ -57,4 +57,4 @@ def test_ray_train_is_given_the_backend():
     config = collectives.Collectives()
 
     assert config.backend_cls is collectives._Backend
-    assert config.timeout_s == 300
+    assert config.timeout_seconds == 300

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
 from easycore_ray.data.dataset import open_dataset
@@ -26,7 +27,7 @@ def killed(source, out, moment, *, here, **fields):
     """Import in a process of its own that dies at a moment."""
     fields |= {"source": source, "out": str(out), "val_fraction": 0.1, "shard_mib": 15 * 108 / 2**20}
     request = json.dumps({"fields": fields, "moment": moment, "here": here})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run(
         [sys.executable, "tests/killed_import.py", request], cwd=ROOT, env=environment, capture_output=True, text=True
     )
