@@ -22,6 +22,7 @@ from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import fused_scores
 from easycore_ray.core.seeding import generator, seeded
+from easycore_ray.core.sgd import SGD
 from easycore_ray.core.training_plan import TrainingPlan
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
@@ -59,21 +60,15 @@ class EpochResult:
     """Share of the epoch's time in which the device did nothing but wait for the next batch, in [0, 1]."""
 
 
-def make_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.SGD:
-    """SGD over all parameters, which stay float32; the learning rate is set before every step.
+def make_optimizer(model: nn.Module, plan: TrainingPlan) -> SGD:
+    """SGD over all parameters, which stay float32; each step is given its learning rate.
 
     Args:
         model: the bare module.
         plan: gives momentum, Nesterov and weight decay.
     """
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=plan.lr,
-        momentum=plan.momentum,
-        nesterov=plan.nesterov and plan.momentum > 0,
-        weight_decay=plan.weight_decay,
-        foreach=True,
-    )
+    nesterov = plan.nesterov and plan.momentum > 0
+    return SGD(model.parameters(), momentum=plan.momentum, nesterov=nesterov, weight_decay=plan.weight_decay)
 
 
 def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
@@ -85,7 +80,7 @@ def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
 
 def train_epoch(
     model: nn.Module,
-    optimizer: torch.optim.SGD,
+    optimizer: SGD,
     batches: Batches,
     plan: TrainingPlan,
     *,
@@ -202,7 +197,7 @@ class _TimedBatches:
 
 
 def _update(
-    optimizer: torch.optim.SGD,
+    optimizer: SGD,
     parameters: list[nn.Parameter],
     losses: Tensor,
     combine: Combine | None,
@@ -214,8 +209,7 @@ def _update(
     if combine is not None:
         count = combine([*gradients, loss], count)
     torch._foreach_div_(gradients, float(count))
-    optimizer.param_groups[0]["lr"] = rate
-    optimizer.step()
+    optimizer.step(rate)
     return loss
 
 

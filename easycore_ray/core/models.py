@@ -10,6 +10,7 @@ import importlib
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from importlib.machinery import PathFinder
 from typing import cast
 
 import torch
@@ -156,6 +157,22 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
             "compiler (and on GPUs Triton) on every node, or leave --compile out"
         ) from error
     return cast(nn.Module, torch.compile(model))
+
+
+def files_of(name: str) -> list[str]:
+    """Files that a user's model ``package.module:function`` would be imported from, outermost package first.
+
+    Nothing is imported to find them; those of a module that is not there are left out.
+    """
+    found: list[str] = []
+    parts, places = name.partition(":")[0].split("."), None
+    for count in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:count]), places)
+        if spec is None:
+            break
+        found += [spec.origin] if spec.has_location and spec.origin is not None else []
+        places = spec.submodule_search_locations
+    return found
 
 
 def _users_network(name: str, num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:

@@ -1,5 +1,6 @@
 """Checkpoints: weights as safetensors, described by the manifest; written, read and opened as models."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from easycore_ray.core.models import files_of
+from easycore_ray.core.names import is_user_model
 from easycore_ray.engine.checkpoint_files import LAST
 from easycore_ray.engine.plan import build
 from easycore_ray.storage import paths
@@ -64,6 +67,19 @@ def read_model(where: str, content: bytes, arguments: dict[str, Any]) -> nn.Modu
     return model.to(memory_format=torch.channels_last).eval()
 
 
+def _refuse_code_inside(folder: str, arguments: dict[str, Any]) -> None:
+    """Refuse a checkpoint that brings the code of its model along: what is loaded runs none of its own."""
+    name, root = arguments["name"], Path(folder).resolve()
+    if paths.is_remote(folder) or not is_user_model(name):
+        return
+    inside = [file for file in files_of(name) if root in Path(file).resolve().parents]
+    if inside:
+        raise EasyCoreError(
+            f"{folder} names the model {name}, whose code {inside[0]} lies in the checkpoint itself; a checkpoint is "
+            "data and runs no code of its own: read that code, move it elsewhere, and put it on PYTHONPATH"
+        )
+
+
 def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Module]:
     """A finished checkpoint and its model, in evaluation mode on the CPU.
 
@@ -72,7 +88,8 @@ def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Mo
         weights: ``last``, those after the last epoch, or ``best``, after the epoch that validation chose.
 
     Raises:
-        EasyCoreError: if it is missing, unfinished or damaged, or there is no best epoch.
+        EasyCoreError: if it is missing, unfinished or damaged, there is no best epoch, or the code of its model lies
+            in it.
     """
     artifact = open_artifact(path, "checkpoint")
     files = {"last": LAST} | artifact.manifest.get("weights", {})
@@ -88,6 +105,7 @@ def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Mo
         raise EasyCoreError(
             f"{where}: not the fingerprint in the manifest, these are other weights; copy or train them again"
         )
+    _refuse_code_inside(artifact.path, arguments)
     name = files[weights]
     model = read_model(paths.join(artifact.path, name), contents[name], arguments)
     return Checkpoint(artifact.path, artifact.manifest), model

@@ -33,13 +33,13 @@ class _Backend(Backend):
         worker_group.execute(use_address_of_ray)
         place = worker_group.execute_single(0, get_address_and_port)
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
-        arguments = (join, place, backend, backend_config.timeout_seconds)
+        arguments = (join_group, place, backend, backend_config.timeout_seconds)
         ray.get([worker_group.execute_single_async(rank, *arguments) for rank in range(len(worker_group))])
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Let them part; one that does not answer is ended anyway."""
         with contextlib.suppress(ray.exceptions.GetTimeoutError):
-            ray.get(worker_group.execute_async(part), timeout=_SHUTDOWN_SECONDS)
+            ray.get(worker_group.execute_async(leave_group), timeout=_SHUTDOWN_SECONDS)
 
 
 @dataclass
@@ -81,7 +81,7 @@ def _on_own_device() -> Iterator[None]:
     yield
 
 
-def join(place: tuple[str, int], backend: str, timeout_seconds: int) -> None:
+def join_group(place: tuple[str, int], backend: str, timeout_seconds: int) -> None:
     """In a worker: join the process group, and say in the environment who it is, as torchrun does.
 
     Args:
@@ -102,7 +102,7 @@ def join(place: tuple[str, int], backend: str, timeout_seconds: int) -> None:
     torch.distributed.init_process_group(backend, rank=numbers[0], world_size=numbers[1], timeout=timeout)
 
 
-def part() -> None:
+def leave_group() -> None:
     """In a worker: leave the process group, and give back the GPU's cached memory."""
     import torch.distributed
 

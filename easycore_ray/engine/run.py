@@ -22,6 +22,7 @@ from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, 
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.sgd import SGD
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import Loader, MemoryLoader
 from easycore_ray.engine.plan import Fit
@@ -75,7 +76,7 @@ class _Run:
     trained: nn.Module
     """``model``, or its compiled form."""
     gradients: Gradients
-    optimizer: torch.optim.SGD
+    optimizer: SGD
     recorder: Recorder | None
     validation: ValidationBlocks
     scored_at_once: RowLimit

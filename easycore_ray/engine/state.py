@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from easycore_ray.core.sgd import SGD
 from easycore_ray.engine.checkpoint_files import BEST, LAST
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -84,17 +85,17 @@ class HaltedError(EasyCoreError):
         """The state after the last whole epoch; None if no epoch was completed."""
 
 
-def optimizer_tensors(optimizer: torch.optim.SGD, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: SGD, model: nn.Module) -> dict[str, Tensor]:
     """Momentum buffers by parameter name, each of its parameter's shape and dtype, on the CPU."""
     found = {}
     for name, parameter in model.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        momentum = optimizer.momentum_buffers.get(parameter)
         if momentum is not None:
             found[name] = momentum.detach().cpu().contiguous()
     return found
 
 
-def load_optimizer(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(optimizer: SGD, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Restore the momentum buffers that ``optimizer_tensors`` returned.
 
     Args:
@@ -104,8 +105,7 @@ def load_optimizer(optimizer: torch.optim.SGD, model: nn.Module, tensors: dict[s
     """
     for name, parameter in model.named_parameters():
         if name in tensors:
-            momentum = torch.empty_like(parameter).copy_(tensors[name])
-            optimizer.state[parameter]["momentum_buffer"] = momentum
+            optimizer.momentum_buffers[parameter] = torch.empty_like(parameter.detach()).copy_(tensors[name])
 
 
 def save_state(folder: str, state: State) -> None:

@@ -139,6 +139,8 @@ def run_on_actors(
     """
     import ray
 
+    from easycore_ray.runtime.ray_errors import in_a_sentence, lacks_package
+
     lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError)
     first = list(itertools.islice(waiting, resources.in_flight or 1))
     items, losses = _Queue(itertools.chain(first, waiting)), dict[int, int]()
@@ -154,6 +156,8 @@ def run_on_actors(
                 pool.stop(actor)
                 number = -1 if item is None else item[0]
                 losses[number] = losses.get(number, 0) + 1
+                if lacks_package(error):
+                    raise in_a_sentence(error, label) from None
                 if losses[number] > resources.max_retries:
                     raise EasyCoreError(lost_too_often(label, resources)) from error
                 if item is not None:
@@ -167,11 +171,8 @@ def run_on_actors(
                 pool.give(actor, following)
             if item is not None:
                 yield item[0], result
-    except ray.exceptions.RayTaskError as error:
-        # Our own sentence, without the traceback of the actor around it.
-        if isinstance(error.cause, EasyCoreError):
-            raise error.cause from None
-        raise
+    except ray.exceptions.RayError as error:
+        raise in_a_sentence(error, label) from None
     finally:
         pool.stop_all()
 

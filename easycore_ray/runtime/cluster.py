@@ -18,6 +18,7 @@ import ray
 from easycore_ray.runtime.autoscaler import Outlook, look, total_of
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.interrupts import keeping_handler
+from easycore_ray.runtime.ray_errors import quieten_ray
 from easycore_ray.runtime.room import await_room, nodes_there
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
@@ -96,6 +97,7 @@ def connect() -> None:
         with keeping_handler():
             # Never joins a cluster that happens to run on this machine: that takes RAY_ADDRESS=auto.
             own = {"include_dashboard": False} if address == "local" else {}
+            quieten_ray()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:
         why = " ".join(str(error).split())

@@ -172,6 +172,8 @@ def _run_on_ray(
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    from easycore_ray.runtime.ray_errors import in_a_sentence
+
     leases = leases_of_job()
     task = ray.remote(
         name=function.__name__,
@@ -194,13 +196,10 @@ def _run_on_ray(
             done, _ = ray.wait(list(running))
             # Forgotten before it is handed on, so that the object store need not hold it any longer.
             yield running.pop(done[0]), ray.get(done[0])
-    except ray.exceptions.RayTaskError as error:
-        # Our own sentence, without the task's traceback around it.
-        if isinstance(error.cause, EasyCoreError):
-            raise error.cause from None
-        raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise EasyCoreError(lost_too_often(label, resources)) from error
+    except ray.exceptions.RayError as error:
+        raise in_a_sentence(error, label) from None
     finally:
         for ref in running:
             # With its process: a task that is interrupted in an import leaves modules half imported to the next one.

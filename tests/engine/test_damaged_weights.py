@@ -1,5 +1,8 @@
 """Weights that are not those a training run wrote."""
 
+import json
+import shutil
+
 import pytest
 
 from easycore_ray.engine.checkpoint import open_checkpoint
@@ -35,3 +38,22 @@ def test_damaged_weights_are_refused_by_name(weights, damage):
     finally:
         weights.write_bytes(content)
     assert open_checkpoint(str(weights.parent))
+
+
+@pytest.mark.parametrize("module", ["downloaded.network", "downloaded.inner.network"])
+def test_code_that_lies_in_a_checkpoint_is_not_run(weights, tmp_path, monkeypatch, module):
+    """A folder from elsewhere, unpacked where Python looks for modules, whose manifest names a model of its own."""
+    folder = tmp_path / "downloaded"
+    shutil.copytree(weights.parent, folder)
+    file = tmp_path / f"{module.replace('.', '/')}.py"
+    file.parent.mkdir(exist_ok=True)
+    for place in (file, file.with_name("__init__.py")):
+        place.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"]["name"] = f"{module}:make"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(EasyCoreError, match=r"whose code .*\.py lies in the checkpoint itself"):
+        open_checkpoint(str(folder))
+    assert not (tmp_path / "ran").exists()
