@@ -31,9 +31,9 @@ os.environ.update(
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Files that need a Ray come first, small ones fill up what is left: two workers then end at the same time."""
-    slow = {item.path for item in items if item.get_closest_marker("ray")}
+    ray, slow = ({item.path for item in items if item.get_closest_marker(name)} for name in ("ray", "slow"))
     sizes = {path: path.stat().st_size for path in {item.path for item in items}}
-    items.sort(key=lambda item: (item.path not in slow, -sizes[item.path]))
+    items.sort(key=lambda item: (item.path not in ray, item.path not in slow, -sizes[item.path]))
 
 
 # Folders of the Ray that runs for tests, if one does.

@@ -65,15 +65,20 @@ def test_scores_equal_a_slow_loop_over_single_images(settings, two_workers, digi
         np.testing.assert_allclose(found["el2n"][at], np.linalg.norm(probabilities - onehot), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size", "cache_gib", "epochs"), [(1, 32, 2.0, 2), (2, 48, 0.0, 1)])
+@pytest.mark.parametrize(
+    ("num_workers", "batch_size", "cache_gib", "epochs", "score_pass"),
+    [(1, 32, 2.0, 2, "eval"), (2, 48, 0.0, 1, "fused")],
+)
 def test_every_sample_is_scored_once_whatever_the_workers(
-    settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib, epochs
+    settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib, epochs, score_pass
 ):
     """One worker, or two that stream, score each sample once; scores of given weights are the same.
 
     (Two and three in memory: see the runs above and below.)
     """
-    changes = dict(num_workers=num_workers, batch_size=batch_size, cache_gib=cache_gib, epochs=epochs)
+    changes = dict(
+        num_workers=num_workers, batch_size=batch_size, cache_gib=cache_gib, epochs=epochs, score_pass=score_pass
+    )
     run = score(**settings(tmp_path / "run", cpus_per_worker=0.5, **changes))
     ids = read_sample_ids(population)
 

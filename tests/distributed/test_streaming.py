@@ -29,7 +29,7 @@ def dataset(tmp_path):
 
 def settings(dataset, out, **changes):
     return dict(
-        dataset=dataset.path, out=str(out), model="cnn", width=2, epochs=2, batch_size=16, segment_images=40,
+        dataset=dataset.path, out=str(out), model="cnn", width=2, epochs=2, batch_size=16, segment_images=50,
         augment="imagenet", eps=0.03, tracking_uri="none", threads_per_worker=1, num_workers=1, cpus_per_worker=0.5,
     ) | changes  # fmt: skip
 

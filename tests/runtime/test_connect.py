@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import ray
 
 CONNECT = """
 from easycore_ray.cli.command import mistakes_in_one_line
@@ -38,12 +40,12 @@ def test_an_address_where_nobody_listens():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_where_something_else_listens(scheme):
+def test_an_address_where_something_else_listens():
     """It takes the connection and says nothing; Ray itself waits for more than two minutes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        said = said_by_connecting(RAY_ADDRESS=f"{scheme}127.0.0.1:{server.getsockname()[1]}")
-    assert "something listens there that is no Ray" in said
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        addresses = [f"{scheme}127.0.0.1:{server.getsockname()[1]}" for scheme in ("", "ray://")]
+        said = list(pool.map(lambda address: said_by_connecting(RAY_ADDRESS=address), addresses))
+    assert all("something listens there that is no Ray" in line for line in said)
 
 
 @pytest.mark.slow
@@ -98,10 +100,10 @@ with mistakes_in_one_line():
 """
 
 
-@pytest.mark.slow
-def test_sigterm_is_ours_after_ray_has_started():
+@pytest.mark.ray
+def test_sigterm_is_ours_after_ray_has_started(ray_session):
     """Ray's own handler would end the process without a line, and MLflow's run would go on for ever."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run([sys.executable, "-c", SIGNALLED], env=environment, capture_output=True, text=True,
                           timeout=120, check=False)  # fmt: skip
     assert (done.returncode, done.stderr) == (143, "terminated; run the same command again to resume\n")

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.soak import fuzz, kills, processes, segments, verify
+from tests.soak import fuzz, hosts, kills, processes, segments, verify
 
 KINDS: dict[str, Callable[[int], dict]] = {
     "kills": kills.run_case,
@@ -23,6 +23,7 @@ KINDS: dict[str, Callable[[int], dict]] = {
     "kills of segments": segments.run_case,
     "verify": verify.run_case,
     "fuzz": fuzz.run_case,
+    "hosts": lambda number: hosts.run_case(number // len(KINDS)),
     **{name: processes.case_of(name) for name in processes.TESTS},
 }
 
