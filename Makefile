@@ -6,6 +6,9 @@ OUT ?= runs/digits
 RESULTS ?= soak.jsonl
 CASES ?= 0:30
 
+# Processes of tests import the same files hundreds of times: let Python keep them compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check soak install clean
 
 demo: $(VENV)/.installed

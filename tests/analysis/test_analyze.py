@@ -262,6 +262,7 @@ def test_inputs_that_do_not_belong_together_are_refused(world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_reads_no_weights_and_loads_no_torch(world, tmp_path):
     """It says how much there is to do after a look at manifests and scores."""
     words = ["--scores", f"{world}/scores", "--checkpoint", f"{world}/whole", "--eval-eps", "0.1", "--dry-run"]

@@ -109,6 +109,7 @@ def test_pixels_of_raw_rows_are_a_view():
     assert np.shares_memory(view, np.frombuffer(column.buffers()[1], np.uint8))
 
 
+@pytest.mark.slow
 def test_workers_need_no_torch():
     """A Ray worker that only reads, decodes and writes shards starts seconds faster without it."""
     code = "import sys, easycore_ray.data.ingest.readers, easycore_ray.data.stream; sys.exit('torch' in sys.modules)"

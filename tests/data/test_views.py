@@ -145,6 +145,7 @@ def test_a_file_that_ends_early_is_refused(cut, form):
 DRAWS = views.view_draws(seed=7, epoch=3, sample_ids=np.arange(20_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (64, 64), (100, 20), (20, 100), (1, 1)])
 def test_random_crops_are_distributed_as_torchvisions(height, width):
     """Area, ratio and place, drawn for many samples; with sides so unequal that it falls back to the centre as well."""

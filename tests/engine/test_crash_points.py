@@ -54,7 +54,7 @@ def test_wherever_a_run_dies_it_resumes_to_the_same_bits(dataset, tmp_path, scor
     assert reached == {"batch", "gather", "commit", "half a commit", "committed"}
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_a_run_that_dies_again_and_again_ends_with_the_same_bits(seed):
     """Of any kind, with 1 to 3 workers; see ``tests.soak.segments``."""
     assert run_case(seed)["kills"] == 12

@@ -16,6 +16,7 @@ def exit_code(path):
                           capture_output=True, text=True)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_jobs_life(tmp_path):
     """Nothing, an empty folder, at work, left alone, diverged, finished."""
     out = str(tmp_path / "run")

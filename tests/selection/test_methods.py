@@ -12,12 +12,20 @@ from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection_methods import METHODS, markdown_table, ranking_method, selection_method
 from easycore_ray.storage.errors import EasyCoreError
-from tests.contract import CHECKS, combinations, kept
+from tests.contract import CHECKS, check_count, check_files, check_names, check_seed, combinations, kept
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+# Those that write files, or choose many times over.
+LONG = (check_count, check_files, check_names, check_seed)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, marks=pytest.mark.slow) if check in LONG else check for check in CHECKS],
+    ids=lambda check: check.__name__,
+)
 def test_the_contract(check):
     """Every method, by every score, with and without class balance; the case that fails is named."""
     cases = list(combinations())

@@ -5,9 +5,12 @@ import tracemalloc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from easycore_ray.data.ingest import readers
 from tests.image_sources import pixels
+
+pytestmark = pytest.mark.slow
 
 MIB = 2**20
 
