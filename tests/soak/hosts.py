@@ -9,9 +9,9 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,7 @@ def run_case(number: int) -> dict:
     inputs, out = make_inputs(), Path(tempfile.mkdtemp(prefix="soak")) / "out"
     network, said, commands, in_time = Network(workers=2), [], 0, False
     began = time.monotonic()
+    pool = ThreadPoolExecutor(1)
     try:
         while True:
             commands += 1
@@ -114,8 +115,7 @@ def run_case(number: int) -> dict:
                 wait_until(lambda log=log: _UNDER_WAY.get(job, "") in log.read_text(), driver)
                 time.sleep(rng.uniform(0, 3))
                 in_time = driver.poll() is None
-                happening = threading.Thread(target=happen, args=(network, event, rng.choice(network.workers)))
-                happening.start()
+                happening = pool.submit(happen, network, event, rng.choice(network.workers))
             code = driver.wait(timeout=600)
             if code == 0:
                 break
@@ -124,9 +124,10 @@ def run_case(number: int) -> dict:
             assert lines[-1].startswith("error: "), lines[-30:]
             assert "Traceback" not in log.read_text(), lines[-30:]
             said.append(lines[-1])
-            happening.join()
-        happening.join()
+            happening.result()
+        happening.result()
     finally:
+        pool.shutdown()
         network.close()
     assert open_artifact(str(out)).fingerprint == open_artifact(str(inputs / job)).fingerprint, "another result"
     seconds = round(time.monotonic() - began, 1)

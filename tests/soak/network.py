@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _RAY = str(Path(sys.executable).with_name("ray"))
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "RAY_AUTH_MODE": "disabled"}
 _DRAIN = """
 import sys, time
 import ray
@@ -80,7 +81,7 @@ class Network:
         ray = [_RAY, "start", "--block", f"--node-ip-address={self.ip(number)}", "--object-store-memory=150000000"]
         script = f'mount -t tmpfs tmpfs {self._folder} && exec "$@"'
         command = ["ip", "netns", "exec", self._space(number), "bash", "-c", script, "host", *ray, *role]
-        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | _QUIET
         self._processes[number] = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -102,7 +103,7 @@ class Network:
 
     def run(self, command: Sequence[str], log: Path) -> subprocess.Popen:
         """Start a command on the head, connected to the cluster."""
-        environment = os.environ | {"RAY_ADDRESS": self.gcs_address}
+        environment = os.environ | _QUIET | {"RAY_ADDRESS": self.gcs_address}
         with log.open("w") as sink:
             return subprocess.Popen(self.on(0, *command), env=environment, stdout=sink, stderr=sink)
 
@@ -127,7 +128,7 @@ class Network:
     def drain(self, number: int, seconds: float) -> None:
         """Announce that a host will be taken away."""
         command = self.on(0, sys.executable, "-c", _DRAIN, self.gcs_address, self.ip(number), str(seconds))
-        subprocess.run(command, check=True, timeout=60, capture_output=True)
+        subprocess.run(command, check=True, timeout=60, capture_output=True, env=os.environ | _QUIET)
 
     def close(self) -> None:
         """End all hosts."""
