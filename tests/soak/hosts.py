@@ -32,7 +32,7 @@ JOBS = {
     "train": f"--dataset {{inputs}}/dataset --out {{out}} --epochs 4 --batch-size 64 --segment-images 400 "
     f"--commit-minutes 0 --training trades --eps 0.1 --attack-steps 2 {_SMALL} {_WORKERS}",
     "evaluate": "--dataset {inputs}/dataset --checkpoint {inputs}/train --out {out} --attack pgd20 "
-    f"--eval-eps 0.02 0.05 0.1 0.2 --threads-per-worker 1 {_WORKERS} --tracking-uri none",
+    f"--eval-eps 0.02 0.05 0.1 0.2 --threads-per-worker 1 {_WORKERS}",
     "sweep": "--dataset {inputs}/dataset --scores {inputs}/score --out {out} --method easycore --fraction 0.3 0.5 "
     f"--training standard --seeds 0 --train-epochs 4 --batch-size 64 --eval-eps 0.1 {_SMALL}",
     "reduce": "--scores {inputs}/score --out {out}",

@@ -230,4 +230,4 @@ def run_case_within_epochs(seed: int) -> dict:
     Every other case streams its images.
     """
     victims = ("worker", "worker", "all workers", "driver")
-    return run_case(seed, kills=8, victims=victims, cache_gib=2.0 * (seed % 2), **SEGMENTS)
+    return run_case(seed, kills=8, victims=victims, cache_gib=2.0 * (seed // 2 % 2), **SEGMENTS)
