@@ -76,7 +76,8 @@ def _say_of_nodes(data: dict[str, Any], **options: Any) -> None:
         _print_of_ray(data, **options)
         return
     text = next((line for line in "\n".join(data["lines"]).splitlines() if line.strip()), "")
-    say("a node of the cluster has ended" if text.startswith("Raylet is terminated") else f"Ray: {text[:_LINE]}")
+    first = text.partition(". ")[0]
+    say("a node of the cluster has ended" if first == "Raylet is terminated" else f"Ray: {first[:_LINE]}")
 
 
 def lacks_package(error: BaseException) -> bool:

@@ -107,10 +107,17 @@ class Network:
         with log.open("w") as sink:
             return subprocess.Popen(self.on(0, *command), env=environment, stdout=sink, stderr=sink)
 
+    def _pids(self, number: int) -> list[int]:
+        found = subprocess.run(["ip", "netns", "pids", self._space(number)], capture_output=True, text=True, check=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def busiest(self) -> int:
+        """The worker host on which most tasks and actors of the job run."""
+        return max(self.workers, key=lambda number: sum(map(_at_work, self._pids(number))))
+
     def kill(self, number: int) -> None:
         """End everything on a host, without a word."""
-        found = subprocess.run(["ip", "netns", "pids", self._space(number)], capture_output=True, text=True, check=True)
-        for pid in map(int, found.stdout.split()):
+        for pid in self._pids(number):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -136,6 +143,15 @@ class Network:
             self.kill(number)
         for number in (*self._processes, "sw"):
             _ip("netns", "del", self._space(number))
+
+
+def _at_work(pid: int) -> bool:
+    """Whether a process is a worker of Ray that has something to do."""
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+    return title.startswith("ray::") and not title.startswith(("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnv"))
 
 
 def _ip(*arguments: str, space: str | None = None) -> None:
