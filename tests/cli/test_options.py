@@ -165,6 +165,7 @@ def test_a_preset_is_a_pipeline(preset):
     assert PRESETS[preset].__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind is not StudyConfig])
 def test_every_job_takes_every_preset(kind):
     """Its fields make a valid configuration; on a command line they fill in what is left out, and no more."""

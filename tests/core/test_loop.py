@@ -361,6 +361,7 @@ def test_the_fused_loss_is_the_training_loss():
     assert result.loss_sum == pytest.approx(float(result.scores["loss"].sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_waiting_for_batches_is_measured_as_a_share_of_the_epoch():
     """A feed that takes most of the time is reported as such, one that takes none as nothing."""
 

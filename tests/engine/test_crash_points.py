@@ -60,6 +60,7 @@ def test_a_run_that_dies_again_and_again_ends_with_the_same_bits(seed):
     assert run_case(seed)["kills"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["score", "trades"])
 def test_results_do_not_depend_on_where_commits_fall(dataset, tmp_path, job):
     """Committing at every end of a segment or of epochs only; three workers, whose batch norm differs within one."""
