@@ -13,7 +13,7 @@ from easycore_ray.core.names import is_user_model
 from easycore_ray.engine.checkpoint_files import LAST
 from easycore_ray.engine.plan import build
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, content_hash, open_artifact
+from easycore_ray.storage.artifact import GENERATIONS, Artifact, content_hash, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -72,6 +72,8 @@ def _refuse_code_inside(folder: str, arguments: dict[str, Any]) -> None:
     name, root = arguments["name"], Path(folder).resolve()
     if paths.is_remote(folder) or not is_user_model(name):
         return
+    # The files of one that replaced another lie in a generation, within the folder that is the checkpoint.
+    root = root.parent if root.name.startswith(GENERATIONS) else root
     inside = [file for file in files_of(name) if root in Path(file).resolve().parents]
     if inside:
         raise EasyCoreError(

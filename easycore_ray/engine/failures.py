@@ -53,13 +53,11 @@ def first_failure(error: BaseException) -> WorkerError:
         error: Ray Train's, with the exceptions of its workers by rank, or its controller's.
     """
     of_controller = getattr(error, "controller_failure", None)
-    if of_controller is not None and lacks_package(of_controller):
+    by_rank: dict[int, BaseException] = getattr(error, "worker_failures", None) or {0: of_controller or error}
+    if any(map(lacks_package, by_rank.values())):
         return WorkerError(NOT_INSTALLED, repeats=True)
     if of_controller is not None:
         return WorkerError(f"Ray Train cannot run it: {_one_line(of_controller)}", repeats=True)
-    by_rank: dict[int, BaseException] = getattr(error, "worker_failures", None) or {0: error}
-    if any(map(lacks_package, by_rank.values())):
-        return WorkerError(NOT_INSTALLED, repeats=True)
     found = [
         failure if isinstance(failure, WorkerError) else WorkerError(_last_line(failure), repeats=False)
         for _, failure in sorted(by_rank.items())

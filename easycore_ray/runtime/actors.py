@@ -154,10 +154,10 @@ def run_on_actors(
                 result = ray.get(reference)
             except lost as error:
                 pool.stop(actor)
+                if lacks_package(error):
+                    raise
                 number = -1 if item is None else item[0]
                 losses[number] = losses.get(number, 0) + 1
-                if lacks_package(error):
-                    raise in_a_sentence(error, label) from None
                 if losses[number] > resources.max_retries:
                     raise EasyCoreError(lost_too_often(label, resources)) from error
                 if item is not None:

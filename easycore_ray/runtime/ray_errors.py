@@ -21,18 +21,13 @@ NOT_INSTALLED = (
     "image), or let the job bring it along: ray job submit --working-dir . -- python -m jobs.VERB"
 )
 """What is said of a node that cannot import this package."""
-# From the particular to the general.
+# Lost processes are counted and replaced by those who started them, and are not among these.
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
-    (ray.exceptions.OutOfMemoryError,
-     "a node ran out of memory; give each worker or task more of it (more --cpus-per-worker) or run fewer at a time"),
     (ray.exceptions.NodeDiedError, "its node was lost"),
     (ray.exceptions.LocalRayletDiedError, "Ray on this node has ended"),
     (ray.exceptions.ObjectLostError, "data that lay on a node was lost with it"),
     (ray.exceptions.TaskUnschedulableError, "the node it had to run on is no longer there"),
     (ray.exceptions.ActorUnschedulableError, "the node it had to run on is no longer there"),
-    (ray.exceptions.ActorDiedError, "a process of it was lost"),
-    (ray.exceptions.WorkerCrashedError, "a process of it was lost"),
-    (ray.exceptions.ActorUnavailableError, "a process of it cannot be reached; the network between the nodes was cut"),
     (ray.exceptions.RuntimeEnvSetupError, "a node could not set up the job's environment"),
     (ray.exceptions.ObjectStoreFullError, "the object store is full; give Ray a larger one"),
     (ray.exceptions.OutOfDiskError, "the disk of Ray's temporary folder is full; make room there"),

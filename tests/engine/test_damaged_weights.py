@@ -40,17 +40,22 @@ def test_damaged_weights_are_refused_by_name(weights, damage):
     assert open_checkpoint(str(weights.parent))
 
 
+@pytest.mark.parametrize("content", ["", "gen-0123abcd"])
 @pytest.mark.parametrize("module", ["downloaded.network", "downloaded.inner.network"])
-def test_code_that_lies_in_a_checkpoint_is_not_run(weights, tmp_path, monkeypatch, module):
-    """A folder from elsewhere, unpacked where Python looks for modules, whose manifest names a model of its own."""
+def test_code_that_lies_in_a_checkpoint_is_not_run(weights, tmp_path, monkeypatch, module, content):
+    """A folder from elsewhere, unpacked where Python looks for modules, whose manifest names a model of its own.
+
+    Also where the files of the checkpoint lie in a generation, beside the code.
+    """
     folder = tmp_path / "downloaded"
-    shutil.copytree(weights.parent, folder)
+    shutil.copytree(weights.parent, folder / content)
     file = tmp_path / f"{module.replace('.', '/')}.py"
     file.parent.mkdir(exist_ok=True)
     for place in (file, file.with_name("__init__.py")):
         place.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / content / "manifest.json").read_text())
     manifest["model"]["name"] = f"{module}:make"
+    manifest |= {"generation": content} if content else {}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.syspath_prepend(tmp_path)
 

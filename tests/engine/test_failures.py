@@ -49,3 +49,16 @@ def test_the_error_that_repeats_explains_those_of_the_peers():
     assert first_failure(ray.train.WorkerGroupError("two ranks", both)).text == "TypeError: x"
     lost = first_failure(ray.train.WorkerGroupError("one rank", {1: RuntimeError("it died\n  killed by signal 9\n")}))
     assert (lost.text, lost.repeats) == ("killed by signal 9", False)
+
+
+def test_a_node_without_the_package_is_said_whoever_met_it():
+    """A worker that cannot even read what it is to run, or Ray Train's controller."""
+    missing = ModuleNotFoundError("No module named 'easycore_ray'")
+    for error in (
+        ray.train.WorkerGroupError("one rank", {1: missing}),
+        ray.train.ControllerError(missing),
+    ):
+        found = first_failure(error)
+        assert found.repeats
+        assert found.text.startswith("a node of the cluster does not have easycore_ray; install this version")
+    assert first_failure(ray.train.ControllerError(ValueError("x"))).text == "Ray Train cannot run it: x"

@@ -5,6 +5,7 @@ util-linux. The first host is the head; Ray there has no CPUs.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,8 @@ class Network:
     """
 
     def __init__(self, workers: int) -> None:
+        assert os.geteuid() == 0, "network namespaces need root"
+        assert None not in map(shutil.which, ("ip", "nsenter")), "iproute2 and util-linux are needed"
         self._name = "ec" + uuid.uuid4().hex[:4]
         self._folder = Path(tempfile.mkdtemp(prefix="ec", dir="/tmp"))
         self._processes: dict[int, subprocess.Popen] = {}
@@ -87,10 +90,10 @@ class Network:
         )
         self._wait_for(number)
 
-    def _wait_for(self, number: int, seconds: float = 60) -> None:
+    def _wait_for(self, number: int) -> None:
         """Until its raylet has made its socket."""
-        deadline = time.monotonic() + seconds
-        look = ["bash", "-c", f"ls {self._folder}/session_latest/sockets/raylet* {self._folder}/*/sockets/raylet*"]
+        deadline = time.monotonic() + 60
+        look = ["bash", "-c", f"ls {self._folder}/*/sockets/raylet*"]
         while subprocess.run(self.on(number, *look), capture_output=True, check=False).stdout == b"":
             assert self._processes[number].poll() is None, f"host {number} has ended"
             assert time.monotonic() < deadline, f"Ray does not start on host {number}"
