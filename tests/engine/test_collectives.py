@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import ray
 
 from easycore_ray.engine import collectives
 from easycore_ray.engine.collectives import interface_of, interface_variables
@@ -58,3 +59,43 @@ def test_ray_train_is_given_the_backend():
 
     assert config.backend_cls is collectives._Backend
     assert config.timeout_seconds == 300
+
+
+class Group:
+    """Two workers of Ray Train, of whom only is known what they were asked to run."""
+
+    def __init__(self, gpus):
+        self.gpus, self.asked = gpus, []
+
+    def __len__(self):
+        return 2
+
+    def get_resources_per_worker(self):
+        return {"CPU": 1, "GPU": self.gpus}
+
+    def execute(self, function):
+        self.asked.append((function.__name__,))
+
+    def execute_single(self, rank, function):
+        self.asked.append((function.__name__, rank))
+        return "10.0.0.5", 29500
+
+    def execute_single_async(self, rank, function, *arguments):
+        self.asked.append((function.__name__, rank, *arguments))
+        return ray.put(None)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "nccl")])
+def test_workers_find_the_interface_before_they_join(ray_session, gpus, backend):
+    """All of them, then the address of the first, where all join with the time-out that was set."""
+    group = Group(gpus)
+    config = collectives.Collectives(timeout_seconds=7)
+    config.backend_cls().on_start(group, config)
+
+    assert group.asked == [
+        ("use_address_of_ray",),
+        ("get_address_and_port", 0),
+        ("join_group", 0, ("10.0.0.5", 29500), backend, 7),
+        ("join_group", 1, ("10.0.0.5", 29500), backend, 7),
+    ]
