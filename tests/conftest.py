@@ -71,6 +71,21 @@ def ray_session():
 
 
 @pytest.fixture(autouse=True)
+def no_heartbeats_left():
+    """A command that a test has "killed" in this process beats no more.
+
+    Its heartbeat would go on, to wherever the environment points by then. Seven of them to stores that are gone
+    occupy the eight threads with which pyarrow writes to any store for 100 s; a later test then waits for that long.
+    """
+    yield
+    lease = sys.modules.get("easycore_ray.storage.lease")
+    if lease is not None:
+        for _, stop, _ in lease._held.values():
+            stop.set()
+        lease._held.clear()
+
+
+@pytest.fixture(autouse=True)
 def no_ray_unasked(request):
     """Ray is started for tests that say so: another would depend on the order of tests."""
     yield
