@@ -292,6 +292,9 @@ class ResourceConfig(JobConfig):
         found = super().problems()
         if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
             found.append(f"cpus_per_worker must be > 0, got {self.cpus_per_worker:g}; leave it out for an equal share")
+        gpus = self.gpus_per_worker
+        if gpus > 1 and gpus != int(gpus):
+            found.append(f"gpus_per_worker must be a whole number or below 1, got {gpus:g}; pass {math.ceil(gpus)}")
         return found
 
 
@@ -320,8 +323,8 @@ class TrackingConfig(Checked):
     """Where runs are tracked. Never changes, stops or slows a run."""
 
     tracking_uri: Text | None = setting(default=None, identity=False, group="tracking")
-    """MLflow server (http://…) or store (sqlite:////abs/mlflow.db); by default mlflow.db in --out.
-    'none' switches tracking off."""
+    """MLflow server (http://…) or store (sqlite:////abs/mlflow.db); by default MLFLOW_TRACKING_URI of the environment,
+    else mlflow.db in --out (coreset, evaluate, analyze: nowhere). 'none' switches tracking off."""
     experiment: Text = setting(default="easycore", identity=False, group="tracking")
     """MLflow experiment the runs are filed under."""
 

@@ -19,6 +19,8 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.util import TrainingFramework
 
+from easycore_ray.runtime.devices import problem_of
+
 _SHUTDOWN_SECONDS = 30
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # Linux: the address of an interface, and where it is in the answer.
@@ -32,7 +34,9 @@ class _Backend(Backend):
         """Prepare every worker, then let them join."""
         worker_group.execute(use_address_of_ray)
         place = worker_group.execute_single(0, get_address_and_port)
-        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+        # Where a node's GPUs cannot be used, the workers meet all the same, and then say so themselves.
+        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) and all(worker_group.execute(can_use_gpu))
+        backend = "nccl" if on_gpus else "gloo"
         arguments = (join_group, place, backend, backend_config.timeout_seconds)
         ray.get([worker_group.execute_single_async(rank, *arguments) for rank in range(len(worker_group))])
 
@@ -79,6 +83,11 @@ def _on_own_device() -> Iterator[None]:
     if torch.cuda.is_available() and (device := ray.train.torch.get_device()).type == "cuda":
         torch.cuda.set_device(device)
     yield
+
+
+def can_use_gpu() -> bool:
+    """In a worker: whether torch can use a GPU there."""
+    return problem_of("cuda") is None
 
 
 def join_group(place: tuple[str, int], backend: str, timeout_seconds: int) -> None:

@@ -22,6 +22,7 @@ from easycore_ray.engine.validation import keeps_validation
 from easycore_ray.engine.worker_group import WHOLE_EPOCHS, RayContext, read_checkpoint
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import say
+from easycore_ray.runtime.devices import check_device
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.runtime.progress_actor import watching
 from easycore_ray.runtime.reservations import give_back, reservations
@@ -29,7 +30,8 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim, giving_back
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import check_seen
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.runs import TrackedRun
 
 
 def fit_on_ray(
@@ -65,7 +67,7 @@ def fit_on_ray(
     paths.make_dir(storage)
     check_committed_states(paths.join(storage, name))
     with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as actor, _quiet():
-        work = {"fit": fit, "recorder": recorder, "progress_actor": actor, "claim": made}
+        work = {"fit": fit, "recorder": recorder, "progress_actor": actor, "claim": made, "device": config.device}
         make_trainer = _trainer_factory(work, config, storage, name)
         result = _fit_with_retries(make_trainer, config.max_failures, label)
     answer = result.return_value or {}
@@ -236,8 +238,16 @@ def demand_of(config: ResourceConfig, num_workers: int | tuple[int, int], *, dec
         config: resources of a worker.
         num_workers: or fewest and most.
         decodes: whether images are decoded beside the workers.
+
+    Raises:
+        EasyCoreError: workers would share a GPU.
     """
     least, most = num_workers if isinstance(num_workers, tuple) else (num_workers, num_workers)
+    if most > 1 and 0 < config.gpus_per_worker <= 0.5:
+        raise EasyCoreError(
+            f"{most} workers with {config.gpus_per_worker:g} GPUs each would share one, over which NCCL cannot sum "
+            "gradients; pass --gpus-per-worker 1, or a single worker"
+        )
     there = cluster.capacity(config.most) if config.cpus_per_worker is None else None
     return cluster.Demand(
         num_workers=least,
@@ -255,6 +265,7 @@ def _worker(work: dict[str, Any]) -> dict[str, Any]:
     fit: Fit = work["fit"]
     try:
         check_seen([work["claim"].lease] if work["claim"] else [])
+        check_device(work["device"])
         context = RayContext(work["progress_actor"], work["claim"])
         loader = open_loader(fit, context.rank, context.world_size)
         run_epochs(fit, context, loader, work["recorder"])

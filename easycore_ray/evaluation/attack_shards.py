@@ -24,6 +24,7 @@ from easycore_ray.evaluation.autoattack import autoattack
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
 from easycore_ray.evaluation.threats import AUTOATTACK, Threats, outcome_column
 from easycore_ray.runtime.cluster import Demand
+from easycore_ray.runtime.devices import check_device
 from easycore_ray.runtime.tasks import KeptResults, LongLived, map_tasks, worker_resources
 from easycore_ray.storage.artifact import Claim
 
@@ -239,6 +240,7 @@ class ShardAttacker:
 
     def __init__(self, model: nn.Module, path: str, split: str, threats: Threats, device: TaskDevice) -> None:
         torch.set_num_threads(device.threads)
+        check_device(device.name)
         self._dataset, self._split, self._threats, self._device = open_dataset(path), split, threats, device.name
         self._model = model.to(device.name)
         self._limit = limit_of(threats, image_bytes_per_row(self._dataset))

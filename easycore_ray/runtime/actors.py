@@ -13,6 +13,8 @@ from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import Lease, check_seen, leases_of_job
 
 _Item = tuple[int, tuple[Any, ...]]
+# Between two looks at which actors have a place in the cluster.
+_LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,17 @@ class _Pool:
     Args:
         work: what they make and call.
         resources: of each.
+        label: what is being done, for messages.
     """
 
-    def __init__(self, work: LongLived, resources: TaskResources) -> None:
+    def __init__(self, work: LongLived, resources: TaskResources, label: str) -> None:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self._work = work
+        from easycore_ray.runtime.room import Awaited
+
+        self._work, self._awaited = work, Awaited(label)
+        self._resources = {"CPU": float(resources.cpus), "GPU": float(resources.gpus)}
         self._kind = ray.remote(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
@@ -88,6 +94,8 @@ class _Pool:
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
         )(_Actor)
         self._running: dict[Any, tuple[Any, _Item | None]] = {}
+        # Of each actor that waits for its place in the cluster: what is done once its process runs.
+        self._unplaced: list[Any] = []
 
     @property
     def at_work(self) -> bool:
@@ -97,6 +105,7 @@ class _Pool:
     def start(self) -> None:
         """Start an actor; it is given an item once it has a place and is prepared."""
         actor = self._kind.remote()
+        self._unplaced.append(actor.__ray_ready__.remote())
         self._running[actor.prepare.remote(leases_of_job(), self._work.make, *self._work.arguments)] = (actor, None)
 
     def give(self, actor: Any, item: _Item) -> None:
@@ -104,10 +113,19 @@ class _Pool:
         self._running[actor.call.remote(*item[1])] = (actor, item)
 
     def next(self) -> tuple[Any, Any, _Item | None]:
-        """Wait for one that is done: the reference of its result, the actor, and the item, None if it was prepared."""
+        """Wait for one that is done: the reference of its result, the actor, and the item, None if it was prepared.
+
+        Says when some have no place in the cluster for long.
+        """
         import ray
 
-        done, _ = ray.wait(list(self._running))
+        done: list[Any] = []
+        while not done:
+            done, _ = ray.wait(list(self._running), timeout=_LOOK_SECONDS)
+            if self._unplaced:
+                _, self._unplaced = ray.wait(self._unplaced, num_returns=len(self._unplaced), timeout=0)
+            placed = len(self._running) - len(self._unplaced)
+            self._awaited.see([self._resources] * len(self._unplaced), placed)
         return done[0], *self._running.pop(done[0])
 
     @staticmethod
@@ -144,7 +162,7 @@ def run_on_actors(
     lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError)
     first = list(itertools.islice(waiting, resources.in_flight or 1))
     items, losses = _Queue(itertools.chain(first, waiting)), dict[int, int]()
-    pool = _Pool(work, resources)
+    pool = _Pool(work, resources, label)
     for _ in first:
         pool.start()
     try:

@@ -65,20 +65,28 @@ class Awaited:
     """
 
     def __init__(self, label: str) -> None:
-        self._label, self._since, self._said = label, 0.0, 0.0
+        self._label, self._since, self._said, self._fewer = label, 0.0, 0.0, 0
 
-    def see(self, bundles: Bundles) -> None:
-        """Take note of what is not granted at this moment, nothing if all is."""
+    def see(self, bundles: Bundles, at_work: int = 0) -> None:
+        """Take note of what is not granted at this moment, nothing if all is.
+
+        Args:
+            bundles: resources of each that waits.
+            at_work: others of the same kind, which have theirs; that they are fewer than wanted is said once.
+        """
         now = time.monotonic()
         if not bundles:
             self._since = 0.0
             return
         if not self._since:
-            self._since = self._said = now
-        if now - self._said >= _SAY_SECONDS:
-            self._said = now
-            prospects = _prospects(look(), bundles, nodes_there())
-            say(f"{self._label}: waiting for {describe_bundles(bundles)} ({duration(now - self._since)}; {prospects})")
+            self._since, self._said, self._fewer = now, now, 0
+        if now - self._said < _SAY_SECONDS or (at_work and at_work == self._fewer):
+            return
+        self._said, self._fewer = now, at_work
+        meanwhile = f"{at_work} of {at_work + len(bundles)} workers at work, " if at_work else ""
+        prospects = _prospects(look(), bundles, nodes_there())
+        awaited = f"waiting for {describe_bundles(bundles)} ({duration(now - self._since)}; {prospects})"
+        say(f"{self._label}: {meanwhile}{awaited}")
 
 
 def looks_until_refused(outlook: Outlook, bundles: Bundles, nodes: Sequence[Resources]) -> int | None:

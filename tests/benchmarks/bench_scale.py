@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--store", default="encoded", help="how prepare stores them")
     parser.add_argument("--model", default="cnn", help="network that is scored")
     parser.add_argument("--width", type=int, default=4, help="its width")
+    parser.add_argument("--score-pass", default="fused+eval", help="of score: fused leaves the exact pass out")
     parser.add_argument("--thin", action="store_true", help="delete what no later stage reads")
     options = parser.parse_args()
     source = options.folder / "source"
@@ -69,7 +70,7 @@ def run_stages(options: argparse.Namespace, source: Path, ray_folder: Path) -> l
         shutil.rmtree(source)
     # A network of the user's own, such as patch_network:make, has no width.
     network = [f"--model={options.model}", *([] if ":" in options.model else [f"--width={options.width}"])]
-    scored = [*network, "--epochs=1", "--cache-gib=0"]
+    scored = [*network, "--epochs=1", "--cache-gib=0", f"--score-pass={options.score_pass}"]
     stage("score, one epoch", count, "score", data, f"--out={out / 'scores'}", *scored)
     stage("reduce", count, "reduce", f"--scores={out / 'scores'}", f"--out={out / 'reduced'}")
     stage("coreset, materialized", count // 2, "coreset", data, f"--scores={out / 'scores'}", "--materialize",

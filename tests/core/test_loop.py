@@ -437,11 +437,18 @@ def test_losses_are_float32_under_bf16(training, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_steps_are_the_plain_ones():
-    """Uneven batches of TRADES move the weights as without a compiler, up to rounding, under the same names."""
-    plain, plan = make_model(), make_plan(training="trades", lr=0.01)
+@pytest.mark.parametrize(
+    ("training", "sizes"), [("standard", (6,)), pytest.param("trades", (6, 5, 5), marks=pytest.mark.soak)]
+)
+def test_compiled_steps_are_the_plain_ones(training, sizes, monkeypatch):
+    """They move the weights as without a compiler, up to rounding, under the same names; also in uneven batches."""
+    from torch._inductor import config
+
+    # The little that is compiled here is not worth processes that compile.
+    monkeypatch.setattr(config, "compile_threads", 1)
+    plain, plan = make_model(), make_plan(training=training, lr=0.01)
     quick = copy.deepcopy(plain)
-    batches = make_batches((6, 5, 5))
+    batches = make_batches(sizes)
     expected = train_epoch(plain, make_optimizer(plain, plan), batches, plan, epoch=1, step=0)
     steps = compiled(quick, torch.device("cpu"))
     found = train_epoch(steps, make_optimizer(quick, plan), batches, plan, epoch=1, step=0)

@@ -104,6 +104,22 @@ def test_no_more_are_made_than_there_are_items(ray_session, tmp_path):
 
 
 @pytest.mark.ray
+def test_fewer_than_requested_are_said_once(ray_session, tmp_path, monkeypatch, capsys):
+    """With what the other waits for, and who holds it."""
+    import ray
+
+    monkeypatch.setattr("easycore_ray.runtime.room._SAY_SECONDS", 1.0)
+    monkeypatch.setattr("easycore_ray.runtime.actors._LOOK_SECONDS", 0.2)
+    cpus = ray.cluster_resources()["CPU"] - 1
+    wide = TaskResources(cpus=cpus, in_flight=2)
+    work = LongLived(make_adder, (str(tmp_path), 1))
+    assert map_tasks(work, [(number, 1.5) for number in range(3)], label="add", resources=wide) == [1, 2, 3]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "waiting" in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"add: 1 of 2 workers at work, waiting for {{CPU: {cpus:g}}} (")
+
+
+@pytest.mark.ray
 def test_a_lost_process_is_replaced_until_an_item_has_lost_too_many(ray_session, tmp_path):
     """The item is done again, the others are not disturbed; then it is said in one line."""
     resources = TaskResources(cpus=0.5, in_flight=2, max_retries=2)

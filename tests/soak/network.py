@@ -1,7 +1,8 @@
 """Hosts on one machine: network namespaces on a bridge, whose links can be cut and whose processes can be killed.
 
-Each host sees Ray's folder as its own and everything else as storage that all share. Needs root, iproute2 and
-util-linux. The first host is the head; Ray there has no CPUs.
+Each host sees Ray's folder as its own and everything else as storage that all share, and its own name leads to
+127.0.1.1, as on Debian and Ubuntu. Needs root, iproute2 and util-linux. The first host is the head; Ray there has no
+CPUs.
 """
 
 import os
@@ -17,6 +18,15 @@ from pathlib import Path
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "RAY_AUTH_MODE": "disabled"}
+# In namespaces of its own for mounts and names.
+_BECOME_HOST = """
+set -e
+mount -t tmpfs tmpfs {folder}
+echo {name} > /proc/sys/kernel/hostname
+echo -e "127.0.0.1 localhost\\n127.0.1.1 {name}" > {folder}/hosts
+mount --bind {folder}/hosts /etc/hosts
+exec "$@"
+"""
 _DRAIN = """
 import sys, time
 import ray
@@ -82,8 +92,9 @@ class Network:
         if number:
             role = [f"--address={self.gcs_address}", "--num-cpus=2"]
         ray = [_RAY, "start", "--block", f"--node-ip-address={self.ip(number)}", "--object-store-memory=150000000"]
-        script = f'mount -t tmpfs tmpfs {self._folder} && exec "$@"'
-        command = ["ip", "netns", "exec", self._space(number), "bash", "-c", script, "host", *ray, *role]
+        script = _BECOME_HOST.format(folder=self._folder, name=f"host-{number}")
+        namespaces = ["ip", "netns", "exec", self._space(number), "unshare", "--uts"]
+        command = [*namespaces, "bash", "-c", script, "host", *ray, *role]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | _QUIET
         self._processes[number] = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -102,7 +113,8 @@ class Network:
 
     def on(self, number: int, *command: str) -> list[str]:
         """A command line that runs a command on a host."""
-        return ["nsenter", "-t", str(self._processes[number].pid), "-m", "-n", "env", "-C", str(Path.cwd()), *command]
+        pid = str(self._processes[number].pid)
+        return ["nsenter", "-t", pid, "-m", "-n", "-u", "env", "-C", str(Path.cwd()), *command]
 
     def run(self, command: Sequence[str], log: Path) -> subprocess.Popen:
         """Start a command on the head, connected to the cluster."""
