@@ -139,11 +139,12 @@ class _Select(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, overwrite: bool = False, take_over: bool = False, scores: StrPath | None = None,
-        dataset: StrPath | None = None, user_scores: StrPath | None = None, method: str = "easycore",
-        epoch_range: str | None = None, score: str | None = None, fraction: float = 0.5,
-        balance: Literal["none", "class"] = "none", cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75),
-        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False,
+        out: StrPath, overwrite: bool = False, take_over: bool = False, tracking_uri: str | None = None,
+        experiment: str = "easycore", scores: StrPath | None = None, dataset: StrPath | None = None,
+        user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
+        score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
+        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
+        materialize: bool = False,
     ) -> Coreset: ...
     @overload
     def plan(self, config: CoresetConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -151,11 +152,12 @@ class _Select(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, overwrite: bool = False, take_over: bool = False, scores: StrPath | None = None,
-        dataset: StrPath | None = None, user_scores: StrPath | None = None, method: str = "easycore",
-        epoch_range: str | None = None, score: str | None = None, fraction: float = 0.5,
-        balance: Literal["none", "class"] = "none", cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75),
-        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False, measure: bool = False,
+        out: StrPath, overwrite: bool = False, take_over: bool = False, tracking_uri: str | None = None,
+        experiment: str = "easycore", scores: StrPath | None = None, dataset: StrPath | None = None,
+        user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
+        score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
+        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
+        materialize: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Train(Protocol):
@@ -214,9 +216,9 @@ class _Evaluate(Protocol):
         out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         cluster_max: str | None = None, max_failures: int = 3, cache_gib: float = 2.0,
-        num_workers: int | str | tuple[int, int] = 2, eval_batch_size: int | None = None,
-        weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
-        attack: str | Sequence[str] = ("pgd20",),
+        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
+        eval_batch_size: int | None = None, weights: Literal["last", "best"] = "last",
+        split: Literal["test", "val"] = "test", attack: str | Sequence[str] = ("pgd20",),
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
         num_eval_samples: int | None = None, seed: int = 0,
     ) -> Evaluation: ...
@@ -229,9 +231,9 @@ class _Evaluate(Protocol):
         out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         cluster_max: str | None = None, max_failures: int = 3, cache_gib: float = 2.0,
-        num_workers: int | str | tuple[int, int] = 2, eval_batch_size: int | None = None,
-        weights: Literal["last", "best"] = "last", split: Literal["test", "val"] = "test",
-        attack: str | Sequence[str] = ("pgd20",),
+        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
+        eval_batch_size: int | None = None, weights: Literal["last", "best"] = "last",
+        split: Literal["test", "val"] = "test", attack: str | Sequence[str] = ("pgd20",),
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
         num_eval_samples: int | None = None, seed: int = 0, measure: bool = False,
     ) -> WorkPlan: ...
@@ -460,8 +462,9 @@ class _Analyze(Protocol):
         out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         cluster_max: str | None = None, max_failures: int = 3, cache_gib: float = 2.0,
-        num_workers: int | str | tuple[int, int] = 2, eval_batch_size: int | None = None,
-        checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None, score: str = "aign",
+        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
+        eval_batch_size: int | None = None, checkpoint: StrPath | Sequence[StrPath] = (),
+        dataset: StrPath | None = None, score: str = "aign",
         eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
         norm: Literal["linf", "l2"] = "linf", num_train_samples: int = 2000, seed: int = 0,
     ) -> Analysis: ...
@@ -474,8 +477,9 @@ class _Analyze(Protocol):
         out: StrPath, scores: StrPath | Sequence[StrPath], overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         cluster_max: str | None = None, max_failures: int = 3, cache_gib: float = 2.0,
-        num_workers: int | str | tuple[int, int] = 2, eval_batch_size: int | None = None,
-        checkpoint: StrPath | Sequence[StrPath] = (), dataset: StrPath | None = None, score: str = "aign",
+        num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
+        eval_batch_size: int | None = None, checkpoint: StrPath | Sequence[StrPath] = (),
+        dataset: StrPath | None = None, score: str = "aign",
         eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
         norm: Literal["linf", "l2"] = "linf", num_train_samples: int = 2000, seed: int = 0, measure: bool = False,
     ) -> WorkPlan: ...

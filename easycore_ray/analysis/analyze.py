@@ -49,6 +49,8 @@ from easycore_ray.storage.artifact import (
     finish,
     giving_back,
 )
+from easycore_ray.tracking.mlflow import track_if_named
+from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job
 
 ANALYSIS_PAGE = "analysis.html"
 SAMPLES, SUMMARY = "samples.parquet", "summary.json"
@@ -89,6 +91,7 @@ def analyze(config: AnalyzeConfig) -> Artifact:
     made = claim_artifact("analysis", config, inputs.parents)
     if isinstance(made, Artifact):
         say(f"analyze: {out} is finished, reused")
+        track_if_named(config, made.path, lambda _: _describe(config, made))
         return made
     if inputs.models:
         with giving_back(made):
@@ -101,7 +104,24 @@ def analyze(config: AnalyzeConfig) -> Artifact:
         say(f"analyze: warning: {text}")
     count = count_text(len(artifact.manifest["claims"]), "claim")
     say(f"analyze: {count} tested in {duration(time.monotonic() - started)} → {out}")
+    track_if_named(config, artifact.path, lambda _: _describe(config, artifact))
     return artifact
+
+
+def _describe(config: AnalyzeConfig, analysis: Artifact) -> TrackedRun:
+    """The MLflow run of a finished analysis: what became of each claim as tags, its page and pictures as files."""
+    manifest = analysis.manifest
+    return describe_job(
+        analysis.path,
+        "analysis",
+        "analyze",
+        to_dict(config),
+        points={0: dict(manifest["counts"])},
+        tags={f"claim.{entry['key']}": entry["outcome"] for entry in manifest["claims"]}
+        | {"mlflow.note.content": "\n".join(f"- {entry['sentence']}" for entry in manifest["claims"])},
+        files={name: paths.join(analysis.path, name) for name in manifest["files"] if not name.endswith(".parquet")},
+        data=data_of(manifest["parents"]),
+    )
 
 
 def finish_analysis(config: AnalyzeConfig, made: Claim, inputs: Inputs, samples: pa.Table, started: float) -> Artifact:

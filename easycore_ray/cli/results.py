@@ -33,7 +33,7 @@ def run_sweep(config: Any) -> Any:
     """Sweep, then show the table and the line that opens MLflow."""
     from easycore_ray.experiments.sweep import sweep
     from easycore_ray.reporting.report import print_summary
-    from easycore_ray.tracking.mlflow import default_uri
+    from easycore_ray.tracking.addresses import default_uri
 
     done = sweep(config)
     show(print_summary(done.path))
@@ -133,7 +133,7 @@ def run_clean(config: Any) -> Any:
 
 def _show_runs(tracking_uri: str) -> None:
     """Show the line that opens MLflow, unless tracking is off."""
-    from easycore_ray.tracking.mlflow import ui_command
+    from easycore_ray.tracking.addresses import ui_command
 
     if tracking_uri != "none":
         show(f"runs:   {ui_command(tracking_uri)}")

@@ -44,7 +44,7 @@ Stage = TypeVar("Stage", bound=Checked)
 
 
 @configuration
-class AnalyzeConfig(EvalBatchConfig, ComputeConfig):
+class AnalyzeConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
     """Test the paper's claims on your own data: are easy samples safer, learned sooner, and easy for any model?"""
 
     scores: Several[Text] = setting(identity=False, group="data")

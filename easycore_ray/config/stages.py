@@ -181,7 +181,7 @@ class ReduceConfig(JobConfig):
 
 
 @configuration
-class CoresetConfig(JobConfig):
+class CoresetConfig(TrackingConfig, JobConfig):
     """Select the samples to keep."""
 
     scores: Text | None = setting(default=None, identity=False, group="data")
@@ -285,7 +285,7 @@ class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeCo
 
 
 @configuration
-class EvaluateConfig(EvalBatchConfig, ComputeConfig):
+class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
     """Clean and robust accuracy of a checkpoint; images are attacked in fixed shards by long-lived workers."""
 
     checkpoint: Text = setting(identity=False, group="model")

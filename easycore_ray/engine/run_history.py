@@ -5,13 +5,12 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.tracking.mlflow import TrackedRun
+from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job
 
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
@@ -98,22 +97,23 @@ def check_committed_states(storage: str) -> None:
             )
 
 
-def describe_training_run(path: str, verb: str, new: TrackedRun, status: str) -> TrackedRun:
+def describe_training_run(path: str, verb: str, kind: str, config: Mapping[str, Any], status: str) -> TrackedRun:
     """The MLflow run of a scoring run or checkpoint.
 
     Args:
         path: its folder, claimed or finished.
         verb: ``score`` or ``train``, as in the name of its Ray Train run.
-        new: the run at its start: name, tags, and parameters if no manifest has them; the key follows from the claim.
+        kind: of the artifact.
+        config: as in a manifest; that of the manifest counts, if there is one.
         status: of the run, if it is not finished.
     """
     claimed = paths.read_json(paths.join(path, RUN))
     storage = paths.join(path, "commits", train_run_name(verb, claimed))
-    history, params, best = read_committed_history(storage), new.params, None
+    history, best, parents = read_committed_history(storage), None, {}
     if paths.exists(paths.join(path, MANIFEST)):
         manifest = paths.read_json(paths.join(path, MANIFEST))
-        history, params, best = manifest["epochs"], manifest["config"], manifest.get("best_epoch")
-        status = "FINISHED"
+        history, config, parents = manifest["epochs"], manifest["config"], manifest["parents"]
+        best = manifest.get("best_epoch")
     elif paths.exists(paths.join(path, DIVERGED)) and status != "RUNNING":
         status = "FAILED"
         if paths.exists(paths.join(path, LAST_GOOD, MANIFEST)):
@@ -121,5 +121,4 @@ def describe_training_run(path: str, verb: str, new: TrackedRun, status: str) ->
     points = {int(entry["epoch"]): dict(entry) for entry in history}
     if best is not None and points:
         points[max(points)]["best_epoch"] = best
-    key = f"{verb}-{claimed['identity'][:16]}-{claimed['nonce']}"
-    return replace(new, key=key, params=params, points=points, status=status)
+    return describe_job(path, kind, verb, config, status, points=points, data=data_of(parents))

@@ -32,6 +32,7 @@ from easycore_ray.evaluation.threats import (
     outcome_column,
     threats_of,
 )
+from easycore_ray.evaluation.tracked_evaluation import describe_evaluation
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
@@ -39,6 +40,7 @@ from easycore_ray.runtime.tasks import KeptResults
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, content_hash, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.mlflow import track_if_named
 
 
 class Evaluation(Artifact):
@@ -111,6 +113,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     made = claim_artifact("evaluation", config, parents)
     if isinstance(made, Artifact):
         say(f"evaluate: {out} is finished, reused")
+        track_if_named(config, made.path, lambda _: describe_evaluation(config, made.path))
         _warn(made)
         return made
     with giving_back(made):
@@ -126,6 +129,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         say(f"evaluate: warning: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
     say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
+    track_if_named(config, artifact.path, lambda _: describe_evaluation(config, artifact.path))
     _warn(artifact)
     return artifact
 

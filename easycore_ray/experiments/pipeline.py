@@ -18,6 +18,7 @@ from easycore_ray.evaluation.threats import AUTOATTACK, require_autoattack
 from easycore_ray.experiments.plans import plan_pipeline
 from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import describe_sweep, sweep
+from easycore_ray.experiments.tracked_trials import describe_parent
 from easycore_ray.experiments.trials import is_finished
 from easycore_ray.reporting.report import report
 from easycore_ray.runtime.claims import warn_of_other_machines
@@ -25,8 +26,10 @@ from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.score import describe_scoring, score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_folder, content_hash, finish
-from easycore_ray.tracking.mlflow import TrackedRun, default_uri, reconcile
+from easycore_ray.storage.artifact import Artifact, Claim, claim, content_folder, content_hash, finish
+from easycore_ray.tracking.addresses import default_uri
+from easycore_ray.tracking.mlflow import reconcile, track
+from easycore_ray.tracking.runs import TrackedRun, under
 
 
 class Pipeline(Artifact):
@@ -65,7 +68,16 @@ def pipeline(config: PipelineConfig) -> Artifact:
         say(f"pipeline: {out} is finished, reused")
         reconcile(config, out, lambda status: _describe_stages(config.replace(out=made.path), status))
         return made
-    config = config.replace(overwrite=False, take_over=False, out=made.path)
+    with (
+        track(config, out, lambda status: [describe_parent(config, made.path, "pipeline", status)]),
+        under(describe_parent(config, made.path, "pipeline", "RUNNING")),
+    ):
+        return _run_stages(config.replace(overwrite=False, take_over=False, out=made.path), made, parents, started)
+
+
+def _run_stages(config: PipelineConfig, made: Claim, parents: Mapping[str, Artifact], started: float) -> Artifact:
+    """Whatever of the stages is not finished, and the pipeline's own files."""
+    out = made.replaces or made.path
     dataset = parents.get("dataset") or prepare(config.prepare_config())
     pool = None
     if config.subset is not None:
@@ -94,13 +106,14 @@ def pipeline_identity(config: PipelineConfig, parents: Mapping[str, Artifact]) -
 
 
 def _describe_stages(config: PipelineConfig, status: str) -> list[TrackedRun]:
-    """The MLflow runs of the stages of a finished pipeline."""
+    """The MLflow runs of a finished pipeline and its stages."""
     dataset = open_dataset(config.dataset or config.prepare_config().out)
     scoring = config.score_config(dataset.path)
     sweeping = config.sweep_config(dataset.path, scoring.out)
-    runs = []
-    if is_finished(scoring.out):
-        runs.append(describe_scoring(scoring, dataset, content_folder(scoring.out), status))
-    if is_finished(sweeping.out):
-        runs += describe_sweep(sweeping, content_folder(sweeping.out), status)
+    runs = [describe_parent(config, config.out, "pipeline", status)]
+    with under(runs[0]):
+        if is_finished(scoring.out):
+            runs.append(describe_scoring(scoring, content_folder(scoring.out), status))
+        if is_finished(sweeping.out):
+            runs += describe_sweep(sweeping, content_folder(sweeping.out), status)
     return runs

@@ -55,7 +55,8 @@ from easycore_ray.storage.artifact import (
     study_fingerprint,
 )
 from easycore_ray.storage.provenance import git_commit, versions
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker, track
+from easycore_ray.tracking.mlflow import Tracker, track
+from easycore_ray.tracking.runs import TrackedRun
 from easycore_ray.training.train import device_seconds
 
 # The columns that ``results.described`` gives.

@@ -8,6 +8,7 @@ process, several workers through Ray Train.
 
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
@@ -29,7 +30,8 @@ from easycore_ray.runtime.console import duration, say
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, content_hash, finish, giving_back, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.tracking.mlflow import TrackedRun, reconcile, track
+from easycore_ray.tracking.mlflow import reconcile, track
+from easycore_ray.tracking.runs import TrackedRun
 
 
 class Sweep(Artifact):
@@ -80,8 +82,12 @@ def sweep(config: SweepConfig) -> Artifact:
 
 def describe_sweep(config: SweepConfig, folder: str, status: str) -> list[TrackedRun]:
     """The MLflow runs of a sweep and of its trials that were begun; the status of what is not finished."""
-    trials = make_trials(config, folder, coreset_folders(config, folder))
-    return describe_trials(config, folder, "sweep", trials, status)
+    folders = coreset_folders(config, folder)
+    parent, *children = describe_trials(config, folder, "sweep", make_trials(config, folder, folders), status)
+    if status == "FINISHED":
+        ids = {f"coresets/{name}/sample_ids.npy": paths.join(path, "sample_ids.npy") for name, path in folders.items()}
+        parent = replace(parent, files={**parent.files, **ids})
+    return [parent, *children]
 
 
 def _finish(

@@ -1,72 +1,132 @@
 """The MLflow runs of a sweep or study: a parent, and a child per trial."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from easycore_ray.config.base import JobConfig, to_dict
 from easycore_ray.core.eps import format_eps
 from easycore_ray.engine.run_history import describe_training_run
+from easycore_ray.evaluation.tracked_evaluation import flat_metrics, tags_of
 from easycore_ray.experiments.trials import Trial, is_finished
+from easycore_ray.reporting.tables import print_table
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import RUN, open_artifact
-from easycore_ray.tracking.mlflow import TrackedRun
+from easycore_ray.storage.artifact import MANIFEST, RUN, open_artifact
+from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job, params_of
+
+# As much of a description as MLflow keeps everywhere.
+_NOTE_CHARS = 4500
 
 
 def describe_parent(config: JobConfig, path: str, kind: str, status: str) -> TrackedRun:
-    """The run of a sweep or study as a whole.
+    """The run of a sweep, study or pipeline as a whole: once it is finished, what came out.
 
     Args:
         config: its configuration.
         path: its folder, claimed or finished.
-        kind: ``sweep`` or ``study``.
+        kind: ``sweep``, ``study`` or ``pipeline``.
         status: of the run.
     """
-    claimed = paths.read_json(paths.join(path, RUN))
-    summary = paths.join(path, "summary.json")
-    files = {"summary.json": summary} if status == "FINISHED" and paths.exists(summary) else {}
-    key = f"{kind}-{claimed['identity'][:16]}-{claimed['nonce']}"
-    return TrackedRun(key, kind, to_dict(config), {"kind": kind}, files=files, status=status)
+    run = describe_job(path, kind, kind, to_dict(config), status)
+    if status != "FINISHED" or not paths.exists(paths.join(path, "summary.json")):
+        return replace(run, status=status)
+    manifest, summary = paths.read_json(paths.join(path, MANIFEST)), paths.read_json(paths.join(path, "summary.json"))
+    rows, lost = summary["rows"], summary["diverged"]
+    metrics = {key: value for row in rows for key, value in _row_metrics(row).items()}
+    metrics |= {name: float(value) for name, value in manifest["counts"].items()}
+    if "device_seconds" in manifest:
+        metrics["device_hours"] = manifest["device_seconds"] / 3600
+    best = max((row for row in rows if row["eps"] == rows[-1]["eps"]), key=lambda row: _robust(row) or 0.0)
+    metrics |= {"best_robust_accuracy_mean": _robust(best), "best_clean_accuracy_mean": best["clean_accuracy_mean"]}
+    doubtful = sum(bool(row.get("suspicious")) for row in rows)
+    return replace(
+        run,
+        points={0: metrics},
+        tags={**run.tags, "easycore.best_arm": f"{_arm_text(best)} at eps {format_eps(best['eps'])}",
+              "mlflow.note.content": _note(run, rows, lost), **({"easycore.suspicious": doubtful} if doubtful else {})},
+        files={name: file for name in ("summary.json", "report.html") if paths.exists(file := paths.join(path, name))},
+        data=data_of(manifest["parents"]),
+        status=status,
+    )  # fmt: skip
 
 
-def new_trial_run(trial: Trial, parent: str) -> TrackedRun:
-    """The run of a trial that has just started; ``parent`` is the key of the run it is a child of."""
+def _arm_text(row: Mapping[str, Any]) -> str:
+    """Names the arm, size and objective of a result row, in characters that MLflow allows in names of metrics."""
+    arm = " ".join(str(part) for part in (row["method"], row["score"], row["balance"]) if part and part != "none")
+    beta = "" if row["beta"] is None else f" beta {row['beta']:g}"
+    return f"{arm} {row['fraction']:g} {row['training']}{beta}"
+
+
+def _robust(row: Mapping[str, Any]) -> float | None:
+    """Mean robust accuracy of a row under PGD, which every sweep runs."""
+    return row.get("robust_accuracy_pgd20_mean")
+
+
+def _row_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds, and the cost, of an arm at an eps."""
+    arm, eps = _arm_text(row), format_eps(row["eps"]).replace("/", "_")
+    found = {f"{arm}/device_seconds": row["training_seconds"]}
+    for end in ("mean", "std"):
+        found[f"{arm}/clean_accuracy_{end}"] = row[f"clean_accuracy_{end}"]
+        found[f"{arm}/robust_accuracy_{end}_eps_{eps}"] = row.get(f"robust_accuracy_pgd20_{end}")
+    return found
+
+
+def _note(run: TrackedRun, rows: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any]]) -> str:
+    """The description on the run's page, in Markdown."""
+    arms, seeds = len({_arm_text(row) for row in rows}), sorted({seed for row in rows for seed in row["seeds"]})
+    head = (
+        f"{arms} arms (method, fraction, objective), seeds {', '.join(map(str, seeds))}; the artifacts lie in "
+        f"`{run.tags['easycore.folder']}`.\n\n```\n"
+    )
+    lines, text = print_table(rows, lost).splitlines(), head
+    for line in lines:
+        if len(text) + len(line) > _NOTE_CHARS:
+            text += "…\n"
+            break
+        text += line + "\n"
+    return text + "```"
+
+
+def new_trial_run(trial: Trial, parent: TrackedRun) -> TrackedRun:
+    """The run of a trial that has just started, a child of the given one."""
     params = {"method": trial.arm.method, "score": trial.arm.score, "balance": trial.arm.balance,
               "fraction": trial.fraction, "training": trial.training, "beta": trial.beta, "seed": trial.seed,
-              **to_dict(trial.train)}  # fmt: skip
+              **params_of(to_dict(trial.train))}  # fmt: skip
     suffix = "+autoattack" if "autoattack" in trial.evaluate.attack else ""
-    return TrackedRun(f"{parent}-{trial.name}{suffix}", trial.name, params, {"kind": "trial"}, parent)
+    return TrackedRun(f"{parent.key}-{trial.name}{suffix}", trial.name, params, {"kind": "trial"}, parent)
 
 
-def describe_trial(trial: Trial, parent: str, status: str) -> TrackedRun:
+def describe_trial(trial: Trial, parent: TrackedRun, status: str) -> TrackedRun:
     """The run of a trial that was begun: its parameters, epochs, and accuracies at the end.
 
     Args:
         trial: the trial; its checkpoint's folder is claimed or finished.
-        parent: key of the run it is a child of.
+        parent: the run it is a child of.
         status: of the run, if the trial is not finished.
     """
     new = new_trial_run(trial, parent)
-    run = describe_training_run(trial.train.out, "train", new, status)
-    points = dict(run.points)
+    run = describe_training_run(trial.train.out, "train", "trial", to_dict(trial.train), status)
+    points, tags = dict(run.points), {**run.tags, **new.tags}
     if is_finished(trial.train.out):
         run = replace(run, status=status)
         if all(is_finished(config.out) for config in trial.evaluations()):
             found = trial_summary(trial)
             points[found["epoch"]] = {**points.get(found["epoch"], {}), **found["metrics"]}
+            tags |= found["tags"]
             run = replace(run, status="FINISHED")
-    return replace(run, key=new.key, params=new.params, points=points)
+    return replace(run, key=new.key, name=new.name, params=new.params, parent=parent, points=points, tags=tags)
 
 
 def describe_trials(config: JobConfig, path: str, kind: str, trials: Sequence[Trial], status: str) -> list[TrackedRun]:
     """The runs of a sweep or study and of the trials that were begun; arguments as of the functions above."""
     parent = describe_parent(config, path, kind, status)
     begun = [trial for trial in trials if paths.exists(paths.join(trial.train.out, RUN))]
-    return [parent, *(describe_trial(trial, parent.key, status) for trial in begun)]
+    return [parent, *(describe_trial(trial, parent, status) for trial in begun)]
 
 
 def trial_summary(trial: Trial) -> dict[str, Any]:
-    """What a finished trial found after its last ``epoch``: ``metrics``, ``words``; ``…_best`` is the best epoch's."""
+    """What a finished trial found: ``metrics`` after its last ``epoch`` (``…_best``: the best), ``tags``, ``words``."""
     last, *best = trial.summaries()
     metrics = flat_metrics(last)
     metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
@@ -74,16 +134,7 @@ def trial_summary(trial: Trial) -> dict[str, Any]:
     if manifest.get("best_epoch") is not None:
         metrics["best_epoch"] = manifest["best_epoch"]
     words = "; best epoch: ".join(map(short_result, (last, *best)))
-    return {"metrics": metrics, "words": words, "epoch": int(manifest["epochs"][-1]["epoch"])}
-
-
-def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """An evaluation's summary as metrics; the one without a suffix belongs to the last eps."""
-    found = {"clean_accuracy": summary["clean_accuracy"]}
-    for row in summary["robust"]:
-        found[f"robust_accuracy_{row['attack']}_eps_{format_eps(row['eps']).replace('/', '_')}"] = row["accuracy"]
-        found[f"robust_accuracy_{row['attack']}"] = row["accuracy"]
-    return found
+    return {"metrics": metrics, "words": words, "tags": tags_of(last), "epoch": int(manifest["epochs"][-1]["epoch"])}
 
 
 def short_result(summary: dict[str, Any]) -> str:

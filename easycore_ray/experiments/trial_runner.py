@@ -28,12 +28,14 @@ from easycore_ray.experiments.trials import Trial
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import Progress
+from easycore_ray.runtime.devices import check_device
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import working_under
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.runs import TrackedRun
 from easycore_ray.training.plans import open_training
 from easycore_ray.training.train import (
     DivergedError,
@@ -110,7 +112,7 @@ def run_trials(
     if not trials:
         return diverged
     tracker.send(replace(parent, status="RUNNING", files={}))
-    callback = _TrialCallback(trials, tracker, parent.key, made.kind, on_finished)
+    callback = _TrialCallback(trials, tracker, parent, made.kind, on_finished)
     problems = callback.problems + _tune(config, made, trials, callback)
     if not config.keep_going:
         problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
@@ -168,7 +170,7 @@ class _TrialCallback(tune.Callback):
         self,
         trials: list[Trial],
         tracker: Tracker,
-        parent: str,
+        parent: TrackedRun,
         label: str,
         on_finished: Callable[[Trial], None] | None,
     ) -> None:
@@ -272,6 +274,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     """Train and evaluate in this process, unless an earlier run finished either; resumes from its last commit."""
     torch.set_num_threads(trial.train.threads)
     device = trial.train.device
+    check_device(device)
     dataset, parents = open_training(trial.train)
     made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):

@@ -161,6 +161,7 @@ def _make_trial(
         take_over=False,
         checkpoint=train_config.out,
         num_workers=config.trial_workers,
+        tracking_uri="none",
     )
     return Trial(
         arm=arm, fraction=fraction, training=training, beta=beta, seed=seed, train=train_config, evaluate=evaluation

@@ -43,7 +43,8 @@ from easycore_ray.scoring.score_table import (
 )
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, finish
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker, reconcile, track
+from easycore_ray.tracking.mlflow import Tracker, reconcile, track
+from easycore_ray.tracking.runs import TrackedRun
 
 _FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
 
@@ -167,10 +168,10 @@ def score(config: ScoreConfig) -> Artifact:
     made = claim_run("scoring_run", config, parents)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
-        reconcile(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)])
+        reconcile(config, out, lambda status: [describe_scoring(config, made.path, status)])
         return made
     check_resources(fit, config, made, "score")
-    with track(config, out, lambda status: [describe_scoring(config, dataset, made.path, status)]) as tracker:
+    with track(config, out, lambda status: [describe_scoring(config, made.path, status)]) as tracker:
         state = _train_and_score(config, fit, dataset, made, tracker)
         table = _finish_table(config, made, parents, state, fit, time.monotonic() - started)
         hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))
@@ -202,10 +203,9 @@ def make_scoring_fit(config: ScoreConfig, dataset: Dataset, coreset: Artifact | 
                     score_batch_size=config.score_batch_size)  # fmt: skip
 
 
-def describe_scoring(config: ScoreConfig, dataset: Dataset, path: str, status: str) -> TrackedRun:
+def describe_scoring(config: ScoreConfig, path: str, status: str) -> TrackedRun:
     """The MLflow run of the scoring run in a folder, and its status if it is not finished."""
-    tags = {"kind": "scoring_run", "dataset": dataset.fingerprint}
-    return describe_training_run(path, "score", TrackedRun("", "score", to_dict(config), tags), status)
+    return describe_training_run(path, "score", "scoring_run", to_dict(config), status)
 
 
 def _train_and_score(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: Tracker) -> State:
@@ -224,7 +224,7 @@ def _train_and_score(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Clai
         checksum=id_checksum(samples["sample_id"].to_numpy()),
         stop_when_stable=config.stop_when_stable,
     )
-    run = describe_scoring(config, dataset, made.path, "RUNNING")
+    run = describe_scoring(config, made.path, "RUNNING")
     return fit_tracked(fit, config, made, run, tracker, label="score", recorder=recorder)
 
 

@@ -37,6 +37,8 @@ from easycore_ray.storage.artifact import (
     identity,
 )
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.mlflow import track_if_named
+from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job
 
 ROWS = "coreset.parquet"
 """A folder of Parquet files; what reads a Parquet file reads it as one."""
@@ -71,7 +73,7 @@ def select(config: CoresetConfig) -> Artifact:
     warn_of_other_machines(made, parents.values())
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
-        return _with_images(config, made, dataset)
+        return _complete(config, made, dataset)
     with giving_back(made):
         choice = _decide(config, parents, dataset)
     # Partial results of a killed run may have been cut into other files.
@@ -99,7 +101,7 @@ def select(config: CoresetConfig) -> Artifact:
     )
     _say_empty_classes(dataset.classes, histogram, config.balance)
     say(f"select: {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
-    return _with_images(config, artifact, dataset)
+    return _complete(config, artifact, dataset)
 
 
 def _say_empty_classes(classes: Sequence[str], histogram: NDArray[np.integer], balance: Balance) -> None:
@@ -114,13 +116,28 @@ def _say_empty_classes(classes: Sequence[str], histogram: NDArray[np.integer], b
         )
 
 
-def _with_images(config: CoresetConfig, coreset: Artifact, dataset: Dataset) -> Artifact:
-    """The coreset, its images copied into a dataset inside it if that is requested."""
+def _complete(config: CoresetConfig, coreset: Artifact, dataset: Dataset) -> Artifact:
+    """The coreset, its images copied into a dataset inside it if that is requested, tracked where that is."""
     if config.materialize:
         from easycore_ray.data.materialize import materialize
 
         materialize(dataset, read_sample_ids(coreset), paths.join(coreset.path, DATASET), parents={"coreset": coreset})
+    track_if_named(config, coreset.path, lambda _: _describe(config, coreset))
     return coreset
+
+
+def _describe(config: CoresetConfig, coreset: Artifact) -> TrackedRun:
+    """The MLflow run of a finished coreset."""
+    counts = coreset.manifest["counts"]
+    return describe_job(
+        coreset.path,
+        "coreset",
+        "coreset",
+        to_dict(config),
+        points={0: {"samples": counts["samples"], "fraction_kept": counts["samples"] / counts["of"]}},
+        files={name: paths.join(coreset.path, name) for name in ("sample_ids.npy", "keys.txt")},
+        data=data_of({**coreset.manifest["parents"], "coreset": coreset}),
+    )
 
 
 def draw_subset(dataset: Dataset, out: str, size: int, seed: int) -> Artifact:
@@ -132,7 +149,15 @@ def draw_subset(dataset: Dataset, out: str, size: int, seed: int) -> Artifact:
     check_subset(dataset, size)
     fraction = size / dataset.num_rows("train")
     return select(
-        CoresetConfig(out=out, dataset=dataset.path, method="random", balance="class", fraction=fraction, seed=seed)
+        CoresetConfig(
+            out=out,
+            dataset=dataset.path,
+            method="random",
+            balance="class",
+            fraction=fraction,
+            seed=seed,
+            tracking_uri="none",
+        )
     )
 
 
@@ -150,6 +175,7 @@ def check_subset(dataset: Dataset, size: int) -> None:
 def arm_config(arm: Arm, *, out: str, scores: str, dataset: str, fraction: float, seed: int) -> CoresetConfig:
     """The selection an arm of a sweep stands for."""
     return CoresetConfig(
+        tracking_uri="none",
         out=out,
         scores=scores,
         dataset=dataset,

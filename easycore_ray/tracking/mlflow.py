@@ -16,24 +16,24 @@ import math
 import os
 import queue
 import re
-import shlex
-import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote
 
 from easycore_ray.config.base import TrackingConfig
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
 from easycore_ray.storage.provenance import git_commit, submitted_job
+from easycore_ray.tracking.addresses import ADDRESS, default_uri, without_credentials
+from easycore_ray.tracking.runs import TrackedData, TrackedRun
 
-__all__ = ["TRIAL_KEY", "TrackedRun", "Tracker", "default_uri", "reconcile", "track", "ui_command"]
+__all__ = ["TRIAL_KEY", "Tracker", "reconcile", "track", "track_if_named"]
 
 TRIAL_KEY = "easycore.trial_key"
 NON_FINITE = "easycore.non_finite_metrics"
@@ -60,49 +60,6 @@ _ENVIRONMENT = {
 }
 
 
-def ui_command(uri: str) -> str:
-    """The line that shows the runs: a command to type, or a server's address."""
-    if uri.startswith(("http://", "https://")):
-        return _without_credentials(uri)
-    # The command of this environment, whether or not it has been activated.
-    command = os.path.relpath(Path(sys.executable).with_name("mlflow"))
-    command = "mlflow" if shutil.which("mlflow") or command.startswith("..") else command
-    return f"{shlex.quote(command)} ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
-
-
-def default_uri(out: str) -> str:
-    """The store a job uses if none is named: ``mlflow.db`` in its folder; ``none`` for a remote folder, said in a line.
-
-    An object store cannot hold a database, and one on this machine would be lost with the driver's node.
-    """
-    if not paths.is_remote(out):
-        # MLflow decodes it; where there is something to decode, it also makes an empty folder of the name as encoded.
-        return f"sqlite:///{re.sub('[%?#]', lambda found: quote(found[0]), out)}/mlflow.db"
-    say(f"tracking is off: {out} cannot hold a database; pass --tracking-uri to track this run")
-    return "none"
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """What an MLflow run is to hold, or, while the job works, a part of it."""
-
-    key: str
-    """Identifies the run in its experiment: made from the artifact's identity and nonce."""
-    name: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    """Nested mappings become ``outer.inner``; values are cut at 500 characters. Written once: what differs when a
-    run resumes is named in the tag ``easycore.changed_params``."""
-    tags: Mapping[str, Any] = field(default_factory=dict)
-    parent: str | None = None
-    """Key of the run this one is a child of."""
-    points: Mapping[int, Mapping[str, float | None]] = field(default_factory=dict)
-    """Metrics by step. None was not measured; a value that is not finite is left out and counted in a tag."""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Paths of files to attach, by name within the run's artifacts; attached once."""
-    status: str = "RUNNING"
-    """RUNNING, FINISHED, FAILED or KILLED."""
-
-
 class Tracker:
     """Sends descriptions of runs to MLflow from a thread of this process.
 
@@ -114,7 +71,7 @@ class Tracker:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = None if uri == "none" else uri
         self._store = _Store(uri, experiment)
-        self._shown = _without_credentials(uri)
+        self._shown = without_credentials(uri)
         self._queue: queue.Queue[tuple[int, TrackedRun] | None] = queue.Queue(_QUEUE_SIZE)
         self._closing = threading.Event()
         self._final: Sequence[TrackedRun] = ()
@@ -220,6 +177,16 @@ def track(config: TrackingConfig, out: str, describe: Callable[[str], Sequence[T
         tracker.close(runs)
 
 
+def track_if_named(config: TrackingConfig, out: str, describe: Callable[[str], TrackedRun]) -> None:
+    """Bring the run of a short job in line with its artifact, which is finished.
+
+    Only where the user has named a store, in the configuration or as ``MLFLOW_TRACKING_URI``: setting up a database of
+    its own would take longer than the job.
+    """
+    if (config.tracking_uri or os.environ.get(ADDRESS) or "none") != "none":
+        reconcile(config, out, lambda status: [describe(status)])
+
+
 def reconcile(config: TrackingConfig, out: str, describe: Callable[[str], Sequence[TrackedRun]]) -> None:
     """Bring the runs of a finished artifact in line with it; see ``track``."""
     with track(config, out, describe):
@@ -235,6 +202,8 @@ class _Held:
     params: dict[str, str]
     tags: dict[str, str]
     points: dict[str, set[tuple[int, float]]] = field(default_factory=dict)
+    data: set[str] = field(default_factory=set)
+    """Digests of the datasets it has used."""
     found: bool = True
     """Made by another process, so that points are asked for before any is added."""
 
@@ -285,7 +254,7 @@ class _Store:
 
     def _apply(self, run: TrackedRun, when: int) -> None:
         held = self._held.get(run.key) or self._find_or_create(run, when)
-        digest = hashlib.sha256(json.dumps(asdict(run), default=str).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(asdict(replace(run, parent=None)), default=str).encode()).hexdigest()[:16]
         if run.status != "RUNNING" and (held.tags.get(DIGEST), held.status) == (digest, run.status):
             return
         params, tags = _new_params(dict(_flat(run.params)), held.params)
@@ -299,6 +268,7 @@ class _Store:
             self._batch(held, when, points=new[first : first + _METRICS_PER_BATCH])
         for name, path in run.files.items():
             self._attach(held, name, path)
+        self._add_data(held, [data for data in run.data if _digest(data) not in held.data])
         if run.status == "RUNNING":
             tags |= _cut_tags(run.tags)
         else:
@@ -307,12 +277,13 @@ class _Store:
         self._batch(held, when, tags={name: value for name, value in tags.items() if held.tags.get(name) != value})
 
     def _find_or_create(self, run: TrackedRun, when: int) -> _Held:
+        parent = self._held.get(run.parent.key) or self._find_or_create(run.parent, when) if run.parent else None
         with _one_process(self._uri):
             held = self._find(run.key)
             if held is None:
                 tags = _source_tags() | _cut_tags(run.tags) | {TRIAL_KEY: run.key, "mlflow.runName": run.name}
-                if run.parent:
-                    tags["mlflow.parentRunId"] = self._parent_id(run.parent, when)
+                if parent:
+                    tags["mlflow.parentRunId"] = parent.run_id
                 made = self._client.create_run(self._experiment_id, when, tags, run.name)
                 held = _Held(made.info.run_id, "RUNNING", {}, tags, found=False)
         self._held[run.key] = held
@@ -325,16 +296,10 @@ class _Store:
         found = self._client.search_runs([self._experiment_id], wanted, order_by=oldest, max_results=1)
         if not found:
             return None
-        info, data = found[0].info, found[0].data
-        return _Held(info.run_id, info.status, dict(data.params), dict(data.tags))
-
-    def _parent_id(self, key: str, when: int) -> str:
-        """Id of the run of a key; a bare run is made where there is none."""
-        held = self._held.get(key) or self._find(key)
-        if held is None:
-            made = self._client.create_run(self._experiment_id, when, {TRIAL_KEY: key}, key)
-            return made.info.run_id
-        return held.run_id
+        info, data, used = found[0].info, found[0].data, found[0].inputs.dataset_inputs
+        return _Held(
+            info.run_id, info.status, dict(data.params), dict(data.tags), data={entry.dataset.digest for entry in used}
+        )
 
     def _points(self, held: _Held, metric: str) -> set[tuple[int, float]]:
         """(step, value) of a metric as the run holds them."""
@@ -354,6 +319,26 @@ class _Store:
                 self._client.log_artifact(held.run_id, str(Path(temporary, base)), folder or None)
         except Exception as error:
             say(f"tracking: {name} is left out: {_brief(error)}")
+
+    def _add_data(self, held: _Held, used: Sequence[TrackedData]) -> None:
+        """List what a run has used."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if not used:
+            return
+        context = [InputTag("mlflow.data.context", "training")]
+        entries = [
+            Dataset(
+                data.name,
+                _digest(data),
+                data.source.partition("://")[0] if "://" in data.source else "local",
+                json.dumps({"uri": data.source}),
+                profile=json.dumps(data.profile),
+            )
+            for data in used
+        ]
+        self._client.log_inputs(held.run_id, [DatasetInput(entry, context) for entry in entries])
+        held.data |= {entry.digest for entry in entries}
 
     def _set_status(self, held: _Held, status: str, when: int) -> None:
         if status == held.status:
@@ -407,6 +392,11 @@ def _artifact_root(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return Path(unquote(uri.removeprefix("sqlite:///"))).resolve().with_name("mlflow_artifacts").as_uri()
+
+
+def _digest(data: TrackedData) -> str:
+    """As long as MLflow allows."""
+    return data.digest[:36]
 
 
 def _finite_points(run: TrackedRun) -> tuple[list[tuple[str, int, float]], int]:
@@ -478,8 +468,3 @@ def _brief(error: Exception) -> str:
             return cause.lower()
     text = (str(error).splitlines() or [""])[0] or type(error).__name__
     return text if len(text) <= 160 else f"{text[:160]}…"
-
-
-def _without_credentials(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri

@@ -35,7 +35,8 @@ from easycore_ray.storage.artifact import (
     work_folder,
 )
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.tracking.mlflow import TrackedRun, reconcile, track
+from easycore_ray.tracking.mlflow import reconcile, track
+from easycore_ray.tracking.runs import TrackedRun
 from easycore_ray.training.plans import open_training, plan_train
 
 
@@ -198,5 +199,4 @@ def keep_last_good(
 
 def describe_training(config: TrainConfig, path: str, status: str) -> TrackedRun:
     """The MLflow run of the checkpoint in a folder, and its status if it is not finished."""
-    new = TrackedRun("", f"train {config.training}", to_dict(config), {"kind": "checkpoint"})
-    return describe_training_run(path, "train", new, status)
+    return describe_training_run(path, "train", "checkpoint", to_dict(config), status)

@@ -73,11 +73,14 @@ SAME = {
     PREPARE: PLACES | {"allow_one_class", "source_check"},
     SCORE: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset"},
     stages.ReduceConfig: PLACES | {"scores", "bucket_rows"},
-    stages.CoresetConfig: PLACES | {"scores", "dataset", "user_scores", "materialize"},
+    stages.CoresetConfig: PLACES | TRACKING | {"scores", "dataset", "user_scores", "materialize"},
     TRAIN: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset"},
-    stages.EvaluateConfig: PLACES | RESERVED | {"dataset", "checkpoint", "num_workers", "cache_gib"},
+    stages.EvaluateConfig: PLACES | TRACKING | RESERVED | {"dataset", "checkpoint", "num_workers", "cache_gib"},
     stages.ReportConfig: PLACES,
-    experiments.AnalyzeConfig: PLACES | RESERVED | {"scores", "checkpoint", "dataset", "num_workers", "cache_gib"},
+    experiments.AnalyzeConfig: PLACES
+    | TRACKING
+    | RESERVED
+    | {"scores", "checkpoint", "dataset", "num_workers", "cache_gib"},
     SWEEP: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "scores"},
     STUDY: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "results"},
     PIPELINE: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"allow_one_class", "source_check"},

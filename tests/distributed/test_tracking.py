@@ -17,7 +17,8 @@ from easycore_ray.config.presets import tiny
 from easycore_ray.runtime import progress_actor
 from easycore_ray.runtime.progress_actor import watching
 from easycore_ray.storage import paths
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.runs import TrackedRun
 from tests.tracking.stores import EXPERIMENT, free_port, history, make_empty_store, runs_of, serve, store_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -70,7 +71,12 @@ def test_a_server_that_was_away_for_a_whole_pipeline_gets_everything_later(ray_s
         for _ in range(2):
             pipeline(config)
             runs = {run.data.tags["kind"]: run for run in runs_of(uri).values()}
-            assert sorted(runs) == ["scoring_run", "sweep", "trial"]
+            assert sorted(runs) == ["pipeline", "scoring_run", "sweep", "trial"]
+            above = {kind: run.data.tags.get("mlflow.parentRunId") for kind, run in runs.items()}
+            ids = {kind: run.info.run_id for kind, run in runs.items()}
+            assert above == {
+                "pipeline": None, "scoring_run": ids["pipeline"], "sweep": ids["pipeline"], "trial": ids["sweep"],
+            }  # fmt: skip
             assert_has_epochs(uri, runs["scoring_run"], tmp_path / "run" / "scores")
             (trial,) = (tmp_path / "run" / "sweep" / "trials").iterdir()
             assert_has_epochs(uri, runs["trial"], trial / "checkpoint")
@@ -144,7 +150,8 @@ import contextlib, os, sys, time, ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
 from easycore_ray.runtime import progress_actor
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.runs import TrackedRun
 progress_actor._POLL_SECONDS = 3600.0
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
 other = cluster.add_node(num_cpus=4, object_store_memory=80_000_000)

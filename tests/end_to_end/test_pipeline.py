@@ -97,21 +97,35 @@ def test_the_summary_has_every_arm_with_the_contracts_columns(finished):
     assert summary["lineage"]["parents"]["dataset"]["fingerprint"]
 
 
-def test_mlflow_holds_the_sweep_and_its_trials(finished):
-    """Parent and child runs, with the accuracies of the summary."""
+def test_mlflow_holds_the_pipeline_the_sweep_and_its_trials(finished):
+    """A run below another, with the accuracies of the summary, the data used, and what came out in words."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{finished[0]}/mlflow.db")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    parents = {run.info.run_id for run in runs if run.info.run_name == "sweep"}
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in parents]
+    by_kind = {kind: [run for run in runs if run.data.tags["kind"] == kind]
+               for kind in ("pipeline", "scoring_run", "sweep", "trial")}  # fmt: skip
+    (whole,), (sweep,), (scoring,), trials = (by_kind[k] for k in ("pipeline", "sweep", "scoring_run", "trial"))
+    above = {run.info.run_id: run.data.tags.get("mlflow.parentRunId") for run in runs}
     summary = json.loads((finished[0] / "summary.json").read_text())
-
-    assert len(parents) == 1
-    assert len(children) == 4
     measured = sorted(row["robust_accuracy_pgd20_mean"] for row in summary["rows"])
-    assert sorted(run.data.metrics["robust_accuracy_pgd20"] for run in children) == pytest.approx(measured)
+
+    assert len(trials) == 4
+    assert {above[run.info.run_id] for run in trials} == {sweep.info.run_id}
+    assert {above[sweep.info.run_id], above[scoring.info.run_id]} == {whole.info.run_id}
+    assert sorted(run.data.metrics["robust_accuracy_pgd20"] for run in trials) == pytest.approx(measured)
+    assert all(run.data.metrics["robust_accuracy_pgd20_worst_class"] <= run.data.metrics["robust_accuracy_pgd20"]
+               for run in trials)  # fmt: skip
     assert all(run.info.status == "FINISHED" for run in runs)
+    assert whole.info.run_name.endswith("/tiny")
+    for run in (whole, sweep):
+        assert run.data.metrics["best_robust_accuracy_mean"] == pytest.approx(max(measured))
+        assert "easycore" in run.data.tags["mlflow.note.content"]
+    for run in trials:
+        assert {entry.dataset.name.split()[0] for entry in run.inputs.dataset_inputs} == {"dataset", "coreset"}
+    attached = {entry.path for entry in client.list_artifacts(whole.info.run_id)}
+    assert attached == {"summary.json", "report.html"}
+    assert {entry.path for entry in client.list_artifacts(sweep.info.run_id)} == {"summary.json", "coresets"}
 
 
 def test_the_report_needs_nothing_from_elsewhere(finished):

@@ -10,7 +10,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from easycore_ray.tracking.mlflow import TRIAL_KEY, TrackedRun, Tracker
+from easycore_ray.tracking.mlflow import TRIAL_KEY, Tracker
+from easycore_ray.tracking.runs import TrackedRun
 
 EXPERIMENT = "easycore"
 

@@ -6,7 +6,9 @@ import pytest
 
 from easycore_ray.config.stages import ScoreConfig
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.tracking.mlflow import TrackedRun, Tracker, default_uri
+from easycore_ray.tracking.addresses import default_uri
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.runs import TrackedRun
 from tests.tracking.stores import EXPERIMENT, make_empty_store, runs_of
 
 

@@ -14,16 +14,15 @@ import pytest
 
 from easycore_ray.config.base import TrackingConfig
 from easycore_ray.tracking import mlflow as tracking
+from easycore_ray.tracking.addresses import default_uri, ui_command
 from easycore_ray.tracking.mlflow import (
     CHANGED,
     NON_FINITE,
-    TrackedRun,
     Tracker,
-    default_uri,
     reconcile,
     track,
-    ui_command,
 )
+from easycore_ray.tracking.runs import TrackedRun
 from tests.tracking.stores import EXPERIMENT, client_of, free_port, history, make_empty_store, runs_of, serve, store_of
 
 
@@ -62,11 +61,12 @@ def check_the_run(uri, epochs=3):
 @pytest.mark.slow
 def test_a_sweep_is_a_parent_with_children(out):
     """Trials are children of the sweep's run, with their own parameters, tags and status."""
+    sweep = TrackedRun("sweep", "sweep digits", {"fraction": (0.3, 0.5)}, {"dataset": "abc"}, status="FINISHED")
     bring(
         store_of(out),
-        TrackedRun("sweep", "sweep digits", {"fraction": (0.3, 0.5)}, {"dataset": "abc"}, status="FINISHED"),
-        TrackedRun("trial-0", "easycore 0.3", {"fraction": 0.3}, parent="sweep", status="FAILED"),
-        TrackedRun("trial-1", "random 0.3", {"fraction": 0.3}, parent="sweep", status="KILLED"),
+        sweep,
+        TrackedRun("trial-0", "easycore 0.3", {"fraction": 0.3}, parent=sweep, status="FAILED"),
+        TrackedRun("trial-1", "random 0.3", {"fraction": 0.3}, parent=sweep, status="KILLED"),
     )
     runs = runs_of(store_of(out))
 
@@ -292,7 +292,8 @@ def test_a_description_that_cannot_be_made_fails_no_job(out, capfd):
 
 FRESH = """
 import os, sys, time
-from easycore_ray.tracking.mlflow import Tracker, TrackedRun
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.runs import TrackedRun
 assert "mlflow" not in sys.modules
 tracker = Tracker(f"sqlite:///{sys.argv[1]}/mlflow.db", "easycore")
 started = time.monotonic()

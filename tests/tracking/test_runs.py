@@ -1,0 +1,112 @@
+"""What runs hold: parents above parents, data that was used, and what the short verbs leave, in a real store."""
+
+import json
+import shutil
+
+import pytest
+
+from easycore_ray import select
+from easycore_ray.config.base import to_dict
+from easycore_ray.config.stages import TrainConfig
+from easycore_ray.tracking.mlflow import Tracker
+from easycore_ray.tracking.runs import TrackedData, TrackedRun, describe_job, params_of, under
+from tests.artifacts import make_image_dataset, make_scoring_run
+from tests.tracking.stores import EXPERIMENT, client_of, make_empty_store, runs_of, store_of
+
+LABELS = [number % 3 for number in range(30)]
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A database that is set up."""
+    return make_empty_store(tmp_path_factory.mktemp("empty"))
+
+
+@pytest.fixture
+def uri(empty_store, tmp_path):
+    """A store of a test's own."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return store_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    """A scoring run of a small dataset."""
+    root = tmp_path_factory.mktemp("scores")
+    return make_scoring_run(root / "scores", make_image_dataset(root / "dataset", LABELS), LABELS)
+
+
+@pytest.mark.slow
+def test_a_child_brings_the_runs_above_it(uri):
+    """Whichever is sent first: a pipeline's own run is known by name before the pipeline ends."""
+    pipeline = TrackedRun("p", "pipeline digits", {"seed": 0}, {"kind": "pipeline"})
+    sweep = TrackedRun("s", "sweep digits", {"seed": 1}, {"kind": "sweep"}, pipeline)
+    trial = TrackedRun("t", "easycore 0.3", parent=sweep, status="FINISHED")
+    for run in (trial, sweep, pipeline):
+        Tracker(uri, EXPERIMENT).close([run])
+    runs = runs_of(uri)
+
+    assert set(runs) == {"p", "s", "t"}
+    assert runs["t"].data.tags["mlflow.parentRunId"] == runs["s"].info.run_id
+    assert runs["s"].data.tags["mlflow.parentRunId"] == runs["p"].info.run_id
+    assert (runs["p"].info.run_name, runs["p"].data.params) == ("pipeline digits", {"seed": "0"})
+
+
+@pytest.mark.slow
+def test_data_is_listed_once_with_its_source_and_profile(uri):
+    """By other processes as well, and beside what came later."""
+    first = TrackedData("dataset runs/digits", "ab" * 32, "/data/runs/digits", {"train": 9})
+    second = TrackedData("coreset runs/half", "cd" * 32, "s3://bucket/runs/half", {"samples": 4})
+    for data in ([first], [first], [first, second]):
+        # A digest of the description keeps what is in line as it is, so it differs here.
+        Tracker(uri, EXPERIMENT).close([TrackedRun("t", "t", data=data, status="FINISHED")])
+    used = {entry.dataset.name: entry.dataset for entry in runs_of(uri)["t"].inputs.dataset_inputs}
+
+    assert len(runs_of(uri)["t"].inputs.dataset_inputs) == 2
+    assert used["dataset runs/digits"].digest == "ab" * 18
+    assert used["dataset runs/digits"].source_type == "local"
+    assert json.loads(used["dataset runs/digits"].profile) == {"train": 9}
+    assert used["coreset runs/half"].source_type == "s3"
+    assert json.loads(used["coreset runs/half"].source) == {"uri": "s3://bucket/runs/half"}
+
+
+def test_parameters_say_what_is_done_not_how_it_was_requested():
+    """Nor epochs where steps replace them."""
+    config = TrainConfig(out="o", dataset="d", steps=100, epochs=20, overwrite=True)
+    found = params_of(to_dict(config))
+    assert {"overwrite", "take_over", "tracking_uri", "experiment", "epochs"} & set(found) == set()
+    assert found["steps"] == 100
+    assert params_of(to_dict(config.replace(steps=None)))["epochs"] == 20
+
+
+def test_a_job_is_named_by_its_folder_and_lies_under_what_runs_above_it(scores):
+    """Nothing of it is in MLflow for that."""
+    above = TrackedRun("p", "pipeline")
+    with under(above):
+        run = describe_job(scores.path, "scoring_run", "score", {"seed": 1})
+    assert run.parent is above
+    assert run.name == f"score {'/'.join(scores.path.split('/')[-2:])}"
+    assert run.tags == {"kind": "scoring_run", "easycore.folder": scores.path}
+    assert run.status == "FINISHED"
+    assert describe_job(scores.path, "scoring_run", "score", {}).parent is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_coreset_is_tracked_where_the_user_says(uri, scores, tmp_path, monkeypatch, how):
+    """With its ids and its data; again, it changes nothing. Otherwise nowhere."""
+    fields = dict(scores=scores.path, fraction=0.5, method="easiest")
+    select(out=str(tmp_path / "untracked"), **fields)
+    if how == "environment":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    else:
+        fields["tracking_uri"] = uri
+    for _ in range(2):
+        select(out=str(tmp_path / "half"), **fields)
+    (run,) = runs_of(uri).values()
+
+    assert run.data.metrics == {"samples": 15.0, "fraction_kept": 0.5}
+    assert run.data.tags["kind"] == "coreset"
+    assert {entry.path for entry in client_of(uri).list_artifacts(run.info.run_id)} == {"sample_ids.npy", "keys.txt"}
+    assert {entry.dataset.name.split()[0] for entry in run.inputs.dataset_inputs} == {"dataset", "coreset"}
+    assert not (tmp_path / "untracked" / "mlflow.db").exists()
