@@ -265,7 +265,7 @@ class _Sweep(Protocol):
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
     ) -> Sweep: ...
     @overload
     def plan(self, config: SweepConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -292,7 +292,8 @@ class _Sweep(Protocol):
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), measure: bool = False,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Report(Protocol):
@@ -407,13 +408,13 @@ class _Pipeline(Protocol):
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), dataset: StrPath | None = None,
-        source: StrPath = "digits", format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto",
-        test_source: StrPath | None = None, image_size: int | None = None, resize_size: int | None = None,
-        exif: Literal["rotate", "ignore"] = "rotate", store: Literal["auto", "pixels", "encoded", "resized"] = "auto",
-        shard_mib: float = 256.0, image_column: str | None = None, label_column: str | None = None,
-        allow_one_class: bool = False, on_duplicate: Literal["keep", "drop", "error"] = "keep",
-        source_check: bool = True, note: str = "",
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
+        dataset: StrPath | None = None, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        image_size: int | None = None, resize_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate",
+        store: Literal["auto", "pixels", "encoded", "resized"] = "auto", shard_mib: float = 256.0,
+        image_column: str | None = None, label_column: str | None = None, allow_one_class: bool = False,
+        on_duplicate: Literal["keep", "drop", "error"] = "keep", source_check: bool = True, note: str = "",
     ) -> Pipeline: ...
     @overload
     def plan(self, config: PipelineConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -442,13 +443,14 @@ class _Pipeline(Protocol):
         training: Literal["standard", "trades", "pgd"] | Sequence[Literal["standard", "trades", "pgd"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), dataset: StrPath | None = None,
-        source: StrPath = "digits", format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto",
-        test_source: StrPath | None = None, image_size: int | None = None, resize_size: int | None = None,
-        exif: Literal["rotate", "ignore"] = "rotate", store: Literal["auto", "pixels", "encoded", "resized"] = "auto",
-        shard_mib: float = 256.0, image_column: str | None = None, label_column: str | None = None,
-        allow_one_class: bool = False, on_duplicate: Literal["keep", "drop", "error"] = "keep",
-        source_check: bool = True, note: str = "", measure: bool = False,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
+        dataset: StrPath | None = None, source: StrPath = "digits",
+        format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
+        image_size: int | None = None, resize_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate",
+        store: Literal["auto", "pixels", "encoded", "resized"] = "auto", shard_mib: float = 256.0,
+        image_column: str | None = None, label_column: str | None = None, allow_one_class: bool = False,
+        on_duplicate: Literal["keep", "drop", "error"] = "keep", source_check: bool = True, note: str = "",
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Analyze(Protocol):

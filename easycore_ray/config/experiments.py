@@ -123,6 +123,8 @@ class GridConfig(TrialsConfig, ThreatConfig):
     epoch, which is evaluated beside the last. 0: the clean accuracy picks it."""
     eval_eps: Several[Eps] = setting(default=(8 / 255,), identity=True, group="attack")
     """Perturbations of the evaluation, in [0, 1] pixel units, one result for each; 0 is the clean accuracy."""
+    register: Text | None = setting(default=None, identity=False, group="tracking")
+    """Name in MLflow's model registry: NAME-OBJECTIVE gets the most robust model of each objective as a version."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""

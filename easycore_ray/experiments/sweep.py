@@ -21,7 +21,7 @@ from easycore_ray.experiments.results import (
     result_rows,
     training_curves,
 )
-from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
+from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials, keep_best_models
 from easycore_ray.experiments.trial_runner import run_trials, trial_demand
 from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
 from easycore_ray.runtime import cluster
@@ -83,10 +83,12 @@ def sweep(config: SweepConfig) -> Artifact:
 def describe_sweep(config: SweepConfig, folder: str, status: str) -> list[TrackedRun]:
     """The MLflow runs of a sweep and of its trials that were begun; the status of what is not finished."""
     folders = coreset_folders(config, folder)
-    parent, *children = describe_trials(config, folder, "sweep", make_trials(config, folder, folders), status)
+    trials = make_trials(config, folder, folders)
+    parent, *children = describe_trials(config, folder, "sweep", trials, status)
     if status == "FINISHED":
         ids = {f"coresets/{name}/sample_ids.npy": paths.join(path, "sample_ids.npy") for name, path in folders.items()}
         parent = replace(parent, files={**parent.files, **ids})
+        children = keep_best_models(children, {trial.name: trial.train.out for trial in trials}, config.register)
     return [parent, *children]
 
 

@@ -11,8 +11,8 @@ from easycore_ray.evaluation.tracked_evaluation import flat_metrics, tags_of
 from easycore_ray.experiments.trials import Trial, is_finished
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import MANIFEST, RUN, open_artifact
-from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job, params_of
+from easycore_ray.storage.artifact import MANIFEST, RUN, content_folder, open_artifact
+from easycore_ray.tracking.runs import TrackedModel, TrackedRun, data_of, describe_job, params_of
 
 # As much of a description as MLflow keeps everywhere.
 _NOTE_CHARS = 4500
@@ -123,6 +123,37 @@ def describe_trials(config: JobConfig, path: str, kind: str, trials: Sequence[Tr
     parent = describe_parent(config, path, kind, status)
     begun = [trial for trial in trials if paths.exists(paths.join(trial.train.out, RUN))]
     return [parent, *(describe_trial(trial, parent, status) for trial in begun)]
+
+
+def keep_best_models(
+    children: Sequence[TrackedRun], checkpoints: Mapping[str, str], register: str | None
+) -> list[TrackedRun]:
+    """The runs of trials; the most robust of each objective, at the last eps, brings its model along.
+
+    Args:
+        children: of a finished sweep.
+        checkpoints: their folders by name.
+        register: name in the model registry, before the objective; None for none.
+    """
+    best: dict[str, TrackedRun] = {}
+    for child in children:
+        training = child.params["training"]
+        if training not in best or _robust_accuracy(child) > _robust_accuracy(best[training]):
+            best[training] = child
+    models = {
+        child.name: TrackedModel(
+            f"easycore-{training}", content_folder(checkpoints[child.name]), register and f"{register}-{training}"
+        )
+        for training, child in best.items()
+        if _robust_accuracy(child) >= 0
+    }
+    return [replace(child, model=models.get(child.name)) for child in children]
+
+
+def _robust_accuracy(run: TrackedRun) -> float:
+    """Of a trial's run at the last eps; below 0 for one without, which has diverged."""
+    found = run.points[max(run.points)].get("robust_accuracy_pgd20") if run.points else None
+    return -1.0 if found is None else found
 
 
 def trial_summary(trial: Trial) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
 from easycore_ray.storage.provenance import git_commit, submitted_job
 from easycore_ray.tracking.addresses import ADDRESS, default_uri, without_credentials
-from easycore_ray.tracking.runs import TrackedData, TrackedRun
+from easycore_ray.tracking.runs import TrackedData, TrackedModel, TrackedRun
 
 __all__ = ["TRIAL_KEY", "Tracker", "reconcile", "track", "track_if_named"]
 
@@ -56,6 +56,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -268,6 +269,8 @@ class _Store:
             self._batch(held, when, points=new[first : first + _METRICS_PER_BATCH])
         for name, path in run.files.items():
             self._attach(held, name, path)
+        if run.model is not None and run.status != "RUNNING":
+            self._keep_model(held, run.model)
         self._add_data(held, [data for data in run.data if _digest(data) not in held.data])
         if run.status == "RUNNING":
             tags |= _cut_tags(run.tags)
@@ -319,6 +322,15 @@ class _Store:
                 self._client.log_artifact(held.run_id, str(Path(temporary, base)), folder or None)
         except Exception as error:
             say(f"tracking: {name} is left out: {_brief(error)}")
+
+    def _keep_model(self, held: _Held, model: TrackedModel) -> None:
+        """Keep what a run has trained; what cannot be kept is named and left out."""
+        from easycore_ray.tracking import models
+
+        try:
+            models.keep_model(self._client, self._experiment_id, held.run_id, model)
+        except Exception as error:
+            say(f"tracking: the model {model.name} is left out: {_brief(error)}")
 
     def _add_data(self, held: _Held, used: Sequence[TrackedData]) -> None:
         """List what a run has used."""

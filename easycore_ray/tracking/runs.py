@@ -12,7 +12,7 @@ from easycore_ray.storage.artifact import GENERATIONS, MANIFEST, RUN, Artifact, 
 from easycore_ray.storage.errors import EasyCoreError
 
 # Of a configuration: how a command was given rather than what it does.
-_NOT_PARAMS = ("overwrite", "take_over", "tracking_uri", "experiment")
+_NOT_PARAMS = ("overwrite", "take_over", "tracking_uri", "experiment", "register")
 # Kinds of artifacts that MLflow shows as data.
 _DATA_KINDS = ("dataset", "coreset")
 
@@ -29,6 +29,18 @@ class TrackedData:
     """Path of its folder."""
     profile: Mapping[str, Any] = field(default_factory=dict)
     """Counts and the like, for people."""
+
+
+@dataclass(frozen=True)
+class TrackedModel:
+    """A trained model to be kept in MLflow beside its run."""
+
+    name: str
+    """In the experiment's list of models."""
+    checkpoint: str
+    """Folder of its checkpoint."""
+    register: str | None = None
+    """Name in the model registry, of which it becomes a version; None for none."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class TrackedRun:
     """Paths of files to attach, by name within the run's artifacts; attached once."""
     data: Sequence[TrackedData] = ()
     """What it has used."""
+    model: "TrackedModel | None" = None
+    """What it has trained, if that is to be kept; once."""
     status: str = "RUNNING"
     """RUNNING, FINISHED, FAILED or KILLED."""
 

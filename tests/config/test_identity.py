@@ -53,7 +53,8 @@ OTHER = {
     "segment_images": 480, "seeds": (5,), "source": "t", "source_check": False, "split": "val",
     "standard_eval_eps": (0.01,), "steps": 5, "stop_when_stable": 0.9, "store": "pixels", "subset": 9, "sweep": "t",
     "take_over": True, "test_fraction": 0.3,
-    "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none", "train_epochs": 3,
+    "register": "r", "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none",
+    "train_epochs": 3,
     "training": "pgd", "trial_workers": 3, "user_scores": "t", "val_attack_steps": 3, "val_fraction": 0.1,
     "warmup_fraction": 0.2, "weight_decay": 0.1, "weights": "best", "width": 8,
 }  # fmt: skip
@@ -81,9 +82,9 @@ SAME = {
     | TRACKING
     | RESERVED
     | {"scores", "checkpoint", "dataset", "num_workers", "cache_gib"},
-    SWEEP: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "scores"},
+    SWEEP: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | {"dataset", "scores"},
     STUDY: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "results"},
-    PIPELINE: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"allow_one_class", "source_check"},
+    PIPELINE: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | {"allow_one_class", "source_check"},
 }
 
 

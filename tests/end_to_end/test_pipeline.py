@@ -123,6 +123,9 @@ def test_mlflow_holds_the_pipeline_the_sweep_and_its_trials(finished):
         assert "easycore" in run.data.tags["mlflow.note.content"]
     for run in trials:
         assert {entry.dataset.name.split()[0] for entry in run.inputs.dataset_inputs} == {"dataset", "coreset"}
+    models = client.search_logged_models([sweep.info.experiment_id])
+    assert {model.name for model in models} == {f"easycore-{row['training']}" for row in summary["rows"]}
+    assert {model.source_run_id for model in models} <= {run.info.run_id for run in trials}
     attached = {entry.path for entry in client.list_artifacts(whole.info.run_id)}
     assert attached == {"summary.json", "report.html"}
     assert {entry.path for entry in client.list_artifacts(sweep.info.run_id)} == {"summary.json", "coresets"}

@@ -1,17 +1,22 @@
 """What runs hold: parents above parents, data that was used, and what the short verbs leave, in a real store."""
 
+import contextlib
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from easycore_ray import select
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.stages import TrainConfig
+from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.tracking.mlflow import Tracker
-from easycore_ray.tracking.runs import TrackedData, TrackedRun, describe_job, params_of, under
-from tests.artifacts import make_image_dataset, make_scoring_run
-from tests.tracking.stores import EXPERIMENT, client_of, make_empty_store, runs_of, store_of
+from easycore_ray.tracking.runs import TrackedData, TrackedModel, TrackedRun, describe_job, params_of, under
+from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
+from tests.tracking.stores import EXPERIMENT, client_of, free_port, make_empty_store, runs_of, serve, store_of
 
 LABELS = [number % 3 for number in range(30)]
 
@@ -110,3 +115,36 @@ def test_a_coreset_is_tracked_where_the_user_says(uri, scores, tmp_path, monkeyp
     assert {entry.path for entry in client_of(uri).list_artifacts(run.info.run_id)} == {"sample_ids.npy", "keys.txt"}
     assert {entry.dataset.name.split()[0] for entry in run.inputs.dataset_inputs} == {"dataset", "coreset"}
     assert not (tmp_path / "untracked" / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("where", ["database", "server"])
+def test_a_model_is_kept_once_and_loads_without_unpickling(tmp_path, empty_store, uri, scores, where):
+    """Registered where that is requested; its logits are those of the checkpoint."""
+    import mlflow.pyfunc
+
+    dataset = scores.manifest["parents"]["dataset"]["path"]
+    checkpoint = make_checkpoint(tmp_path / "model", dataset)
+    run = TrackedRun(
+        "t", "t", model=TrackedModel("easycore-trades", checkpoint.path, "digits-trades"), status="FINISHED"
+    )
+    port = free_port()
+    with serve(tmp_path, port, empty_store) if where == "server" else contextlib.nullcontext():
+        uri = f"http://127.0.0.1:{port}" if where == "server" else uri
+        for key in ("a digest", "another digest"):
+            Tracker(uri, EXPERIMENT).close([replace(run, tags={"k": key})])
+        client = client_of(uri)
+        (version,) = client.search_model_versions("name = 'digits-trades'")
+        (model,) = client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+        mlflow.set_tracking_uri(uri)
+        try:
+            loaded = mlflow.pyfunc.load_model("models:/digits-trades/1", dst_path=str(tmp_path))
+        finally:
+            mlflow.set_tracking_uri(None)
+
+    assert version.run_id == model.source_run_id
+    assert "python_model.pkl" not in str(loaded.metadata.flavors)
+    pixels = np.random.default_rng(0).random((5, 1, 4, 4), np.float32)
+    expected = open_checkpoint(checkpoint.path)[1](torch.from_numpy(pixels)).detach().numpy()
+    np.testing.assert_array_equal(loaded.predict(pixels), expected)
