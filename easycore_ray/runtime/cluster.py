@@ -31,10 +31,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Nodes may have to be started in the place of lost ones; Ray Train would begin anew after a minute.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    # A task on a host that the network no longer reaches is given up after these, and run elsewhere; Ray itself waits
-    # for seven minutes, though it has long declared the node dead.
-    "RAY_grpc_client_keepalive_time_ms": "15000",
-    "RAY_grpc_client_keepalive_timeout_ms": "20000",
     # Tune would print a folder of its own that is deleted at the end.
     "RAY_AIR_NEW_OUTPUT": "0",
 }

@@ -38,6 +38,8 @@ class AutoscalingCluster:
     """``RAY_ADDRESS``."""
     jobs: str
     """Of the server that takes jobs."""
+    head: int
+    """Process id of the head's ``ray start``."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -60,6 +62,12 @@ class AutoscalingCluster:
             (found.add if event["what"] == "started" else found.discard)(event["node"])
         return found
 
+    def at_work_on_head(self) -> set[str]:
+        """Titles of the head's own tasks and actors at this moment."""
+        raylets = [pid for pid in _children(self.head) if _command(pid).partition("\0")[0].endswith("/raylet")]
+        titles = {_command(pid).rstrip("\0") for raylet in raylets for pid in _children(raylet)}
+        return {title for title in titles if title.startswith("ray::") and not title.startswith("ray::IDLE")}
+
     def submit(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """``ray job submit`` of a command, run in the project's root; its output ends with that of the job."""
         line = [RAY, "job", "submit", f"--address={self.jobs}", "--", *command]
@@ -72,6 +80,18 @@ class AutoscalingCluster:
             if "No available agent" not in done.stderr or time.monotonic() > ended:
                 return done
             time.sleep(1)
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 def _environment() -> dict[str, str]:
@@ -124,7 +144,7 @@ def autoscaling_cluster(
             head = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        cluster = AutoscalingCluster(folder, f"{HOST}:{port}", f"http://{HOST}:{dashboard}")
+        cluster = AutoscalingCluster(folder, f"{HOST}:{port}", f"http://{HOST}:{dashboard}", head.pid)
         try:
             _await_port(dashboard, head)
             yield cluster

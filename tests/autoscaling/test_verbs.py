@@ -1,6 +1,8 @@
 """Every verb, submitted to a cluster without nodes: each brings the nodes that it needs and lets them go."""
 
+import contextlib
 import sys
+import threading
 import time
 
 import pytest
@@ -32,6 +34,45 @@ def lines_of(folder):
         "pipeline": (["--source", "digits", "--out", f"{folder}/pipeline", "--cpus-per-worker", "2", "--score-epochs",
                       "1", "--train-epochs", "1", "--num-workers", "1", *SWEPT, *SMALL], 4),
     }  # fmt: skip
+
+
+# What Ray and a job run beside the work, with no CPU of their own: they touch no row.
+BESIDE_THE_WORK = (
+    "JobSupervisor", "_ProgressActor", "TrainController", "SynchronizationActor", "DatasetManager", "_StatsActor",
+    "_DatasetStatsActor", "_AutoscalingCoordinatorActor", "AutoscalingCoordinator", "PlacementGroupCleaner",
+    "PreemptionWatcher", "DashboardAgent", "RuntimeEnvAgent",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def watching_the_head(cluster):
+    """Yields the titles of what was at work there, as they are seen."""
+    seen, stop = set(), threading.Event()
+
+    def watch():
+        while not stop.wait(0.05):
+            seen.update(cluster.at_work_on_head())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield seen
+    stop.set()
+    thread.join()
+
+
+def test_nothing_that_touches_a_row_runs_on_a_head_without_cpus(tmp_path):
+    """Nor do tasks that reserve no CPU: those that read raw pixels for a stream."""
+    with (
+        autoscaling_cluster("v2", {"train": {"CPU": 2}}, idle_seconds=60, start_seconds=0) as cluster,
+        watching_the_head(cluster) as seen,
+    ):
+        for verb, (arguments, _) in lines_of(tmp_path).items():
+            streamed = ["--cache-gib", "0"] if verb in ("score", "train", "sweep") else []
+            done = cluster.submit(sys.executable, "-m", f"jobs.{verb}", *arguments, *streamed, timeout=400)
+            assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
+    print(sorted(seen))
+    assert any("JobSupervisor" in title for title in seen), "nothing was seen at all"
+    assert [title for title in seen if not any(name in title for name in BESIDE_THE_WORK)] == []
 
 
 @pytest.mark.parametrize("version", ["v2", "v1"])

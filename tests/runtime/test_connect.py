@@ -1,10 +1,14 @@
 """Addresses where no Ray answers and places where none can start: one line within seconds."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import ray
@@ -107,3 +111,55 @@ def test_sigterm_is_ours_after_ray_has_started(ray_session):
     done = subprocess.run([sys.executable, "-c", SIGNALLED], env=environment, capture_output=True, text=True,
                           timeout=120, check=False)  # fmt: skip
     assert (done.returncode, done.stderr) == (143, "terminated; run the same command again to resume\n")
+
+
+SILENT_CALL = """
+import sys, time
+import ray
+from easycore_ray.runtime import cluster
+from easycore_ray.runtime.tasks import LongLived, TaskResources, map_tasks
+
+def make():
+    return time.sleep
+
+cluster.connect()
+one = TaskResources(cpus=1, in_flight=1, max_retries=0)
+map_tasks(LongLived(make), [(float(sys.argv[1]),)], label="sleep", resources=one)
+map_tasks(time.sleep, [(float(sys.argv[1]),)], label="sleep", resources=one)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_call_may_take_minutes_on_a_cluster_that_was_there_before(tmp_path):
+    """Pings more often than its servers allow would end the connection after one minute, and with it the task."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=1",
+             "--include-dashboard=false", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    head = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not ray_answers(port) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        done = subprocess.run(
+            [sys.executable, "-c", SILENT_CALL, "100"], check=False, capture_output=True, text=True,
+            env=environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"},
+        )  # fmt: skip
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+    assert done.returncode == 0, done.stderr
+
+
+def ray_answers(port):
+    """Whether something listens there."""
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False
