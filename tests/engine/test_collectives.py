@@ -64,8 +64,8 @@ def test_ray_train_is_given_the_backend():
 class Group:
     """Two workers of Ray Train, of whom only is known what they were asked to run."""
 
-    def __init__(self, gpus):
-        self.gpus, self.asked = gpus, []
+    def __init__(self, gpus, usable=True):
+        self.gpus, self.usable, self.asked = gpus, usable, []
 
     def __len__(self):
         return 2
@@ -75,6 +75,7 @@ class Group:
 
     def execute(self, function):
         self.asked.append((function.__name__,))
+        return [True, self.usable]
 
     def execute_single(self, rank, function):
         self.asked.append((function.__name__, rank))
@@ -86,16 +87,20 @@ class Group:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "nccl")])
-def test_workers_find_the_interface_before_they_join(ray_session, gpus, backend):
-    """All of them, then the address of the first, where all join with the time-out that was set."""
-    group = Group(gpus)
+@pytest.mark.parametrize(("gpus", "usable", "backend"), [(0, True, "gloo"), (1, True, "nccl"), (1, False, "gloo")])
+def test_workers_find_the_interface_before_they_join(ray_session, gpus, usable, backend):
+    """All of them, then the address of the first, where all join with the time-out that was set.
+
+    Also where a worker cannot use the GPU it is given: with gloo, so that it can say so.
+    """
+    group = Group(gpus, usable)
     config = collectives.Collectives(timeout_seconds=7)
     config.backend_cls().on_start(group, config)
 
     assert group.asked == [
         ("use_address_of_ray",),
         ("get_address_and_port", 0),
+        *[("can_use_gpu",)] * gpus,
         ("join_group", 0, ("10.0.0.5", 29500), backend, 7),
         ("join_group", 1, ("10.0.0.5", 29500), backend, 7),
     ]
