@@ -26,7 +26,7 @@ def lines_of(folder):
         "reduce": (["--scores", scores, "--out", f"{folder}/reduced"], 4),
         "coreset": (["--scores", scores, "--dataset", data, "--fraction", "0.5", "--materialize", "--out", coreset], 4),
         "train": (["--dataset", data, "--coreset", coreset, "--out", model, "--num-workers", "1", "--cpus-per-worker",
-                   "2", "--epochs", "1", *SMALL], 1),
+                   "2", "--epochs", "6", *SMALL], 1),
         "evaluate": (["--checkpoint", model, "--dataset", data, "--out", f"{folder}/evaluation", "--num-workers", "2",
                       "--cpus-per-worker", "2"], 2),
         "sweep": (["--dataset", data, "--scores", scores, "--out", f"{folder}/sweep", "--cpus-per-worker", "2",
