@@ -70,6 +70,14 @@ def ray_session():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """The file of a fresh MLflow database, made once: setting it up takes seconds."""
+    from tests.tracking.stores import make_empty_store
+
+    return make_empty_store(tmp_path_factory.mktemp("store"))
+
+
 @pytest.fixture(autouse=True)
 def no_heartbeats_left():
     """A command that a test has "killed" in this process beats no more.

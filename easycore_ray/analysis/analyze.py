@@ -120,7 +120,7 @@ def _describe(config: AnalyzeConfig, analysis: Artifact) -> TrackedRun:
         tags={f"claim.{entry['key']}": entry["outcome"] for entry in manifest["claims"]}
         | {"mlflow.note.content": "\n".join(f"- {entry['sentence']}" for entry in manifest["claims"])},
         files={name: paths.join(analysis.path, name) for name in manifest["files"] if not name.endswith(".parquet")},
-        data=data_of(manifest["parents"]),
+        data=data_of(manifest["parents"], "evaluation"),
     )
 
 

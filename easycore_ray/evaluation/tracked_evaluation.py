@@ -26,7 +26,7 @@ def describe_evaluation(config: EvaluateConfig, path: str) -> TrackedRun:
         points={0: flat_metrics(summary)},
         tags={"checkpoint": checkpoint["path"], **tags_of(summary)},
         files={"summary.json": paths.join(path, "summary.json")},
-        data=data_of(manifest["parents"]),
+        data=data_of(manifest["parents"], "evaluation"),
     )
 
 

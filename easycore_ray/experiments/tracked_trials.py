@@ -7,7 +7,7 @@ from typing import Any
 from easycore_ray.config.base import JobConfig, to_dict
 from easycore_ray.core.eps import format_eps
 from easycore_ray.engine.run_history import describe_training_run
-from easycore_ray.evaluation.tracked_evaluation import flat_metrics, tags_of
+from easycore_ray.evaluation.tracked_evaluation import SUSPICIOUS, flat_metrics, tags_of
 from easycore_ray.experiments.trials import Trial, is_finished
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.storage import paths
@@ -43,7 +43,7 @@ def describe_parent(config: JobConfig, path: str, kind: str, status: str) -> Tra
         run,
         points={0: metrics},
         tags={**run.tags, "easycore.best_arm": f"{_arm_text(best)} at eps {format_eps(best['eps'])}",
-              "mlflow.note.content": _note(run, rows, lost), **({"easycore.suspicious": doubtful} if doubtful else {})},
+              "mlflow.note.content": _note(run, rows, lost), **({SUSPICIOUS: doubtful} if doubtful else {})},
         files={name: file for name in ("summary.json", "report.html") if paths.exists(file := paths.join(path, name))},
         data=data_of(manifest["parents"]),
         status=status,

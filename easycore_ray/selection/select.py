@@ -136,7 +136,7 @@ def _describe(config: CoresetConfig, coreset: Artifact) -> TrackedRun:
         to_dict(config),
         points={0: {"samples": counts["samples"], "fraction_kept": counts["samples"] / counts["of"]}},
         files={name: paths.join(coreset.path, name) for name in ("sample_ids.npy", "keys.txt")},
-        data=data_of({**coreset.manifest["parents"], "coreset": coreset}),
+        data=data_of({**coreset.manifest["parents"], "coreset": coreset}, "selection"),
     )
 
 

@@ -267,15 +267,15 @@ class _Store:
         new = [point for point in points if point[1:] not in self._points(held, point[0])]
         for first in range(0, len(new), _METRICS_PER_BATCH):
             self._batch(held, when, points=new[first : first + _METRICS_PER_BATCH])
-        for name, path in run.files.items():
-            self._attach(held, name, path)
-        if run.model is not None and run.status != "RUNNING":
-            self._keep_model(held, run.model)
+        left_out = [name for name, path in run.files.items() if not self._attach(held, name, path)]
+        if run.model is not None and run.status != "RUNNING" and not self._keep_model(held, run.model):
+            left_out.append(run.model.name)
         self._add_data(held, [data for data in run.data if _digest(data) not in held.data])
-        if run.status == "RUNNING":
-            tags |= _cut_tags(run.tags)
-        else:
-            tags |= _cut_tags(run.tags) | {DIGEST: digest} | ({NON_FINITE: str(dropped)} if dropped else {})
+        tags |= _cut_tags(run.tags)
+        if run.status != "RUNNING" and dropped:
+            tags[NON_FINITE] = str(dropped)
+        if run.status != "RUNNING" and not left_out:  # else the next command tries again
+            tags[DIGEST] = digest
         self._set_status(held, run.status, when)
         self._batch(held, when, tags={name: value for name, value in tags.items() if held.tags.get(name) != value})
 
@@ -311,26 +311,30 @@ class _Store:
             held.points[metric] = {(point.step, point.value) for point in history}
         return held.points[metric]
 
-    def _attach(self, held: _Held, name: str, path: str) -> None:
-        """Attach a file that is not there yet; one that cannot be read or stored is named and left out."""
+    def _attach(self, held: _Held, name: str, path: str) -> bool:
+        """Attach a file that is not there yet; False for one that cannot be read or stored, which is named."""
         folder, _, base = name.rpartition("/")
         try:
             if name in {entry.path for entry in self._client.list_artifacts(held.run_id, folder or None)}:
-                return
+                return True
             with tempfile.TemporaryDirectory() as temporary:
                 Path(temporary, base).write_bytes(paths.read_bytes(path))
                 self._client.log_artifact(held.run_id, str(Path(temporary, base)), folder or None)
         except Exception as error:
             say(f"tracking: {name} is left out: {_brief(error)}")
+            return False
+        return True
 
-    def _keep_model(self, held: _Held, model: TrackedModel) -> None:
-        """Keep what a run has trained; what cannot be kept is named and left out."""
+    def _keep_model(self, held: _Held, model: TrackedModel) -> bool:
+        """Keep what a run has trained; False for what cannot be kept, which is named."""
         from easycore_ray.tracking import models
 
         try:
             models.keep_model(self._client, self._experiment_id, held.run_id, model)
         except Exception as error:
             say(f"tracking: the model {model.name} is left out: {_brief(error)}")
+            return False
+        return True
 
     def _add_data(self, held: _Held, used: Sequence[TrackedData]) -> None:
         """List what a run has used."""
@@ -338,19 +342,14 @@ class _Store:
 
         if not used:
             return
-        context = [InputTag("mlflow.data.context", "training")]
-        entries = [
-            Dataset(
-                data.name,
-                _digest(data),
-                data.source.partition("://")[0] if "://" in data.source else "local",
-                json.dumps({"uri": data.source}),
-                profile=json.dumps(data.profile),
-            )
-            for data in used
-        ]
-        self._client.log_inputs(held.run_id, [DatasetInput(entry, context) for entry in entries])
-        held.data |= {entry.digest for entry in entries}
+        entries = []
+        for data in used:
+            scheme = data.source.partition("://")[0] if "://" in data.source else "local"
+            source, profile = json.dumps({"uri": data.source}), json.dumps(data.profile)
+            entry = Dataset(data.name, _digest(data), scheme, source, profile=profile)
+            entries.append(DatasetInput(entry, [InputTag("mlflow.data.context", data.context)]))
+        self._client.log_inputs(held.run_id, entries)
+        held.data |= {_digest(data) for data in used}
 
     def _set_status(self, held: _Held, status: str, when: int) -> None:
         if status == held.status:

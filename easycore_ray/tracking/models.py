@@ -67,17 +67,22 @@ def keep_model(client: Any, experiment_id: str, run_id: str, model: TrackedModel
         run_id: the run that trained it.
         model: which.
     """
-    found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1)
-    if found:
-        model_id = found[0].model_id
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            save_model(model, Path(temporary, "model"))
-            model_id = client.create_logged_model(experiment_id, model.name, run_id).model_id
-            client.log_model_artifacts(model_id, str(Path(temporary, "model")))
-        client.finalize_logged_model(model_id, "READY")
+    found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    # One whose files did not all arrive stays PENDING.
+    whole = [entry.model_id for entry in found if str(entry.status) == "READY"]
+    model_id = whole[0] if whole else _upload(client, experiment_id, run_id, model)
     if model.register is not None:
         _register(client, model.register, model_id, run_id)
+
+
+def _upload(client: Any, experiment_id: str, run_id: str, model: TrackedModel) -> str:
+    """Id of the model, once all of it is there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        save_model(model, Path(temporary, "model"))
+        model_id: str = client.create_logged_model(experiment_id, model.name, run_id).model_id
+        client.log_model_artifacts(model_id, str(Path(temporary, "model")))
+    client.finalize_logged_model(model_id, "READY")
+    return model_id
 
 
 def _register(client: Any, name: str, model_id: str, run_id: str) -> None:

@@ -29,6 +29,8 @@ class TrackedData:
     """Path of its folder."""
     profile: Mapping[str, Any] = field(default_factory=dict)
     """Counts and the like, for people."""
+    context: str = "training"
+    """What it was used for."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,16 @@ def params_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in left_out}
 
 
-def data_of(parents: Mapping[str, Any]) -> list[TrackedData]:
+def data_of(parents: Mapping[str, Any], context: str = "training") -> list[TrackedData]:
     """Datasets and coresets among parents, which are artifacts or entries of a manifest (kind, path, fingerprint)."""
     entries = [parent.as_parent() if isinstance(parent, Artifact) else parent for parent in parents.values()]
-    return [_data(entry["kind"], entry["path"], entry["fingerprint"]) for entry in entries
+    return [_data(entry["kind"], entry["path"], entry["fingerprint"], context) for entry in entries
             if entry["kind"] in _DATA_KINDS]  # fmt: skip
 
 
 # Trials share them.
 @functools.lru_cache(maxsize=1024)
-def _data(kind: str, path: str, fingerprint: str) -> TrackedData:
+def _data(kind: str, path: str, fingerprint: str, context: str) -> TrackedData:
     profile: dict[str, Any] = {}
     with contextlib.suppress(EasyCoreError):  # moved or deleted since then
         manifest = open_artifact(path, kind).manifest
@@ -134,7 +136,7 @@ def _data(kind: str, path: str, fingerprint: str) -> TrackedData:
         profile |= {name: manifest[name] for name in ("method", "score", "fraction", "balance") if name in manifest}
         profile |= {"classes": len(manifest["classes"])} if "classes" in manifest else {}
     folder = _folder(path)
-    return TrackedData(f"{kind} {'/'.join(folder.split('/')[-2:])}", fingerprint, folder, profile)
+    return TrackedData(f"{kind} {'/'.join(folder.split('/')[-2:])}", fingerprint, folder, profile, context)
 
 
 def _folder(path: str) -> str:

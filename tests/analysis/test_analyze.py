@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -29,10 +30,12 @@ from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import write_model
 from easycore_ray.reporting.analysis_page import make_analysis_plots, render_analysis, render_analysis_page
 from easycore_ray.reporting.inspect_text import to_text
+from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.artifact import Claim
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import edit_manifest, make_dataset, make_image_dataset, make_scoring_run
+from tests.tracking.stores import client_of, runs_of, store_of
 
 LABELS = [number % 3 for number in range(300)]
 EPS = (1 / 255, 8 / 255, 32 / 255)
@@ -313,3 +316,23 @@ def test_inspect_tells_the_verdicts_and_finds_damage(done, tmp_path):
     found = inspect(path=f"{tmp_path}/copy", verify=True)["verified"][0]["problems"]
     assert re.search("they were changed", found[0])
     assert re.search("rows of samples.parquet: 400 instead of 7", found[1])
+
+
+@pytest.mark.slow
+def test_an_analysis_is_tracked_where_the_user_says(done, world, tmp_path, empty_store):
+    """What became of each claim as a tag, page and pictures as files; the samples stay in their folder."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    config = config_of(world, tmp_path / "again", tracking_uri=store_of(tmp_path))
+    inputs = open_analysis(config)
+    made = claim_artifact("analysis", config, inputs.parents)
+    finish_analysis(config, made, inputs, attack_samples(config, inputs), time.monotonic())
+    analyze(config)
+    (run,) = runs_of(store_of(tmp_path)).values()
+
+    claims = done.manifest["claims"]
+    assert {name: value for name, value in run.data.tags.items() if name.startswith("claim.")} == {
+        f"claim.{claim['key']}": claim["outcome"] for claim in claims
+    }
+    assert claims[0]["sentence"] in run.data.tags["mlflow.note.content"]
+    attached = {entry.path for entry in client_of(store_of(tmp_path)).list_artifacts(run.info.run_id)}
+    assert attached == {"analysis.html", "summary.json", "plots"}

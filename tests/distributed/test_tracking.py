@@ -19,15 +19,9 @@ from easycore_ray.runtime.progress_actor import watching
 from easycore_ray.storage import paths
 from easycore_ray.tracking.mlflow import Tracker
 from easycore_ray.tracking.runs import TrackedRun
-from tests.tracking.stores import EXPERIMENT, free_port, history, make_empty_store, runs_of, serve, store_of
+from tests.tracking.stores import EXPERIMENT, free_port, history, runs_of, serve, store_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A fresh database, made once: setting it up takes seconds."""
-    return make_empty_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

@@ -23,13 +23,7 @@ from easycore_ray.tracking.mlflow import (
     track,
 )
 from easycore_ray.tracking.runs import TrackedRun
-from tests.tracking.stores import EXPERIMENT, client_of, free_port, history, make_empty_store, runs_of, serve, store_of
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A fresh database, made once: setting it up takes seconds."""
-    return make_empty_store(tmp_path_factory.mktemp("store"))
+from tests.tracking.stores import EXPERIMENT, client_of, free_port, history, runs_of, serve, store_of
 
 
 @pytest.fixture

@@ -3,28 +3,27 @@
 import contextlib
 import json
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from easycore_ray import select
+from easycore_ray import evaluate, select
 from easycore_ray.config.base import to_dict
-from easycore_ray.config.stages import TrainConfig
+from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.data.dataset import open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.evaluation.tracked_evaluation import tags_of
+from easycore_ray.experiments.tracked_trials import keep_best_models
+from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.tracking.mlflow import Tracker
 from easycore_ray.tracking.runs import TrackedData, TrackedModel, TrackedRun, describe_job, params_of, under
 from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
-from tests.tracking.stores import EXPERIMENT, client_of, free_port, make_empty_store, runs_of, serve, store_of
+from tests.tracking.stores import EXPERIMENT, client_of, free_port, runs_of, serve, store_of
 
 LABELS = [number % 3 for number in range(30)]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A database that is set up."""
-    return make_empty_store(tmp_path_factory.mktemp("empty"))
 
 
 @pytest.fixture
@@ -60,18 +59,22 @@ def test_a_child_brings_the_runs_above_it(uri):
 @pytest.mark.slow
 def test_data_is_listed_once_with_its_source_and_profile(uri):
     """By other processes as well, and beside what came later."""
-    first = TrackedData("dataset runs/digits", "ab" * 32, "/data/runs/digits", {"train": 9})
+    first = TrackedData("dataset runs/digits", "ab" * 32, "/data/runs/digits", {"train": 9}, "evaluation")
     second = TrackedData("coreset runs/half", "cd" * 32, "s3://bucket/runs/half", {"samples": 4})
     for data in ([first], [first], [first, second]):
         # A digest of the description keeps what is in line as it is, so it differs here.
         Tracker(uri, EXPERIMENT).close([TrackedRun("t", "t", data=data, status="FINISHED")])
     used = {entry.dataset.name: entry.dataset for entry in runs_of(uri)["t"].inputs.dataset_inputs}
 
-    assert len(runs_of(uri)["t"].inputs.dataset_inputs) == 2
+    assert len(used) == len(runs_of(uri)["t"].inputs.dataset_inputs) == 2
     assert used["dataset runs/digits"].digest == "ab" * 18
     assert used["dataset runs/digits"].source_type == "local"
     assert json.loads(used["dataset runs/digits"].profile) == {"train": 9}
     assert used["coreset runs/half"].source_type == "s3"
+    contexts = {
+        entry.dataset.name: [tag.value for tag in entry.tags] for entry in runs_of(uri)["t"].inputs.dataset_inputs
+    }
+    assert contexts == {"dataset runs/digits": ["evaluation"], "coreset runs/half": ["training"]}
     assert json.loads(used["coreset runs/half"].source) == {"uri": "s3://bucket/runs/half"}
 
 
@@ -120,8 +123,8 @@ def test_a_coreset_is_tracked_where_the_user_says(uri, scores, tmp_path, monkeyp
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("where", ["database", "server"])
-def test_a_model_is_kept_once_and_loads_without_unpickling(tmp_path, empty_store, uri, scores, where):
-    """Registered where that is requested; its logits are those of the checkpoint."""
+def test_a_model_is_kept_once_and_loads_without_unpickling(tmp_path, empty_store, uri, scores, where, monkeypatch):
+    """Registered where that is requested; its logits are those of the checkpoint. One whose upload failed is none."""
     import mlflow.pyfunc
 
     dataset = scores.manifest["parents"]["dataset"]["path"]
@@ -132,11 +135,14 @@ def test_a_model_is_kept_once_and_loads_without_unpickling(tmp_path, empty_store
     port = free_port()
     with serve(tmp_path, port, empty_store) if where == "server" else contextlib.nullcontext():
         uri = f"http://127.0.0.1:{port}" if where == "server" else uri
-        for key in ("a digest", "another digest"):
-            Tracker(uri, EXPERIMENT).close([replace(run, tags={"k": key})])
+        broken(monkeypatch, uri, run)
+        # The next command brings it; one with another description does not bring it again.
+        for again in (run, replace(run, tags={"k": "v"})):
+            Tracker(uri, EXPERIMENT).close([again])
         client = client_of(uri)
         (version,) = client.search_model_versions("name = 'digits-trades'")
-        (model,) = client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+        models = client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+        (model,) = [model for model in models if model.status == "READY"]
         mlflow.set_tracking_uri(uri)
         try:
             loaded = mlflow.pyfunc.load_model("models:/digits-trades/1", dst_path=str(tmp_path))
@@ -148,3 +154,55 @@ def test_a_model_is_kept_once_and_loads_without_unpickling(tmp_path, empty_store
     pixels = np.random.default_rng(0).random((5, 1, 4, 4), np.float32)
     expected = open_checkpoint(checkpoint.path)[1](torch.from_numpy(pixels)).detach().numpy()
     np.testing.assert_array_equal(loaded.predict(pixels), expected)
+
+
+def broken(monkeypatch, uri, run):
+    """An upload that fails once the model is known to the store."""
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "mlflow.tracking.MlflowClient.log_model_artifacts", lambda *_: (_ for _ in ()).throw(OSError("no room"))
+        )
+        Tracker(uri, EXPERIMENT).close([run])
+
+
+def test_the_most_robust_model_of_each_objective_is_kept():
+    """At the last eps; none of an objective whose trials all diverged."""
+
+    def trial(name, training, *values):
+        points = {1: {"loss": 1.0}, **({2: {"robust_accuracy_pgd20": values[0]}} if values else {})}
+        return TrackedRun(name, name, {"training": training}, points=points)
+
+    runs = [trial("a", "trades", 0.3), trial("b", "trades", 0.5), trial("c", "standard", 0.0), trial("d", "pgd")]
+    kept = keep_best_models(runs, {name: f"/sweep/{name}" for name in "abcd"}, "mine")
+    assert {run.name: run.model for run in kept} == {
+        "a": None, "d": None,
+        "b": TrackedModel("easycore-trades", "/sweep/b", "mine-trades"),
+        "c": TrackedModel("easycore-standard", "/sweep/c", "mine-standard"),
+    }  # fmt: skip
+    assert keep_best_models(runs, dict.fromkeys("abcd", "/x"), None)[1].model.register is None
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_tracked_where_the_user_says(uri, scores, tmp_path):
+    """Accuracies, ends of their intervals, the worst class, and what speaks against it; its images as data."""
+    dataset = make_image_dataset(tmp_path / "dataset", LABELS, LABELS)
+    fields = dict(checkpoint=make_checkpoint(tmp_path / "model", dataset.path).path, dataset=dataset.path,
+                  out=str(tmp_path / "evaluation"), eval_eps=(0.1,))  # fmt: skip
+    summary = attack_here(EvaluateConfig(**fields), open_dataset(dataset.path), "cpu").manifest["summary"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a model of one step is suspicious
+        evaluate(**fields, tracking_uri=uri)
+    (run,) = runs_of(uri).values()
+    (row,) = summary["robust"]
+
+    assert run.data.metrics["clean_accuracy"] == summary["clean_accuracy"]
+    assert run.data.metrics["clean_accuracy_worst_class"] == summary["worst_class_clean_accuracy"]
+    for name in ("robust_accuracy_pgd20", "robust_accuracy_pgd20_eps_0.1"):
+        found = [run.data.metrics[f"{name}{end}"] for end in ("", "_low", "_high", "_worst_class")]
+        assert found == [row["accuracy"], *row["interval"], row["worst_class_accuracy"]]
+    assert ("easycore.suspicious" in run.data.tags) == bool(summary["suspicious"])
+    assert tags_of({"suspicious": ["a", "b"]}) == {"easycore.suspicious": "a; b"}
+    assert tags_of({"suspicious": []}) == {}
+    assert [(used.dataset.digest, used.tags[0].value) for used in run.inputs.dataset_inputs] == [
+        (dataset.fingerprint[:36], "evaluation")
+    ]
