@@ -94,6 +94,7 @@ def _run_stages(config: PipelineConfig, made: Claim, parents: Mapping[str, Artif
         parents={"dataset": dataset, "scores": scores, "sweep": swept, "report": page},
         counts=swept.manifest["counts"],
         wall_seconds=time.monotonic() - started,
+        device_seconds=scores.manifest["device_seconds"] + swept.manifest["device_seconds"],
     )
     say(f"pipeline: finished in {duration(time.monotonic() - started)}")
     return artifact

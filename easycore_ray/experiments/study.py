@@ -129,6 +129,8 @@ def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, saved: dict[str
         parents={"dataset": dataset},
         counts={"trials": len(book.trials), "rows": len(rows)} | ({"diverged": len(diverged)} if diverged else {}),
         wall_seconds=time.monotonic() - started,
+        device_seconds=sum(entry["device_seconds"] for entry in book.scoring.values())
+        + sum(record["training_seconds"] for record in book.trials.values()),
         results=results,
     )
     say(f"study: {len(book.trials)} trials in {duration(time.monotonic() - started)} → {results}")

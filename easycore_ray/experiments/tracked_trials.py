@@ -34,8 +34,7 @@ def describe_parent(config: JobConfig, path: str, kind: str, status: str) -> Tra
     rows, lost = summary["rows"], summary["diverged"]
     metrics = {key: value for row in rows for key, value in _row_metrics(row).items()}
     metrics |= {name: float(value) for name, value in manifest["counts"].items()}
-    if "device_seconds" in manifest:
-        metrics["device_hours"] = manifest["device_seconds"] / 3600
+    metrics["device_hours"] = manifest["device_seconds"] / 3600
     best = max((row for row in rows if row["eps"] == rows[-1]["eps"]), key=lambda row: _robust(row) or 0.0)
     metrics |= {"best_robust_accuracy_mean": _robust(best), "best_clean_accuracy_mean": best["clean_accuracy_mean"]}
     doubtful = sum(bool(row.get("suspicious")) for row in rows)

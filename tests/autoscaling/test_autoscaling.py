@@ -50,7 +50,7 @@ def test_a_job_brings_the_nodes_it_needs_and_they_go_again(tmp_path, dataset, ve
         assert done.returncode == 0, done.stdout + done.stderr
         manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
         assert f"Job '{manifest['job']['submission_id']}' succeeded" in done.stdout
-        assert cluster.started() == {"train": 2}
+        assert cluster.started() == {"train": 2}, cluster.events()
 
         if private is not None:
             unseen = cluster.submit(*command, "--out", f"{private}/b", "--num-workers", "2", "--cpus-per-worker", "2")

@@ -40,6 +40,9 @@ def test_a_study_goes_on_from_its_results_alone(digits, tmp_path, capfd):
     for key, record in first["trials"].items():
         assert {**record, **dict.fromkeys(TIMES)} == {**again["trials"][key], **dict.fromkeys(TIMES)}
     assert done.manifest["counts"]["trials"] == 8
+    spent = [entry["device_seconds"] for entry in again["scoring"].values()]
+    spent += [record["training_seconds"] for record in again["trials"].values()]
+    assert done.manifest["device_seconds"] == pytest.approx(sum(spent), abs=0.01)
     assert (tmp_path / "results.md").exists()
     with pytest.raises(EasyCoreError, match=r"train_epochs = 1, not 2"):
         study(config.replace(train_epochs=2))

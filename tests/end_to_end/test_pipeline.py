@@ -118,6 +118,10 @@ def test_mlflow_holds_the_pipeline_the_sweep_and_its_trials(finished):
                for run in trials)  # fmt: skip
     assert all(run.info.status == "FINISHED" for run in runs)
     assert whole.info.run_name.endswith("/tiny")
+    spent = {name: json.loads((finished[0] / name / "manifest.json").read_text())["device_seconds"]
+             for name in ("scores", "sweep")}  # fmt: skip
+    assert sweep.data.metrics["device_hours"] == pytest.approx(spent["sweep"] / 3600)
+    assert whole.data.metrics["device_hours"] == pytest.approx(sum(spent.values()) / 3600)
     for run in (whole, sweep):
         assert run.data.metrics["best_robust_accuracy_mean"] == pytest.approx(max(measured))
         assert "easycore" in run.data.tags["mlflow.note.content"]
