@@ -136,24 +136,32 @@ def test_a_model_is_kept_once_and_loads_without_unpickling(tmp_path, empty_store
     with serve(tmp_path, port, empty_store) if where == "server" else contextlib.nullcontext():
         uri = f"http://127.0.0.1:{port}" if where == "server" else uri
         broken(monkeypatch, uri, run)
-        # The next command brings it; one with another description does not bring it again.
-        for again in (run, replace(run, tags={"k": "v"})):
-            Tracker(uri, EXPERIMENT).close([again])
+        Tracker(uri, EXPERIMENT).close([run])
+        brought = whole_models(uri)
+        # With another description it is not brought again.
+        Tracker(uri, EXPERIMENT).close([replace(run, tags={"k": "v"})])
         client = client_of(uri)
         (version,) = client.search_model_versions("name = 'digits-trades'")
-        models = client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])
-        (model,) = [model for model in models if model.status == "READY"]
+        (model,) = whole_models(uri)
         mlflow.set_tracking_uri(uri)
         try:
             loaded = mlflow.pyfunc.load_model("models:/digits-trades/1", dst_path=str(tmp_path))
         finally:
             mlflow.set_tracking_uri(None)
 
+    assert [entry.model_id for entry in brought] == [model.model_id], "the next command has not brought it"
     assert version.run_id == model.source_run_id
     assert "python_model.pkl" not in str(loaded.metadata.flavors)
     pixels = np.random.default_rng(0).random((5, 1, 4, 4), np.float32)
     expected = open_checkpoint(checkpoint.path)[1](torch.from_numpy(pixels)).detach().numpy()
     np.testing.assert_array_equal(loaded.predict(pixels), expected)
+
+
+def whole_models(uri):
+    """Models of which all files are in the store."""
+    client = client_of(uri)
+    found = client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    return [model for model in found if model.status == "READY"]
 
 
 def broken(monkeypatch, uri, run):
