@@ -51,6 +51,8 @@ def ray_session():
     os.environ["RAY_TMPDIR"] = folder
     # Inherited by every process of this Ray, so that a test that kills some finds its own.
     os.environ["EASYCORE_TEST_PROCESSES"] = folder
+    # As where a command starts Ray itself.
+    os.environ["EASYCORE_OWN_RAY"] = "1"
     assert not ray.is_initialized(), "a test that did not ask for ray_session has started Ray"
     ray.init(
         address="local",

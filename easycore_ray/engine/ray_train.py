@@ -119,9 +119,9 @@ def fit_tracked(
 def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, name: str) -> Callable[[], Any]:
     """Makes the trainer of a run: anew for each attempt."""
     import ray.train
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from easycore_ray.engine.collectives import Collectives
+    from easycore_ray.engine.trainer import Trainer
 
     fit: Fit = work["fit"]
     filesystem, root = paths.locate(storage)
@@ -130,8 +130,8 @@ def _trainer_factory(work: dict[str, Any], config: ComputeConfig, storage: str, 
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
 
-    def make_trainer() -> DataParallelTrainer:
-        return DataParallelTrainer(
+    def make_trainer() -> Trainer:
+        return Trainer(
             # Bound, not passed as its configuration, which the controller would read, and import torch for.
             partial(_worker, work),
             backend_config=Collectives(),

@@ -34,6 +34,16 @@ _ENVIRONMENT = {
     # Tune would print a folder of its own that is deleted at the end.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+OWN_RAY = "EASYCORE_OWN_RAY"
+"""Environment variable of all processes of a Ray that ``connect`` has started, on this machine, for its own job."""
+# Set where Ray is started here.
+_OWN_ENVIRONMENT = {
+    OWN_RAY: "1",
+    # Nobody takes this machine away with a notice; looking out for one costs a process, and a second of each run.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+# Those of them that this process has set, not its user.
+_SET_HERE: set[str] = set()
 _PORTS = {"": 6379, "ray": 10001}
 _ANSWER_SECONDS = 10.0
 # What the files of a Ray that has just started take up, about; with less it waits for itself for half a minute.
@@ -91,6 +101,7 @@ def connect() -> None:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     _check_answers(address)
+    _describe_ray(own=address == "local")
     if address == "local":
         _check_room(_ray_folder())
     try:
@@ -117,6 +128,17 @@ def connect() -> None:
     context.execution_options.preserve_order = True
     # It would announce that its progress bars are off; ours say more.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _describe_ray(own: bool) -> None:
+    """Set what processes of a Ray that is started here inherit; take it back before another is joined."""
+    for name in _SET_HERE:
+        os.environ.pop(name, None)
+    _SET_HERE.clear()
+    os.environ.pop(OWN_RAY, None)
+    if own:
+        _SET_HERE.update(name for name in _OWN_ENVIRONMENT if name not in os.environ)
+        os.environ.update({name: _OWN_ENVIRONMENT[name] for name in _SET_HERE})
 
 
 def _ray_folder() -> str:

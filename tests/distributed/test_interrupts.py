@@ -26,7 +26,10 @@ def command(settings, tmp_path):
 
 
 def interrupted(command, environment, sign, number):
-    """Send a signal to a command once a line of standard error holds ``sign``: seconds to its end, exit code, lines."""
+    """Send a signal to a command once a line of standard error holds ``sign``: seconds to its end, exit code, lines.
+
+    No process is there that would ask a dashboard which this Ray does not have.
+    """
     job = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # As a shell starts it: what runs in its background inherits that SIGINT is ignored.
@@ -37,6 +40,9 @@ def interrupted(command, environment, sign, number):
         said.append(line)
         if sign in line:
             break
+    assert processes(environment[MARK], "ray::TrainController")
+    assert not processes(environment[MARK], "ray::PlacementGroupCleaner")
+    assert not processes(environment[MARK], "ray::DatasetManager")
     sent = time.monotonic()
     job.send_signal(number)
     said += job.stderr.readlines()

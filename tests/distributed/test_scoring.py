@@ -67,14 +67,14 @@ def test_scores_equal_a_slow_loop_over_single_images(settings, two_workers, digi
 
 @pytest.mark.parametrize(
     ("num_workers", "batch_size", "cache_gib", "epochs", "score_pass"),
-    [(1, 32, 2.0, 2, "eval"), (2, 48, 0.0, 1, "fused")],
+    [(1, 32, 2.0, 2, "eval"), pytest.param(2, 48, 0.0, 1, "fused", marks=pytest.mark.soak)],
 )
 def test_every_sample_is_scored_once_whatever_the_workers(
     settings, two_workers, digits, population, tmp_path, num_workers, batch_size, cache_gib, epochs, score_pass
 ):
     """One worker, or two that stream, score each sample once; scores of given weights are the same.
 
-    (Two and three in memory: see the runs above and below.)
+    (Two in memory, three that stream: see the runs above and below.)
     """
     changes = dict(
         num_workers=num_workers, batch_size=batch_size, cache_gib=cache_gib, epochs=epochs, score_pass=score_pass
@@ -119,8 +119,8 @@ def test_aign_is_the_mean_over_epochs_without_the_initial_weights(two_workers):
 
 
 def test_fused_scores_cover_every_sample_once(settings, two_workers, digits, population, tmp_path):
-    """score_pass=fused takes one row per sample from the training steps themselves, and says so; on 3 workers."""
-    changes = dict(score_pass="fused", score_every=2, num_workers=3, batch_size=48, cpus_per_worker=0.5)
+    """score_pass=fused takes one row per sample from the training steps, and says so; on 3 workers that stream."""
+    changes = dict(score_pass="fused", score_every=2, num_workers=3, batch_size=48, cpus_per_worker=0.5, cache_gib=0.0)
     run = score(**settings(tmp_path / "run", **changes))
 
     np.testing.assert_array_equal(rows_of(run, 2)["sample_id"], read_sample_ids(population))
@@ -146,6 +146,7 @@ def test_another_configuration_does_not_replace_a_run(settings, two_workers, dig
         score(**settings(two_workers.path, seed=9))
 
 
+@pytest.mark.soak
 def test_a_diverged_run_says_so_and_is_not_retried(settings, digits, population, tmp_path):
     """An absurd learning rate ends in one clear error."""
     with pytest.raises(EasyCoreError, match=r"diverged|not finite"):

@@ -20,7 +20,7 @@ def test_a_study_goes_on_from_its_results_alone(digits, tmp_path, capfd):
         dataset=digits.path, out=str(tmp_path / "out"), results=str(tmp_path / "results.json"), parts=("standard",),
         seeds=(2,), subset=97, model="cnn", width=4, batch_size=16, score_epochs=1, train_epochs=1, augment="none",
         standard_eval_eps=(0.05, 0.1), num_eval_samples=20, num_workers=1, cpus_per_worker=1.0, threads_per_worker=1,
-        tracking_uri="none",
+        tracking_uri="none", max_concurrent_trials=1,
     )  # fmt: skip
     study(config)
     results = tmp_path / "results.json"

@@ -23,6 +23,7 @@ from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.engine.checkpoint_files import BEST, LAST
 from easycore_ray.evaluation.attack_shards import attack_rows
 from easycore_ray.evaluation.evaluate import evaluation_ids
 from easycore_ray.evaluation.threats import threats_of
@@ -30,8 +31,10 @@ from easycore_ray.reporting.report import print_table
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.training.train import make_training_fit
 from tests import faults
 from tests.artifacts import weights_trained_here
+from tests.worker_group import Group
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -115,7 +118,7 @@ def swept(digits, two_workers, tmp_path_factory):
         dataset=digits.path, scores=two_workers.path, out=str(out), method=(), fraction=(0.5,), seeds=(0,), beta=(6.0,),
         training=("standard", "trades"), train_epochs=2, model="cnn", width=4, batch_size=16, augment="crop",
         crop_pad=1, eps=0.1, attack_steps=2, attack=("pgd20", "autoattack"), eval_eps=(0.2,), num_eval_samples=260,
-        tracking_uri="none", threads_per_worker=1,
+        tracking_uri="none", threads_per_worker=1, max_concurrent_trials=1,
     )  # fmt: skip
     return out
 
@@ -187,13 +190,13 @@ def test_a_sweep_tells_every_attack_and_their_worst(swept):
 def test_a_run_killed_in_mid_epoch_ends_with_the_same_last_and_best(digits, population, tmp_path):
     """TRADES on two workers: one dies between two batches, then all with the driver; the same command ends it.
 
-    Last and best weights are those of a run that nothing happened to, bit for bit, and so is every metric. Epochs have
-    three segments, each of which commits.
+    Last and best weights are those of a run that nothing happened to, on two workers that are threads of this process,
+    bit for bit, and so is every metric. Epochs have three segments, each of which commits.
     """
-    fields = settings(digits, population, "unused", training="trades", num_workers=2, segment_images=48,
+    fields = settings(digits, population, tmp_path / "killed", training="trades", num_workers=2, segment_images=48,
                       commit_minutes=0.0, **OVERFITTING)  # fmt: skip
-    whole = train(**fields | {"out": str(tmp_path / "whole")})
-    fields["out"] = str(tmp_path / "killed")
+    fit = make_training_fit(TrainConfig(**fields), open_dataset(digits.path), population)
+    whole = Group(tmp_path / "whole", 2).run(fit)
     kills = [
         {"epoch": 2, "segment": 1, "rank": 1, "marker": str(tmp_path / "worker")},
         {"epoch": 3, "segment": 0, "rank": 0, "marker": str(tmp_path / "driver"), "driver": True},
@@ -206,16 +209,19 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_same_last_and_best(digits, popu
     assert all(Path(kill["marker"]).exists() for kill in kills), "a kill did not happen"
     again = train(**fields)
 
-    assert whole.manifest["best_epoch"] in (1, 2), "the best weights did not have to survive a kill"
+    assert whole.best_epoch in (1, 2), "the best weights did not have to survive a kill"
+    assert again.manifest["best_epoch"] == whole.best_epoch
     assert again.manifest["weights"] == {"last": "model.safetensors", "best": "best.safetensors"}
-    for name in again.manifest["weights"].values():
-        assert Path(again.path, name).read_bytes() == Path(whole.path, name).read_bytes()
+    for name, expected in ((LAST, whole.model), (BEST, whole.best)):
+        stored = load_file(f"{again.path}/{name}")
+        assert stored.keys() == expected.keys()
+        assert all(torch.equal(stored[key], expected[key]) for key in stored)
     measured = [
         [
             {key: value for key, value in entry.items() if "seconds" not in key and key != "stall_share"}
-            for entry in run.manifest["epochs"]
+            for entry in history
         ]
-        for run in (whole, again)
+        for history in (whole.history, again.manifest["epochs"])
     ]
     assert measured[0] == measured[1]
 
@@ -243,6 +249,7 @@ def test_a_sweep_can_be_finished_without_the_trials_that_diverged(digits, two_wo
         dataset=digits.path, scores=two_workers.path, out=str(out), method=(), fraction=(0.5,), seeds=(0,),
         beta=(1.0, 1e39), training=("trades",), train_epochs=2, model="cnn", width=4, batch_size=16, augment="none",
         eps=0.1, attack_steps=1, val_attack_steps=0, eval_eps=(0.2,), num_eval_samples=60, threads_per_worker=1,
+        max_concurrent_trials=1,
     )  # fmt: skip
     with pytest.raises(EasyCoreError, match=r"1 of 2 trials failed.*b1e\+39_s0: training diverged.*with --keep-going"):
         sweep(**fields)

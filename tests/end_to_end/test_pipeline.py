@@ -52,7 +52,8 @@ def finished(tmp_path_factory):
         _wait_for(f"{address}/api/version", head)
         command = [ray, "job", "submit", "--address", address, "--working-dir", ".", "--submission-id", "tiny",
                    "--runtime-env-json", json.dumps({"env_vars": {"EASYCORE_ROOT": str(root)}}), "--",
-                   sys.executable, "-m", "jobs.pipeline", "--preset", "tiny", "--out", "tiny"]  # fmt: skip
+                   sys.executable, "-m", "jobs.pipeline", "--preset", "tiny", "--max-concurrent-trials", "1",
+                   "--out", "tiny"]  # fmt: skip
         done = _submit(command, environment)
         assert done.returncode == 0, done.stdout + done.stderr
         status = subprocess.run([ray, "job", "status", "--address", address, "tiny"], env=environment,
@@ -177,8 +178,10 @@ def sweep_restored(finished, tmp_path):
     shutil.copytree(tmp_path / "sweep", out / "sweep")
 
 
-def test_a_sweep_with_a_lost_trial_runs_only_that_one(sweep_restored):
+def test_a_sweep_with_a_lost_trial_runs_only_that_one(sweep_restored, ray_session):
     """Finished trials are recognised by their artifacts; only what is missing is trained, to the same result."""
+    import ray
+
     out = sweep_restored
     evaluation = out / "sweep" / "trials" / "easycore_f0.5_standard_s0" / "evaluation" / "manifest.json"
     before = json.loads(evaluation.read_text())["fingerprint"]
@@ -186,7 +189,8 @@ def test_a_sweep_with_a_lost_trial_runs_only_that_one(sweep_restored):
     evaluation.unlink()
     (out / "sweep" / "manifest.json").unlink()
     again = run_job("jobs.sweep", "--preset", "tiny", "--dataset", str(out / "dataset"),
-                    "--scores", str(out / "scores"), "--out", str(out / "sweep"))  # fmt: skip
+                    "--scores", str(out / "scores"), "--out", str(out / "sweep"),
+                    RAY_ADDRESS=ray.get_runtime_context().gcs_address)  # fmt: skip
 
     assert again.returncode == 0, again.stderr
     assert "3 of 4 trials are finished already" in again.stderr

@@ -71,7 +71,7 @@ def test_a_trained_model_is_used_in_three_lines_of_plain_pytorch(tmp_path, monke
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_python_story_runs(tmp_path):
+def test_the_python_story_runs(tmp_path, ray_session):
     """The ten lines of Python in the README run as they stand, but for the length of training, and leave a report."""
     (story,) = [block for block in blocks("python") if "prepare(" in block]
     story, shortened = re.subn(r"\b(epochs=10|steps=150|steps=50)\b", lambda found: found[0].rstrip("0"), story)
@@ -79,8 +79,11 @@ def test_the_python_story_runs(tmp_path):
     imports, _, body = story.partition("\n\n")
     script = tmp_path / "story.py"
     script.write_text(f"{imports}\n\nif __name__ == '__main__':\n{textwrap.indent(body, '    ')}")
+    import ray
+
+    environment = {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=850,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)  # fmt: skip
+                          env=os.environ | environment, check=False)  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     assert "clean_accuracy" in done.stdout

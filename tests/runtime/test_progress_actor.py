@@ -87,6 +87,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.soak
 def test_nodes_that_are_lost_take_no_progress_along():
     """The actor lives on the driver's node: every other node may go."""
     folder = tempfile.mkdtemp(prefix="ec", dir="/tmp")
