@@ -19,7 +19,7 @@ from easycore_ray.data.index import INDEX_SCHEMA, write_index
 from easycore_ray.reporting.html import ReportData
 from easycore_ray.reporting.image_grid import Images
 from easycore_ray.reporting.score_plots import Mix
-from easycore_ray.storage import artifact, paths, provenance
+from easycore_ray.storage import artifact, hashes, paths, provenance
 from easycore_ray.storage.artifact import Claim
 
 ARMS = ("easycore", "easycore/class", "random", "hardest")
@@ -163,7 +163,7 @@ def done(folder, kind, parents=None, **details):
     """Finish an artifact of this kind in a folder."""
     claim = Claim(str(folder), kind, "identity", "nonce", resumed=False)
     details = {"counts": {}, "config": {}, **details}
-    return artifact.finish(claim, fingerprint=artifact.content_hash(kind), parents=parents or {}, wall_seconds=1.0,
+    return artifact.finish(claim, fingerprint=hashes.content_hash(kind), parents=parents or {}, wall_seconds=1.0,
                            **details)  # fmt: skip
 
 

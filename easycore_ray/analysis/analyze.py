@@ -45,10 +45,10 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
     Claim,
-    content_hash,
     finish,
     giving_back,
 )
+from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import track_if_named
 from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job
 

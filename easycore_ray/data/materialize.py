@@ -19,8 +19,9 @@ from easycore_ray.runtime import cluster
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, claim, content_hash, finish, identity
+from easycore_ray.storage.artifact import Artifact, claim, finish, identity
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 
 def materialize(

@@ -13,8 +13,9 @@ from easycore_ray.core.names import is_user_model
 from easycore_ray.engine.checkpoint_files import LAST
 from easycore_ray.engine.plan import build
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import GENERATIONS, Artifact, content_hash, open_artifact
+from easycore_ray.storage.artifact import GENERATIONS, Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 
 class Checkpoint(Artifact):

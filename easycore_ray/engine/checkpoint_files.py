@@ -7,7 +7,7 @@ LAST, BEST = "model.safetensors", "best.safetensors"
 """Files of the weights after the last epoch and after the best one."""
 
 
-def has_only_last(manifest: dict[str, Any]) -> bool:
+def has_only_last(manifest: Mapping[str, Any]) -> bool:
     """Whether a checkpoint has no weights but those after its last epoch: it is the best one, or none was chosen."""
     return BEST not in manifest.get("weights", {}).values()
 

@@ -38,8 +38,9 @@ from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import KeptResults
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, content_hash, finish, giving_back
+from easycore_ray.storage.artifact import Artifact, Claim, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import track_if_named
 
 

@@ -26,7 +26,8 @@ from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.score import describe_scoring, score
 from easycore_ray.selection.select import draw_subset
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, claim, content_folder, content_hash, finish
+from easycore_ray.storage.artifact import Artifact, Claim, claim, content_folder, finish
+from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.addresses import default_uri
 from easycore_ray.tracking.mlflow import reconcile, track
 from easycore_ray.tracking.runs import TrackedRun, under

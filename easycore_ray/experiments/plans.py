@@ -12,6 +12,7 @@ from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
+from easycore_ray.experiments.finished_trials import read_finished
 from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
 from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.scoring.plans import plan_score
@@ -42,7 +43,7 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     dataset, hardness, parents = open_sweep_inputs(config)
     out, count = paths.absolute(config.out), hardness.manifest["counts"]["samples"]
     trials = make_trials(config, out, coreset_folders(config, out))
-    done = [trial for trial in trials if trial.finished()]
+    done = [each.trial for each in read_finished(trials).values()]
     names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
     plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
     return plan_for(

@@ -7,29 +7,33 @@ from typing import Any
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.core.selection import METHODS
+from easycore_ray.experiments.finished_trials import FinishedTrial
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, open_artifact
+from easycore_ray.storage.artifact import Artifact
 from easycore_ray.training.train import device_seconds
 
 CURVES = ("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy")
 """Metrics of an epoch that the summary keeps."""
 
 
-def result_rows(trials: Iterable[Trial], scores: Artifact, diverged: Sequence[Trial] = ()) -> list[dict[str, Any]]:
+def result_rows(
+    finished: Iterable[FinishedTrial], scores: Artifact, diverged: Sequence[Trial] = ()
+) -> list[dict[str, Any]]:
     """One row per arm, fraction, objective and eps: mean and standard deviation over seeds.
 
     Args:
-        trials: finished ones.
+        finished: trials with what they have made.
         scores: the scoring run behind their coresets.
         diverged: trials without results, whose seeds the rows of the others name.
     """
     lost = {_without_seed(members[0]): [trial.seed for trial in members] for members in _over_seeds(diverged)}
+    made = {each.trial.place: each for each in finished}
     rows = []
-    for members in _over_seeds(trials):
-        checkpoints = [open_artifact(trial.train.out, "checkpoint").manifest for trial in members]
+    for members in _over_seeds(each.trial for each in made.values()):
+        checkpoints = [made[trial.place].checkpoint.manifest for trial in members]
         # Last and best of each; the same one twice where they are one epoch.
-        found = [trial.summaries() for trial in members]
+        found = [made[trial.place].summaries for trial in members]
         last, best = ([summaries[end] for summaries in found] for end in (0, -1))
         missing = {"diverged_seeds": lost.get(_without_seed(members[0]), [])}
         rows += [
@@ -155,15 +159,16 @@ def read_result_rows(folder: str) -> list[dict[str, Any]]:
     return paths.read_json(paths.join(folder, "summary.json"))["rows"]
 
 
-def training_curves(trials: Iterable[Trial]) -> list[dict[str, Any]]:
+def training_curves(finished: Iterable[FinishedTrial]) -> list[dict[str, Any]]:
     """Metrics of every epoch, mean over seeds: one curve per arm, fraction and objective."""
+    made = {each.trial.place: each for each in finished}
     return [
         {
             **described(members[0]),
             "seeds": [trial.seed for trial in members],
-            "epochs": _mean_epochs([open_artifact(trial.train.out, "checkpoint").manifest for trial in members]),
+            "epochs": _mean_epochs([made[trial.place].checkpoint.manifest for trial in members]),
         }
-        for members in _over_seeds(trials)
+        for members in _over_seeds(each.trial for each in made.values())
     ]
 
 

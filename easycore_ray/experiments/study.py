@@ -14,6 +14,7 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import StudyConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.experiments.finished_trials import FinishedTrial, read_finished
 from easycore_ray.experiments.plans import plan_study
 from easycore_ray.experiments.results import (
     accuracy_columns,
@@ -36,7 +37,7 @@ from easycore_ray.experiments.study_results import (
 )
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
 from easycore_ray.experiments.trial_runner import run_trials
-from easycore_ray.experiments.trials import Trial, select_coresets
+from easycore_ray.experiments.trials import select_coresets
 from easycore_ray.reporting.study_plots import draw_study
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import warn_of_other_machines
@@ -50,10 +51,9 @@ from easycore_ray.storage.artifact import (
     claim,
     finish,
     identity,
-    open_artifact,
     reopen,
-    study_fingerprint,
 )
+from easycore_ray.storage.hashes import study_fingerprint
 from easycore_ray.storage.provenance import git_commit, versions
 from easycore_ray.tracking.mlflow import Tracker, track
 from easycore_ray.tracking.runs import TrackedRun
@@ -111,7 +111,8 @@ def study(config: StudyConfig) -> Artifact:
 def describe_study(config: StudyConfig, status: str) -> list[TrackedRun]:
     """The MLflow runs of a study and of its trials whose folders are there; the status of what is not finished."""
     trials = {key_of(trial): trial for part in config.parts for trial in trials_of_part(config, part)}
-    return describe_trials(config, config.out, "study", list(trials.values()), status)
+    finished = read_finished(trials.values())
+    return describe_trials(config, config.out, "study", list(trials.values()), status, finished)
 
 
 def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, saved: dict[str, Any], started: float) -> Artifact:
@@ -200,12 +201,10 @@ def _run_part(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tr
         for name in coreset_parts(part):
             sweep = sweep_of_part(config, name, seed)
             select_coresets(sweep, dataset, sweep.out)
-    waiting = []
-    for trial in trials:
-        if trial.finished():
-            book.add("trials", key_of(trial), _record(trial))
-        else:
-            waiting.append(trial)
+    finished = read_finished(trials)
+    for each in finished.values():
+        book.add("trials", key_of(each.trial), _record(each))
+    waiting = [trial for trial in trials if trial.place not in finished]
     sweep = sweep_of_part(config, "standard", config.seeds[0])
     diverged = run_trials(
         sweep,
@@ -213,7 +212,7 @@ def _run_part(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tr
         waiting,
         tracker=tracker,
         parent=describe_parent(config, config.out, "study", "RUNNING"),
-        on_finished=lambda trial: book.add("trials", key_of(trial), _record(trial)),
+        on_finished=lambda trial: book.add("trials", key_of(trial), _record(FinishedTrial.open(trial))),
     )
     for trial in waiting:
         if trial.name in diverged:
@@ -238,10 +237,9 @@ def _score(config: StudyConfig, dataset: Dataset, book: Book, seed: int) -> None
     )
 
 
-def _record(trial: Trial) -> dict[str, Any]:
+def _record(finished: FinishedTrial) -> dict[str, Any]:
     """What a finished trial found."""
-    checkpoint = open_artifact(trial.train.out, "checkpoint").manifest
-    evaluation = open_artifact(trial.evaluate.out, "evaluation").manifest
+    trial, checkpoint, evaluation = finished.trial, finished.checkpoint.manifest, finished.evaluations[0].manifest
     summary = evaluation["summary"]
     return {
         **described(trial),

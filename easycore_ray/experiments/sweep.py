@@ -7,12 +7,13 @@ process, several workers through Ray Train.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.experiments.finished_trials import FinishedTrial, read_finished
 from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep
 from easycore_ray.experiments.results import (
     lineage,
@@ -28,8 +29,9 @@ from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, content_hash, finish, giving_back, open_artifact
+from easycore_ray.storage.artifact import Artifact, Claim, finish, giving_back
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
 
@@ -69,22 +71,35 @@ def sweep(config: SweepConfig) -> Artifact:
         cluster.connect()
         cluster.check_demand(trial_demand(config))
     trials = make_trials(config, made.path, select_coresets(config, dataset, made.path))
-    todo = [trial for trial in trials if not trial.finished()]
-    if len(todo) < len(trials):
-        say(f"sweep: {len(trials) - len(todo)} of {len(trials)} trials are finished already")
-    with track(config, out, lambda status: describe_sweep(config, made.path, status)) as tracker:
+    finished = read_finished(trials)
+    if finished:
+        say(f"sweep: {len(finished)} of {len(trials)} trials are finished already")
+    with track(config, out, lambda status: describe_sweep(config, made.path, status, finished)) as tracker:
         parent = describe_parent(config, made.path, "sweep", "RUNNING")
+        todo = [trial for trial in trials if trial.place not in finished]
         diverged = run_trials(config, made, todo, tracker=tracker, parent=parent)
-        artifact = _finish(config, made, parents, trials, diverged, started)
-        _report(artifact, trials, diverged, started)
+        finished |= read_finished(trial for trial in todo if trial.name not in diverged)
+        artifact = _finish(config, made, parents, trials, finished, diverged, started)
+        _report(artifact, finished.values(), [trial.name for trial in trials if trial.name in diverged], started)
     return artifact
 
 
-def describe_sweep(config: SweepConfig, folder: str, status: str) -> list[TrackedRun]:
-    """The MLflow runs of a sweep and of its trials that were begun; the status of what is not finished."""
+def describe_sweep(
+    config: SweepConfig, folder: str, status: str, finished: Mapping[str, FinishedTrial] | None = None
+) -> list[TrackedRun]:
+    """The MLflow runs of a sweep and of its trials that were begun.
+
+    Args:
+        config: of the sweep.
+        folder: of its files.
+        status: of what is not finished.
+        finished: trials that were read before, by ``Trial.place``; what others have made is read now.
+    """
     folders = coreset_folders(config, folder)
     trials = make_trials(config, folder, folders)
-    parent, *children = describe_trials(config, folder, "sweep", trials, status)
+    finished = dict(finished or {})
+    finished |= read_finished(trial for trial in trials if trial.place not in finished)
+    parent, *children = describe_trials(config, folder, "sweep", trials, status, finished)
     if status == "FINISHED":
         ids = {f"coresets/{name}/sample_ids.npy": paths.join(path, "sample_ids.npy") for name, path in folders.items()}
         parent = replace(parent, files={**parent.files, **ids})
@@ -97,44 +112,44 @@ def _finish(
     made: Claim,
     parents: dict[str, Artifact],
     trials: list[Trial],
+    finished: Mapping[str, FinishedTrial],
     diverged: dict[str, dict[str, Any]],
     started: float,
 ) -> Artifact:
     """Write the summary and the manifest."""
     lost = [trial for trial in trials if trial.name in diverged]
-    trials = [trial for trial in trials if trial.name not in diverged]
-    if not trials:
+    made_by = [finished[trial.place] for trial in trials if trial.name not in diverged]
+    if not made_by:
         raise EasyCoreError(f"all {len(lost)} trials diverged, the first with: {diverged[lost[0].name]['problem']}")
-    rows = result_rows(trials, parents["scores"], lost)
+    rows = result_rows(made_by, parents["scores"], lost)
     summary = {
         "rows": rows,
-        "curves": training_curves(trials),
+        "curves": training_curves(made_by),
         "diverged": [lost_row(trial, diverged[trial.name]["problem"]) for trial in lost],
         "lineage": lineage(config, parents),
     }
     paths.write_json(paths.join(made.path, "summary.json"), summary)
-    spent = [open_artifact(trial.train.out).manifest["device_seconds"] for trial in trials]
+    spent = [each.checkpoint.manifest["device_seconds"] for each in made_by]
     return finish(
         made,
         fingerprint=content_hash(
-            *(open_artifact(done.out).fingerprint for trial in trials for done in trial.evaluations()),
+            *(evaluation.fingerprint for each in made_by for evaluation in each.evaluations),
             *(f"{trial.name} diverged" for trial in lost),
         ),
         config=to_dict(config),
         parents=parents,
-        counts={"trials": len(trials), "rows": len(rows)} | ({"diverged": len(lost)} if lost else {}),
+        counts={"trials": len(made_by), "rows": len(rows)} | ({"diverged": len(lost)} if lost else {}),
         wall_seconds=time.monotonic() - started,
         device_seconds=sum(spent) + sum(note["device_seconds"] for note in diverged.values()),
     )
 
 
-def _report(artifact: Artifact, trials: list[Trial], diverged: Collection[str], started: float) -> None:
+def _report(artifact: Artifact, finished: Iterable[FinishedTrial], diverged: Sequence[str], started: float) -> None:
     """Report the end of a sweep, and what is to be doubted in it."""
     count = artifact.manifest["counts"]["trials"]
     say(f"sweep: {count} trials in {duration(time.monotonic() - started)} → {artifact.path}")
     if diverged:
-        say(f"sweep: DIVERGED, without results: {', '.join(trial.name for trial in trials if trial.name in diverged)}")
-    finished = [trial for trial in trials if trial.name not in diverged]
-    doubtful = [trial.name for trial in finished if trial.summaries()[0]["suspicious"]]
+        say(f"sweep: DIVERGED, without results: {', '.join(diverged)}")
+    doubtful = [each.trial.name for each in finished if each.summaries[0]["suspicious"]]
     if doubtful:
         say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")

@@ -8,10 +8,11 @@ from easycore_ray.config.base import JobConfig, to_dict
 from easycore_ray.core.eps import format_eps
 from easycore_ray.engine.run_history import describe_training_run
 from easycore_ray.evaluation.tracked_evaluation import SUSPICIOUS, flat_metrics, tags_of
-from easycore_ray.experiments.trials import Trial, is_finished
+from easycore_ray.experiments.finished_trials import FinishedTrial
+from easycore_ray.experiments.trials import Trial
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import MANIFEST, RUN, content_folder, open_artifact
+from easycore_ray.storage.artifact import MANIFEST, RUN, content_folder
 from easycore_ray.tracking.runs import TrackedModel, TrackedRun, data_of, describe_job, params_of
 
 # As much of a description as MLflow keeps everywhere.
@@ -96,32 +97,58 @@ def new_trial_run(trial: Trial, parent: TrackedRun) -> TrackedRun:
     return TrackedRun(f"{parent.key}-{trial.name}{suffix}", trial.name, params, {"kind": "trial"}, parent)
 
 
-def describe_trial(trial: Trial, parent: TrackedRun, status: str) -> TrackedRun:
-    """The run of a trial that was begun: its parameters, epochs, and accuracies at the end.
+def describe_trial(finished: FinishedTrial, parent: TrackedRun) -> TrackedRun:
+    """The run of a finished trial: its parameters, epochs, and accuracies at the end."""
+    new, made = new_trial_run(finished.trial, parent), finished.checkpoint.manifest
+    found = trial_summary(finished)
+    points = {int(entry["epoch"]): dict(entry) for entry in made["epochs"]}
+    points[found["epoch"]] = {**points.get(found["epoch"], {}), **found["metrics"]}
+    tags = {**new.tags, "easycore.folder": finished.trial.train.out, **found["tags"]}
+    return replace(new, points=points, tags=tags, data=data_of(made["parents"]), status="FINISHED")
+
+
+def describe_begun_trial(trial: Trial, parent: TrackedRun, status: str) -> TrackedRun:
+    """The run of a trial that is not finished: its parameters and epochs.
 
     Args:
-        trial: the trial; its checkpoint's folder is claimed or finished.
+        trial: the trial; its checkpoint's folder is claimed, or finished and not evaluated.
         parent: the run it is a child of.
-        status: of the run, if the trial is not finished.
+        status: of the run.
     """
     new = new_trial_run(trial, parent)
     run = describe_training_run(trial.train.out, "train", "trial", to_dict(trial.train), status)
-    points, tags = dict(run.points), {**run.tags, **new.tags}
-    if is_finished(trial.train.out):
-        run = replace(run, status=status)
-        if all(is_finished(config.out) for config in trial.evaluations()):
-            found = trial_summary(trial)
-            points[found["epoch"]] = {**points.get(found["epoch"], {}), **found["metrics"]}
-            tags |= found["tags"]
-            run = replace(run, status="FINISHED")
-    return replace(run, key=new.key, name=new.name, params=new.params, parent=parent, points=points, tags=tags)
+    status = status if run.status == "FINISHED" else run.status  # a checkpoint alone is no finished trial
+    return replace(
+        run, key=new.key, name=new.name, params=new.params, parent=parent, tags={**run.tags, **new.tags}, status=status
+    )
 
 
-def describe_trials(config: JobConfig, path: str, kind: str, trials: Sequence[Trial], status: str) -> list[TrackedRun]:
-    """The runs of a sweep or study and of the trials that were begun; arguments as of the functions above."""
+def describe_trials(
+    config: JobConfig,
+    path: str,
+    kind: str,
+    trials: Sequence[Trial],
+    status: str,
+    finished: Mapping[str, FinishedTrial],
+) -> list[TrackedRun]:
+    """The runs of a sweep or study and of the trials that were begun.
+
+    Args:
+        config: as of ``describe_parent``, like ``path``, ``kind`` and ``status``.
+        path: its folder.
+        kind: ``sweep`` or ``study``.
+        trials: all of them.
+        status: of what is not finished.
+        finished: those that are, by ``Trial.place``.
+    """
     parent = describe_parent(config, path, kind, status)
-    begun = [trial for trial in trials if paths.exists(paths.join(trial.train.out, RUN))]
-    return [parent, *(describe_trial(trial, parent, status) for trial in begun)]
+    runs = [parent]
+    for trial in trials:
+        if trial.place in finished:
+            runs.append(describe_trial(finished[trial.place], parent))
+        elif paths.exists(paths.join(trial.train.out, RUN)):
+            runs.append(describe_begun_trial(trial, parent, status))
+    return runs
 
 
 def keep_best_models(
@@ -155,12 +182,12 @@ def _robust_accuracy(run: TrackedRun) -> float:
     return -1.0 if found is None else found
 
 
-def trial_summary(trial: Trial) -> dict[str, Any]:
+def trial_summary(finished: FinishedTrial) -> dict[str, Any]:
     """What a finished trial found: ``metrics`` after its last ``epoch`` (``…_best``: the best), ``tags``, ``words``."""
-    last, *best = trial.summaries()
+    last, *best = finished.summaries
     metrics = flat_metrics(last)
     metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
-    manifest = open_artifact(trial.train.out, "checkpoint").manifest
+    manifest = finished.checkpoint.manifest
     if manifest.get("best_epoch") is not None:
         metrics["best_epoch"] = manifest["best_epoch"]
     words = "; best epoch: ".join(map(short_result, (last, *best)))

@@ -23,6 +23,7 @@ from easycore_ray.engine.worker_group import segment_file
 from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
 from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
 from easycore_ray.evaluation.threats import threats_of
+from easycore_ray.experiments.finished_trials import FinishedTrial
 from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.runtime import cluster
@@ -31,7 +32,7 @@ from easycore_ray.runtime.console import Progress
 from easycore_ray.runtime.devices import check_device
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim
+from easycore_ray.storage.artifact import Artifact, Claim, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import working_under
 from easycore_ray.tracking.mlflow import Tracker
@@ -240,7 +241,7 @@ def _trial_on_ray(params: dict[str, Any]) -> None:
         assert checkpoint is not None
         for entry in checkpoint.manifest["epochs"]:
             report(entry)
-        for config in trial.evaluations():
+        for config in trial.evaluations(checkpoint.manifest):
             evaluate(config)
 
     with working_under(params["lease"]):
@@ -262,7 +263,7 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
 
     try:
         work(trial, report)
-        summary = trial_summary(trial)
+        summary = trial_summary(FinishedTrial.open(trial))
     except ValueError as error:
         diverged = isinstance(error, DivergedError)
         tune.report({"epochs": waiting, "problem": str(error), "diverged": diverged})
@@ -290,7 +291,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
         finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
         for file in (commit_file, segment_file(commit_file)):
             paths.delete_file(file)
-    for config in trial.evaluations():
+    for config in trial.evaluations(open_artifact(trial.train.out, "checkpoint").manifest):
         attack_here(config, dataset, device)
 
 

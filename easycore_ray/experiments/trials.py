@@ -1,5 +1,6 @@
 """The trials of a sweep: every arm, fraction, objective and seed, with their configurations and folders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,8 @@ from easycore_ray.config.stages import CoresetConfig, EvaluateConfig, TrainConfi
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.checkpoint_files import has_only_last
-from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, open_artifact
-from easycore_ray.training.plans import open_training
 
 FULL = Arm("full", None, "none")
 
@@ -38,27 +36,19 @@ class Trial:
         return _trial_name(self.arm, self.fraction, self.training, self.beta, self.seed)
 
     @property
+    def place(self) -> str:
+        """The folder of its evaluation, which no other trial has."""
+        return self.evaluate.out
+
+    @property
     def evaluate_best(self) -> EvaluateConfig:
         """The evaluation of the best epoch: the same attacks on the weights that validation chose."""
         return self.evaluate.replace(out=f"{self.evaluate.out}_best", weights="best")
 
-    def evaluations(self) -> list[EvaluateConfig]:
-        """What is evaluated of the finished checkpoint: the last epoch, and the best where it is another one."""
-        only_last = not self.best_too or has_only_last(open_artifact(self.train.out, "checkpoint").manifest)
+    def evaluations(self, checkpoint: Mapping[str, Any]) -> list[EvaluateConfig]:
+        """What is evaluated: the last epoch, and the best where it is another one, by the checkpoint's manifest."""
+        only_last = not self.best_too or has_only_last(checkpoint)
         return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
-
-    def summaries(self) -> list[dict[str, Any]]:
-        """What the finished evaluations found, in the order of ``evaluations``; see ``evaluate.summarise_outcomes``."""
-        return [open_artifact(config.out, "evaluation").manifest["summary"] for config in self.evaluations()]
-
-    def finished(self) -> bool:
-        """True if all artifacts are there and were made by this configuration from these inputs."""
-        if not all(is_finished(config.out) for config in (self.train, self.evaluate)):
-            return False
-        _, parents = open_training(self.train)
-        if not isinstance(claim_run("checkpoint", self.train, parents), Artifact):
-            return False
-        return all(is_finished(config.out) for config in self.evaluations())
 
 
 def is_finished(out: str) -> bool:

@@ -24,8 +24,9 @@ from easycore_ray.scoring import hardness_table, score_reader, score_table
 from easycore_ray.scoring.score_reader import ScoreTable
 from easycore_ray.scoring.score_table import ScorePart
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, content_hash, study_fingerprint
+from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash, study_fingerprint
 
 
 def verify(artifact: Artifact) -> list[str]:

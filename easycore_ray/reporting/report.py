@@ -28,7 +28,8 @@ from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, content_hash, finish, open_artifact
+from easycore_ray.storage.artifact import Artifact, finish, open_artifact
+from easycore_ray.storage.hashes import content_hash
 
 __all__ = ["gather", "make_report_plots", "print_summary", "print_table", "report", "write_report"]
 

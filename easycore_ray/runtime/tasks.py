@@ -22,6 +22,8 @@ from easycore_ray.storage.lease import Lease, check_seen, leases_of_job
 
 # How long a command waits for the processes of tasks that it has cancelled; killing one takes milliseconds.
 _CANCEL_SECONDS = 10.0
+# Without an answer for so long, a driver looks whether nodes have died.
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,11 @@ def _run_here(
         yield number, function(*item)
 
 
-def _on_node(leases: list[Lease], function: Callable[..., Any], *item: Any) -> Any:
+def _on_node(key: str, leases: list[Lease], function: Callable[..., Any], *item: Any) -> Any:
     """What a task runs: nothing where the job's own folders are not seen."""
+    from easycore_ray.runtime.task_places import note_place
+
+    note_place(key)
     check_seen(leases)
     return function(*item)
 
@@ -173,8 +178,9 @@ def _run_on_ray(
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from easycore_ray.runtime.ray_errors import in_a_sentence
+    from easycore_ray.runtime.task_places import Places
 
-    leases = leases_of_job()
+    leases, places = leases_of_job(), Places()
     task = ray.remote(
         name=function.__name__,
         num_cpus=resources.cpus,
@@ -183,19 +189,33 @@ def _run_on_ray(
         # A trial of a sweep reserves next to nothing for itself; without this its tasks would have to fit in there.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
     )(_on_node)
-    running: dict[Any, int] = {}
+    running: dict[Any, tuple[str, int, tuple[Any, ...]]] = {}
+
+    def submit(number: int, item: tuple[Any, ...]) -> None:
+        key = places.new_key()
+        running[task.remote(key, leases, function, *item)] = key, number, item
+
     try:
         while True:
             while resources.in_flight is None or len(running) < resources.in_flight:
                 number, item = next(waiting, (-1, ()))
                 if number < 0:
                     break
-                running[task.remote(leases, function, *item)] = number
+                submit(number, item)
             if not running:
                 return
-            done, _ = ray.wait(list(running))
-            # Forgotten before it is handed on, so that the object store need not hold it any longer.
-            yield running.pop(done[0]), ray.get(done[0])
+            done, _ = ray.wait(list(running), timeout=_LOOK_SECONDS)
+            if done:
+                key, number, _ = running.pop(done[0])
+                places.forget(key)
+                # Forgotten before it is handed on, so that the object store need not hold it any longer.
+                yield number, ray.get(done[0])
+                continue
+            lost = places.on_dead_nodes(key for key, _, _ in running.values())
+            for ref, (key, number, item) in list(running.items()):
+                if key in lost:
+                    del running[ref]
+                    submit(number, item)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise EasyCoreError(lost_too_often(label, resources)) from error
     except ray.exceptions.RayError as error:

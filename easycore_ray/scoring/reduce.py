@@ -18,8 +18,9 @@ from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
 from easycore_ray.scoring.score_reader import ScoreTable, open_table, population
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, content_folder, content_hash, finish
+from easycore_ray.storage.artifact import Artifact, content_folder, finish
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 # A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
 _MOST_CUTS = 4

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from easycore_ray.core.hashing import mix64
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import content_hash
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 SCORE_SCHEMA = pa.schema(
     [

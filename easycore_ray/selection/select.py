@@ -31,12 +31,12 @@ from easycore_ray.storage.artifact import (
     Artifact,
     claim,
     content_folder,
-    content_hash,
     finish,
     giving_back,
     identity,
 )
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import track_if_named
 from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job
 

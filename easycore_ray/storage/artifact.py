@@ -2,11 +2,10 @@
 
 A finished artifact is reused, an unfinished one resumed, a different one refused. What ``--overwrite`` makes instead
 of it grows in a folder of its own inside, a *generation*; only when that is whole does the manifest name it, by one
-write, and the old files go. *Identity* is the
-hash of everything that changes the result (configuration, number and threads of training workers, the fingerprints of
-the parents; not reservations or logging) and decides which of the three applies. Library versions and the CPU are
-recorded beside it. *Fingerprint* is the hash of
-the content, and is what children record of their parents.
+write, and the old files go. *Identity* is the hash of everything that changes the result (configuration, number and
+threads of training workers, the fingerprints of the parents; not reservations or logging) and decides which of the
+three applies. Library versions and the CPU are recorded beside it. *Fingerprint* is the hash of the content, and is
+what children record of their parents.
 """
 
 import datetime
@@ -145,18 +144,29 @@ def open_artifact(path: str, kind: str | None = None, *, any_version: bool = Fal
         EasyCoreError: if the folder is missing, unfinished, of another kind, or of another format.
     """
     path, manifest = _locate(paths.absolute(path))
-    wanted = (kind or "artifact").replace("_", " ")
     if manifest is None:
+        wanted = (kind or "artifact").replace("_", " ")
         if not paths.exists(path):
             raise EasyCoreError(f"{path} does not exist; pass the folder of a finished {wanted}")
         state = "still being written" if _is_claimed(path) else f"no {wanted}: it has no {MANIFEST}"
         raise EasyCoreError(f"{path} is {state}; pass the folder of a finished {wanted}, or run its job (again) first")
+    return _opened(path, manifest, kind, any_version)
+
+
+def from_manifest(path: str, manifest: Any, kind: str) -> Artifact:
+    """A finished artifact whose manifest has been read; arguments and errors as of ``open_artifact``."""
+    return _opened(_content_folder(path, manifest), manifest, kind, False)
+
+
+def _opened(path: str, manifest: Any, kind: str | None, any_version: bool) -> Artifact:
     if not isinstance(manifest, dict) or "kind" not in manifest or "fingerprint" not in manifest:
         raise EasyCoreError(f"{path}/{MANIFEST} is not one of ours: it has no kind and fingerprint")
     if not any_version or manifest.get("format_version", 1) > FORMAT_VERSION:
         refuse_other_format(path, manifest)
     if kind is not None and manifest["kind"] != kind:
-        raise EasyCoreError(f"{path} holds a {manifest['kind'].replace('_', ' ')}, not a {wanted}; check the path")
+        raise EasyCoreError(
+            f"{path} holds a {manifest['kind'].replace('_', ' ')}, not a {kind.replace('_', ' ')}; check the path"
+        )
     return Artifact(path, manifest)
 
 
@@ -178,14 +188,18 @@ def _locate(path: str) -> tuple[str, Any]:
     """The content folder of an artifact, and what its manifest holds; None without one."""
     if paths.exists(paths.join(path, MANIFEST)):
         manifest = paths.read_json(paths.join(path, MANIFEST))
-        check_listed_names(manifest, paths.join(path, MANIFEST))
-        generation = manifest.get(GENERATION) if isinstance(manifest, dict) else None
-        return path if generation is None else paths.join(path, generation), manifest
+        return _content_folder(path, manifest), manifest
     above, _, name = path.rpartition("/")
     if not above.strip("/") or above.endswith(":/") or paths.exists(path):
         return path, None
     moved = paths.join(content_folder(above), name)
     return _locate(moved) if paths.exists(moved) else (path, None)
+
+
+def _content_folder(path: str, manifest: Any) -> str:
+    check_listed_names(manifest, paths.join(path, MANIFEST))
+    generation = manifest.get(GENERATION) if isinstance(manifest, dict) else None
+    return path if generation is None else paths.join(path, generation)
 
 
 def refuse_other_format(path: str, found: Mapping[str, Any]) -> None:
@@ -479,21 +493,6 @@ def finish(
         _replace(made.replaces, artifact)
     lease.release(made.replaces or made.path, finished=True)
     return artifact
-
-
-def content_hash(*parts: bytes | str) -> str:
-    """sha256 (hex) over the parts, each preceded by its length so that boundaries count."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def study_fingerprint(trials: Mapping[str, Mapping[str, Any]]) -> str:
-    """Fingerprint of a study: of the records in its results file, by key."""
-    return content_hash(*(f"{key} {record}" for key, record in sorted(trials.items())))
 
 
 def _now() -> str:

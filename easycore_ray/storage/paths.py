@@ -45,6 +45,7 @@ __all__ = [
     "reach",
     "read_bytes",
     "read_json",
+    "read_listed_json",
     "size",
     "staged",
     "write_bytes",
@@ -319,17 +320,45 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
+def read_listed_json(entry: Entry) -> Any:
+    """The content of a JSON file that ``entries`` gave, by one request: a store is not asked for its size again.
+
+    Raises:
+        EasyCoreError: if it is gone, unreadable or not JSON.
+    """
+    if not is_remote(entry.path):
+        return read_json(entry.path)
+    import pyarrow.csv as pacsv
+    import pyarrow.dataset as pads
+
+    # Of all of pyarrow, its datasets alone are told sizes. Of their formats, CSV gives lines as they are, with a
+    # separator that no JSON holds.
+    column = pa.schema([("line", pa.binary())])
+    lines = pads.CsvFileFormat(
+        pacsv.ParseOptions(delimiter="\x01", quote_char=False),
+        convert_options=pacsv.ConvertOptions(column_types=column),
+        read_options=pacsv.ReadOptions(column_names=column.names, block_size=entry.size + 1),
+    )
+    filesystem, inner = locate(entry.path)
+    with _translate_errors(entry.path, "read"):
+        fragment = lines.make_fragment(inner, filesystem=filesystem, file_size=entry.size)
+        found = pads.Scanner.from_fragment(fragment, schema=column, use_threads=False).to_table()
+    return _parse_json(entry.path, b"\n".join(found["line"].to_pylist()))
+
+
 def read_json(path: str) -> Any:
     """The content of a JSON file.
 
     Raises:
         EasyCoreError: if it is missing, unreadable or not JSON.
     """
+    return _parse_json(path, read_bytes(path))
+
+
+def _parse_json(path: str, content: bytes) -> Any:
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(content)
     except ValueError as error:
-        if isinstance(error, EasyCoreError):
-            raise
         raise EasyCoreError(f"{path} is not valid JSON: {error}; it is damaged or not ours") from error
 
 

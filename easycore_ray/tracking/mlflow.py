@@ -41,7 +41,7 @@ CHANGED = "easycore.changed_params"
 DIGEST = "easycore.description"
 
 # MLflow allows more in most stores; these are the smallest limits of any (Databricks).
-_MAX_PARAM_CHARS, _MAX_TAG_CHARS, _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 500, 5000, 100, 900
+_MAX_PARAM_CHARS, _MAX_TAG_CHARS, _PARAMS_PER_BATCH, _METRICS_PER_BATCH = 500, 5000, 100, 800
 _METRIC_NAME = re.compile(r"[\w\-. :/]{1,250}")
 # Errors of the request itself. All others mean that the store is away.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
@@ -260,24 +260,19 @@ class _Store:
             return
         params, tags = _new_params(dict(_flat(run.params)), held.params)
         points, dropped = _finite_points(run)
-        # One request for a live epoch with its parameters, if there are any.
-        entries = list(params.items())
-        for first in range(0, len(entries), _PARAMS_PER_BATCH):
-            self._batch(held, when, params=dict(entries[first : first + _PARAMS_PER_BATCH]))
         new = [point for point in points if point[1:] not in self._points(held, point[0])]
-        for first in range(0, len(new), _METRICS_PER_BATCH):
-            self._batch(held, when, points=new[first : first + _METRICS_PER_BATCH])
-        left_out = [name for name, path in run.files.items() if not self._attach(held, name, path)]
-        if run.model is not None and run.status != "RUNNING" and not self._keep_model(held, run.model):
-            left_out.append(run.model.name)
+        ended, attaches = run.status != "RUNNING", bool(run.files or run.model)
+        tags |= _cut_tags(run.tags) | ({NON_FINITE: str(dropped)} if ended and dropped else {})
         self._add_data(held, [data for data in run.data if _digest(data) not in held.data])
-        tags |= _cut_tags(run.tags)
-        if run.status != "RUNNING" and dropped:
-            tags[NON_FINITE] = str(dropped)
-        if run.status != "RUNNING" and not left_out:  # else the next command tries again
-            tags[DIGEST] = digest
+        # It says that all is there, so it comes last.
+        last = {DIGEST: digest} if ended else {}
+        self._log(held, when, new, params, tags if attaches else tags | last)
+        left_out = [name for name, path in run.files.items() if not self._attach(held, name, path)]
+        if run.model is not None and ended and not self._keep_model(held, run.model):
+            left_out.append(run.model.name)
+        if attaches and not left_out:  # else the next command tries again
+            self._log(held, when, tags=last)
         self._set_status(held, run.status, when)
-        self._batch(held, when, tags={name: value for name, value in tags.items() if held.tags.get(name) != value})
 
     def _find_or_create(self, run: TrackedRun, when: int) -> _Held:
         parent = self._held.get(run.parent.key) or self._find_or_create(run.parent, when) if run.parent else None
@@ -360,30 +355,45 @@ class _Store:
             self._client.set_terminated(held.run_id, status, when)
         held.status = status
 
-    def _batch(
+    def _log(
         self,
         held: _Held,
         when: int,
-        *,
         points: Sequence[tuple[str, int, float]] = (),
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """One request with everything in it; none if there is nothing."""
+        """Add points, parameters and tags, all in one request if they are not too many."""
+        entries = list((params or {}).items())
+        new = {name: value for name, value in (tags or {}).items() if held.tags.get(name) != value}
+        while points or entries or new:
+            now, points = points[:_METRICS_PER_BATCH], points[_METRICS_PER_BATCH:]
+            some, entries = dict(entries[:_PARAMS_PER_BATCH]), entries[_PARAMS_PER_BATCH:]
+            whole = not (points or entries)
+            self._batch(held, when, now, some, new if whole else {})
+            new = {} if whole else new
+
+    def _batch(
+        self,
+        held: _Held,
+        when: int,
+        points: Sequence[tuple[str, int, float]],
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+    ) -> None:
+        """One request."""
         from mlflow.entities import Metric, Param, RunTag
 
-        if not (points or params or tags):
-            return
         self._client.log_batch(
             held.run_id,
             metrics=[Metric(name, value, when, step) for name, step, value in points],
-            params=[Param(name, value) for name, value in (params or {}).items()],
-            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+            params=[Param(name, value) for name, value in params.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
         )
         for name, step, value in points:
             held.points.setdefault(name, set()).add((step, value))
-        held.params |= params or {}
-        held.tags |= tags or {}
+        held.params |= params
+        held.tags |= tags
 
 
 @contextlib.contextmanager

@@ -30,11 +30,11 @@ from easycore_ray.storage.artifact import (
     MANIFEST,
     Artifact,
     Claim,
-    content_hash,
     finish,
     work_folder,
 )
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
 from easycore_ray.training.plans import open_training, plan_train

@@ -31,7 +31,7 @@ from easycore_ray.engine.checkpoint import write_model
 from easycore_ray.reporting.analysis_page import make_analysis_plots, render_analysis, render_analysis_page
 from easycore_ray.reporting.inspect_text import to_text
 from easycore_ray.runtime.claims import claim_artifact
-from easycore_ray.storage import artifact, paths
+from easycore_ray.storage import artifact, hashes, paths
 from easycore_ray.storage.artifact import Claim
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import edit_manifest, make_dataset, make_image_dataset, make_scoring_run
@@ -50,7 +50,7 @@ def make_checkpoint(folder, parents, samples=300, **changes):
     config = TrainConfig(out=str(folder), dataset=parents["dataset"].path, seed=model["seed"])
     return artifact.finish(
         Claim(str(folder), "checkpoint", "i" * 64, "nonce", resumed=False), config=to_dict(config), parents=parents,
-        fingerprint=artifact.content_hash(content), counts={"samples": samples}, wall_seconds=1.0, model=model,
+        fingerprint=hashes.content_hash(content), counts={"samples": samples}, wall_seconds=1.0, model=model,
     )  # fmt: skip
 
 

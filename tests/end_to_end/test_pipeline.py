@@ -178,6 +178,7 @@ def sweep_restored(finished, tmp_path):
     shutil.copytree(tmp_path / "sweep", out / "sweep")
 
 
+@pytest.mark.soak
 def test_a_sweep_with_a_lost_trial_runs_only_that_one(sweep_restored, ray_session):
     """Finished trials are recognised by their artifacts; only what is missing is trained, to the same result."""
     import ray

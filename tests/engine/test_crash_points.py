@@ -1,5 +1,7 @@
 """Runs that end at any point and are started again: weights, metrics and score tables of an uninterrupted run."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -34,8 +36,18 @@ def assert_same(case, state, folder, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("score_pass", PASSES)
+@pytest.mark.parametrize(
+    ("score_pass", "workers"),
+    [
+        ("fused+eval", 2),
+        ("eval", 1),
+        *(
+            pytest.param(score_pass, workers, marks=pytest.mark.soak)
+            for score_pass, workers in itertools.product(PASSES, (1, 2))
+            if (score_pass, workers) not in (("fused+eval", 2), ("eval", 1))
+        ),
+    ],
+)
 def test_wherever_a_run_dies_it_resumes_to_the_same_bits(dataset, tmp_path, score_pass, workers):
     """Before every third batch, gather and step of a commit: nothing lost, no more done again than allowed."""
     case = Case(dataset, workers, score_pass=score_pass, initial_pass=True, epochs=2, commit_minutes=2.0)

@@ -12,7 +12,7 @@ from easycore_ray.config.stages import EvaluateConfig, TrainConfig
 from easycore_ray.core.models import build_model
 from easycore_ray.engine.checkpoint import write_model
 from easycore_ray.evaluation.evaluate import finish_evaluation
-from easycore_ray.storage import artifact, paths
+from easycore_ray.storage import artifact, hashes, paths
 from easycore_ray.storage.artifact import Claim
 from tests.artifacts import make_image_dataset, make_scoring_run
 
@@ -34,7 +34,7 @@ def make_all(root):
     content = write_model(f"{root}/checkpoint", weights)
     config = TrainConfig(out=f"{root}/checkpoint", dataset=dataset.path, coreset=coreset.path, eps=4 / 255)
     checkpoint = artifact.finish(
-        claim_of(root / "checkpoint", "checkpoint"), fingerprint=artifact.content_hash(content), wall_seconds=100.0,
+        claim_of(root / "checkpoint", "checkpoint"), fingerprint=hashes.content_hash(content), wall_seconds=100.0,
         config=to_dict(config), parents={"dataset": dataset, "coreset": coreset}, counts={"samples": 24},
         model=model, epochs=[{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}], num_workers=1,
     )  # fmt: skip
@@ -46,7 +46,7 @@ def make_all(root):
     page = {"report.html": b"<p>", "plots/a.png": b"png"}
     for name, part in page.items():
         paths.write_bytes(f"{root}/report/{name}", part)
-    digest = artifact.content_hash(*(artifact.content_hash(name, part) for name, part in page.items()))
+    digest = hashes.content_hash(*(hashes.content_hash(name, part) for name, part in page.items()))
     report = artifact.finish(claim_of(root / "report", "report"), fingerprint=digest, config={}, parents={},
                              counts={"plots": 1}, wall_seconds=0.0, files=list(page))  # fmt: skip
     shutil.copytree(evaluation.path, root / "sweep" / "trials" / "t" / "evaluation")
@@ -57,12 +57,12 @@ def make_all(root):
     trials = {"t_s1": {"seed": 1, "clean_accuracy": 0.5}, "t_s0": {"seed": 0, "clean_accuracy": 1 / 3}}
     paths.write_json(f"{root}/results.json", {"trials": trials})
     paths.write_json(f"{root}/study/summary.json", {"rows": [{}]})
-    artifact.finish(claim_of(root / "study", "study"), fingerprint=artifact.study_fingerprint(trials), config={},
+    artifact.finish(claim_of(root / "study", "study"), fingerprint=hashes.study_fingerprint(trials), config={},
                     parents={"dataset": dataset}, counts={"trials": 2, "rows": 1}, wall_seconds=0.0,
                     results=f"{root}/results.json")  # fmt: skip
     for stage, name in ((sweep, "summary.json"), (report, "report.html")):
         paths.copy_file(f"{stage.path}/{name}", f"{root}/{name}")
-    artifact.finish(claim_of(root, "pipeline"), fingerprint=artifact.content_hash(sweep.fingerprint), config={},
+    artifact.finish(claim_of(root, "pipeline"), fingerprint=hashes.content_hash(sweep.fingerprint), config={},
                     parents={"dataset": dataset, "scores": scores, "sweep": sweep, "report": report},
                     counts={"trials": 1}, wall_seconds=0.0)  # fmt: skip
 

@@ -25,8 +25,9 @@ from easycore_ray.selection import exact_cut, gathered_choice, partitions
 from easycore_ray.selection.select import select
 from easycore_ray.selection.user_scores import with_user_scores
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import content_hash, open_artifact
+from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 from tests.artifacts import draw_rows, edit_manifest, finish_table, make_dataset, samples_of, write_parts
 from tests.contract import COUNT, columns, in_memory, kept, table
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easycore_ray.storage import artifact
-from easycore_ray.storage.artifact import Artifact, Claim, claim, content_hash, finish, identity, open_artifact
+from easycore_ray.storage.artifact import Artifact, Claim, claim, finish, identity, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 
 def make(folder, kind="coreset", key="k", fingerprint="f" * 64):

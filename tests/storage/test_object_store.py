@@ -417,3 +417,22 @@ def test_a_root_of_relative_paths_is_asked_too(root, monkeypatch, capsys, tmp_pa
     monkeypatch.setenv("EASYCORE_ROOT", "s3://bucket-of-nobody")
     with pytest.raises(EasyCoreError, match="has no bucket bucket-of-nobody"):
         reduce(scores="runs", out=str(tmp_path / "out"))
+
+
+def test_a_listed_json_file_is_read_by_one_request(far_root, proxy):
+    """Whatever it holds, longer lines than pyarrow reads at a time included; what is no JSON is named."""
+    contents = [{}, {"text": 'a\u0001b, "c"\r\nä\t\'', "none": None, "list": [1, [2.5]]}, {"long": "x" * 3_000_000}]
+    for number, content in enumerate(contents):
+        paths.write_json(f"{far_root}/{number}.json", content)
+    paths.write_bytes(f"{far_root}/3.json", b'{"a": 1')
+    *whole, cut = paths.entries(far_root)
+    before = sum(proxy.requests.values())
+    found = [paths.read_listed_json(entry) for entry in whole]
+
+    assert found == contents
+    assert sum(proxy.requests.values()) - before == len(contents)
+    with pytest.raises(EasyCoreError, match=r"3\.json is not valid JSON"):
+        paths.read_listed_json(cut)
+    paths.delete_file(cut.path)
+    with pytest.raises(EasyCoreError, match=r"3\.json cannot be read"):
+        paths.read_listed_json(cut)

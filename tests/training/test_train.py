@@ -16,6 +16,7 @@ from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.state import HaltedError, load_state, save_state
 from easycore_ray.engine.worker_group import LocalContext
+from easycore_ray.experiments.finished_trials import FinishedTrial, read_finished
 from easycore_ray.experiments.results import lost_row, result_rows, training_curves
 from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack
 from easycore_ray.experiments.trial_runner import trial_summary
@@ -284,10 +285,10 @@ def scores_of(dataset):
 def test_a_trial_evaluates_last_and_best(trials, dataset):
     """Its best epoch is attacked as the last is, and both are told to whoever follows the trial."""
     trial = trials[0]
-    last, best = (open_artifact(config.out).manifest["summary"] for config in trial.evaluations())
-    told = trial_summary(trial)
+    last, best = (open_artifact(config.out).manifest["summary"] for config in (trial.evaluate, trial.evaluate_best))
+    told = trial_summary(FinishedTrial.open(trial))
 
-    assert trial.finished()
+    assert read_finished([trial]) == {trial.evaluate.out: FinishedTrial.open(trial)}
     assert last != best
     assert told["metrics"]["best_epoch"] == 2
     assert told["metrics"]["clean_accuracy"] == last["clean_accuracy"]
@@ -301,10 +302,10 @@ def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path
     train_and_attack(trial, lambda _: None)
     before = open_artifact(trial.train.out).manifest["created"], open_artifact(trial.evaluate_best.out).fingerprint
     shutil.rmtree(trial.evaluate_best.out)
-    assert not trial.finished()
+    assert read_finished([trial]) == {}
     train_and_attack(trial, lambda _: pytest.fail("it trained again"))
 
-    assert trial.finished()
+    assert read_finished([trial])
     assert before == (
         open_artifact(trial.train.out).manifest["created"],
         open_artifact(trial.evaluate_best.out).fingerprint,
@@ -338,21 +339,21 @@ def test_a_trial_whose_last_epoch_is_the_best_is_evaluated_once(dataset, tmp_pat
     """Its best columns are those of the last; the last is that in which its steps ended."""
     trial = make_trial(dataset, tmp_path, seed=SEED, epochs=40, steps=8)
     train_and_attack(trial, lambda _: None)
-    row = result_rows([trial], scores_of(dataset))[1]
+    row = result_rows([FinishedTrial.open(trial)], scores_of(dataset))[1]
 
-    assert trial_summary(trial)["epoch"] == 2
-    assert [config.weights for config in trial.evaluations()] == ["last"]
+    assert trial_summary(FinishedTrial.open(trial))["epoch"] == 2
+    assert [each.manifest["config"]["weights"] for each in FinishedTrial.open(trial).evaluations] == ["last"]
     assert not (tmp_path / str(SEED) / "evaluation_best").exists()
-    assert trial.finished()
+    assert read_finished([trial])
     assert row["best_epoch_mean"] == row["epochs"] == 2
     assert row["robust_accuracy_pgd20_best_mean"] == row["robust_accuracy_pgd20_mean"]
 
 
 def test_result_rows_have_the_best_beside_the_last(trials, dataset):
     """Mean and spread over seeds of what each seed's own best epoch reaches."""
-    rows = result_rows(trials, scores_of(dataset))
+    rows = result_rows(map(FinishedTrial.open, trials), scores_of(dataset))
     epochs = [open_artifact(trial.train.out).manifest["best_epoch"] for trial in trials]
-    accuracies = [open_artifact(trial.evaluations()[-1].out).manifest["summary"] for trial in trials]
+    accuracies = [FinishedTrial.open(trial).summaries[-1] for trial in trials]
 
     assert [row["eps"] for row in rows] == [0.0, 0.05]
     for number, row in enumerate(rows):
@@ -367,8 +368,8 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
 
 def test_rows_name_the_seeds_that_are_missing_in_their_means(trials, dataset):
     """One seed diverged: the row is the other's, and says so; a wholly lost arm has no row, but an entry."""
-    (row, _) = result_rows(trials[:1], scores_of(dataset), trials[1:])
-    (whole, _) = result_rows(trials, scores_of(dataset))
+    (row, _) = result_rows([FinishedTrial.open(trials[0])], scores_of(dataset), trials[1:])
+    (whole, _) = result_rows(map(FinishedTrial.open, trials), scores_of(dataset))
     lost = lost_row(trials[1], "the loss is nan")
 
     assert (row["seeds"], row["diverged_seeds"]) == ([trials[0].seed], [trials[1].seed])
@@ -392,7 +393,7 @@ def test_rows_without_a_validation_split_have_no_best(tmp_path):
         for eps in trial.evaluate.eval_eps
     ]
     write_evaluation(trial.evaluate.out, summary | {"robust": robust})
-    row = result_rows([trial], scores_of(dataset))[0]
+    row = result_rows([FinishedTrial.open(trial)], scores_of(dataset))[0]
 
     assert {key: value for key, value in row.items() if "best" in key} == dict.fromkeys(
         ("best_epoch_mean", "clean_accuracy_best_mean", "clean_accuracy_best_std", "robust_accuracy_pgd20_best_mean",
@@ -409,7 +410,7 @@ def write_evaluation(out, summary):
 
 def test_curves_are_means_over_seeds(trials):
     """Epoch by epoch, what the trials' checkpoints recorded."""
-    (curve,) = training_curves(trials)
+    (curve,) = training_curves(map(FinishedTrial.open, trials))
     histories = [open_artifact(trial.train.out).manifest["epochs"] for trial in trials]
 
     assert [entry["epoch"] for entry in curve["epochs"]] == [1, 2, 3, 4]

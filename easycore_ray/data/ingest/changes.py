@@ -17,8 +17,9 @@ from easycore_ray.data.ingest.listing import FILES_SCHEMA, list_tree, to_table
 from easycore_ray.data.ingest.sources import find_files, is_path
 from easycore_ray.runtime.console import say
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, content_hash
+from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 SOURCE_FILES = "source_files.arrow"
 SOURCE_SCHEMA = pa.schema({
