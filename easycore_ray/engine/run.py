@@ -25,6 +25,7 @@ from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.sgd import SGD
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import Loader, MemoryLoader
+from easycore_ray.engine.machine_use import MachineUse
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.state import EpochProgress, HaltedError, State, load_optimizer, optimizer_tensors
@@ -79,6 +80,7 @@ class _Run:
     optimizer: SGD
     recorder: Recorder | None
     validation: ValidationBlocks
+    use: MachineUse
     scored_at_once: RowLimit
     """Rows of an exact pass; it stays halved from segment to segment."""
     committed: float
@@ -110,7 +112,8 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
     validation = ValidationBlocks(fit, context)
     graphed = fit.cuda_graphs and context.device.type == "cuda"
     gradients = GraphedGradients() if graphed else compute_gradients
-    run = _Run(fit, context, loader, model, trained, gradients, optimizer, recorder, validation,
+    use = MachineUse(context.device)
+    run = _Run(fit, context, loader, model, trained, gradients, optimizer, recorder, validation, use,
                fit.row_limit(fit.score_batch_size), time.monotonic())  # fmt: skip
     while state.progress is not None or (state.epoch < fit.epochs and not state.carried.get("stopped")):
         state = _run_epoch(run, state, state.progress or EpochProgress(state.epoch + 1, context.world_size))
@@ -154,6 +157,7 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
     metrics["train_accuracy"] = progress.num_correct / rows
     metrics["stall_share"] = progress.wait_seconds / max(progress.train_seconds, 1e-9)
     metrics |= run.validation.measure(model)
+    metrics |= run.use.measure(context)
     now = _snapshot(run, state, progress)
     better = run.fit.keep_best and _is_best(metrics, state.history, run.fit.selected_by)
     return replace(

@@ -118,6 +118,7 @@ def test_mlflow_holds_the_pipeline_the_sweep_and_its_trials(finished):
     assert all(run.data.metrics["robust_accuracy_pgd20_worst_class"] <= run.data.metrics["robust_accuracy_pgd20"]
                for run in trials)  # fmt: skip
     assert all(run.info.status == "FINISHED" for run in runs)
+    assert all(run.data.metrics["system/memory_usage_megabytes"] > 50 for run in (scoring, *trials))
     assert whole.info.run_name.endswith("/tiny")
     spent = {name: json.loads((finished[0] / name / "manifest.json").read_text())["device_seconds"]
              for name in ("scores", "sweep")}  # fmt: skip

@@ -24,7 +24,8 @@ from tests.artifacts import make_image_dataset
 from tests.worker_group import Group, KilledError
 
 NEVER = 1e9
-_TIMES = ("train_seconds", "score_seconds", "val_seconds", "stall_share")
+_TIMES = ("train_seconds", "score_seconds", "val_seconds", "stall_share", "system/cpu_utilization_percentage",
+          "system/memory_usage_megabytes")  # fmt: skip
 
 
 class Case:
