@@ -26,11 +26,14 @@ class Places:
         self._count += 1
         return f"{self._name}-{self._count}"
 
-    def on_dead_nodes(self, keys: Iterable[str]) -> set[str]:
-        """Those of the tasks whose nodes have died since this was asked last."""
+    def lost(self, keys: Iterable[str]) -> set[str]:
+        """Those of the tasks that are not at work on a living node; none if no node has died since the last call.
+
+        One that has not begun may wait for a process of a dead node. Given out again it may run twice.
+        """
         dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]} - self._dead
         self._dead |= dead
-        return {key for key in keys if _place_of(key) in dead} if dead else set()
+        return {key for key in keys if _place_of(key) in dead | {None}} if dead else set()
 
     @staticmethod
     def forget(key: str) -> None:

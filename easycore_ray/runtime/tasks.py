@@ -181,14 +181,15 @@ def _run_on_ray(
     from easycore_ray.runtime.task_places import Places
 
     leases, places = leases_of_job(), Places()
-    task = ray.remote(
+    as_task = ray.remote(
         name=function.__name__,
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         max_retries=resources.max_retries,
         # A trial of a sweep reserves next to nothing for itself; without this its tasks would have to fit in there.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-    )(_on_node)
+    )
+    task = as_task(_on_node)
     running: dict[Any, tuple[str, int, tuple[Any, ...]]] = {}
 
     def submit(number: int, item: tuple[Any, ...]) -> None:
@@ -211,11 +212,13 @@ def _run_on_ray(
                 # Forgotten before it is handed on, so that the object store need not hold it any longer.
                 yield number, ray.get(done[0])
                 continue
-            lost = places.on_dead_nodes(key for key, _, _ in running.values())
-            for ref, (key, number, item) in list(running.items()):
-                if key in lost:
-                    del running[ref]
-                    submit(number, item)
+            lost = places.lost(key for key, _, _ in running.values())
+            if lost:
+                # All tasks of one function wait where Ray has asked a node for a process, dead or not.
+                task = as_task(_on_node)
+            for ref in [ref for ref, (key, _, _) in running.items() if key in lost]:
+                _, number, item = running.pop(ref)
+                submit(number, item)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise EasyCoreError(lost_too_often(label, resources)) from error
     except ray.exceptions.RayError as error:
