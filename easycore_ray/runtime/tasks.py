@@ -217,7 +217,8 @@ def _run_on_ray(
                 # All tasks of one function wait where Ray has asked a node for a process, dead or not.
                 task = as_task(_on_node)
             for ref in [ref for ref, (key, _, _) in running.items() if key in lost]:
-                _, number, item = running.pop(ref)
+                key, number, item = running.pop(ref)
+                places.forget(key)
                 submit(number, item)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise EasyCoreError(lost_too_often(label, resources)) from error

@@ -21,10 +21,11 @@ from easycore_ray.runtime.tasks import TaskResources, map_tasks
 
 folder = Path(sys.argv[1])
 
-def work(number):
+# What runs there does not end, however long it takes until all is stopped.
+def work(number, goes):
     node = ray.get_runtime_context().get_node_id()
     (folder / f"{number}-{node}").touch()
-    time.sleep(3)
+    time.sleep(600 if node == goes else 3)
     return number, node
 
 checks = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 1000,
@@ -55,7 +56,7 @@ def cut():
 
 threading.Thread(target=cut, daemon=True).start()
 started = time.monotonic()
-found = map_tasks(work, [(number,) for number in range(4)], label="test", resources=TaskResources(cpus=1))
+found = map_tasks(work, [(number, goes.node_id) for number in range(4)], label="test", resources=TaskResources(cpus=1))
 seconds = time.monotonic() - started
 assert [number for number, _ in found] == [0, 1, 2, 3], found
 assert {node for _, node in found} == {stays.node_id}, found
