@@ -170,26 +170,32 @@ def _on_node(key: str, leases: list[Lease], function: Callable[..., Any], *item:
     return function(*item)
 
 
-def _run_on_ray(
-    function: Callable[..., Any], waiting: Iterator[tuple[int, tuple[Any, ...]]], resources: TaskResources, label: str
-) -> Generator[tuple[int, Any]]:
-    """Number and result of each item, in the order in which their tasks end."""
+def _new_task(name: str, resources: TaskResources) -> Any:
+    """``_on_node`` as a function of Ray's, another one each time."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from easycore_ray.runtime.ray_errors import in_a_sentence
-    from easycore_ray.runtime.task_places import Places
-
-    leases, places = leases_of_job(), Places()
-    as_task = ray.remote(
-        name=function.__name__,
+    return ray.remote(
+        name=name,
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         max_retries=resources.max_retries,
         # A trial of a sweep reserves next to nothing for itself; without this its tasks would have to fit in there.
         scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
-    )
-    task = as_task(_on_node)
+    )(_on_node)
+
+
+def _run_on_ray(
+    function: Callable[..., Any], waiting: Iterator[tuple[int, tuple[Any, ...]]], resources: TaskResources, label: str
+) -> Generator[tuple[int, Any]]:
+    """Number and result of each item, in the order in which their tasks end."""
+    import ray
+
+    from easycore_ray.runtime.ray_errors import in_a_sentence
+    from easycore_ray.runtime.task_places import Places
+
+    leases, places = leases_of_job(), Places()
+    task = _new_task(function.__name__, resources)
     running: dict[Any, tuple[str, int, tuple[Any, ...]]] = {}
 
     def submit(number: int, item: tuple[Any, ...]) -> None:
@@ -215,7 +221,7 @@ def _run_on_ray(
             lost = places.lost(key for key, _, _ in running.values())
             if lost:
                 # All tasks of one function wait where Ray has asked a node for a process, dead or not.
-                task = as_task(_on_node)
+                task = _new_task(function.__name__, resources)
             for ref in [ref for ref, (key, _, _) in running.items() if key in lost]:
                 key, number, item = running.pop(ref)
                 places.forget(key)

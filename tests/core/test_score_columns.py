@@ -65,7 +65,7 @@ def test_no_rows_are_refused():
         ScoreColumns().to_numpy()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_a_process_does_not_grow_while_it_gathers_scores():
     """By the scores of 7,040 rows, a quarter of a mebibyte; with a small tensor kept from each batch 90 to 370 MiB.

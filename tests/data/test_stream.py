@@ -124,7 +124,7 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
         list(stream.stream_rows(rows, np.arange(40), dataset.layout))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(90)
 def test_a_stream_that_nobody_reads_keeps_no_cpu_from_another(tmp_path):
     """A worker that waits for another one's gradients, while that one waits for its images."""

@@ -6,12 +6,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from easycore_ray import analyze, score, train
+from easycore_ray import analyze, score
 from easycore_ray.analysis import analyze as analysis
 from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage.artifact import identity
 from easycore_ray.storage.errors import EasyCoreError
+from tests.artifacts import make_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -21,10 +22,7 @@ def inputs(digits, population, settings, two_workers, tmp_path_factory):
     """Fields of an analysis: two scoring runs that differ by the seed, a model trained on what they scored."""
     root = tmp_path_factory.mktemp("analysis")
     other = score(**settings(root / "other", seed=4))
-    model = train(
-        dataset=digits.path, coreset=population.path, out=f"{root}/model", model="cnn", width=4, epochs=8,
-        batch_size=16, augment="none", tracking_uri="none", threads_per_worker=1, num_workers=1,
-    )  # fmt: skip
+    model = make_checkpoint(f"{root}/model", digits.path, coreset=population.path, steps=None, epochs=8, batch_size=16)
     return dict(
         scores=(two_workers.path, other.path), checkpoint=(model.path,), eval_eps=(0.02, 0.1), num_train_samples=80
     )

@@ -121,6 +121,7 @@ def test_what_is_not_whole_is_not_finished(inputs, tmp_path):
     assert read_finished([]) == {}
 
 
+@pytest.mark.slow
 def test_each_epoch_is_one_request_to_mlflow_and_a_trial_six_more(inputs, empty_store, tmp_path):
     """Live, as a sweep sends them, and from the artifacts alone, once they are there; through a real server."""
     config = sweep_of(inputs, 1)

@@ -26,7 +26,7 @@ def dataset(tmp_path_factory):
     return make_image_dataset(folder / "dataset", LABELS, LABELS[:9], val_labels=LABELS[:6])
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "wrn-28-10")]
+SLOW = [pytest.param("resnet18", marks=pytest.mark.slow), pytest.param("wrn-28-10", marks=pytest.mark.soak)]
 
 
 @pytest.fixture(scope="module", params=["cnn", *SLOW])

@@ -76,6 +76,7 @@ nodes.shutdown()
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_nodes_that_lack_the_package_or_are_lost_are_said_in_a_line(tmp_path):
     """Of tasks and of long-lived processes."""
     package = tmp_path / "easycore_ray"

@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(200)]
 
 # A head without CPUs, and two nodes; one of them is stopped, all its processes at once, once both are at work. Two more
 # tasks wait for a CPU, and so have asked for one, perhaps there.

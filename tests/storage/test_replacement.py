@@ -93,7 +93,7 @@ def test_a_replacement_that_is_killed_leaves_the_old_or_the_new(scores, tmp_path
     assert [name[:4] for name in names] == ["gen-", "mani"], names
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_replacement_in_a_bucket_that_is_killed_leaves_the_old_or_the_new(scores, monkeypatch):
     """As on disk, on a store that answers like S3."""
     pytest.importorskip("moto")
