@@ -114,7 +114,8 @@ def test_fewer_than_requested_are_said_once(ray_session, tmp_path, monkeypatch, 
     wide = TaskResources(cpus=cpus, in_flight=2)
     work = LongLived(make_adder, (str(tmp_path), 1))
     assert map_tasks(work, [(number, 1.5) for number in range(3)], label="add", resources=wide) == [1, 2, 3]
-    lines = [line for line in capsys.readouterr().err.splitlines() if "waiting" in line]
+    # On a busy machine the first may itself wait for more than a second, and be said to.
+    lines = [line for line in capsys.readouterr().err.splitlines() if "workers at work" in line]
     assert len(lines) == 1, lines
     assert lines[0].startswith(f"add: 1 of 2 workers at work, waiting for {{CPU: {cpus:g}}} (")
 
