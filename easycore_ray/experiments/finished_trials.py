@@ -1,8 +1,8 @@
 """What the trials of a sweep have made: the manifest of each artifact, read once."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from easycore_ray.data.coreset import open_run_data
@@ -11,9 +11,7 @@ from easycore_ray.engine.run_identity import claim_run, run_identity
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import MANIFEST, Artifact, from_manifest, open_artifact
-
-# Requests to an object store at the same time: each is a wait of tens of milliseconds.
-_AT_ONCE = 16
+from easycore_ray.storage.read_ahead import read_ahead
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ def read_finished(trials: Iterable[Trial]) -> dict[str, FinishedTrial]:
     trials = list(trials)
     manifests = _list_manifests(trials)
     listed = [trial for trial in trials if {trial.train.out, trial.evaluate.out} <= manifests.keys()]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = [each for each in pool.map(lambda trial: _read(trial, manifests), listed) if each is not None]
+    reads = ((manifests[trial.train.out].size, partial(_read, trial, manifests)) for trial in listed)
+    found = [each for each in read_ahead(reads) if each is not None]
     _check_made_by(found)
     return {each.trial.place: each for each in found}
 

@@ -27,17 +27,15 @@ def result_rows(
         scores: the scoring run behind their coresets.
         diverged: trials without results, whose seeds the rows of the others name.
     """
-    lost = {_without_seed(members[0]): [trial.seed for trial in members] for members in _over_seeds(diverged)}
-    made = {each.trial.place: each for each in finished}
     rows = []
-    for members in _over_seeds(each.trial for each in made.values()):
-        checkpoints = [made[trial.place].checkpoint.manifest for trial in members]
+    for members in _over_seeds(finished):
+        trials, checkpoints = [each.trial for each in members], [each.checkpoint.manifest for each in members]
         # Last and best of each; the same one twice where they are one epoch.
-        found = [made[trial.place].summaries for trial in members]
-        last, best = ([summaries[end] for summaries in found] for end in (0, -1))
-        missing = {"diverged_seeds": lost.get(_without_seed(members[0]), [])}
+        last, best = ([each.summaries[end] for each in members] for end in (0, -1))
+        arm = _without_seed(trials[0])
+        missing = {"diverged_seeds": [trial.seed for trial in diverged if _without_seed(trial) == arm]}
         rows += [
-            _result_row(members, checkpoints, last, best, eps, scores) | missing for eps in members[0].evaluate.eval_eps
+            _result_row(trials, checkpoints, last, best, eps, scores) | missing for eps in trials[0].evaluate.eval_eps
         ]
     return rows
 
@@ -59,11 +57,11 @@ def described(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _over_seeds(trials: Iterable[Trial]) -> list[list[Trial]]:
+def _over_seeds(finished: Iterable[FinishedTrial]) -> list[list[FinishedTrial]]:
     """Trials that differ by their seed alone, together."""
-    groups: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(_without_seed(trial), []).append(trial)
+    groups: dict[tuple[Any, ...], list[FinishedTrial]] = {}
+    for each in finished:
+        groups.setdefault(_without_seed(each.trial), []).append(each)
     return list(groups.values())
 
 
@@ -161,14 +159,13 @@ def read_result_rows(folder: str) -> list[dict[str, Any]]:
 
 def training_curves(finished: Iterable[FinishedTrial]) -> list[dict[str, Any]]:
     """Metrics of every epoch, mean over seeds: one curve per arm, fraction and objective."""
-    made = {each.trial.place: each for each in finished}
     return [
         {
-            **described(members[0]),
-            "seeds": [trial.seed for trial in members],
-            "epochs": _mean_epochs([made[trial.place].checkpoint.manifest for trial in members]),
+            **described(members[0].trial),
+            "seeds": [each.trial.seed for each in members],
+            "epochs": _mean_epochs([each.checkpoint.manifest for each in members]),
         }
-        for members in _over_seeds(each.trial for each in made.values())
+        for members in _over_seeds(finished)
     ]
 
 

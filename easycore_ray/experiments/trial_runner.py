@@ -32,7 +32,7 @@ from easycore_ray.runtime.console import Progress
 from easycore_ray.runtime.devices import check_device
 from easycore_ray.runtime.interrupts import interruptible
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import Artifact, Claim, open_artifact
+from easycore_ray.storage.artifact import Artifact, Claim
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import working_under
 from easycore_ray.tracking.mlflow import Tracker
@@ -236,19 +236,20 @@ def _trial_here(params: dict[str, Any]) -> None:
 def _trial_on_ray(params: dict[str, Any]) -> None:
     """A trial whose training and evaluation are distributed: this process only drives them."""
 
-    def work(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
+    def work(trial: Trial, report: Callable[[dict[str, float]], None]) -> FinishedTrial:
         checkpoint = train(trial.train)
         assert checkpoint is not None
         for entry in checkpoint.manifest["epochs"]:
             report(entry)
-        for config in trial.evaluations(checkpoint.manifest):
-            evaluate(config)
+        return FinishedTrial(trial, checkpoint, tuple(map(evaluate, trial.evaluations(checkpoint.manifest))))
 
     with working_under(params["lease"]):
         _reporting_problems(params["trial"], work)
 
 
-def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], None]) -> None:
+def _reporting_problems(
+    trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], FinishedTrial]
+) -> None:
     """Do the work and report epochs, summary, or what is wrong (which no retry would mend)."""
     waiting: list[dict[str, float]] = []
     last = time.monotonic()
@@ -262,8 +263,7 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
             last = time.monotonic()
 
     try:
-        work(trial, report)
-        summary = trial_summary(FinishedTrial.open(trial))
+        summary = trial_summary(work(trial, report))
     except ValueError as error:
         diverged = isinstance(error, DivergedError)
         tune.report({"epochs": waiting, "problem": str(error), "diverged": diverged})
@@ -271,13 +271,13 @@ def _reporting_problems(trial: Trial, work: Callable[[Trial, Callable[[dict[str,
     tune.report({"epochs": waiting, "summary": summary})
 
 
-def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> None:
+def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> FinishedTrial:
     """Train and evaluate in this process, unless an earlier run finished either; resumes from its last commit."""
     torch.set_num_threads(trial.train.threads)
     device = trial.train.device
     check_device(device)
     dataset, parents = open_training(trial.train)
-    made = claim_run("checkpoint", trial.train, parents)
+    checkpoint = made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
         fit = make_training_fit(trial.train, dataset, parents.get("coreset"))
@@ -288,11 +288,12 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
             state = train_here(fit, rows, device=device, on_epoch=report, commit_file=commit_file, check=made.check)
         except HaltedError as halted:
             raise keep_last_good(trial.train, made, parents, fit, halted, time.monotonic() - started) from halted
-        finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
+        checkpoint = finish_checkpoint(trial.train, made, parents, fit, state, time.monotonic() - started)
         for file in (commit_file, segment_file(commit_file)):
             paths.delete_file(file)
-    for config in trial.evaluations(open_artifact(trial.train.out, "checkpoint").manifest):
-        attack_here(config, dataset, device)
+    assert isinstance(checkpoint, Artifact)
+    evaluations = [attack_here(config, dataset, device) for config in trial.evaluations(checkpoint.manifest)]
+    return FinishedTrial(trial, checkpoint, tuple(evaluations))
 
 
 def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:

@@ -19,6 +19,7 @@ from easycore_ray.experiments.tracked_trials import describe_trial, new_trial_ru
 from easycore_ray.experiments.trials import coreset_folders, make_trials, select_coresets
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, MANIFEST, RUN, Artifact
+from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.tracking.mlflow import Tracker
 from easycore_ray.tracking.runs import TrackedRun
 from tests.artifacts import make_image_dataset, make_scoring_run
@@ -109,11 +110,17 @@ def test_a_sweep_opens_each_artifact_of_a_trial_once(ray_session, inputs, monkey
 
 
 def test_what_is_not_whole_is_not_finished(inputs, tmp_path):
-    """A trial without its checkpoint, or either of its evaluations."""
+    """Nor is one without its checkpoint or either evaluation; a checkpoint of another configuration is refused."""
     for name in ("dataset", "scores"):
         shutil.copytree(f"{inputs}/{name}", tmp_path / name)
     trials = write_trials(sweep_of(tmp_path, 2))
     assert [each.trial for each in read_finished(trials).values()] == trials
+    other = paths.join(trials[3].train.out, MANIFEST)
+    kept = paths.read_json(other)
+    paths.write_json(other, kept | {"identity": "of another configuration"})
+    with pytest.raises(EasyCoreError, match="holds a checkpoint made with another configuration or input"):
+        read_finished(trials)
+    paths.write_json(other, kept)
     lost = (trials[0].train.out, trials[1].evaluate.out, trials[2].evaluate_best.out)
     for out in lost:
         paths.delete_file(paths.join(out, MANIFEST))
