@@ -64,7 +64,9 @@ def die_at(monkeypatch, epoch, segment):
     return trained
 
 
-@pytest.mark.parametrize("point", [(1, 0), (1, 2), (2, 0), (2, 3)])
+@pytest.mark.parametrize(
+    "point", [(1, 2), *(pytest.param(point, marks=pytest.mark.slow) for point in ((1, 0), (2, 0), (2, 3)))]
+)
 def test_a_trial_that_dies_within_an_epoch_loses_a_segment(dataset, tmp_path, monkeypatch, point):
     """Nothing before the segment is trained again, the model is the same, and no state is left."""
     whole, killed = make_trial(dataset, tmp_path / "whole"), make_trial(dataset, tmp_path / "killed")

@@ -74,6 +74,7 @@ class TestFullDisk:
                 easycore_ray.prepare(PrepareConfig(source="digits", out=f"{disk}/x"))
             assert not (disk / "x").exists()
 
+    @pytest.mark.slow
     def test_ray_does_not_start_on_it(self, small_disk):
         """Left to itself it waits for half a minute."""
         said = said_by_connecting(RAY_TMPDIR=str(small_disk), RAY_ADDRESS="local")

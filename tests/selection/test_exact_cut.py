@@ -232,7 +232,7 @@ def in_row_groups(folder, scores, rows):
 
 
 @pytest.mark.parametrize("order", ["at random", "sorted", "few values, sorted", "all equal"])
-@pytest.mark.parametrize("rows", [10, 1000])
+@pytest.mark.parametrize("rows", [pytest.param(10, marks=pytest.mark.slow), 1000])
 def test_a_sample_of_a_few_row_groups_changes_no_choice(tmp_path, monkeypatch, order, rows):
     """Also where the row groups that are read for it are nothing like the others."""
     drawn, scores = [], np.random.default_rng(0).random(1000)

@@ -348,3 +348,26 @@ def test_the_ui_command_can_be_pasted():
 def test_a_server_is_shown_by_its_address():
     """What to open in a browser, without the password."""
     assert ui_command("https://me:secret@mlflow.example.org:5000") == "https://mlflow.example.org:5000"
+
+
+@pytest.mark.slow
+def test_what_a_broken_request_has_left_out_is_brought_by_the_next_command(out, monkeypatch):
+    """Of a run that was whole before, with more points than a request takes: what says that all is there comes last."""
+    from mlflow import MlflowClient
+
+    uri, log_batch, requests = store_of(out), MlflowClient.log_batch, []
+    bring(uri, finished_run())
+
+    def break_off(client, *arguments, **content):
+        requests.append(len(content["metrics"]))
+        if len(requests) == 2:
+            raise ConnectionError("the network broke")
+        return log_batch(client, *arguments, **content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", break_off)
+        bring(uri, finished_run(epochs=1000))
+    assert requests == [800, 197]
+    assert len(history(uri, runs_of(uri)["t"], "loss")) == 803
+    bring(uri, finished_run(epochs=1000))
+    check_the_run(uri, epochs=1000)

@@ -448,3 +448,12 @@ def test_a_constant_channel_is_said(ray_session, tmp_path, monkeypatch, capsys):
     assert "train: channel 0 is 77/255 in every training image; its standard deviation is taken as 1" in (
         capsys.readouterr().err
     )
+
+
+def test_every_epoch_says_what_the_training_process_took(trials):
+    """Its memory and its share of a core, in the manifest, from which MLflow has them."""
+    epochs = FinishedTrial.open(trials[0]).checkpoint.manifest["epochs"]
+
+    assert len(epochs) == 4
+    assert all(entry["system/memory_usage_megabytes"] > 50 for entry in epochs)
+    assert all(entry["system/cpu_utilization_percentage"] > 0 for entry in epochs)
