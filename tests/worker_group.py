@@ -153,10 +153,11 @@ class GroupContext:
         for at, tensor in enumerate(tensors):
             tensor.copy_(sum(theirs[at] for theirs in everyone))
 
-    def same_weights(self, model):
-        first = self._exchange({name: tensor.clone() for name, tensor in model.state_dict().items()})[0]
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(first[name])
+    def same(self, tensors):
+        tensors = list(tensors)
+        first = self._exchange([tensor.clone() for tensor in tensors])[0]
+        for tensor, value in zip(tensors, first, strict=True):
+            tensor.copy_(value)
 
     def post(self, done, note):
         pass

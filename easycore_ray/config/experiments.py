@@ -17,6 +17,7 @@ from easycore_ray.config.base import (
     setting,
 )
 from easycore_ray.config.fields import (
+    WEIGHTED,
     Count,
     Eps,
     Flag,
@@ -36,7 +37,14 @@ from easycore_ray.config.fields import (
     Training,
     Weight,
 )
-from easycore_ray.config.recipes import RecipeConfig, SeededRecipeConfig, ThreatConfig, attacks_validation
+from easycore_ray.config.recipes import (
+    RecipeConfig,
+    RobustnessConfig,
+    SeededRecipeConfig,
+    ThreatConfig,
+    attacks_validation,
+    objective_problems,
+)
 from easycore_ray.config.stages import EvalBatchConfig, PrepareConfig, ScoreBatchConfig, ScoreConfig
 from easycore_ray.storage.errors import FieldsError
 
@@ -86,7 +94,7 @@ class TrialsConfig(EvalBatchConfig):
     train_epochs: Count = setting(default=20, identity=True, group="training")
     """Passes over the coreset in standard training."""
     adversarial_epochs: Count | None = setting(default=None, identity=True, group="training")
-    """Passes over the coreset in adversarial training (trades, pgd); as --train-epochs if left out."""
+    """Passes over the coreset in adversarial training; as --train-epochs if left out."""
     num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
     """Attack only this many images in an evaluation, the same for every model; all if left out."""
     trial_workers: Count = setting(default=1, identity=True, group="compute")
@@ -98,7 +106,7 @@ class TrialsConfig(EvalBatchConfig):
 
 
 @configuration
-class GridConfig(TrialsConfig, ThreatConfig):
+class GridConfig(TrialsConfig, RobustnessConfig, ThreatConfig):
     """What a sweep and a pipeline train: arms × fractions × objectives × seeds."""
 
     method: Several[ArmName] = setting(
@@ -110,7 +118,7 @@ class GridConfig(TrialsConfig, ThreatConfig):
     training: Several[Training] = setting(default=("standard", "trades"), identity=True, group="training")
     """Objectives to train for."""
     beta: Several[Weight] = setting(default=(1.0, 6.0), identity=True, group="training")
-    """TRADES weights to train with; standard and pgd have none."""
+    """Weights of trades and mart to train with; the others have none."""
     seeds: Several[Natural] = setting(default=(0, 1), identity=True, group="training")
     """One training run per seed; random arms draw anew with each."""
     steps: Count | None = setting(default=None, identity=True, group="training")
@@ -119,8 +127,8 @@ class GridConfig(TrialsConfig, ThreatConfig):
     """Attacks of the evaluation, pgd20 among them; the robust accuracy is that under all. autoattack: the standard
     version, slow, needs the package pyautoattack."""
     val_attack_steps: Natural = setting(default=10, identity=attacks_validation, group="attack")
-    """Gradient steps of the attack on the validation split after each epoch (trades, pgd), at --eps: it picks the best
-    epoch, which is evaluated beside the last. 0: the clean accuracy picks it."""
+    """Gradient steps of the attack on the validation split after each epoch (adversarial training), at --eps: it picks
+    the best epoch, which is evaluated beside the last. 0: the clean accuracy picks it."""
     eval_eps: Several[Eps] = setting(default=(8 / 255,), identity=True, group="attack")
     """Perturbations of the evaluation, in [0, 1] pixel units, one result for each; 0 is the clean accuracy."""
     register: Text | None = setting(default=None, identity=False, group="tracking")
@@ -130,8 +138,9 @@ class GridConfig(TrialsConfig, ThreatConfig):
         """See ``Checked.problems``."""
         found = super().problems() + eps_problems("eval_eps", self.eval_eps, self.norm)
         found += _needs_values(self, "fraction", "training", "seeds", "eval_eps")
-        if "trades" in self.training and not self.beta:
-            found.append("beta needs at least one value for trades")
+        found += objective_problems(self)
+        if WEIGHTED & {*self.training} and not self.beta:
+            found.append("beta needs at least one value for trades and mart")
         if "pgd20" not in self.attack:
             found.append(f"attack must include pgd20, the attack all sweeps share, got {' '.join(self.attack)!r}")
         return found

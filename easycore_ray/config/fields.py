@@ -128,6 +128,13 @@ Fraction = Annotated[
         "must be in (0, 1], got {}; it is the share kept: to drop 30 % of the data pass 0.7",
     ),
 ]
+Decay = Annotated[
+    Number,
+    _within(
+        lambda value: 0 < value < 1,
+        "must be in (0, 1), got {}; it is the share of the average that each step keeps, e.g. 0.995",
+    ),
+]
 Amounts = Annotated[Text, AfterValidator(_amounts)]
 Several = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 
@@ -209,10 +216,13 @@ SWEEP_ATTACKS = (*ATTACK_NAMES, "autoattack")
 EVALUATION_ATTACKS = ("none", *SWEEP_ATTACKS)
 AttackName = Annotated[Text, _listed("attack", EVALUATION_ATTACKS), _choices(EVALUATION_ATTACKS)]
 SweepAttackName = Annotated[Text, _listed("attack", SWEEP_ATTACKS), _choices(SWEEP_ATTACKS)]
-Training = Literal["standard", "trades", "pgd"]
-ADVERSARIAL = {"trades", "pgd"}
+Training = Literal["standard", "trades", "pgd", "mart", "nfgsm"]
+ADVERSARIAL = {"trades", "pgd", "mart", "nfgsm"}
 """Objectives that train against an attacker."""
+WEIGHTED = {"trades", "mart"}
+"""Objectives with a weight, beta."""
 ScorePass = Literal["eval", "fused", "fused+eval"]
+WeightsName = Literal["last", "best", "averaged"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
 SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]

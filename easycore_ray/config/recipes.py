@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Collection
 from typing import Any, Literal
 
-from easycore_ray.config.base import Checked, configuration, eps_problems, setting
+from easycore_ray.config.base import Checked, configuration, eps_problems, if_given, setting
 from easycore_ray.config.fields import (
     ADVERSARIAL,
     Count,
+    Decay,
     Eps,
     Flag,
     ModelName,
@@ -115,17 +116,51 @@ class SeededRecipeConfig(RecipeConfig):
 
 
 @configuration
+class RobustnessConfig(Checked):
+    """What makes a training more robust, whatever it trains for."""
+
+    ema: Decay | None = setting(default=None, identity=if_given("ema"), group="training")
+    """Also keep an exponential average of the weights, with this decay per step, e.g. 0.995, from the end of the
+    warm-up on: often more robust than any epoch's, and less prone to robust overfitting (Gowal et al. 2020). The
+    training itself is the same. None, if left out."""
+    awp: Positive | None = setting(default=None, identity=if_given("awp"), group="training")
+    """Adversarial weight perturbation of this size, e.g. 0.005: every update is made for the worst weights nearby (Wu
+    et al. 2020), at the cost of one more pass forward and back. Adversarial training only. None, if left out."""
+    label_smoothing: PartialShare = setting(
+        default=0.0, identity=lambda config: config.label_smoothing > 0, group="training"
+    )
+    """Share of each label that is spread evenly over all classes in the cross-entropy that is trained on, e.g. 0.1;
+    attacks go by the labels as they are. mart has none."""
+
+
+def objective_problems(config: Any) -> list[str]:
+    """What is wrong with the objectives of a ``RobustnessConfig`` that is a ``ThreatConfig``, a sentence each."""
+    trained = (config.training,) if isinstance(config.training, str) else config.training
+    found = []
+    if config.awp is not None and "standard" in trained:
+        found.append(
+            f"awp {config.awp:g} perturbs weights in adversarial training, and training is standard; pass --training "
+            "trades (or pgd, mart, nfgsm), or leave --awp out"
+        )
+    if config.label_smoothing and "mart" in trained:
+        found.append(f"label_smoothing is {config.label_smoothing:g}, and mart has no smoothed form; leave it out")
+    if "nfgsm" in trained and config.norm != "linf":
+        found.append(f"nfgsm steps along the sign of the gradient, for norm linf alone; got {config.norm!r}")
+    return found
+
+
+@configuration
 class ThreatConfig(Checked):
-    """The attack that adversarial objectives (trades, pgd) train against."""
+    """The attack that adversarial objectives (trades, pgd, mart, nfgsm) train against."""
 
     eps: Eps = setting(default=8 / 255, identity=True, group="attack")
-    """Largest perturbation of the training attack (trades, pgd), in [0, 1] pixel units, e.g. 8/255."""
+    """Largest perturbation of the training attack (adversarial training), in [0, 1] pixel units, e.g. 8/255."""
     norm: Norm = setting(default="linf", identity=True, group="attack")
     """Norm in which perturbations are bounded."""
     attack_steps: Count = setting(default=10, identity=True, group="attack")
-    """Gradient steps of the training attack (trades, pgd)."""
+    """Gradient steps of the training attack (trades, pgd, mart); nfgsm takes one."""
     attack_step_size: Eps | None = setting(default=None, identity=True, group="attack")
-    """Size of one such step, in [0, 1] pixel units; by default 2.5 · eps / attack_steps."""
+    """Size of one such step, in [0, 1] pixel units; by default 2.5 · eps / attack_steps, eps for nfgsm."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -141,10 +176,12 @@ class ObjectiveConfig(ThreatConfig):
 
     training: Training = setting(default="standard", identity=True, group="training")
     """standard: cross-entropy. trades: cross-entropy + beta · KL of the adversarial output (Zhang et al. 2019).
-    pgd: cross-entropy on PGD examples alone (PGD-AT, Madry et al. 2018); its train_accuracy is that on them."""
+    pgd: cross-entropy on PGD examples alone (PGD-AT, Madry et al. 2018); its train_accuracy is that on them.
+    mart: like trades, with an eye to what is misclassified anyway (Wang et al. 2020). nfgsm: one step from strong noise
+    (N-FGSM, de Jorge et al. 2022), at a quarter of the cost; validation watches for catastrophic overfitting."""
     beta: Weight = setting(default=6.0, identity=True, group="training")
-    """Weight of the TRADES robustness term, usually in [1, 10]; ignored by standard and pgd."""
+    """Weight of the robustness term of trades and mart, usually in [1, 10]; the others have none."""
     val_attack_steps: Natural = setting(default=10, identity=attacks_validation, group="attack")
-    """Gradient steps of the attack on the validation split after each epoch (trades, pgd), at --eps: the best epoch is
-    the one most robust under it. 0: no attack, the best epoch is that of the highest clean accuracy. Never changes
-    the last weights."""
+    """Gradient steps of the attack on the validation split after each epoch (adversarial training), at --eps: the best
+    epoch is the one most robust under it. 0: no attack, the best epoch is that of the highest clean accuracy. Never
+    changes the last weights."""

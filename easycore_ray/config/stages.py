@@ -38,8 +38,9 @@ from easycore_ray.config.fields import (
     Several,
     SourceFormat,
     Text,
+    WeightsName,
 )
-from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
+from easycore_ray.config.recipes import ObjectiveConfig, RobustnessConfig, SeededRecipeConfig, objective_problems
 from easycore_ray.core.selection import METHODS
 
 
@@ -267,7 +268,7 @@ def _option_problem(method: str, text: str) -> str:
 
 
 @configuration
-class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
+class TrainConfig(SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
     """Train one model on one coreset: standard, TRADES or PGD-AT."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -281,7 +282,8 @@ class TrainConfig(SeededRecipeConfig, ObjectiveConfig, TrackingConfig, ComputeCo
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
-        return super().problems() + batch_size_problems(self.batch_size, self.num_workers)
+        found = super().problems() + objective_problems(self)
+        return found + batch_size_problems(self.batch_size, self.num_workers)
 
 
 @configuration
@@ -290,8 +292,9 @@ class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
 
     checkpoint: Text = setting(identity=False, group="model")
     """Folder of a trained model."""
-    weights: Literal["last", "best"] = setting(default="last", identity=True, group="model")
-    """Weights after the last epoch, or after the one that did best on the validation split."""
+    weights: WeightsName = setting(default="last", identity=True, group="model")
+    """Weights after the last epoch, after the one that did best on the validation split, or averaged over the steps
+    (train --ema)."""
     dataset: Text = setting(identity=False, group="data")
     """Folder of a prepared dataset."""
     split: Literal["test", "val"] = setting(default="test", identity=True, group="data")
@@ -342,8 +345,9 @@ class ExportConfig(Checked):
     format: Literal["weights", "pt2", "onnx"] = setting(default="weights", identity=False, group="output")
     """weights: safetensors, normalisation included. pt2: a torch.export program, which needs nothing of this package.
     onnx: checked with onnxruntime to 1e-4; needs the extra export. Both take batches of any size."""
-    weights: Literal["last", "best"] = setting(default="last", identity=False, group="model")
-    """Weights after the last epoch, or after the one that did best on the validation split."""
+    weights: WeightsName = setting(default="last", identity=False, group="model")
+    """Weights after the last epoch, after the one that did best on the validation split, or averaged over the steps
+    (train --ema)."""
     overwrite: Flag = setting(default=False, identity=False, group="output")
     """Replace a file that is there."""
 

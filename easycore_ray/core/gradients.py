@@ -7,16 +7,15 @@ takes longer than running them: a CUDA graph starts them all at once. It runs th
 
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import pgd_training_attack, trades_attack
-from easycore_ray.core.batchnorm_stats import running_statistics, see_again
-from easycore_ray.core.losses import cross_entropy_rows, trades_rows
-from easycore_ray.core.threat import draw, random_point
+from easycore_ray.core.objectives import attack_batch, loss_rows
 from easycore_ray.core.training_plan import TrainingPlan
+from easycore_ray.core.weight_perturbation import perturbed_weights
 
 # Batches of one shape computed step by step before they are recorded: libraries choose their kernels in the first.
 _BATCHES_BEFORE_RECORDING = 2
@@ -28,7 +27,7 @@ class BatchResult(NamedTuple):
     losses: Tensor
     """float32 (B,), in nats."""
     logits: Tensor
-    """(B, num_classes) of the clean inputs, for pgd of the attacked ones."""
+    """(B, num_classes) of the clean inputs, for pgd and nfgsm of the attacked ones."""
     input_grad: Tensor | None
     """(B, C, H, W), of the summed loss at the clean inputs, if it was requested."""
 
@@ -39,23 +38,8 @@ class Gradients(Protocol):
     def __call__(
         self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
     ) -> BatchResult:
-        """Of inputs (B, C, H, W), which may require a gradient, and labels int64 (B,); ``start`` as drawn below."""
+        """Of inputs (B, C, H, W), which may require a gradient, labels int64 (B,), ``start`` from ``draw_start``."""
         ...
-
-
-def draw_start(inputs: Tensor, plan: TrainingPlan, draws: torch.Generator) -> Tensor | None:
-    """What the attack of a batch starts from: noise for trades, points for pgd, both like ``inputs``; None for others.
-
-    Args:
-        inputs: (B, C, H, W) float pixels in [0, 1].
-        plan: of the run.
-        draws: on a CPU, so that every device starts from the same.
-    """
-    if plan.training == "standard" or plan.eps == 0:
-        return None
-    if plan.training == "trades":
-        return draw(torch.randn, inputs.shape, inputs.device, draws)
-    return random_point(inputs.detach(), plan.eps, plan.norm, draws)
 
 
 def compute_gradients(
@@ -65,45 +49,24 @@ def compute_gradients(
     for parameter in model.parameters():
         parameter.grad = None
     with _autocast(inputs.device, plan.precision):
-        losses, logits = _objective(model, inputs, labels, start, plan)
-    losses.sum().backward()
+        adv_inputs = attack_batch(model, inputs, labels, start, plan)
+    loss = partial(_losses, model, inputs, adv_inputs, labels, plan)
+    with perturbed_weights(model, plan.awp, lambda: loss()[0].sum()):
+        losses, logits = loss()
+        losses.sum().backward()
     return BatchResult(losses.detach(), logits.detach(), inputs.grad)
+
+
+def _losses(
+    model: nn.Module, inputs: Tensor, adv_inputs: Tensor | None, labels: Tensor, plan: TrainingPlan
+) -> tuple[Tensor, Tensor]:
+    with _autocast(inputs.device, plan.precision):
+        return loss_rows(model, inputs, adv_inputs, labels, plan)
 
 
 def _autocast(device: torch.device, precision: str) -> Any:
     """Context of the forward passes: autocast to bfloat16 for ``bf16``, no change (float32) for ``fp32``."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def _objective(
-    model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
-) -> tuple[Tensor, Tensor]:
-    """Loss of each row (float32), and logits: of the clean inputs, for pgd of the attacked ones.
-
-    PGD-AT never forwards clean inputs; doing so for a number to show would change the running statistics.
-    """
-    threat: dict[str, Any] = {
-        "eps": plan.eps,
-        "norm": plan.norm,
-        "steps": plan.attack_steps,
-        "step_size": plan.attack_step_size,
-        "fold": plan.fold,
-        "check": False,  # bytes divided by 255 are in [0, 1]
-    }
-    if plan.training == "pgd":
-        inputs = pgd_training_attack(model, inputs.detach(), labels, **threat, start=start)
-    if plan.training != "trades":
-        logits = model(inputs)
-        return cross_entropy_rows(logits, labels), logits
-    adv_inputs = trades_attack(model, inputs.detach(), **threat, noise=start)
-    # The official code forwards the clean inputs twice in training mode. Once gives the same loss and gradient, but
-    # the running statistics must see natural, adversarial, natural.
-    before = running_statistics(model)
-    logits = model(inputs)
-    natural = running_statistics(model)
-    adv_logits = model(adv_inputs)
-    see_again(before, natural)
-    return trades_rows(logits, adv_logits, labels, plan.beta), logits
 
 
 class GraphedGradients:

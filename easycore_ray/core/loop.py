@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.augment import augment, to_device, to_float
-from easycore_ray.core.gradients import Gradients, compute_gradients, draw_start
+from easycore_ray.core.gradients import Gradients, compute_gradients
+from easycore_ray.core.objectives import draw_start
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import fused_scores
@@ -51,7 +52,7 @@ class EpochResult:
 
     loss_sum: float
     num_correct: int
-    """Of the clean training views; of the attacked ones for pgd, which forwards no others."""
+    """Of the clean training views; of the attacked ones for pgd and nfgsm, which forward no others."""
     num_rows: int
     steps: int
     scores: dict[str, np.ndarray] | None
@@ -90,7 +91,7 @@ def train_epoch(
     rank: int = 0,
     combine: Combine | None = None,
     record_scores: bool = False,
-    on_batch: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
     gradients: Gradients = compute_gradients,
 ) -> EpochResult:
     """Train on every batch of an epoch, or of one of its segments, once.
@@ -106,7 +107,7 @@ def train_epoch(
         rank: this worker.
         combine: adds up gradients and losses over workers; None for one worker.
         record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd.
-        on_batch: called with the number of rows after each step.
+        on_step: called after each step, with the number of steps done.
         gradients: computes a batch; a ``GraphedGradients`` of this run and its network starts a GPU's work faster.
 
     Returns:
@@ -134,8 +135,8 @@ def train_epoch(
             watch.see(step, _update(optimizer, parameters, result.losses, combine, _rate(plan, step)))
             sums.add(sample_ids, labels, *result)
             step += 1
-            if on_batch is not None:
-                on_batch(len(labels))
+            if on_step is not None:
+                on_step(step)
     watch.finish(parameters, step)
     return sums.to_result(step - first_step, timed.waiting_share())
 

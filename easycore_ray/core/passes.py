@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval, pgd
+from easycore_ray.core.attacks import fgsm, frozen_eval, pgd
 from easycore_ray.core.augment import to_device
 from easycore_ray.core.loop import Batches, prepare_inputs
 from easycore_ray.core.memory import RowLimit, default_rows
@@ -114,6 +114,8 @@ class Validation:
     num_correct: int
     num_robust: int
     """Still correct under the attack; 0 if there was none."""
+    num_fgsm: int = 0
+    """Still correct under one step of the whole eps, FGSM; 0 if that was not asked for."""
 
 
 def validate(
@@ -124,6 +126,7 @@ def validate(
     norm: str = "linf",
     steps: int = 0,
     seed: int = 0,
+    with_fgsm: bool = False,
     limit: RowLimit | None = None,
 ) -> Validation:
     """Count the rows that are predicted right, and those that stay right under a short PGD, in evaluation mode.
@@ -136,10 +139,11 @@ def validate(
         norm: one of ``threat.NORMS``.
         steps: gradient steps of 2.5 · eps / steps each; 0: no attack.
         seed: of the random starts. torch's global generator is not touched.
+        with_fgsm: also attack with FGSM, beside which a network that has overfitted to single steps looks robust.
         limit: rows that go through the model at once; by default what ``memory.default_rows`` says.
     """
     device = next(model.parameters()).device
-    num_rows = num_correct = num_robust = 0
+    num_rows = num_correct = num_robust = num_fgsm = 0
     for sample_ids, images, labels in batches:
         limit = limit or _limit_for(images)
         inputs, truth = prepare_inputs(images, device), to_device(labels, device)
@@ -151,7 +155,10 @@ def validate(
             attacked = pgd(model, inputs[right], truth[right], eps=eps, norm=norm, steps=steps, generator=draws,
                            until_fooled=True, limit=limit)  # fmt: skip
             num_robust += int(predicted_right(model, attacked, truth[right], limit).sum())
-    return Validation(num_rows, num_correct, num_robust)
+        if with_fgsm and right.any():
+            attacked = fgsm(model, inputs[right], truth[right], eps=eps, norm=norm, limit=limit)
+            num_fgsm += int(predicted_right(model, attacked, truth[right], limit).sum())
+    return Validation(num_rows, num_correct, num_robust, num_fgsm)
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ from easycore_ray.core.augment import AUGMENTATIONS
 from easycore_ray.core.eps import NORMS
 from easycore_ray.core.schedules import SCHEDULES
 
+TRAINING = ("standard", "trades", "pgd", "mart", "nfgsm")
+"""What a network can be trained for, see ``core.objectives``."""
 _CHOICES = {
-    "training": ("standard", "trades", "pgd"),
+    "training": TRAINING,
     "norm": NORMS,
     "schedule": SCHEDULES,
     "augment": AUGMENTATIONS,
@@ -20,8 +22,8 @@ class TrainingPlan:
     """Every setting that changes the numbers of a training run, resolved (no None left).
 
     ``eps`` and ``attack_step_size`` are in [0, 1] pixel units, ``lr`` is that of the peak, ``beta`` the weight of
-    the KL term of TRADES (arXiv 1901.08573). ``warmup_steps`` and ``total_steps`` count optimizer steps, ``crop_pad``
-    pixels.
+    the KL term of TRADES (arXiv 1901.08573) or MART. ``warmup_steps`` and ``total_steps`` count optimizer steps,
+    ``crop_pad`` pixels.
     ``precision`` is ``fp32`` or ``bf16``; weights are float32 in both.
     """
 
@@ -44,6 +46,12 @@ class TrainingPlan:
     seed: int
     milestones: tuple[float, ...] = ()
     """Shares of the steps at which multistep drops."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes in the cross-entropy that is trained on, in [0, 1)."""
+    awp: float = 0.0
+    """Size of the adversarial weight perturbation, see ``core.weight_perturbation``; 0: none."""
+    ema: float = 0.0
+    """Decay of the averaged weights, see ``averaging.AveragedWeights``; 0: none are kept."""
     fold: bool = False
     """Fold batch norm into the convolutions for the training attack: another rounding, less work."""
 

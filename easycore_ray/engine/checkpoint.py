@@ -10,12 +10,18 @@ from torch import Tensor, nn
 
 from easycore_ray.core.models import files_of
 from easycore_ray.core.names import is_user_model
-from easycore_ray.engine.checkpoint_files import LAST
+from easycore_ray.engine.checkpoint_files import LAST, weights_files
 from easycore_ray.engine.plan import build
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import GENERATIONS, Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.hashes import content_hash
+
+_WHY_MISSING = {
+    "best": "no epoch was chosen, since its dataset has no validation split (or it is of an older release); "
+    "pass --weights last, or train on a dataset prepared with --val-fraction",
+    "averaged": "it was trained without --ema; pass --weights last, or train with --ema 0.995",
+}
 
 
 class Checkpoint(Artifact):
@@ -28,7 +34,8 @@ class Checkpoint(Artifact):
         logits of shape (batch, classes).
 
         Args:
-            weights: ``last``, those after the last epoch, or ``best``, after the epoch that validation chose.
+            weights: ``last``, those after the last epoch, ``best``, after the epoch that validation chose, or
+                ``averaged`` over the steps.
 
         Raises:
             EasyCoreError: the weights are damaged or not there.
@@ -88,19 +95,16 @@ def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Mo
 
     Args:
         path: its folder.
-        weights: ``last``, those after the last epoch, or ``best``, after the epoch that validation chose.
+        weights: ``last``, those after the last epoch, ``best``, after the epoch that validation chose, or ``averaged``.
 
     Raises:
-        EasyCoreError: if it is missing, unfinished or damaged, there is no best epoch, or the code of its model lies
+        EasyCoreError: if it is missing, unfinished or damaged, there are no such weights, or the code of its model lies
             in it.
     """
     artifact = open_artifact(path, "checkpoint")
-    files = {"last": LAST} | artifact.manifest.get("weights", {})
+    files = weights_files(artifact.manifest)
     if weights not in files:
-        raise EasyCoreError(
-            f"{artifact.path} has no {weights} weights: no epoch was chosen, since its dataset has no validation split "
-            "(or it is of an older release); pass --weights last, or train on a dataset prepared with --val-fraction"
-        )
+        raise EasyCoreError(f"{artifact.path} has no {weights} weights: {_WHY_MISSING[weights]}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in artifact.manifest["model"].items()}
     contents = {name: paths.read_bytes(paths.join(artifact.path, name)) for name in dict.fromkeys(files.values())}
     if content_hash(*contents.values()) != artifact.fingerprint:

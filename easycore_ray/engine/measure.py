@@ -94,15 +94,15 @@ def measure_rates(
     rows = _first_rows(dataset, batch_size)
     network = model if model is not None else build(model_arguments(config, dataset))
     network = network.to(device).to(memory_format=torch.channels_last)
-    found: dict[tuple[str, int], tuple[float | None, str]] = {}
+    found: dict[tuple[str, int, bool], tuple[float | None, str]] = {}
     for work in kinds:
         if work.task == "autoattack":
-            found[work.task, work.attack_steps] = (None, "not measured: AutoAttack takes minutes")
+            found[work.kind] = (None, "not measured: AutoAttack takes minutes")
             continue
         rate, size = _images_per_second(_step_of(work, config, network, device), rows, device, _SECONDS / len(kinds))
         where = "a GPU" if device == "cuda" else f"a CPU with {torch.get_num_threads()} threads"
-        found[work.task, work.attack_steps] = (rate, f"measured in this process: {where}, batch {size}")
-    return lambda work: found[work.task, work.attack_steps]
+        found[work.kind] = (rate, f"measured in this process: {where}, batch {size}")
+    return lambda work: found[work.kind]
 
 
 def _first_rows(dataset: Dataset, count: int) -> Samples:
@@ -129,6 +129,7 @@ def _loop_plan(work: Work, config: Any) -> TrainingPlan:
         threat = {
             "training": work.task, "beta": config.beta, "eps": config.eps, "norm": config.norm,
             "attack_steps": work.attack_steps, "attack_step_size": config.attack_step_size,
+            "awp": config.awp if work.perturbs else 0.0,
         }  # fmt: skip
     # A learning rate of nearly 0: the network stays as it is, whatever is measured next.
     return replace(make_training_plan(config, total_steps=10**6, **threat), lr=1e-12)

@@ -128,6 +128,9 @@ def make_fit(
     steps = getattr(config, "steps", None) or config.epochs * steps_per_epoch
     names = ("training", "beta", "eps", "norm", "attack_steps", "attack_step_size")
     fields = {} if objective is None else {name: getattr(objective, name) for name in names}
+    fields |= {
+        name: getattr(config, name) or 0.0 for name in ("ema", "awp", "label_smoothing") if hasattr(config, name)
+    }
     return Fit(
         dataset=dataset.path,
         coreset=None if coreset is None else Coreset(coreset.path, coreset.manifest),
@@ -156,15 +159,18 @@ def make_training_plan(
     norm: str = "linf",
     attack_steps: int = 1,
     attack_step_size: float | None = None,
+    **regularised: float,
 ) -> TrainingPlan:
-    """A recipe and an objective, resolved into the loop's plan."""
+    """A recipe and an objective, resolved into the loop's plan; ``regularised`` are further fields of it."""
+    if attack_step_size is None:
+        attack_step_size = eps if training == "nfgsm" else 2.5 * eps / attack_steps
     return TrainingPlan(
         training=training,
         beta=beta,
         eps=eps,
         norm=norm,
         attack_steps=attack_steps,
-        attack_step_size=2.5 * eps / attack_steps if attack_step_size is None else attack_step_size,
+        attack_step_size=attack_step_size,
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -179,4 +185,5 @@ def make_training_plan(
         milestones=recipe.milestones,
         # bf16 rounds a thousand times more coarsely than folding does; fp32 keeps the rounding of the plain network.
         fold=recipe.precision == "bf16" and not recipe.compile,
+        **regularised,
     )

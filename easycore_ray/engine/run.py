@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from easycore_ray.core.averaging import AveragedWeights
 from easycore_ray.core.gradients import Gradients, GraphedGradients, compute_gradients
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
@@ -78,6 +79,8 @@ class _Run:
     """``model``, or its compiled form."""
     gradients: Gradients
     optimizer: SGD
+    averaged: AveragedWeights | None
+    """Of ``model``, where the plan wants them."""
     recorder: Recorder | None
     validation: ValidationBlocks
     use: MachineUse
@@ -105,6 +108,9 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
     else:
         model.load_state_dict(state.model)
         load_optimizer(optimizer, model, state.optimizer)
+    averaged = AveragedWeights(model, fit.plan.ema, fit.plan.warmup_steps) if fit.plan.ema else None
+    if averaged is not None and state.averaged:
+        averaged.load(state.averaged)
     # A number can depend on where it was computed: recorded, for the nodes of a cluster may differ.
     state.carried["devices"] = sorted(
         {*state.carried.get("devices", []), *context.gather(_device_name(context.device))}
@@ -113,7 +119,7 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
     graphed = fit.cuda_graphs and context.device.type == "cuda"
     gradients = GraphedGradients() if graphed else compute_gradients
     use = MachineUse(context.device)
-    run = _Run(fit, context, loader, model, trained, gradients, optimizer, recorder, validation, use,
+    run = _Run(fit, context, loader, model, trained, gradients, optimizer, averaged, recorder, validation, use,
                fit.row_limit(fit.score_batch_size), time.monotonic())  # fmt: skip
     while state.progress is not None or (state.epoch < fit.epochs and not state.carried.get("stopped")):
         state = _run_epoch(run, state, state.progress or EpochProgress(state.epoch + 1, context.world_size))
@@ -143,7 +149,7 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
         progress = EpochProgress(1, progress.world_size, segments=progress.segments)
     _train(run, state, progress)
     _score(run, state, progress)
-    context, model = run.context, run.model
+    context = run.context
     metrics: dict[str, float] = {
         "epoch": progress.epoch,
         "num_workers": context.world_size,
@@ -156,7 +162,7 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
     metrics["train_loss"] = progress.loss_sum / rows
     metrics["train_accuracy"] = progress.num_correct / rows
     metrics["stall_share"] = progress.wait_seconds / max(progress.train_seconds, 1e-9)
-    metrics |= run.validation.measure(model)
+    metrics |= _validate(run)
     metrics |= run.use.measure(context)
     now = _snapshot(run, state, progress)
     better = run.fit.keep_best and _is_best(metrics, state.history, run.fit.selected_by)
@@ -171,6 +177,24 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
     )
 
 
+def _validate(run: _Run) -> dict[str, float]:
+    """Metrics of the validation split: of the weights, and of their average where there is one."""
+    found = run.validation.measure(run.model)
+    if run.averaged is None or not run.averaged.tensors or not found:
+        return found
+    with run.averaged.in_place():
+        averaged = run.validation.measure(run.model)
+    seconds = found["val_seconds"] + averaged.pop("val_seconds")
+    return found | {f"averaged_{name}": value for name, value in averaged.items()} | {"val_seconds": seconds}
+
+
+def _make_equal(run: _Run) -> None:
+    """Give every worker what rank 0 has: running statistics of batch norm are each worker's own until here."""
+    run.context.same(run.model.state_dict().values())
+    if run.averaged is not None:
+        run.context.same(run.averaged.tensors.values())
+
+
 def _train(run: _Run, state: State, progress: EpochProgress) -> None:
     """Train on the segments of the epoch that are left."""
     segments, recorder = run.loader.segments, run.recorder
@@ -178,8 +202,7 @@ def _train(run: _Run, state: State, progress: EpochProgress) -> None:
         segment, started = progress.trained, time.monotonic()
         result = _train_segment(run, state, progress)
         ended = time.monotonic()
-        # Weights are equal already; running statistics of batch norm are each worker's own until here.
-        run.context.same_weights(run.model)
+        _make_equal(run)
         _add(run.context, progress, result, ended - started)
         last = _is_trained(run, state, progress)
         if recorder is not None and recorder.records_steps(progress.epoch):
@@ -212,8 +235,9 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
         context.combine(tensors)
         return next(sizes)
 
-    def on_batch(rows: int) -> None:
-        del rows
+    def on_step(step: int) -> None:
+        if run.averaged is not None:
+            run.averaged.update(step)
         context.post(next(done), f"epoch {epoch} of {fit.epochs}")
 
     try:
@@ -228,7 +252,7 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
             rank=context.rank,
             combine=combine if context.world_size > 1 else None,
             record_scores=fit.record_scores,
-            on_batch=on_batch,
+            on_step=on_step,
             gradients=run.gradients,
         )
     except NotFiniteError as error:
@@ -289,8 +313,13 @@ def _snapshot(run: _Run, state: State, progress: EpochProgress) -> State:
     """The state at the end of a segment."""
     # Copied: on a CPU the model's own tensors are those that the next step changes.
     weights = {name: _copy_to_cpu(tensor) for name, tensor in run.model.state_dict().items()}
+    averaged = {} if run.averaged is None else run.averaged.tensors
     return replace(
-        state, model=weights, optimizer=optimizer_tensors(run.optimizer, run.model), progress=replace(progress)
+        state,
+        model=weights,
+        optimizer=optimizer_tensors(run.optimizer, run.model),
+        averaged={name: _copy_to_cpu(tensor) for name, tensor in averaged.items()},
+        progress=replace(progress),
     )
 
 

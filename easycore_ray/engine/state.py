@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from easycore_ray.core.sgd import SGD
-from easycore_ray.engine.checkpoint_files import BEST, LAST
+from easycore_ray.engine.checkpoint_files import AVERAGED, BEST, LAST
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -64,6 +64,8 @@ class State:
     """The epoch that did best in validation; 0 if none is chosen."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """Weights after ``best_epoch``; those of ``model`` if it is the last one and whole."""
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    """Averaged weights, see ``core.averaging``; empty where there are none, or not yet."""
     progress: EpochProgress | None = None
     """Of the epoch after ``epoch``; None at the end of an epoch."""
     whole: str = ""
@@ -116,6 +118,8 @@ def save_state(folder: str, state: State) -> None:
     save_file(tensors, Path(folder) / "carried.safetensors")
     if _keeps_best_apart(state.best_epoch, state.epoch, state.progress is not None):
         save_file(state.best, Path(folder) / BEST)
+    if state.averaged:
+        save_file(state.averaged, Path(folder) / AVERAGED)
     carried = {name: value for name, value in state.carried.items() if name not in tensors}
     content = {"epoch": state.epoch, "step": state.step, "history": state.history, "carried": carried,
                "best_epoch": state.best_epoch, "whole": state.whole, "sha256": _hashes(folder),
@@ -158,6 +162,7 @@ def _read_state(folder: str, content: dict[str, Any]) -> State:
         content["carried"] | load_file(Path(folder) / "carried.safetensors"),
         best_epoch,
         load_file(Path(folder) / BEST) if apart else model if best_epoch else {},
+        load_file(Path(folder) / AVERAGED) if (Path(folder) / AVERAGED).exists() else {},
         None if progress is None else EpochProgress(**progress),
         content.get("whole", ""),
     )

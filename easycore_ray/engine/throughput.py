@@ -5,9 +5,10 @@ device and network by the number of forward passes; a device or network that was
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.work_plan import Estimate
 
 _CPU = "2 threads of an AMD EPYC with AVX-512 and bf16 units, torch 2.14, 2026-11-26"
@@ -25,11 +26,18 @@ class Work:
     """Images that go through a network in one way."""
 
     task: str
-    """standard, trades or pgd training; fused or exact scoring; validation; clean, fgsm, pgd20 or autoattack
-    evaluation."""
+    """standard, trades, pgd, mart or nfgsm training; fused or exact scoring; validation; clean, fgsm, pgd20 or
+    autoattack evaluation."""
     images: int
     attack_steps: int = 0
     """Gradient steps of the training attack."""
+    perturbs: bool = False
+    """Whether weights are perturbed, which takes the passes of the update once more."""
+
+    @property
+    def kind(self) -> tuple[str, int, bool]:
+        """What an image costs the same for."""
+        return self.task, self.attack_steps, self.perturbs
 
     @property
     def forward_passes(self) -> float | None:
@@ -38,6 +46,8 @@ class Work:
             "standard": _STANDARD,
             "trades": 2.0 * self.attack_steps + 7,
             "pgd": 2.0 * self.attack_steps + _STANDARD,
+            "mart": 2.0 * self.attack_steps + 2 * _STANDARD,
+            "nfgsm": 2.0 + _STANDARD,
             "fused": _FUSED,
             "exact": _EXACT,
             "validation": 2.0 * self.attack_steps + 1,
@@ -45,12 +55,15 @@ class Work:
             "fgsm": 3,
             "pgd20": 41,
         }
-        return passes.get(self.task)
+        found = passes.get(self.task)
+        # The pass that finds the perturbation has no gradient to the input, but is otherwise an update's.
+        forwards = 2 if self.task in ("trades", "mart") else 1
+        return found + forwards * _STANDARD if found is not None and self.perturbs else found
 
     @property
     def in_training(self) -> bool:
         """Whether it is done while training, in its precision."""
-        return self.task in ("standard", "trades", "pgd", "validation", "fused", "exact")
+        return self.task in ("standard", *ADVERSARIAL, "validation", "fused", "exact")
 
     @property
     def name(self) -> str:
@@ -141,11 +154,10 @@ def assumed_rates(network: Network, batch_size: int = 128) -> Rates:
 
 def estimates_of(works: Iterable[Work], rates: Rates, workers: int) -> tuple[Estimate, ...]:
     """An estimate for each kind of work that has images, those of one kind together."""
-    together: dict[tuple[str, int], Work] = {}
+    together: dict[tuple[str, int, bool], Work] = {}
     for work in works:
-        key = (work.task, work.attack_steps)
-        before = together[key].images if key in together else 0
-        together[key] = Work(work.task, before + work.images, work.attack_steps)
+        before = together[work.kind].images if work.kind in together else 0
+        together[work.kind] = replace(work, images=before + work.images)
     found = []
     for work in together.values():
         if work.images:

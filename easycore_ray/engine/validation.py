@@ -84,8 +84,9 @@ class ValidationBlocks:
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Accuracies over all workers' blocks, in [0, 1], and the seconds that took; nothing without a split."""
         started, fit, plan = time.monotonic(), self._fit, self._fit.plan
+        watched = plan.training == "nfgsm" and fit.val_attack_steps > 0
         mine = validate(model, self, eps=plan.eps, norm=plan.norm, steps=fit.val_attack_steps, seed=plan.seed,
-                        limit=self._limit)  # fmt: skip
+                        with_fgsm=watched, limit=self._limit)  # fmt: skip
         parts = self._context.gather(mine)
         total = sum(part.num_rows for part in parts)
         if not total:
@@ -93,6 +94,8 @@ class ValidationBlocks:
         metrics = {"val_accuracy": sum(part.num_correct for part in parts) / total}
         if fit.val_attack_steps:
             metrics["val_robust_accuracy"] = sum(part.num_robust for part in parts) / total
+        if watched:
+            metrics["val_fgsm_accuracy"] = sum(part.num_fgsm for part in parts) / total
         return metrics | {"val_seconds": time.monotonic() - started}
 
 

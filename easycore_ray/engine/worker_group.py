@@ -4,12 +4,12 @@ import math
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from easycore_ray.engine.run_history import commit_name
 from easycore_ray.engine.state import State, load_state, pack_state, save_state, unpack_state
@@ -45,8 +45,8 @@ class Context(Protocol):
         """Add up tensors of any shapes over all workers, in place."""
         ...
 
-    def same_weights(self, model: nn.Module) -> None:
-        """Give every worker rank 0's weights and buffers."""
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Give every worker rank 0's values, in place; as many tensors of equal shapes on each."""
         ...
 
     def post(self, done: float, note: str) -> None:
@@ -106,7 +106,7 @@ class LocalContext:
     def combine(self, tensors: list[Tensor]) -> None:
         """See ``Context``."""
 
-    def same_weights(self, model: nn.Module) -> None:
+    def same(self, tensors: Iterable[Tensor]) -> None:
         """See ``Context``."""
 
     def post(self, done: float, note: str) -> None:
@@ -218,10 +218,10 @@ class RayContext:
         pieces = flat.split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)])
 
-    def same_weights(self, model: nn.Module) -> None:
+    def same(self, tensors: Iterable[Tensor]) -> None:
         """See ``Context``."""
         if self.world_size > 1:
-            for tensor in model.state_dict().values():
+            for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
     def post(self, done: float, note: str) -> None:

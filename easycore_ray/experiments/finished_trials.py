@@ -21,7 +21,7 @@ class FinishedTrial:
     trial: Trial
     checkpoint: Artifact
     evaluations: tuple[Artifact, ...]
-    """Of the last epoch, and of the best where that is another one."""
+    """Of the last epoch, and of its other weights; see ``Trial.evaluations``."""
 
     @classmethod
     def open(cls, trial: Trial) -> "FinishedTrial":
@@ -35,9 +35,12 @@ class FinishedTrial:
         return cls(trial, checkpoint, tuple(evaluations))
 
     @property
-    def summaries(self) -> list[dict[str, Any]]:
-        """What the evaluations found, in their order; see ``evaluate.summarise_outcomes``."""
-        return [each.manifest["summary"] for each in self.evaluations]
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """What the evaluations found, by their weights, ``last`` first; see ``evaluate.summarise_outcomes``."""
+        configs = self.trial.evaluations(self.checkpoint.manifest)
+        return {
+            config.weights: each.manifest["summary"] for config, each in zip(configs, self.evaluations, strict=True)
+        }
 
 
 def read_finished(trials: Iterable[Trial]) -> dict[str, FinishedTrial]:
@@ -66,7 +69,7 @@ def _list_manifests(trials: Sequence[Trial]) -> dict[str, paths.Entry]:
 
 
 def _read(trial: Trial, manifests: dict[str, paths.Entry]) -> FinishedTrial | None:
-    """A trial whose checkpoint and first evaluation are there; None if the second is missing."""
+    """A trial whose checkpoint and first evaluation are there; None if another is missing."""
 
     def read(out: str, kind: str) -> Artifact:
         return from_manifest(out, paths.read_listed_json(manifests[out]), kind)

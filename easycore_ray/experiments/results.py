@@ -7,6 +7,7 @@ from typing import Any
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.core.selection import METHODS
+from easycore_ray.engine.checkpoint_files import overfitted_epochs
 from easycore_ray.experiments.finished_trials import FinishedTrial
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.storage import paths
@@ -29,14 +30,10 @@ def result_rows(
     """
     rows = []
     for members in _over_seeds(finished):
-        trials, checkpoints = [each.trial for each in members], [each.checkpoint.manifest for each in members]
-        # Last and best of each; the same one twice where they are one epoch.
-        last, best = ([each.summaries[end] for each in members] for end in (0, -1))
-        arm = _without_seed(trials[0])
+        first = members[0].trial
+        arm = _without_seed(first)
         missing = {"diverged_seeds": [trial.seed for trial in diverged if _without_seed(trial) == arm]}
-        rows += [
-            _result_row(trials, checkpoints, last, best, eps, scores) | missing for eps in trials[0].evaluate.eval_eps
-        ]
+        rows += [_result_row(members, eps, scores) | missing for eps in first.evaluate.eval_eps]
     return rows
 
 
@@ -69,22 +66,19 @@ def _without_seed(trial: Trial) -> tuple[Any, ...]:
     return trial.arm, trial.fraction, trial.training, trial.beta
 
 
-def _result_row(
-    members: list[Trial],
-    checkpoints: list[dict[str, Any]],
-    summaries: list[dict[str, Any]],
-    best: list[dict[str, Any]],
-    eps: float,
-    scores: Artifact,
-) -> dict[str, Any]:
-    first = members[0]
+def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> dict[str, Any]:
+    first, checkpoints = members[0].trial, [each.checkpoint.manifest for each in members]
     uses_scores = METHODS[first.arm.method].needs_score
     return {
         **described(first),
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
-        **accuracy_columns([trial.seed for trial in members], summaries, eps),
+        **accuracy_columns([each.trial.seed for each in members], _summaries(members, "last"), eps),
         "attack": list(first.evaluate.attack),
-        **_best_columns(checkpoints, best, eps),
+        "overfitted_seeds": [
+            each.trial.seed for each in members if each.checkpoint.manifest["epochs"][-1]["epoch"] in _overfitted(each)
+        ],
+        **_best_columns(checkpoints, _summaries(members, "best"), eps),
+        **_averaged_columns(members, eps),
         "epochs": checkpoints[0]["counts"]["epochs"],
         "steps": checkpoints[0]["steps"],
         "num_samples": checkpoints[0]["counts"]["samples"],
@@ -93,6 +87,11 @@ def _result_row(
         "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
     }
+
+
+def _summaries(members: list[FinishedTrial], weights: str) -> list[dict[str, Any]]:
+    """What was found of these weights, or of the last where they are the same."""
+    return [each.summaries.get(weights, each.summaries["last"]) for each in members]
 
 
 def accuracy_columns(seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any]:
@@ -145,6 +144,22 @@ def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]],
         **mean_std("robust_accuracy_pgd20_best", robust),
     }
     return found if len(epochs) == len(checkpoints) else dict.fromkeys(found)
+
+
+def _overfitted(finished: FinishedTrial) -> list[int]:
+    return overfitted_epochs(finished.checkpoint.manifest["epochs"])
+
+
+def _averaged_columns(members: list[FinishedTrial], eps: float) -> dict[str, float | None]:
+    """Accuracies of the averaged weights, the robust one under all attacks; nothing for runs without an average."""
+    if "averaged" not in members[0].summaries:
+        return {}
+    summaries = _summaries(members, "averaged")
+    robust = [[row for row in summary["robust"] if row["eps"] == eps][-1]["accuracy"] for summary in summaries]
+    return {
+        **mean_std("clean_accuracy_averaged", [summary["clean_accuracy"] for summary in summaries]),
+        **mean_std("robust_accuracy_averaged", robust),
+    }
 
 
 def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:

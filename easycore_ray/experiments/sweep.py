@@ -150,6 +150,6 @@ def _report(artifact: Artifact, finished: Iterable[FinishedTrial], diverged: Seq
     say(f"sweep: {count} trials in {duration(time.monotonic() - started)} → {artifact.path}")
     if diverged:
         say(f"sweep: DIVERGED, without results: {', '.join(diverged)}")
-    doubtful = [each.trial.name for each in finished if each.summaries[0]["suspicious"]]
+    doubtful = [each.trial.name for each in finished if each.summaries["last"]["suspicious"]]
     if doubtful:
         say(f"sweep: SUSPICIOUS evaluations, marked in the table: {', '.join(doubtful)}")

@@ -68,6 +68,9 @@ def _row_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
     found = {f"{arm}/device_seconds": row["training_seconds"]}
     for end in ("mean", "std"):
         found[f"{arm}/clean_accuracy_{end}"] = row[f"clean_accuracy_{end}"]
+        if f"robust_accuracy_averaged_{end}" in row:
+            found[f"{arm}/clean_accuracy_averaged_{end}"] = row[f"clean_accuracy_averaged_{end}"]
+            found[f"{arm}/robust_accuracy_averaged_{end}_eps_{eps}"] = row[f"robust_accuracy_averaged_{end}"]
         found[f"{arm}/robust_accuracy_{end}_eps_{eps}"] = row.get(f"robust_accuracy_pgd20_{end}")
     return found
 
@@ -183,14 +186,22 @@ def _robust_accuracy(run: TrackedRun) -> float:
 
 
 def trial_summary(finished: FinishedTrial) -> dict[str, Any]:
-    """What a finished trial found: ``metrics`` after its last ``epoch`` (``…_best``: the best), ``tags``, ``words``."""
-    last, *best = finished.summaries
+    """What a finished trial found: ``metrics`` after its last ``epoch``, ``tags``, ``words``.
+
+    Metrics of other weights end in ``_best`` and ``_averaged``.
+    """
+    last = finished.summaries["last"]
+    others = {name: summary for name, summary in finished.summaries.items() if name != "last"}
     metrics = flat_metrics(last)
-    metrics |= {f"{name}_best": value for summary in best for name, value in flat_metrics(summary).items()}
+    for weights, summary in others.items():
+        metrics |= {f"{name}_{weights}": value for name, value in flat_metrics(summary).items()}
     manifest = finished.checkpoint.manifest
     if manifest.get("best_epoch") is not None:
         metrics["best_epoch"] = manifest["best_epoch"]
-    words = "; best epoch: ".join(map(short_result, (last, *best)))
+    titles = {"best": "best epoch", "averaged": "averaged"}
+    words = "; ".join(
+        [short_result(last), *(f"{titles[name]}: {short_result(found)}" for name, found in others.items())]
+    )
     return {"metrics": metrics, "words": words, "tags": tags_of(last), "epoch": int(manifest["epochs"][-1]["epoch"])}
 
 

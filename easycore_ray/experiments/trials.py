@@ -6,10 +6,11 @@ from typing import Any
 
 from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.experiments import SweepConfig, stage_config
+from easycore_ray.config.fields import WEIGHTED
 from easycore_ray.config.stages import CoresetConfig, EvaluateConfig, TrainConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.engine.checkpoint_files import has_only_last
+from easycore_ray.engine.checkpoint_files import weights_files
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
 
@@ -40,15 +41,15 @@ class Trial:
         """The folder of its evaluation, which no other trial has."""
         return self.evaluate.out
 
-    @property
-    def evaluate_best(self) -> EvaluateConfig:
-        """The evaluation of the best epoch: the same attacks on the weights that validation chose."""
-        return self.evaluate.replace(out=f"{self.evaluate.out}_best", weights="best")
+    def evaluation_of(self, weights: str) -> EvaluateConfig:
+        """The same attacks on other weights of the trial: ``best`` or ``averaged``."""
+        return self.evaluate.replace(out=f"{self.evaluate.out}_{weights}", weights=weights)
 
     def evaluations(self, checkpoint: Mapping[str, Any]) -> list[EvaluateConfig]:
-        """What is evaluated: the last epoch, and the best where it is another one, by the checkpoint's manifest."""
-        only_last = not self.best_too or has_only_last(checkpoint)
-        return [self.evaluate] if only_last else [self.evaluate, self.evaluate_best]
+        """What is evaluated: the last epoch, and what the checkpoint's manifest names as other weights than its."""
+        files = weights_files(checkpoint)
+        others = [name for name, file in files.items() if file != files["last"] and (self.best_too or name != "best")]
+        return [self.evaluate, *map(self.evaluation_of, others)]
 
 
 def is_finished(out: str) -> bool:
@@ -64,10 +65,10 @@ def sweep_arms(config: SweepConfig) -> list[tuple[Arm, float]]:
 
 
 def sweep_objectives(config: SweepConfig) -> list[tuple[str, float | None]]:
-    """(training, beta) pairs; only TRADES has a beta."""
+    """(training, beta) pairs; beta is None where the objective has none."""
     found: list[tuple[str, float | None]] = []
     for training in dict.fromkeys(config.training):
-        found += [(training, beta) for beta in config.beta] if training == "trades" else [(training, None)]
+        found += [(training, beta) for beta in config.beta] if training in WEIGHTED else [(training, None)]
     return found
 
 

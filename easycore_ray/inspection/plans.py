@@ -2,6 +2,7 @@
 
 from easycore_ray.config.stages import ExportConfig
 from easycore_ray.config.work_plan import WorkPlan
+from easycore_ray.engine.checkpoint_files import weights_files
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import open_artifact
 
@@ -9,8 +10,7 @@ from easycore_ray.storage.artifact import open_artifact
 def plan_export(config: ExportConfig, _measure: bool = False) -> WorkPlan:
     """The plan of an export; there is nothing to measure."""
     checkpoint, out = open_artifact(config.checkpoint, "checkpoint"), paths.absolute(config.out)
-    files = {"last": "model.safetensors"} | checkpoint.manifest.get("weights", {})
-    name = files.get(config.weights)
+    name = weights_files(checkpoint.manifest).get(config.weights)
     there = paths.exists(out) and not config.overwrite
     return WorkPlan(
         verb="export",

@@ -18,6 +18,7 @@ from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.index import dataset_fingerprint
 from easycore_ray.data.ingest.splits import SPLITS
 from easycore_ray.engine.checkpoint import open_checkpoint
+from easycore_ray.engine.checkpoint_files import weights_files
 from easycore_ray.evaluation.evaluate import summarise_outcomes
 from easycore_ray.evaluation.threats import Threats
 from easycore_ray.scoring import hardness_table, score_reader, score_table
@@ -206,7 +207,7 @@ def _coreset(artifact: Artifact) -> Iterator[str]:
 
 
 def _checkpoint(artifact: Artifact) -> Iterator[str]:
-    weights = artifact.manifest.get("weights", {"last": "model.safetensors"})
+    weights = weights_files(artifact.manifest)
     names = list(dict.fromkeys(weights.values()))
     if content_hash(*(paths.read_bytes(paths.join(artifact.path, name)) for name in names)) != artifact.fingerprint:
         verb = "does" if len(names) == 1 else "do"

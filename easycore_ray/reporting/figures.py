@@ -90,6 +90,16 @@ class Plot:
     columns: int = 3
 
 
+OBJECTIVE_TITLES = {
+    "standard": "Standard training",
+    "trades": "TRADES",
+    "pgd": "PGD-AT",
+    "mart": "MART",
+    "nfgsm": "N-FGSM",
+}
+"""What a model was trained for, for reading."""
+
+
 def arm_name(row: Row) -> str:
     """The arm of a result row as on the command line, e.g. ``easiest:el2n/class``."""
     return Arm(row["method"], row["score"], row["balance"]).name
@@ -97,9 +107,8 @@ def arm_name(row: Row) -> str:
 
 def objective(row: Row) -> str:
     """What a row's models were trained for, e.g. ``TRADES, β = 6``."""
-    if row["training"] == "trades":
-        return f"TRADES, β = {row['beta']:g}"
-    return {"standard": "Standard training", "pgd": "PGD-AT"}[row["training"]]
+    name = OBJECTIVE_TITLES[row["training"]]
+    return name if row["beta"] is None else f"{name}, β = {row['beta']:g}"
 
 
 def value(row: Row, name: str) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from easycore_ray.core.eps import format_eps
-from easycore_ray.engine.checkpoint_files import best_epoch_text
+from easycore_ray.engine.checkpoint_files import best_epoch_text, overfitting_text
 
 WIDTH = 100
 _MARGIN = 14
@@ -96,6 +96,10 @@ def _details(facts: Facts) -> Iterator[str]:
         yield from _line("training", _epochs(details["epochs"]))
         if "best_epoch" in details:
             yield from _line("best epoch", best_epoch_text(details))
+        if problem := overfitting_text(details["epochs"]):
+            yield from _line("warning", problem)
+        if "averaged" in details.get("weights", {}):
+            yield from _line("averaged", f"weights over the steps, kept as {details['weights']['averaged']}")
         if "halted" in details:
             yield from _line("halted", f"{details['halted']}; this is the model after the last good epoch")
     elif kind == "evaluation":

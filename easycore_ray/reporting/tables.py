@@ -9,6 +9,7 @@ from easycore_ray.core.paired_differences import PairedDifference, paired_differ
 from easycore_ray.core.selection import METHODS
 from easycore_ray.reporting.figures import (
     ATTACK_TITLES,
+    OBJECTIVE_TITLES,
     Row,
     Style,
     arm_name,
@@ -36,22 +37,31 @@ _GLOSSARY = {
     "the Euclidean norm).",
     "TRADES": "Training against an attacker: cross-entropy on the image plus β times the change of the output under "
     "attack (Zhang et al. 2019).",
+    "MART": "Like TRADES, with more weight on what is misclassified anyway (Wang et al. 2020).",
+    "N-FGSM": "Training on images attacked with one step from strong noise (de Jorge et al. 2022).",
     "PGD-AT": "Training on attacked images alone: cross-entropy after a few steps of PGD (Madry et al. 2018).",
     "best epoch": "The epoch with the highest accuracy on the validation split, under attack where the training is "
     "against one. Where later epochs are less robust, the model overfits the attack.",
+    "averaged weights": "An exponential average of the weights over the steps of a training run, often more robust "
+    "than those after any epoch.",
     "worst class": "Accuracy on the class with the lowest one.",
     "steps": "Optimizer steps of one training run. With equal epochs, a smaller coreset is trained for fewer steps.",
     "±": "One standard deviation over seeds.",
     "interval": "95 % t-interval of the mean difference within a seed. Where it contains 0, it takes more seeds to "
     "tell a lead from noise; with few seeds it is wide.",
 }
-_ADVERSARIAL = {"trades": "TRADES", "pgd": "PGD-AT"}
+_ADVERSARIAL = {kind: title for kind, title in OBJECTIVE_TITLES.items() if kind != "standard"}
 _METRICS = (("clean", "clean_accuracy", "worst_class_clean_accuracy_mean"),
             ("robust", "robust_accuracy", "worst_class_robust_accuracy_mean"))  # fmt: skip
 _DOUBT = "‡"
 _DOUBT_NOTE = "signs of overestimated robustness in the evaluation of at least one seed"
 _LOST = "†"
 _LOST_NOTE = "training diverged with at least one seed, which the mean is without"
+_OVERFITTED = "§"
+_OVERFITTED_NOTE = (
+    "with at least one seed the last epoch had overfitted to single-step attacks: FGSM leaves far more than PGD on the "
+    "validation split"
+)
 
 
 def term(word: str, text: str | None = None) -> str:
@@ -202,6 +212,8 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Seq
             f"<p>Models are those after the last epoch. Where the {term('best epoch')} is another, the line "
             "<i>best</i> says what the model after it reaches.</p>"
         )
+    if any("robust_accuracy_averaged_mean" in row for row in rows):
+        intro += f"<p>The line <i>averaged</i> is the accuracy with the {term('averaged weights')}.</p>"
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
     return intro + "".join(tables) + _notes(rows, diverged)
 
@@ -231,12 +243,24 @@ def _notes(rows: Sequence[Row], diverged: Sequence[Row]) -> str:
         ]
         if messages:
             found.append(f"<h3>{heading}</h3>{bullet_list(dict.fromkeys(messages))}")
+    if any(row.get("overfitted_seeds") for row in rows):
+        found.append(f'<p><span class="doubt">{_OVERFITTED}</span> {_OVERFITTED_NOTE.capitalize()}.</p>')
     return "".join(found)
+
+
+def _other_accuracy(row: Row, name: str) -> str:
+    """A cell beside the robust accuracy: that of the worst class, of the best epoch, of the averaged weights."""
+    if name == "worst":
+        return f"{100 * value(row, 'worst_class_robust_accuracy_mean'):.1f}"
+    if name == "best":
+        return f"{100 * row['robust_accuracy_pgd20_best_mean']:.1f}" if best_differs(row) else ""
+    return spread_text(row, "robust_accuracy_averaged") if "robust_accuracy_averaged_mean" in row else ""
 
 
 def _marks(row: Row) -> str:
     """What a reader must know of a row's robust accuracy: that it is doubtful, that seeds are missing."""
-    return (_DOUBT if row.get("suspicious") else "") + (_LOST if row.get("diverged_seeds") else "")
+    marks = {"suspicious": _DOUBT, "diverged_seeds": _LOST, "overfitted_seeds": _OVERFITTED}
+    return "".join(mark for key, mark in marks.items() if row.get(key))
 
 
 def _marks_tag(row: Row) -> str:
@@ -254,8 +278,11 @@ def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
         return "\n".join(without)
     # With several attacks each has a column, in the place of what the line can do without.
     several = attacks(rows) if len(attacks(rows)) > 1 else []
-    count, each = (["samples"], []) if not several else ([], [ATTACK_TITLES[name] for name in several])
-    heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, "worst", "best", "steps", "training")
+    has_average = any("robust_accuracy_averaged_mean" in row for row in rows)
+    count, each = ["samples"] * (not several and not has_average), [ATTACK_TITLES[name] for name in several]
+    others = ["worst"] * (not several or not has_average) + ["best"] * (not several and any(map(best_differs, rows)))
+    others += ["averaged"] * has_average
+    heads = ("objective", "arm", "kept", *count, "eps", "clean", "robust", *each, *others, "steps", "training")
     widest = max(len(_marks(row)) for row in rows)
     objectives = list(dict.fromkeys(map(objective, rows)))
     ordered = sorted(rows, key=lambda row: (objectives.index(objective(row)), row["eps"], -row["fraction"]))
@@ -264,38 +291,35 @@ def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
             objective(row).replace("Standard training", "standard"),
             arm_name(row),
             percent(row["fraction"]),
-            *([] if several else [f"{row['num_samples']:,}"]),
+            *(f"{row['num_samples']:,}" for _ in count),
             format_eps(row["eps"]),
             spread_text(row, "clean_accuracy"),
             spread_text(row, "robust_accuracy") + (f" {_marks(row):{widest}}" if widest else ""),
             *(f"{100 * row[f'robust_accuracy_{name}_mean']:.1f}" for name in several),
-            f"{100 * value(row, 'worst_class_robust_accuracy_mean'):.1f}",
-            f"{100 * row['robust_accuracy_pgd20_best_mean']:.1f}" if best_differs(row) else "",
+            *(_other_accuracy(row, name) for name in others),
             f"{row['steps']:,}",
             duration(row["training_seconds"]),
         )
         for row in ordered
     ]
-    # Where every attack has a column, the line has no room for it.
-    another = any(map(best_differs, rows)) and not several
-    if not another:
-        lines = [tuple(cell for head, cell in zip(heads, line, strict=True) if head != "best") for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     # Names read from the left, numbers from the right. A name too long for the line is cut.
     widths[1] = max(len(heads[1]), min(widths[1], 110 - sum(widths) + widths[1] - 2 * (len(widths) - 1)))
     text = ["  ".join(_aligned(cell, width, left=column < 2) for column, (cell, width) in
                       enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]  # fmt: skip
     under = "under both" if len(several) == 2 else "under all attacks" if several else attack_names(rows)
-    notes = [
-        f"robust: {under}; worst: robust accuracy of the worst class; ±: standard deviation over seeds; "
-        "training: per run"
-    ]
+    worst = "worst: robust accuracy of the worst class; " * ("worst" in others)
+    notes = [f"robust: {under}; {worst}±: standard deviation over seeds; training: per run"]
     if any(row.get("suspicious") for row in rows):
         notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
     if any(row.get("diverged_seeds") for row in rows):
         notes.append(f"{_LOST} {_LOST_NOTE}")
-    if another:
+    if any(row.get("overfitted_seeds") for row in rows):
+        notes.append(f"{_OVERFITTED} {_OVERFITTED_NOTE}")
+    if "best" in others:
         notes.append("best: robust under PGD-20 after the best epoch by validation, where that is not the last")
+    if has_average:
+        notes.append("averaged: robust with the weights averaged over the steps")
     return "\n".join([text[0], "─" * len(text[0]), *text[1:], *notes, *without])
 
 
@@ -370,7 +394,7 @@ def _cells(
         cells.append(
             f'<td data-v="{mean}"{" class=best" if top else ""}>{spread_text(row, name)}{marks}'
             f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}"
-            f"{_at_best(row, name)}</td>"
+            f"{_at_best(row, name)}{_averaged(row, name)}</td>"
         )
     seconds = first["training_seconds"]
     return "".join(cells) + (
@@ -392,6 +416,12 @@ def _at_best(row: Row, name: str) -> str:
     if not best_differs(row):
         return ""
     return f"<small>best {spread_text(row, f'{name}_best')} (epoch {row['best_epoch_mean']:.3g})</small>"
+
+
+def _averaged(row: Row, name: str) -> str:
+    """A line of a cell: the same accuracy of the averaged weights, if there are some."""
+    text = spread_text(row, f"{name}_averaged") if f"{name}_averaged_mean" in row else ""
+    return text and f"<small>averaged {text}</small>"
 
 
 def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:

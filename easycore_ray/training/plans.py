@@ -65,7 +65,12 @@ def training_works(config: TrainConfig, num_rows: int, num_val: int) -> list[Wor
     # A validation attack of k steps costs as much as PGD-AT's attack without its update.
     val_steps = config.val_attack_steps if adversarial else 0
     return [
-        Work(config.training, round(steps / steps_per_epoch * num_rows), config.attack_steps if adversarial else 0),
+        Work(
+            config.training,
+            round(steps / steps_per_epoch * num_rows),
+            config.attack_steps if adversarial else 0,
+            perturbs=config.awp is not None,
+        ),
         Work("validation", -(-steps // steps_per_epoch) * num_val, val_steps),
     ]
 

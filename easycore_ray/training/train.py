@@ -14,7 +14,14 @@ from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
-from easycore_ray.engine.checkpoint_files import BEST, LAST, best_epoch_text
+from easycore_ray.engine.checkpoint_files import (
+    AVERAGED,
+    BEST,
+    LAST,
+    best_epoch_text,
+    overfitted_epochs,
+    overfitting_text,
+)
 from easycore_ray.engine.loader import open_loader
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
@@ -75,6 +82,8 @@ def train(config: TrainConfig) -> Artifact:
             raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
         artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
         say(f"train: best epoch: {best_epoch_text(artifact.manifest)}")
+        if problem := overfitting_text(state.history):
+            say(f"warning: train: {problem}; take the best epoch, or lower --eps or --attack-step-size")
         waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
         taken = duration(time.monotonic() - started)
         say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
@@ -140,6 +149,9 @@ def finish_checkpoint(
     elif state.best_epoch:
         contents.append(write_model(made.path, state.best, BEST))
         files["best"] = BEST
+    if state.averaged:
+        contents.append(write_model(made.path, state.averaged, AVERAGED))
+        files["averaged"] = AVERAGED
     best = state.history[state.best_epoch - 1][fit.selected_by] if state.best_epoch else None
     return finish(
         made,
@@ -159,6 +171,7 @@ def finish_checkpoint(
         best_epoch=state.best_epoch or None,
         selected_by=fit.selected_by if state.best_epoch else None,
         best_value=best,
+        overfitted_epochs=overfitted_epochs(state.history),
         epochs=state.history,
         **details,
     )

@@ -23,6 +23,7 @@ from easycore_ray.config.stages import (
     TrainConfig,
 )
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
+from easycore_ray.core.training_plan import TRAINING
 from easycore_ray.storage.errors import EasyCoreError
 
 JOBS = {
@@ -158,6 +159,24 @@ BAD = [
     (TrainConfig, {"val_attack_steps": -1}, "val_attack_steps must be >= 0"),
     (SweepConfig, {"val_attack_steps": -1}, "val_attack_steps must be >= 0"),
     (TrainConfig, {"attack_step_size": 2.0}, "attack_step_size: .*got 2"),
+    *(
+        (
+            TrainConfig,
+            {"ema": decay},
+            rf"ema must be in \(0, 1\), got {decay:g}; it is the share of the average that each",
+        )
+        for decay in (0.0, 1.0, -0.5, 1.5)
+    ),
+    (TrainConfig, {"awp": 0.005}, "awp 0.005 perturbs weights in adversarial training, and training is standard; pass"),
+    (TrainConfig, {"awp": 0.0, "training": "trades"}, "awp must be a positive number, got 0"),
+    (SweepConfig, {"awp": 0.005}, "awp 0.005 perturbs weights in adversarial training"),
+    (TrainConfig, {"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1"),
+    (
+        TrainConfig,
+        {"label_smoothing": 0.1, "training": "mart"},
+        "label_smoothing is 0.1, and mart has no smoothed form",
+    ),
+    (TrainConfig, {"training": "nfgsm", "norm": "l2"}, "nfgsm steps along the sign .* for norm linf alone; got 'l2'"),
     (TrainConfig, {"steps": 0}, "steps must be >= 1"),
     (TrainConfig, {"epochs": 0}, "epochs must be >= 1"),
     (EvaluateConfig, {"attack": ("pdg20",)}, "unknown attack 'pdg20'; allowed are .*pgd20"),
@@ -179,7 +198,7 @@ BAD = [
     (SweepConfig, {"seeds": ()}, "seeds needs at least one value"),
     (SweepConfig, {"eval_eps": ()}, "eval_eps needs at least one value"),
     (SweepConfig, {"eval_eps": (4.0,)}, "eval_eps: .*got 4"),
-    (SweepConfig, {"beta": ()}, "beta needs at least one value for trades"),
+    (SweepConfig, {"beta": ()}, "beta needs at least one value for trades and mart"),
     (SweepConfig, {"beta": (-1.0,)}, "beta must be a number >= 0"),
     (SweepConfig, {"adversarial_epochs": 0}, "adversarial_epochs must be >= 1"),
     (SweepConfig, {"max_concurrent_trials": 0}, "max_concurrent_trials must be >= 1"),
@@ -388,7 +407,7 @@ def test_milestones_are_identity_only_where_they_change_the_result():
     assert cosine[0] == cosine[1]
 
 
-@pytest.mark.parametrize("training", ["standard", "trades", "pgd"])
+@pytest.mark.parametrize("training", TRAINING)
 def test_the_attack_in_validation_is_identity_only_where_there_is_one(training):
     """It picks the best epoch of adversarial runs; a standard run has none, and its old results stay valid."""
     one, other = (

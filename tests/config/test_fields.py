@@ -119,7 +119,7 @@ def test_all_wrong_fields_are_told_in_one_message():
         TrainConfig(out="o", dataset="d", training="Trades", precision="fp16", schedule="step", epochs=2.5)
 
     for words in (
-        "training must be one of standard, trades, pgd, got 'Trades'",
+        "training must be one of standard, trades, pgd, mart, nfgsm, got 'Trades'",
         "precision must be one of fp32, bf16, got 'fp16'",
         "schedule must be one of constant, cosine, multistep, got 'step'",
         "epochs must be a whole number, got 2.5",

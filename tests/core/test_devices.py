@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from easycore_ray.core import attacks, distance, loop, scores
+from easycore_ray.core.averaging import AveragedWeights
 from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import MODELS, build_model
 from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.score_columns import ScoreColumns
-from easycore_ray.core.training_plan import TrainingPlan
+from easycore_ray.core.training_plan import TRAINING, TrainingPlan
 
 DEVICE = torch.device("meta")
 
@@ -89,15 +90,19 @@ def test_the_mode_refuses_what_a_gpu_refuses():
 
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("training", ["standard", "trades", "pgd"])
+@pytest.mark.parametrize("training", TRAINING)
 def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm, fold):
     """Bytes go to the device and nothing comes back before the epoch ends: then a look at the losses and two sums."""
     looks = []
     monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: looks.append((watch._waiting.clear(), len(asked))))
     monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
-    model, plan = model_on(DEVICE, "cnn"), plan_of(training=training, norm=norm, fold=fold)
+    awp = 0.0 if training == "standard" else 0.01
+    model, plan = model_on(DEVICE, "cnn"), plan_of(training=training, norm=norm, fold=fold, awp=awp, ema=0.9)
     with OneDevice():
-        result = train_epoch(model, make_optimizer(model, plan), batches(), plan, epoch=1, step=0)
+        averaged = AveragedWeights(model, plan.ema, first_step=1)
+        result = train_epoch(
+            model, make_optimizer(model, plan), batches(), plan, epoch=1, step=0, on_step=averaged.update
+        )
 
     assert looks == [(None, 0)], "only after the epoch, before which nothing was asked"
     assert asked == ["__float__", "__int__"]

@@ -20,7 +20,7 @@ from easycore_ray.core.losses import cross_entropy_rows
 from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.passes import score_epoch, validate
 from easycore_ray.core.seeding import generator
-from easycore_ray.core.training_plan import TrainingPlan
+from easycore_ray.core.training_plan import TRAINING, TrainingPlan
 
 
 def make_plan(**changes):
@@ -110,7 +110,7 @@ def test_scores_do_not_depend_on_how_rows_are_grouped():
         np.testing.assert_allclose(whole[name], apart[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("training", ["trades", "pgd"])
+@pytest.mark.parametrize("training", TRAINING[1:])
 def test_the_same_epoch_is_repeated_bit_for_bit(training):
     """Seed, epoch and rank decide augmentation and attack noise."""
     weights = []
@@ -202,7 +202,7 @@ def test_a_trades_step_is_sgd_on_the_official_loss(norm, eps, step_size):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("training", ["standard", "trades", "pgd"])
+@pytest.mark.parametrize("training", TRAINING[:-1])
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_together_take_the_one_process_step(training, world):
     """Gradients summed over uneven workers and divided by the global count equal one process on all rows."""
@@ -416,18 +416,18 @@ def test_no_weight_gradient_is_computed_in_the_attack(training):
     assert asked == [False] * convolutions * 5 + [True] * convolutions * forwards
 
 
-@pytest.mark.parametrize("training", ["standard", "trades", "pgd"])
+@pytest.mark.parametrize("training", TRAINING)
 def test_losses_are_float32_under_bf16(training, monkeypatch):
     """The forward passes run in bfloat16, what is summed and differentiated is float32, and weights stay so."""
     seen = []
-    objective = gradients._objective
+    objective = gradients.loss_rows
 
     def watching(*arguments):
         rows, logits = objective(*arguments)
         seen.append((rows.dtype, logits.dtype))
         return rows, logits
 
-    monkeypatch.setattr(gradients, "_objective", watching)
+    monkeypatch.setattr(gradients, "loss_rows", watching)
     model, plan = make_model(), make_plan(training=training, precision="bf16", fold=True)
     result = train_epoch(model, make_optimizer(model, plan), make_batches((6,)), plan, epoch=1, step=0)
 

@@ -35,7 +35,7 @@ def look(rows):
 threading.Thread(target=make, daemon=True).start()
 model = build_model("cnn", num_classes=10, image_shape=(3, 64, 64), width=4, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0)
 plan = make_plan()
-how = {"epoch": 1, "step": 0, "record_scores": True, "on_batch": look}
+how = {"epoch": 1, "step": 0, "record_scores": True, "on_step": look}
 train_epoch(model, make_optimizer(model, plan), iter(ready.get, None), plan, **how)
 print(max(seen[40:]) - seen[40])
 """

@@ -67,7 +67,7 @@ def write_trials(config):
             epochs=[{"epoch": epoch, **entry} for epoch in range(1, EPOCHS + 1)],
             parents={role: parent.as_parent() for role, parent in parents.items()},
         )  # fmt: skip
-        for each in (trial.evaluate, trial.evaluate_best):
+        for each in (trial.evaluate, trial.evaluation_of("best")):
             write_manifest(each.out, "evaluation", artifact_identity("evaluation", each, {}), summary=summary)
     return trials
 
@@ -121,7 +121,7 @@ def test_what_is_not_whole_is_not_finished(inputs, tmp_path):
     with pytest.raises(EasyCoreError, match="holds a checkpoint made with another configuration or input"):
         read_finished(trials)
     paths.write_json(other, kept)
-    lost = (trials[0].train.out, trials[1].evaluate.out, trials[2].evaluate_best.out)
+    lost = (trials[0].train.out, trials[1].evaluate.out, trials[2].evaluation_of("best").out)
     for out in lost:
         paths.delete_file(paths.join(out, MANIFEST))
     assert [each.trial for each in read_finished(trials).values()] == trials[3:]

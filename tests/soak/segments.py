@@ -47,7 +47,7 @@ class Case:
             self.config = ScoreConfig(dataset=dataset, **small | fields)
             self.fit = make_scoring_fit(self.config, self.dataset, None)
         else:
-            attacked = dict(training=job, eps=0.05, attack_steps=1, val_attack_steps=1)
+            attacked = dict(training=job, eps=0.05, attack_steps=1, val_attack_steps=1, ema=0.9)
             self.config = TrainConfig(dataset=dataset, **small | attacked | fields)
             self.fit = make_training_fit(self.config, self.dataset, None)
         self.ids = self.dataset.index("train")["sample_id"].to_numpy()
@@ -76,6 +76,7 @@ class Case:
         history = [{name: value for name, value in entry.items() if name not in _TIMES} for entry in state.history]
         tensors = {**state.model, **{f"momentum {name}": value for name, value in state.optimizer.items()}}
         tensors |= {f"best {name}": value for name, value in state.best.items()}
+        tensors |= {f"averaged {name}": value for name, value in state.averaged.items()}
         found = {name: value.numpy().tobytes() for name, value in tensors.items()}
         return {**found, "metrics": history, "table": fingerprint(self.parts(state, folder)), "best": state.best_epoch}
 

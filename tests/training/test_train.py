@@ -41,23 +41,6 @@ from tests.artifacts import edit_manifest, make_image_dataset
 SEED = 7
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """A run sets the number of threads; it is put back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """60 random images to train on, 21 to validate with."""
-    folder = tmp_path_factory.mktemp("training") / "dataset"
-    return make_image_dataset(
-        folder, [number % 3 for number in range(60)], val_labels=[number % 3 for number in range(21)]
-    )
-
-
 def settings(dataset, **changes):
     """A TRADES run of 4 epochs; at a constant rate, so that a shorter run is the beginning of a longer one."""
     fields = dict(
@@ -261,9 +244,9 @@ def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def trials(dataset, tmp_path_factory):
-    """Two trials that differ by their seed, run as a sweep runs them: best epoch 2, and another."""
+    """Two trials that differ by their seed, run as a sweep runs them: best epoch 2, and another; with an average."""
     root = tmp_path_factory.mktemp("trials")
-    found = [make_trial(dataset, root, seed=seed, epochs=4) for seed in (SEED, SEED + 1)]
+    found = [make_trial(dataset, root, seed=seed, epochs=4, ema=0.9) for seed in (SEED, SEED + 1)]
     for trial in found:
         train_and_attack(trial, lambda _: None)
     return found
@@ -282,14 +265,18 @@ def scores_of(dataset):
     return Artifact("/nowhere", {"config": {"seed": 0}, "device_seconds": 0.0})
 
 
-def test_a_trial_evaluates_last_and_best(trials, dataset):
-    """Its best epoch is attacked as the last is, and both are told to whoever follows the trial."""
+def test_a_trial_evaluates_last_best_and_average(trials, dataset):
+    """Its best epoch and its average are attacked as the last is, and told to whoever follows the trial."""
     trial = trials[0]
-    last, best = (open_artifact(config.out).manifest["summary"] for config in (trial.evaluate, trial.evaluate_best))
+    configs = (trial.evaluate, trial.evaluation_of("best"), trial.evaluation_of("averaged"))
+    last, best, averaged = (open_artifact(config.out).manifest["summary"] for config in configs)
     told = trial_summary(FinishedTrial.open(trial))
 
     assert read_finished([trial]) == {trial.evaluate.out: FinishedTrial.open(trial)}
     assert last != best
+    assert averaged["num_samples"] == 21
+    assert told["metrics"]["robust_accuracy_pgd20_averaged"] == averaged["robust"][1]["accuracy"]
+    assert "; averaged: clean " in told["words"]
     assert told["metrics"]["best_epoch"] == 2
     assert told["metrics"]["clean_accuracy"] == last["clean_accuracy"]
     assert told["metrics"]["robust_accuracy_pgd20_best"] == best["robust"][1]["accuracy"]
@@ -300,15 +287,18 @@ def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path
     """Run again it does only what is missing."""
     trial = make_trial(dataset, tmp_path, seed=SEED)
     train_and_attack(trial, lambda _: None)
-    before = open_artifact(trial.train.out).manifest["created"], open_artifact(trial.evaluate_best.out).fingerprint
-    shutil.rmtree(trial.evaluate_best.out)
+    before = (
+        open_artifact(trial.train.out).manifest["created"],
+        open_artifact(trial.evaluation_of("best").out).fingerprint,
+    )
+    shutil.rmtree(trial.evaluation_of("best").out)
     assert read_finished([trial]) == {}
     train_and_attack(trial, lambda _: pytest.fail("it trained again"))
 
     assert read_finished([trial])
     assert before == (
         open_artifact(trial.train.out).manifest["created"],
-        open_artifact(trial.evaluate_best.out).fingerprint,
+        open_artifact(trial.evaluation_of("best").out).fingerprint,
     )
 
 
@@ -316,7 +306,7 @@ def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_a_killed_trial_goes_on_from_its_last_epoch(trials, dataset, tmp_path, after):
     """Lost after any epoch, it trains the others alone, and ends with the bits of a trial that nothing happened to."""
-    trial, whole = make_trial(dataset, tmp_path, seed=SEED), trials[0]
+    trial, whole = make_trial(dataset, tmp_path, seed=SEED, ema=0.9), trials[0]
     epochs = []
 
     def report(entry):
@@ -353,7 +343,9 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
     """Mean and spread over seeds of what each seed's own best epoch reaches."""
     rows = result_rows(map(FinishedTrial.open, trials), scores_of(dataset))
     epochs = [open_artifact(trial.train.out).manifest["best_epoch"] for trial in trials]
-    accuracies = [FinishedTrial.open(trial).summaries[-1] for trial in trials]
+    accuracies = [FinishedTrial.open(trial).summaries["best"] for trial in trials]
+
+    averaged = [FinishedTrial.open(trial).summaries["averaged"] for trial in trials]
 
     assert [row["eps"] for row in rows] == [0.0, 0.05]
     for number, row in enumerate(rows):
@@ -361,6 +353,9 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
         assert row["best_epoch_mean"] == sum(epochs) / 2
         assert row["robust_accuracy_pgd20_best_mean"] == pytest.approx(float(each.mean()))
         assert row["robust_accuracy_pgd20_best_std"] == pytest.approx(float(each.std()))
+        each = torch.tensor([summary["robust"][number]["accuracy"] for summary in averaged], dtype=torch.float64)
+        assert row["robust_accuracy_averaged_mean"] == pytest.approx(float(each.mean()))
+        assert row["robust_accuracy_averaged_std"] == pytest.approx(float(each.std()))
         assert row["validation_seconds"] > 0
     assert rows[0]["robust_accuracy_pgd20_best_mean"] == rows[0]["clean_accuracy_best_mean"], "eps 0 is no attack"
     json.dumps(rows, allow_nan=False)

@@ -1,0 +1,106 @@
+"""MART, N-FGSM and label smoothing against their sources' formulas, written out in plain PyTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from easycore_ray.core.attacks import mart_attack
+from easycore_ray.core.losses import cross_entropy_rows, mart_rows, trades_rows
+from easycore_ray.core.objectives import attack_batch, draw_start, loss_rows
+from tests.core.test_loop import make_model, make_plan
+
+LABELS = torch.arange(8) % 3
+
+
+@pytest.fixture
+def inputs():
+    return torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def draws(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+def logits_of(seed, scale=4.0):
+    return scale * torch.randn(9, 5, generator=draws(seed), dtype=torch.float64)
+
+
+def test_smoothed_cross_entropy_is_that_of_smoothed_labels():
+    """1 − s + s / K at the label, s / K elsewhere; unsmoothed by default, and in the clean term of TRADES alone."""
+    logits, adv_logits, labels = logits_of(0), logits_of(1), torch.arange(9) % 5
+    targets = F.one_hot(labels, 5).double() * 0.9 + 0.1 / 5
+    expected = -(targets * logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(cross_entropy_rows(logits, labels, 0.1), expected)
+    assert torch.equal(cross_entropy_rows(logits, labels, 0.0), cross_entropy_rows(logits, labels))
+    plain = trades_rows(logits, adv_logits, labels, 6.0)
+    smoothed = trades_rows(logits, adv_logits, labels, 6.0, 0.1)
+    torch.testing.assert_close(smoothed - plain, expected - cross_entropy_rows(logits, labels))
+
+
+def test_mart_is_the_loss_of_its_source():
+    """Boosted cross-entropy, and the divergence weighted by the doubt about the clean input; Wang et al. 2020."""
+    logits, adv_logits, labels = logits_of(0), logits_of(1), torch.arange(9) % 5
+    p, q = logits.softmax(1), adv_logits.softmax(1)
+    second = [max((q[row, k].item(), k) for k in range(5) if k != labels[row])[1] for row in range(9)]
+    boosted = F.cross_entropy(adv_logits, labels) + F.nll_loss(torch.log(1.0001 - q + 1e-12), torch.tensor(second))
+    doubt = 1.0000001 - p[range(9), labels]
+    kl = nn.KLDivLoss(reduction="none")((q + 1e-12).log(), p).sum(1)
+    torch.testing.assert_close(mart_rows(logits, adv_logits, labels, 5.0).mean(), boosted + 5.0 * (kl * doubt).mean())
+
+
+def test_mart_is_finite_where_a_probability_is_none():
+    """In float32, with a gradient that is finite as well."""
+    logits, adv_logits = (torch.tensor([[200.0, 0.0, -200.0]]).roll(shift, 1).requires_grad_() for shift in (0, 1))
+    loss = mart_rows(logits, adv_logits, torch.tensor([0]), 6.0).sum()
+    loss.backward()
+    assert all(torch.isfinite(value).all() for value in (loss, logits.grad, adv_logits.grad))
+
+
+def test_mart_attacks_from_beside_the_input(inputs):
+    """PGD on the cross-entropy from 0.001 · noise, not from the ball, in evaluation mode, projected."""
+    model, noise = make_model().train(), torch.randn(inputs.shape, generator=draws())
+    found = mart_attack(model, inputs, LABELS, eps=0.1, steps=3, step_size=0.04, noise=noise)
+    twin, points = make_model().eval(), inputs + 0.001 * noise
+    for _ in range(3):
+        points = points.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(twin(points), LABELS), points)
+        points = torch.min(torch.max(points.detach() + 0.04 * gradient.sign(), inputs - 0.1), inputs + 0.1).clamp(0, 1)
+    torch.testing.assert_close(found, points)
+
+
+def test_nfgsm_steps_once_from_strong_noise_and_is_not_clipped(inputs):
+    """Noise of twice the radius, a step of the radius, the pixel range alone; its gradient in training mode."""
+    plan = make_plan(training="nfgsm", eps=0.1, attack_step_size=0.1)
+    start = draw_start(inputs, plan, draws())
+    noise = (2 * torch.rand(inputs.shape, generator=draws()) - 1) * 0.2
+    torch.testing.assert_close(start, (inputs + noise).clamp(0, 1))
+
+    found = attack_batch(make_model().train(), inputs, LABELS, start, plan)
+    twin, points = make_model().train(), start.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(twin(points), LABELS), points)
+    torch.testing.assert_close(found, (start + 0.1 * gradient.sign()).clamp(0, 1))
+    assert (found - inputs).abs().max() > 0.2
+
+
+def test_nfgsm_shows_running_statistics_the_noisy_batch_and_the_attacked_one(inputs):
+    """As its source does; no clean batch is forwarded."""
+    plan, model, twin = make_plan(training="nfgsm", eps=0.1, attack_step_size=0.1), make_model(), make_model()
+    model.train(), twin.train()
+    start = draw_start(inputs, plan, draws())
+    adv_inputs = attack_batch(model, inputs, LABELS, start, plan)
+    losses, logits = loss_rows(model, inputs, adv_inputs, LABELS, plan)
+    twin(start)
+    torch.testing.assert_close(logits, twin(adv_inputs))
+    torch.testing.assert_close(losses, F.cross_entropy(logits, LABELS, reduction="none"))
+    for mine, other in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("training", ["trades", "pgd", "mart", "nfgsm"])
+def test_without_room_an_attack_is_the_clean_image(training, inputs):
+    """Eps 0 draws nothing and moves nothing."""
+    plan, model = make_plan(training=training, eps=0.0, attack_step_size=0.0), make_model().train()
+    start = draw_start(inputs, plan, draws())
+    assert start is None
+    assert torch.equal(attack_batch(model, inputs, LABELS, start, plan), inputs)
