@@ -76,6 +76,7 @@ def test_the_runs_are_compared_by_what_differs(one_worker, inputs):
     assert summary["models"][0]["drawn_seen"] == 80
 
 
+@pytest.mark.soak
 def test_a_killed_analysis_goes_on_with_the_shards_that_are_there(three_shards, inputs, monkeypatch, tmp_path, capsys):
     """Only what is missing is attacked; the result is that of an uninterrupted one."""
     monkeypatch.setattr(analysis, "SHARD_ROWS", 30)

@@ -40,6 +40,7 @@ def wait_for(found, job):
         time.sleep(0.05)
 
 
+@pytest.mark.soak
 def test_a_scoring_run_is_taken_over_while_its_workers_are_at_work(settings, tmp_path):
     """They end at their next commit; the second goes on from the last one, and the first ends with a line."""
     fields = settings(tmp_path / "run", epochs=5, num_workers=1, initial_pass=False)

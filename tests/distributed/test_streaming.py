@@ -49,6 +49,7 @@ def test_a_streamed_run_is_the_same_in_this_process(dataset, tmp_path):
     assert torch.equal(torch.cat([value.flatten().float() for value in state.model.values()]), weights(run.path))
 
 
+@pytest.mark.soak
 def test_damage_in_mid_epoch_names_shard_and_sample_and_stops_all_workers(dataset, tmp_path):
     """Two workers, one of which meets it; the other does not wait for it, and what they reserved is free again."""
     path = dataset.shards("train")[1]

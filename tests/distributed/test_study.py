@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 TIMES = {"training_seconds", "evaluation_seconds", "finished"}
 
 
+@pytest.mark.soak
 def test_a_study_goes_on_from_its_results_alone(digits, tmp_path, capfd):
     """Without its models, a study runs only the trial that the file lacks, and finds what it had found."""
     config = StudyConfig(

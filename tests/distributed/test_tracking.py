@@ -182,6 +182,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.soak
 def test_a_lost_node_takes_no_metrics_along(store):
     """Work on the other of two nodes reports an epoch, the node is lost: live tracking has this epoch and the next."""
     folder = tempfile.mkdtemp(prefix="ec", dir="/tmp")
