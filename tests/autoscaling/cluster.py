@@ -64,9 +64,13 @@ class AutoscalingCluster:
 
     def at_work_on_head(self) -> set[str]:
         """Titles of the head's own tasks and actors at this moment."""
-        raylets = [pid for pid in _children(self.head) if _command(pid).partition("\0")[0].endswith("/raylet")]
-        titles = {_command(pid).rstrip("\0") for raylet in raylets for pid in _children(raylet)}
-        return {title for title in titles if title.startswith("ray::") and not title.startswith("ray::IDLE")}
+        return set(_at_work(self.head))
+
+    def busiest(self) -> int:
+        """Process id of the node on which most tasks and actors are at work, also that of its process group."""
+        running = self.running()
+        nodes = [event["pid"] for event in self.events() if event["what"] == "started" and event["node"] in running]
+        return max(nodes, key=lambda pid: len(_at_work(pid)))
 
     def submit(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """``ray job submit`` of a command, run in the project's root; its output ends with that of the job."""
@@ -86,6 +90,13 @@ def _children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+def _at_work(node: int) -> list[str]:
+    """Titles of the tasks and actors of the node whose ``ray start`` has this process id."""
+    raylets = [pid for pid in _children(node) if _command(pid).partition("\0")[0].endswith("/raylet")]
+    titles = [_command(pid).rstrip("\0") for raylet in raylets for pid in _children(raylet)]
+    return [title for title in titles if title.startswith("ray::") and not title.startswith("ray::IDLE")]
 
 
 def _command(pid: int) -> str:

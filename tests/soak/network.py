@@ -139,6 +139,17 @@ class Network:
                 continue
         self._processes[number].wait(timeout=30)
 
+    def restart(self) -> None:
+        """End every host, and start them all anew."""
+        for number in (0, *self.workers):
+            self.kill(number)
+        for number in (0, *self.workers):
+            self.start(number)
+
+    def at_work(self, number: int) -> bool:
+        """Whether a task or actor of a job runs on a host."""
+        return any(map(_at_work, self._pids(number)))
+
     def cut(self, number: int) -> None:
         """Drop every packet from and to a host; no connection is reset."""
         _ip("link", "set", f"{self._name}p{number}", "down", space=self._space("sw"))
