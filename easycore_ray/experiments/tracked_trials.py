@@ -44,10 +44,17 @@ def describe_parent(config: JobConfig, path: str, kind: str, status: str) -> Tra
         points={0: metrics},
         tags={**run.tags, "easycore.best_arm": f"{_arm_text(best)} at eps {format_eps(best['eps'])}",
               "mlflow.note.content": _note(run, rows, lost), **({SUSPICIOUS: doubtful} if doubtful else {})},
-        files={name: file for name in ("summary.json", "report.html") if paths.exists(file := paths.join(path, name))},
+        files=_shown_files(path),
         data=data_of(manifest["parents"]),
         status=status,
     )  # fmt: skip
+
+
+def _shown_files(path: str) -> dict[str, str]:
+    """What MLflow keeps a copy of, by name: the summary, the report and its pictures."""
+    found = {name: file for name in ("summary.json", "report.html") if paths.exists(file := paths.join(path, name))}
+    plots = [entry.path for entry in paths.entries(paths.join(path, "report", "plots")) if entry.path.endswith(".png")]
+    return found | {f"plots/{file.rpartition('/')[2]}": file for file in sorted(plots)}
 
 
 def _arm_text(row: Mapping[str, Any]) -> str:

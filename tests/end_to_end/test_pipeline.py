@@ -133,7 +133,9 @@ def test_mlflow_holds_the_pipeline_the_sweep_and_its_trials(finished):
     assert {model.name for model in models} == {f"easycore-{row['training']}" for row in summary["rows"]}
     assert {model.source_run_id for model in models} <= {run.info.run_id for run in trials}
     attached = {entry.path for entry in client.list_artifacts(whole.info.run_id)}
-    assert attached == {"summary.json", "report.html"}
+    assert attached == {"summary.json", "report.html", "plots"}
+    pictures = {entry.path for entry in client.list_artifacts(whole.info.run_id, "plots")}
+    assert pictures == {f"plots/{file.name}" for file in (finished[0] / "report" / "plots").glob("*.png")} != set()
     assert {entry.path for entry in client.list_artifacts(sweep.info.run_id)} == {"summary.json", "coresets"}
 
 
