@@ -183,6 +183,7 @@ class _Train(Protocol):
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, cuda_graphs: bool = True, seed: int = 0,
         coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
+        steps_fraction: float | None = None, charged_steps: int = 0,
     ) -> Checkpoint: ...
     @overload
     def plan(self, config: TrainConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -204,7 +205,8 @@ class _Train(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, cuda_graphs: bool = True, seed: int = 0,
-        coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None, measure: bool = False,
+        coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
+        steps_fraction: float | None = None, charged_steps: int = 0, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Evaluate(Protocol):
@@ -267,7 +269,7 @@ class _Sweep(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
     ) -> Sweep: ...
     @overload
@@ -295,7 +297,7 @@ class _Sweep(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
         measure: bool = False,
     ) -> WorkPlan: ...
@@ -412,7 +414,7 @@ class _Pipeline(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
         dataset: StrPath | None = None, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
@@ -448,7 +450,7 @@ class _Pipeline(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
+        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
         dataset: StrPath | None = None, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,

@@ -9,6 +9,13 @@ from easycore_ray.config.fields import Balance, Text, cli_option
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.storage.errors import EasyCoreError
 
+DYNAMIC = ("rs2",)
+"""Arms of a comparison that select no coreset, but draw their samples anew while they train.
+
+``rs2``: repeated random sampling (Okanovic et al. 2024, arXiv 2305.18424), without replacement until all samples were
+seen: all data, in a new order each time, for as many steps as a coreset of the same size takes.
+"""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -21,9 +28,24 @@ class Arm:
     @property
     def name(self) -> str:
         """The arm as it is written on the command line, e.g. ``easiest:el2n/class``."""
-        default = METHODS[self.method].default_score
+        default = None if self.is_dynamic else METHODS[self.method].default_score
         score = f":{self.score}" if self.score not in (None, default) else ""
         return f"{self.method}{score}{'/class' if self.balance == 'class' else ''}"
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether it draws samples while it trains."""
+        return self.method in DYNAMIC
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether it goes by a scoring run."""
+        return not self.is_dynamic and METHODS[self.method].needs_score
+
+    @property
+    def draws(self) -> bool:
+        """Whether another seed selects another coreset."""
+        return not self.is_dynamic and METHODS[self.method].draws
 
 
 def parse_arm(text: str) -> Arm:
@@ -34,7 +56,12 @@ def parse_arm(text: str) -> Arm:
     """
     name, slash, balance = text.partition("/")
     method, colon, score = name.partition(":")
-    for noun, word, registry in (("method", method, METHODS), ("score", score, HIGHER_IS_HARDER)):
+    if text in DYNAMIC:
+        return Arm(text, None, "none")
+    if method in DYNAMIC:
+        raise EasyCoreError(f"method {method} draws from all samples by no score, got {text!r}; write {method}")
+    methods = (*METHODS, *DYNAMIC)
+    for noun, word, registry in (("method", method, methods), ("score", score, HIGHER_IS_HARDER)):
         if word not in registry and (noun == "method" or colon):
             raise EasyCoreError(f"unknown {noun} {word!r}; allowed are {', '.join(sorted(registry))}")
     if slash and balance != "class":
@@ -58,4 +85,6 @@ def _check_arm(text: str) -> str:
     return text
 
 
-ArmName = Annotated[Text, AfterValidator(_check_arm), cli_option("{" + ",".join(METHODS) + "}[:SCORE][/class]")]
+ArmName = Annotated[
+    Text, AfterValidator(_check_arm), cli_option("{" + ",".join((*METHODS, *DYNAMIC)) + "}[:SCORE][/class]")
+]

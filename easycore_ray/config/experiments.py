@@ -112,7 +112,8 @@ class GridConfig(TrialsConfig, RobustnessConfig, ThreatConfig):
     method: Several[ArmName] = setting(
         default=("easycore", "easycore/class", "random", "hardest"), identity=True, group="data"
     )
-    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection."""
+    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection; or rs2: all
+    data, in another order each time, for the steps of a coreset."""
     fraction: Several[Fraction] = setting(default=(0.3, 0.5), identity=True, group="data")
     """Shares of the samples that are kept, each in (0, 1]."""
     training: Several[Training] = setting(default=("standard", "trades"), identity=True, group="training")
@@ -123,6 +124,9 @@ class GridConfig(TrialsConfig, RobustnessConfig, ThreatConfig):
     """One training run per seed; random arms draw anew with each."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
+    count_scoring: Flag = setting(default=False, identity=lambda config: config.count_scoring, group="training")
+    """Take off the steps of models whose coresets go by scores what the scoring run cost, in passes through the
+    network, divided by the number of those models."""
     attack: Several[SweepAttackName] = setting(default=("pgd20",), identity=True, group="attack")
     """Attacks of the evaluation, pgd20 among them; the robust accuracy is that under all. autoattack: the standard
     version, slow, needs the package pyautoattack."""

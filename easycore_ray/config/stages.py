@@ -279,10 +279,17 @@ class TrainConfig(SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, Trackin
     """Passes over the samples."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
+    steps_fraction: Fraction | None = setting(default=None, identity=if_given("steps_fraction"), group="training")
+    """As many steps as a coreset of this share of the samples takes in --epochs; as all of them, if left out. All data
+    with 0.5 is repeated random sampling (RS2): in each pass over a half another half, till all were seen."""
+    charged_steps: Natural = setting(default=0, identity=lambda config: config.charged_steps > 0, group="training")
+    """Steps that are taken off, for what scoring cost: see --count-scoring of sweep."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
         found = super().problems() + objective_problems(self)
+        if self.steps is not None and self.steps_fraction is not None:
+            found.append(f"steps is {self.steps} and steps_fraction {self.steps_fraction:g}; pass one of them")
         return found + batch_size_problems(self.batch_size, self.num_workers)
 
 

@@ -15,7 +15,7 @@ from easycore_ray.core.names import default_width, is_user_model
 from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.coreset import Coreset
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.engine.shares import batches_per_epoch
+from easycore_ray.engine.shares import batches_per_epoch, training_steps
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -125,7 +125,7 @@ def make_fit(
     """
     num_rows = dataset.num_rows("train") if coreset is None else coreset.manifest["counts"]["samples"]
     steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
-    steps = getattr(config, "steps", None) or config.epochs * steps_per_epoch
+    steps = config.epochs * steps_per_epoch if isinstance(config, ScoreConfig) else training_steps(config, num_rows)
     names = ("training", "beta", "eps", "norm", "attack_steps", "attack_step_size")
     fields = {} if objective is None else {name: getattr(objective, name) for name in names}
     fields |= {

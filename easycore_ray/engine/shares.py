@@ -3,12 +3,31 @@
 import math
 from collections.abc import Iterable
 
+from easycore_ray.config.stages import TrainConfig
+from easycore_ray.core.selection import budget
 from easycore_ray.storage.errors import EasyCoreError
 
 
 def batches_per_epoch(num_rows: int, batch_size: int) -> int:
     """Optimizer steps in an epoch, whatever the number of workers: ``batch_size`` rows, over all of them, a step."""
     return math.ceil(num_rows / batch_size)
+
+
+def training_steps(config: TrainConfig, num_rows: int) -> int:
+    """Optimizer steps of a training run on this many samples, at least 1.
+
+    Raises:
+        EasyCoreError: scoring is charged with all of them.
+    """
+    counted = num_rows if config.steps_fraction is None else budget(num_rows, config.steps_fraction)
+    found = config.steps or config.epochs * batches_per_epoch(counted, config.batch_size)
+    if config.charged_steps >= found:
+        raise EasyCoreError(
+            f"scoring is charged with {config.charged_steps:,} steps, and a training run has {found:,} in all: nothing "
+            "is left to train with; raise the epochs or steps, share the scores among more models, or leave out "
+            "--count-scoring"
+        )
+    return found - config.charged_steps
 
 
 def check_share(num_rows: int, batch_size: int, workers: Iterable[int]) -> None:

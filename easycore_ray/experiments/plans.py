@@ -10,6 +10,7 @@ from easycore_ray.config.work_plan import WorkPlan, join_plans, plan_for
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
+from easycore_ray.engine.shares import training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
 from easycore_ray.experiments.finished_trials import read_finished
@@ -19,7 +20,7 @@ from easycore_ray.scoring.plans import plan_score
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import check_budget, training_steps, training_works
+from easycore_ray.training.plans import check_budget, training_works
 
 
 def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str, Artifact]]:
@@ -119,7 +120,7 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
 
 def _plan_trials(config: SweepConfig, dataset: Dataset, trials: Sequence[Trial], count: int, measure: bool) -> WorkPlan:
     """Steps, bytes and time of trials on coresets of ``count`` samples."""
-    kept = {trial.name: budget(count, trial.fraction) for trial in trials}
+    kept = {trial.name: count if trial.arm.is_dynamic else budget(count, trial.fraction) for trial in trials}
     works: list[Work] = []
     for trial in trials:
         works += training_works(trial.train, kept[trial.name], dataset.num_rows("val"))

@@ -6,7 +6,6 @@ from typing import Any
 
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
-from easycore_ray.core.selection import METHODS
 from easycore_ray.engine.checkpoint_files import overfitted_epochs
 from easycore_ray.experiments.finished_trials import FinishedTrial
 from easycore_ray.experiments.trials import Trial
@@ -68,7 +67,7 @@ def _without_seed(trial: Trial) -> tuple[Any, ...]:
 
 def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> dict[str, Any]:
     first, checkpoints = members[0].trial, [each.checkpoint.manifest for each in members]
-    uses_scores = METHODS[first.arm.method].needs_score
+    uses_scores = first.arm.needs_score
     return {
         **described(first),
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
@@ -81,6 +80,7 @@ def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> d
         **_averaged_columns(members, eps),
         "epochs": checkpoints[0]["counts"]["epochs"],
         "steps": checkpoints[0]["steps"],
+        "charged_steps": first.train.charged_steps,
         "num_samples": checkpoints[0]["counts"]["samples"],
         "scoring_seconds": scores.manifest["device_seconds"] if uses_scores else 0.0,
         "training_seconds": _mean_seconds(checkpoints, "train_seconds"),

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from easycore_ray.config.arms import Arm, parse_arm
+from easycore_ray.config.base import from_dict
 from easycore_ray.config.experiments import SweepConfig, stage_config
-from easycore_ray.config.fields import WEIGHTED
-from easycore_ray.config.stages import CoresetConfig, EvaluateConfig, TrainConfig
-from easycore_ray.core.selection import METHODS
+from easycore_ray.config.fields import ADVERSARIAL, WEIGHTED
+from easycore_ray.config.stages import CoresetConfig, EvaluateConfig, ScoreConfig, TrainConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.checkpoint_files import weights_files
+from easycore_ray.engine.throughput import Work
+from easycore_ray.scoring.plans import scoring_works
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
+from easycore_ray.storage.artifact import open_artifact
 
 FULL = Arm("full", None, "none")
 
@@ -82,8 +85,10 @@ def _trial_name(arm: Arm, fraction: float, training: str, beta: float | None, se
 
 
 def _coreset_name(arm: Arm, fraction: float, seed: int) -> str:
-    """Methods that draw at random draw anew with each seed; the others select once."""
-    return f"{_slug(arm)}_f{fraction:g}" + (f"_s{seed}" if METHODS[arm.method].draws else "")
+    """Methods that draw at random draw anew with each seed; the others select once. Dynamic arms have all samples."""
+    if arm.is_dynamic:
+        return _coreset_name(FULL, 1.0, seed)
+    return f"{_slug(arm)}_f{fraction:g}" + (f"_s{seed}" if arm.draws else "")
 
 
 def coreset_folders(config: SweepConfig, out: str) -> dict[str, str]:
@@ -97,7 +102,7 @@ def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str
     folders = coreset_folders(config, out)
     chosen: dict[str, CoresetConfig] = {}
     for arm, fraction in sweep_arms(config):
-        for seed in config.seeds:
+        for seed in config.seeds if not arm.is_dynamic else ():
             out = folders[_coreset_name(arm, fraction, seed)]
             wanted = arm_config(arm, out=out, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed)
             chosen.setdefault(out, wanted)
@@ -108,13 +113,36 @@ def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str
 
 def make_trials(config: SweepConfig, out: str, coresets: dict[str, str]) -> list[Trial]:
     """Every training run of the sweep."""
-    trials = []
+    trials, charges = [], _charges(config) if config.count_scoring else {}
     for arm, fraction in sweep_arms(config):
         for objective in sweep_objectives(config):
             for seed in config.seeds:
                 coreset = coresets[_coreset_name(arm, fraction, seed)]
-                trials.append(_make_trial(config, out, coreset, (arm, fraction), objective, seed))
+                charged = charges.get(objective[0], 0) if arm.needs_score else 0
+                trials.append(_make_trial(config, out, coreset, (arm, fraction), objective, seed, charged))
     return trials
+
+
+def _charges(config: SweepConfig) -> dict[str, int]:
+    """Steps that scoring takes off a training run of each objective, by what images cost (``engine.throughput``).
+
+    The cost of the scoring run is shared by all models of the sweep whose coresets go by its scores. Nothing is known,
+    and nothing charged, before there is one.
+    """
+    if not is_finished(config.scores):
+        return {}
+    scoring = open_artifact(config.scores, "scoring_run").manifest
+    counts, scored_by = scoring["counts"], from_dict(ScoreConfig, scoring["config"])
+    works = scoring_works(scored_by, counts["samples"], counts["rows"] // counts["samples"])
+    cost = sum(work.images * (work.forward_passes or 0.0) for work in works)
+    objectives = sweep_objectives(config)
+    models = sum(arm.needs_score for arm, _ in sweep_arms(config)) * len(objectives) * len(config.seeds)
+    found = {}
+    for training, _ in objectives:
+        steps = config.attack_steps if training in ADVERSARIAL else 0
+        passes = Work(training, 1, steps, perturbs=config.awp is not None).forward_passes or 1.0
+        found[training] = round(cost / (models * passes * config.batch_size)) if models else 0
+    return found
 
 
 def _make_trial(
@@ -124,6 +152,7 @@ def _make_trial(
     selected: tuple[Arm, float],
     objective: tuple[str, float | None],
     seed: int,
+    charged_steps: int,
 ) -> Trial:
     (arm, fraction), (training, beta) = selected, objective
     epochs = config.train_epochs
@@ -143,6 +172,8 @@ def _make_trial(
         seed=seed,
         num_workers=config.trial_workers,
         tracking_uri="none",
+        steps_fraction=fraction if arm.is_dynamic and config.steps is None else None,
+        charged_steps=charged_steps,
     )
     evaluation = stage_config(
         config,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from easycore_ray.config.arms import DYNAMIC
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.paired_differences import PairedDifference, paired_difference
 from easycore_ray.core.selection import METHODS
@@ -206,6 +207,7 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Seq
     intro = (
         f"<p>Per cent, mean {term('±')} spread; below, the {term('worst class')}. Green: the best coreset of its size "
         f"in that column. {term('steps', 'Steps')} and time are those of one training run. Click a heading to sort.</p>"
+        f"<p>{budget_text(rows).capitalize()}.</p>"
     )
     if any(map(best_differs, rows)):
         intro += (
@@ -216,6 +218,20 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Seq
         intro += f"<p>The line <i>averaged</i> is the accuracy with the {term('averaged weights')}.</p>"
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
     return intro + "".join(tables) + _notes(rows, diverged)
+
+
+def budget_text(rows: Sequence[Row]) -> str:
+    """What the models of a comparison have in common: steps, or epochs and so the steps of a coreset's size."""
+    equal = all(len({row["steps"] for row in members}) == 1 for members in grouped(rows, objective).values())
+    charged = [row["charged_steps"] for row in rows if row.get("charged_steps")]
+    text = "budget: equal steps" if equal else "budget: equal epochs, a smaller coreset takes fewer steps"
+    if any(row["method"] in DYNAMIC for row in rows):
+        text += "; rs2: all data, for the steps of a coreset"
+    if charged:
+        text += (
+            f"; for scoring, {min(charged):,} to {max(charged):,} steps are taken off where a coreset goes by scores"
+        )
+    return text
 
 
 def lost_runs(diverged: Sequence[Row]) -> list[str]:
@@ -310,6 +326,7 @@ def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
     under = "under both" if len(several) == 2 else "under all attacks" if several else attack_names(rows)
     worst = "worst: robust accuracy of the worst class; " * ("worst" in others)
     notes = [f"robust: {under}; {worst}±: standard deviation over seeds; training: per run"]
+    notes.append(budget_text(rows))
     if any(row.get("suspicious") for row in rows):
         notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
     if any(row.get("diverged_seeds") for row in rows):

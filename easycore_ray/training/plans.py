@@ -9,7 +9,7 @@ from easycore_ray.core.eps import check_eps
 from easycore_ray.data.coreset import count_run_rows, open_run_data
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.run_identity import run_identity
-from easycore_ray.engine.shares import batches_per_epoch
+from easycore_ray.engine.shares import batches_per_epoch, training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -50,11 +50,6 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     from easycore_ray.engine.measure import measure_plan
 
     return measure_plan(plan, config, dataset, works)
-
-
-def training_steps(config: TrainConfig, num_rows: int) -> int:
-    """Optimizer steps of a run on this many samples."""
-    return config.steps or config.epochs * batches_per_epoch(num_rows, config.batch_size)
 
 
 def training_works(config: TrainConfig, num_rows: int, num_val: int) -> list[Work]:

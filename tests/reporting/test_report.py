@@ -312,10 +312,10 @@ def test_pgd_adversarial_training_is_named_on_page_tables_and_plots():
 def test_the_printed_table_is_aligned_and_fits():
     """Every line is at most 110 columns, columns line up, each row is there once."""
     rows = make_rows(arms=("easycore", "random", "easiest:aign/class"), all_eps=(0.25 / 255, 8 / 255))
-    head, rule, *lines, note, best = print_table(rows).splitlines()
+    head, rule, *lines, note, budget, best = print_table(rows).splitlines()
 
     assert len(lines) == len(rows)
-    assert max(map(len, [head, rule, *lines, note, best])) <= 110
+    assert max(map(len, [head, rule, *lines, note, budget, best])) <= 110
     end = head.index("kept") + len("kept")
     assert all(line[end - 1] == "%" and line[end] == " " for line in lines)
     assert any(re.search(r"TRADES, β = 6 +random +50 % +704 +8/255 ", line) for line in lines)
@@ -344,7 +344,7 @@ def test_a_suspicious_row_is_marked_and_explained():
     for row in rows[:2]:
         row |= {"suspicious": ["seed 1: the gradients are masked"], "warnings": ["seed 1: <Square> fooled"]}
     assert rows[0]["method"] == rows[1]["method"] == "full"
-    head, _, *lines, note, doubt = print_table(rows).splitlines()
+    head, _, *lines, note, _, doubt = print_table(rows).splitlines()
 
     assert [line.count("‡") for line in lines] == [int(" full " in line) for line in lines]
     assert len({len(line) for line in [head, *lines]}) == 1, "columns no longer line up"
@@ -393,7 +393,7 @@ def test_several_attacks_have_columns_and_the_headline_is_their_worst():
     for row in rows:
         row |= {"attack": ["pgd20", "autoattack"], "robust_accuracy_mean": 0.311, "robust_accuracy_std": 0.02,
                 "worst_class_robust_accuracy_mean": 0.05, "robust_accuracy_autoattack_mean": 0.322}  # fmt: skip
-    head, _, *lines, note = print_table(rows).splitlines()
+    head, _, *lines, note, _ = print_table(rows).splitlines()
 
     assert re.search(r"robust +PGD-20 +AutoAttack +worst", head)
     pgd = 100 * rows[1]["robust_accuracy_pgd20_mean"]
