@@ -16,16 +16,17 @@ from tests.artifacts import make_checkpoint, make_image_dataset
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-def blocks(language):
+def blocks(language, page=README):
     """Contents of the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
 
 
-def commands():
-    """(verb, words behind it) of every full command line in the README's shell blocks."""
-    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+def commands(page=README):
+    """(verb, words behind it) of every full command line in a page's shell blocks."""
+    text = "\n".join(blocks("sh", page)).replace("\\\n", " ")
     found = re.findall(r"(?:^|\s)(?:easycore |python -m jobs\.)(\w+)( .*)", text, re.MULTILINE)
     return [(verb, shlex.split(words, comments=True)) for verb, words in found]
 
@@ -40,6 +41,14 @@ def test_there_are_commands_to_test():
 def test_a_command_of_the_readme_parses(verb, words):
     """Every command in the README names existing options with allowed values."""
     assert parse(COMMANDS[verb].kind, words)
+
+
+@pytest.mark.parametrize(
+    ("page", "verb", "words"), [(name, *command) for name, page in PAGES.items() for command in commands(page)]
+)
+def test_a_command_of_the_docs_parses(page, verb, words):
+    """As those of the README."""
+    assert parse(COMMANDS[verb].kind, words), page
 
 
 def test_every_verb_is_in_the_readme():
