@@ -1,5 +1,6 @@
 """The words and tables of the report: findings in sentences, the arms, results by objective, the glossary."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -223,14 +224,13 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Seq
 def budget_text(rows: Sequence[Row]) -> str:
     """What the models of a comparison have in common: steps, or epochs and so the steps of a coreset's size."""
     equal = all(len({row["steps"] for row in members}) == 1 for members in grouped(rows, objective).values())
-    charged = [row["charged_steps"] for row in rows if row.get("charged_steps")]
+    charged = sorted({row["charged_steps"] for row in rows if row.get("charged_steps")})
     text = "budget: equal steps" if equal else "budget: equal epochs, a smaller coreset takes fewer steps"
     if any(row["method"] in DYNAMIC for row in rows):
         text += "; rs2: all data, for the steps of a coreset"
     if charged:
-        text += (
-            f"; for scoring, {min(charged):,} to {max(charged):,} steps are taken off where a coreset goes by scores"
-        )
+        steps = " to ".join(f"{count:,}" for count in dict.fromkeys((charged[0], charged[-1])))
+        text += f"; for scoring, {steps} steps are taken off a model that goes by scores"
     return text
 
 
@@ -326,7 +326,7 @@ def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
     under = "under both" if len(several) == 2 else "under all attacks" if several else attack_names(rows)
     worst = "worst: robust accuracy of the worst class; " * ("worst" in others)
     notes = [f"robust: {under}; {worst}±: standard deviation over seeds; training: per run"]
-    notes.append(budget_text(rows))
+    notes += textwrap.wrap(budget_text(rows), 110)
     if any(row.get("suspicious") for row in rows):
         notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
     if any(row.get("diverged_seeds") for row in rows):
