@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection
 from typing import Any, Literal
 
-from easycore_ray.config.base import Checked, configuration, eps_problems, if_given, setting
+from easycore_ray.config.base import Checked, configuration, eps_problems, if_given, if_set, setting
 from easycore_ray.config.fields import (
     ADVERSARIAL,
     Count,
@@ -75,10 +75,12 @@ class RecipeConfig(Checked):
     augment: Literal["none", "crop", "crop-flip", "imagenet"] = setting(
         default="crop-flip", identity=True, group="training"
     )
-    """Training views: zero-padded random crop, and horizontal flip; imagenet: a random part, resized, and flip. Views
-    for imagenet are made where images are decoded, so images are streamed even if they would fit in memory."""
+    """Training views: random crop of the padded image, and horizontal flip; imagenet: a random part, resized, and flip.
+    Views for imagenet are made where images are decoded, so images are streamed even if they would fit in memory."""
     crop_pad: Natural = setting(default=4, identity=True, group="training")
-    """Pixels of zero padding for the random crop."""
+    """Pixels of padding for the random crop."""
+    crop_reflect: Flag = setting(default=False, identity=if_set("crop_reflect"), group="training")
+    """Pad by reflection, as DeepCore and Bag of Tricks for AT do; with zeros if not."""
     precision: Literal["fp32", "bf16"] = setting(default="fp32", identity=True, group="training")
     """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32 (on
     GPUs evaluation, like fp32 training, with torch's default of TF32 convolutions; exact scores without)."""
@@ -126,9 +128,7 @@ class RobustnessConfig(Checked):
     awp: Positive | None = setting(default=None, identity=if_given("awp"), group="training")
     """Adversarial weight perturbation of this size, e.g. 0.005: every update is made for the worst weights nearby (Wu
     et al. 2020), at the cost of one more pass forward and back. Adversarial training only. None, if left out."""
-    label_smoothing: PartialShare = setting(
-        default=0.0, identity=lambda config: config.label_smoothing > 0, group="training"
-    )
+    label_smoothing: PartialShare = setting(default=0.0, identity=if_set("label_smoothing"), group="training")
     """Share of each label that is spread evenly over all classes in the cross-entropy that is trained on, e.g. 0.1;
     attacks go by the labels as they are. mart has none."""
 

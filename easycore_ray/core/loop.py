@@ -79,6 +79,11 @@ def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.shape[1] > 1 else inputs
 
 
+def _views(images: Tensor, sample_ids: Tensor, plan: TrainingPlan, epoch: int) -> Tensor:
+    return augment(images, sample_ids, plan.augment, seed=plan.seed, epoch=epoch, pad=plan.crop_pad,
+                   reflect=plan.crop_reflect)  # fmt: skip
+
+
 def train_epoch(
     model: nn.Module,
     optimizer: SGD,
@@ -129,8 +134,7 @@ def train_epoch(
             if step >= plan.total_steps:
                 break
             images, labels = to_device(images, device), to_device(labels, device)
-            views = augment(images, sample_ids, plan.augment, seed=plan.seed, epoch=epoch, pad=plan.crop_pad)
-            inputs = prepare_inputs(views, device).requires_grad_(record_scores)
+            inputs = prepare_inputs(_views(images, sample_ids, plan, epoch), device).requires_grad_(record_scores)
             result = gradients(model, inputs, labels, draw_start(inputs, plan, attack_draws), plan)
             watch.see(step, _update(optimizer, parameters, result.losses, combine, _rate(plan, step)))
             sums.add(sample_ids, labels, *result)

@@ -44,6 +44,8 @@ class TrainingPlan:
     crop_pad: int
     precision: str
     seed: int
+    crop_reflect: bool = False
+    """Pad crops by reflection; with zeros if not."""
     milestones: tuple[float, ...] = ()
     """Shares of the steps at which multistep drops."""
     label_smoothing: float = 0.0

@@ -180,6 +180,7 @@ def make_training_plan(
         total_steps=total_steps,
         augment=recipe.augment,
         crop_pad=recipe.crop_pad,
+        crop_reflect=recipe.crop_reflect,
         precision=recipe.precision,
         seed=recipe.seed,
         milestones=recipe.milestones,
