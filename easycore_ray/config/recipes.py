@@ -119,7 +119,7 @@ class SeededRecipeConfig(RecipeConfig):
 
 @configuration
 class RobustnessConfig(Checked):
-    """What makes a training more robust, whatever it trains for."""
+    """What is done in training beside the objective, most of it for more robustness."""
 
     ema: Decay | None = setting(default=None, identity=if_given("ema"), group="training")
     """Also keep an exponential average of the weights, with this decay per step, e.g. 0.995, from the end of the
@@ -131,6 +131,10 @@ class RobustnessConfig(Checked):
     label_smoothing: PartialShare = setting(default=0.0, identity=if_set("label_smoothing"), group="training")
     """Share of each label that is spread evenly over all classes in the cross-entropy that is trained on, e.g. 0.1;
     attacks go by the labels as they are. mart has none."""
+    clean_forwards: Flag = setting(default=False, identity=if_set("clean_forwards"), group="training")
+    """Show the running statistics of batch norm the clean batch as well, before and after each update, as the code of
+    Bag of Tricks for AT does (Pang et al. 2021): two more forward passes a step. For pgd, which forwards attacked
+    images alone."""
 
 
 def objective_problems(config: Any) -> list[str]:
@@ -144,6 +148,11 @@ def objective_problems(config: Any) -> list[str]:
         )
     if config.label_smoothing and "mart" in trained:
         found.append(f"label_smoothing is {config.label_smoothing:g}, and mart has no smoothed form; leave it out")
+    if config.clean_forwards and {*trained} != {"pgd"}:
+        found.append(
+            f"clean_forwards is for training pgd alone, got {' '.join(trained)}; pass --training pgd, or leave "
+            "--clean-forwards out"
+        )
     if "nfgsm" in trained and config.norm != "linf":
         found.append(f"nfgsm steps along the sign of the gradient, for norm linf alone; got {config.norm!r}")
     return found

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.augment import augment, to_device, to_float
-from easycore_ray.core.gradients import Gradients, compute_gradients
+from easycore_ray.core.gradients import Gradients, compute_gradients, forward_clean
 from easycore_ray.core.objectives import draw_start
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.score_columns import ScoreColumns
@@ -137,6 +137,7 @@ def train_epoch(
             inputs = prepare_inputs(_views(images, sample_ids, plan, epoch), device).requires_grad_(record_scores)
             result = gradients(model, inputs, labels, draw_start(inputs, plan, attack_draws), plan)
             watch.see(step, _update(optimizer, parameters, result.losses, combine, _rate(plan, step)))
+            forward_clean(model, inputs, plan)
             sums.add(sample_ids, labels, *result)
             step += 1
             if on_step is not None:

@@ -25,12 +25,12 @@ NEEDED = {
     SCORE: {"dataset": "d", **TRAINED},
     stages.ReduceConfig: {"scores": "s"},
     stages.CoresetConfig: {"dataset": "d", "scores": "s", "method": "easiest"},
-    TRAIN: {"dataset": "d", "training": "trades", **TRAINED},
+    TRAIN: {"dataset": "d", "training": "pgd", **TRAINED},
     stages.EvaluateConfig: {"dataset": "d", "checkpoint": "c", "threads_per_worker": 2},
-    SWEEP: {"dataset": "d", "scores": "s", **TRAINED, "trial_workers": 2, "training": ("trades",)},
+    SWEEP: {"dataset": "d", "scores": "s", **TRAINED, "trial_workers": 2, "training": ("pgd",)},
     stages.ReportConfig: {"sweep": "w"},
     experiments.AnalyzeConfig: {"scores": ("s",), "threads_per_worker": 2},
-    PIPELINE: {**TRAINED, "on_duplicate": "drop", "image_size": 8, "training": ("trades",)},
+    PIPELINE: {**TRAINED, "on_duplicate": "drop", "image_size": 8, "training": ("pgd",)},
     STUDY: {"dataset": "d", **TRAINED},
 }
 # Another value of every field.
@@ -39,6 +39,7 @@ OTHER = {
     "attack_steps": 3, "augment": "none", "autoattack_eval_eps": 0.01, "awp": 0.01,
     "balance": "class", "band": (0.1, 0.2),
     "batch_size": 240, "beta": 2.0, "bucket_rows": 9, "cache_gib": 0.0, "checkpoint": "t", "classes": "t",
+    "clean_forwards": True,
     "cluster_max": "CPU=8",
     "commit_minutes": 0.0, "compile": True, "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "crop_reflect": True,
     "cutoff": 0.1,
@@ -58,7 +59,7 @@ OTHER = {
     "take_over": True, "test_fraction": 0.3,
     "register": "r", "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none",
     "train_epochs": 3,
-    "training": "pgd", "trial_workers": 3, "user_scores": "t", "val_attack_steps": 3, "val_fraction": 0.1,
+    "training": "trades", "trial_workers": 3, "user_scores": "t", "val_attack_steps": 3, "val_fraction": 0.1,
     "warmup_fraction": 0.2, "weight_decay": 0.1, "weights": "best", "width": 8,
 }  # fmt: skip
 SEVERAL = {"beta": (2.0,), "fraction": (0.2,), "method": ("hardest",), "training": ("trades", "pgd")}

@@ -98,7 +98,8 @@ def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm,
     monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: looks.append((watch._waiting.clear(), len(asked))))
     monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
     awp = 0.0 if training == "standard" else 0.01
-    model, plan = model_on(DEVICE, "cnn"), plan_of(training=training, norm=norm, fold=fold, awp=awp, ema=0.9)
+    model = model_on(DEVICE, "cnn")
+    plan = plan_of(training=training, norm=norm, fold=fold, awp=awp, ema=0.9, clean_forwards=training == "pgd")
     with OneDevice():
         averaged = AveragedWeights(model, plan.ema, first_step=1)
         result = train_epoch(
