@@ -67,9 +67,11 @@ class RecipeConfig(Checked):
     weight_decay: NonNegative = setting(default=5e-4, identity=True, group="training")
     """L2 penalty; robust accuracy is sensitive to it (Pang et al. 2021)."""
     schedule: Literal["constant", "cosine", "multistep"] = setting(default="cosine", identity=True, group="training")
-    """Learning rate over optimizer steps: constant, cosine to 0, or ×0.1 at every one of --milestones."""
+    """Learning rate over optimizer steps: constant, cosine to --final-lr, or ×0.1 at every one of --milestones."""
     milestones: Several[Number] = setting(default=(0.75, 0.9), identity=uses_milestones, group="training")
     """Shares of the steps, each in (0, 1) and rising, at which multistep drops; other schedules ignore them."""
+    final_lr: NonNegative = setting(default=0.0, identity=if_set("final_lr"), group="training")
+    """Learning rate at the end of cosine; other schedules ignore it."""
     warmup_fraction: PartialShare = setting(default=0.1, identity=True, group="training")
     """Share of the steps in which the learning rate rises linearly from 0."""
     augment: Literal["none", "crop", "crop-flip", "imagenet"] = setting(
@@ -100,6 +102,8 @@ class RecipeConfig(Checked):
                 f"milestones must be rising shares of the run in (0, 1), e.g. 0.75 0.9, got {self.milestones}; "
                 "epoch 100 of 110 is 0.909"
             )
+        if self.final_lr > self.lr:
+            found.append(f"final_lr must be at most lr {self.lr:g}, got {self.final_lr:g}")
         if self.width is not None and is_user_model(self.model):
             found.append(f"width is for the built-in networks, got {self.width} with {self.model}; leave it out")
         elif self.width is not None and self.width != (fixed := FIXED_WIDTHS.get(self.model, self.width)):

@@ -222,7 +222,7 @@ def _update(
 def _rate(plan: TrainingPlan, step: int) -> float:
     """Learning rate of the step after ``step`` others."""
     return learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
-                         warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
+                         warmup_steps=plan.warmup_steps, milestones=plan.milestones, final=plan.final_lr)  # fmt: skip
 
 
 class _DivergenceWatch:

@@ -48,6 +48,8 @@ class TrainingPlan:
     """Pad crops by reflection; with zeros if not."""
     milestones: tuple[float, ...] = ()
     """Shares of the steps at which multistep drops."""
+    final_lr: float = 0.0
+    """Learning rate that cosine ends at."""
     label_smoothing: float = 0.0
     """Share of a label that is spread over all classes in the cross-entropy that is trained on, in [0, 1)."""
     clean_forwards: bool = False

@@ -185,6 +185,7 @@ def make_training_plan(
         precision=recipe.precision,
         seed=recipe.seed,
         milestones=recipe.milestones,
+        final_lr=recipe.final_lr,
         # bf16 rounds a thousand times more coarsely than folding does; fp32 keeps the rounding of the plain network.
         fold=recipe.precision == "bf16" and not recipe.compile,
         **further,

@@ -45,6 +45,7 @@ OTHER = {
     "cutoff": 0.1,
     "cuda_graphs": False, "dataset": "t", "ema": 0.9, "eval_batch_size": 9,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
+    "final_lr": 0.001,
     "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
     "initial_pass": True, "keep_going": True, "label_column": "t",
     "label_smoothing": 0.1, "lr": 0.2, "materialize": True, "max_failures": 9,
