@@ -81,6 +81,11 @@ def if_given(name: str) -> Callable[[Any], bool]:
     return lambda config: getattr(config, name) is not None
 
 
+def if_set(name: str) -> Callable[[Any], bool]:
+    """Identity of a flag or number that decides nothing while it is False or 0, its default."""
+    return lambda config: bool(getattr(config, name))
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def configuration(kind: Kind) -> Kind:
     """Make a class a configuration: fields are brought into their types and checked, then ``problems()`` is asked.

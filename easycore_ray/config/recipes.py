@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection
 from typing import Any, Literal
 
-from easycore_ray.config.base import Checked, configuration, eps_problems, if_given, setting
+from easycore_ray.config.base import Checked, configuration, eps_problems, if_given, if_set, setting
 from easycore_ray.config.fields import (
     ADVERSARIAL,
     Count,
@@ -67,18 +67,22 @@ class RecipeConfig(Checked):
     weight_decay: NonNegative = setting(default=5e-4, identity=True, group="training")
     """L2 penalty; robust accuracy is sensitive to it (Pang et al. 2021)."""
     schedule: Literal["constant", "cosine", "multistep"] = setting(default="cosine", identity=True, group="training")
-    """Learning rate over optimizer steps: constant, cosine to 0, or ×0.1 at every one of --milestones."""
+    """Learning rate over optimizer steps: constant, cosine to --final-lr, or ×0.1 at every one of --milestones."""
     milestones: Several[Number] = setting(default=(0.75, 0.9), identity=uses_milestones, group="training")
     """Shares of the steps, each in (0, 1) and rising, at which multistep drops; other schedules ignore them."""
+    final_lr: NonNegative = setting(default=0.0, identity=if_set("final_lr"), group="training")
+    """Learning rate at the end of cosine; other schedules ignore it."""
     warmup_fraction: PartialShare = setting(default=0.1, identity=True, group="training")
     """Share of the steps in which the learning rate rises linearly from 0."""
     augment: Literal["none", "crop", "crop-flip", "imagenet"] = setting(
         default="crop-flip", identity=True, group="training"
     )
-    """Training views: zero-padded random crop, and horizontal flip; imagenet: a random part, resized, and flip. Views
-    for imagenet are made where images are decoded, so images are streamed even if they would fit in memory."""
+    """Training views: random crop of the padded image, and horizontal flip; imagenet: a random part, resized, and flip.
+    Views for imagenet are made where images are decoded, so images are streamed even if they would fit in memory."""
     crop_pad: Natural = setting(default=4, identity=True, group="training")
-    """Pixels of zero padding for the random crop."""
+    """Pixels of padding for the random crop."""
+    crop_reflect: Flag = setting(default=False, identity=if_set("crop_reflect"), group="training")
+    """Pad by reflection, as DeepCore and Bag of Tricks for AT do; with zeros if not."""
     precision: Literal["fp32", "bf16"] = setting(default="fp32", identity=True, group="training")
     """Training arithmetic; bf16 is autocast with float32 weights and loss. Scores and evaluation are always fp32 (on
     GPUs evaluation, like fp32 training, with torch's default of TF32 convolutions; exact scores without)."""
@@ -98,6 +102,8 @@ class RecipeConfig(Checked):
                 f"milestones must be rising shares of the run in (0, 1), e.g. 0.75 0.9, got {self.milestones}; "
                 "epoch 100 of 110 is 0.909"
             )
+        if self.final_lr > self.lr:
+            found.append(f"final_lr must be at most lr {self.lr:g}, got {self.final_lr:g}")
         if self.width is not None and is_user_model(self.model):
             found.append(f"width is for the built-in networks, got {self.width} with {self.model}; leave it out")
         elif self.width is not None and self.width != (fixed := FIXED_WIDTHS.get(self.model, self.width)):
@@ -117,7 +123,7 @@ class SeededRecipeConfig(RecipeConfig):
 
 @configuration
 class RobustnessConfig(Checked):
-    """What makes a training more robust, whatever it trains for."""
+    """What is done in training beside the objective, most of it for more robustness."""
 
     ema: Decay | None = setting(default=None, identity=if_given("ema"), group="training")
     """Also keep an exponential average of the weights, with this decay per step, e.g. 0.995, from the end of the
@@ -126,11 +132,13 @@ class RobustnessConfig(Checked):
     awp: Positive | None = setting(default=None, identity=if_given("awp"), group="training")
     """Adversarial weight perturbation of this size, e.g. 0.005: every update is made for the worst weights nearby (Wu
     et al. 2020), at the cost of one more pass forward and back. Adversarial training only. None, if left out."""
-    label_smoothing: PartialShare = setting(
-        default=0.0, identity=lambda config: config.label_smoothing > 0, group="training"
-    )
+    label_smoothing: PartialShare = setting(default=0.0, identity=if_set("label_smoothing"), group="training")
     """Share of each label that is spread evenly over all classes in the cross-entropy that is trained on, e.g. 0.1;
     attacks go by the labels as they are. mart has none."""
+    clean_forwards: Flag = setting(default=False, identity=if_set("clean_forwards"), group="training")
+    """Show the running statistics of batch norm the clean batch as well, before and after each update, as the code of
+    Bag of Tricks for AT does (Pang et al. 2021): two more forward passes a step. For pgd, which forwards attacked
+    images alone."""
 
 
 def objective_problems(config: Any) -> list[str]:
@@ -144,6 +152,11 @@ def objective_problems(config: Any) -> list[str]:
         )
     if config.label_smoothing and "mart" in trained:
         found.append(f"label_smoothing is {config.label_smoothing:g}, and mart has no smoothed form; leave it out")
+    if config.clean_forwards and {*trained} != {"pgd"}:
+        found.append(
+            f"clean_forwards is for training pgd alone, got {' '.join(trained)}; pass --training pgd, or leave "
+            "--clean-forwards out"
+        )
     if "nfgsm" in trained and config.norm != "linf":
         found.append(f"nfgsm steps along the sign of the gradient, for norm linf alone; got {config.norm!r}")
     return found

@@ -37,12 +37,13 @@ def to_float(images_uint8: Tensor) -> Tensor:
     return images_uint8.to(torch.float32).div_(255.0)
 
 
-def augment(images: Tensor, sample_ids: Tensor, kind: str, *, seed: int, epoch: int, pad: int = 4) -> Tensor:
+def augment(
+    images: Tensor, sample_ids: Tensor, kind: str, *, seed: int, epoch: int, pad: int = 4, reflect: bool = False
+) -> Tensor:
     """A random view of each image, drawn for its sample in this epoch.
 
-    "crop" moves each image by up to ``pad`` pixels in each direction and fills with 0; "crop-flip" also
-    mirrors half of them left to right. This is the CIFAR recipe of the TRADES and MadryLab code (zero, not
-    reflect, padding).
+    "crop" moves each image by up to ``pad`` pixels in each direction and fills with 0; "crop-flip" also mirrors half of
+    them left to right. This is the CIFAR recipe of the TRADES and MadryLab code.
 
     Args:
         images: (B, C, H, W) of any type.
@@ -51,6 +52,8 @@ def augment(images: Tensor, sample_ids: Tensor, kind: str, *, seed: int, epoch: 
         seed: of the run.
         epoch: from 1.
         pad: largest shift in pixels.
+        reflect: fill with the image mirrored at its edge instead, the edge itself not repeated, as the code of DeepCore
+            and of Bag of Tricks for AT does. The shifts drawn are the same.
 
     Returns:
         Like ``images``: shape, type and device.
@@ -67,9 +70,20 @@ def augment(images: Tensor, sample_ids: Tensor, kind: str, *, seed: int, epoch: 
     rows = top + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
     columns = left + torch.where(flip.bool(), width - 1 - columns, columns)
-    index = (rows.unsqueeze(2) * (width + 2 * pad) + columns.unsqueeze(1)).view(batch, 1, height * width)
-    padded = F.pad(images, (pad, pad, pad, pad)).flatten(2)
-    return padded.gather(2, index.expand(-1, channels, -1)).view(batch, channels, height, width)
+    if reflect:
+        rows, columns, stride = _reflect(rows - pad, height), _reflect(columns - pad, width), width
+        filled = images.flatten(2)
+    else:
+        filled, stride = F.pad(images, (pad, pad, pad, pad)).flatten(2), width + 2 * pad
+    index = (rows.unsqueeze(2) * stride + columns.unsqueeze(1)).view(batch, 1, height * width)
+    return filled.gather(2, index.expand(-1, channels, -1)).view(batch, channels, height, width)
+
+
+def _reflect(places: Tensor, size: int) -> Tensor:
+    """Places on an axis, of any shape, brought into 0 .. size - 1 by reflection at both ends, as often as it takes."""
+    period = max(2 * (size - 1), 1)
+    places = places.remainder(period)
+    return torch.minimum(places, period - places)
 
 
 def _draw_crops(sample_ids: Tensor, kind: str, seed: int, epoch: int, pad: int) -> Tensor:

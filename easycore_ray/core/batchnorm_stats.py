@@ -54,6 +54,7 @@ def see_again(before: list[Running], after: list[Running]) -> None:
             if momentum is None:
                 value.mul_(count).add_(became * new[2] - was * old[2]).div_(count + uses)
             else:
-                kept = (1.0 - momentum) ** uses
+                # In the buffer's own type: a Python number to the power of an integer tensor is a float32.
+                kept = torch.full_like(count, 1.0 - momentum, dtype=value.dtype) ** uses
                 value.mul_(kept).add_(became - kept * was)
         count += uses

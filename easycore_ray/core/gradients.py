@@ -54,7 +54,26 @@ def compute_gradients(
     with perturbed_weights(model, plan.awp, lambda: loss()[0].sum()):
         losses, logits = loss()
         losses.sum().backward()
+    forward_clean(model, inputs, plan)
     return BatchResult(losses.detach(), logits.detach(), inputs.grad)
+
+
+@torch.no_grad()
+def forward_clean(model: nn.Module, inputs: Tensor, plan: TrainingPlan) -> None:
+    """Forward a clean batch in training mode, for the running statistics alone; nothing, unless the plan wants it.
+
+    The code of Bag of Tricks for AT (Pang et al. 2021) reports clean accuracy during PGD-AT from forward passes in
+    training mode, just before an update and just after it. So its running statistics see three batches a step, two of
+    them clean, where plain PGD-AT shows them the attacked one alone.
+
+    Args:
+        model: in training mode; its running statistics change and nothing else.
+        inputs: (B, C, H, W) float pixels in [0, 1].
+        plan: of the run.
+    """
+    if plan.clean_forwards:
+        with _autocast(inputs.device, plan.precision):
+            model(inputs)
 
 
 def _losses(

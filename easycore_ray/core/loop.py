@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.augment import augment, to_device, to_float
-from easycore_ray.core.gradients import Gradients, compute_gradients
+from easycore_ray.core.gradients import Gradients, compute_gradients, forward_clean
 from easycore_ray.core.objectives import draw_start
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.score_columns import ScoreColumns
@@ -79,6 +79,11 @@ def prepare_inputs(images: Tensor, device: torch.device) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.shape[1] > 1 else inputs
 
 
+def _views(images: Tensor, sample_ids: Tensor, plan: TrainingPlan, epoch: int) -> Tensor:
+    return augment(images, sample_ids, plan.augment, seed=plan.seed, epoch=epoch, pad=plan.crop_pad,
+                   reflect=plan.crop_reflect)  # fmt: skip
+
+
 def train_epoch(
     model: nn.Module,
     optimizer: SGD,
@@ -129,10 +134,10 @@ def train_epoch(
             if step >= plan.total_steps:
                 break
             images, labels = to_device(images, device), to_device(labels, device)
-            views = augment(images, sample_ids, plan.augment, seed=plan.seed, epoch=epoch, pad=plan.crop_pad)
-            inputs = prepare_inputs(views, device).requires_grad_(record_scores)
+            inputs = prepare_inputs(_views(images, sample_ids, plan, epoch), device).requires_grad_(record_scores)
             result = gradients(model, inputs, labels, draw_start(inputs, plan, attack_draws), plan)
             watch.see(step, _update(optimizer, parameters, result.losses, combine, _rate(plan, step)))
+            forward_clean(model, inputs, plan)
             sums.add(sample_ids, labels, *result)
             step += 1
             if on_step is not None:
@@ -217,7 +222,7 @@ def _update(
 def _rate(plan: TrainingPlan, step: int) -> float:
     """Learning rate of the step after ``step`` others."""
     return learning_rate(step, total_steps=plan.total_steps, base=plan.lr, kind=plan.schedule,
-                         warmup_steps=plan.warmup_steps, milestones=plan.milestones)  # fmt: skip
+                         warmup_steps=plan.warmup_steps, milestones=plan.milestones, final=plan.final_lr)  # fmt: skip
 
 
 class _DivergenceWatch:

@@ -18,17 +18,19 @@ def learning_rate(
     kind: str,
     warmup_steps: int = 0,
     milestones: Sequence[float] = (),
+    final: float = 0.0,
 ) -> float:
     """The learning rate of optimizer step ``step``, counted from 0.
 
     Args:
-        step: 0 .. total_steps; total_steps itself is the end of the curve, where cosine is 0.
+        step: 0 .. total_steps; total_steps itself is the end of the curve, where cosine is ``final``.
         total_steps: optimizer steps of the whole run, at least 1.
         base: the highest learning rate.
-        kind: one of SCHEDULES. "cosine" falls from base after the warm-up to 0 at total_steps; "multistep"
+        kind: one of SCHEDULES. "cosine" falls from base after the warm-up to ``final`` at total_steps; "multistep"
             multiplies by 0.1 at every milestone.
         warmup_steps: the first steps rise linearly to base, the last of them reaching it.
         milestones: for "multistep", shares of total_steps in (0, 1).
+        final: for "cosine", the learning rate at the end, in 0 .. base.
 
     Raises:
         ValueError: an unknown kind, a step outside the run, or a milestone or warm-up that does not fit.
@@ -38,7 +40,7 @@ def learning_rate(
         return base * (step + 1) / warmup_steps
     if kind == "cosine":
         share = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        return base * 0.5 * (1.0 + math.cos(math.pi * share))
+        return final + (base - final) * 0.5 * (1.0 + math.cos(math.pi * share))
     if kind == "multistep":
         passed = sum(step >= math.floor(milestone * total_steps + 0.5) for milestone in milestones)
         return base * 0.1**passed

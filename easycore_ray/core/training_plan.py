@@ -44,10 +44,16 @@ class TrainingPlan:
     crop_pad: int
     precision: str
     seed: int
+    crop_reflect: bool = False
+    """Pad crops by reflection; with zeros if not."""
     milestones: tuple[float, ...] = ()
     """Shares of the steps at which multistep drops."""
+    final_lr: float = 0.0
+    """Learning rate that cosine ends at."""
     label_smoothing: float = 0.0
     """Share of a label that is spread over all classes in the cross-entropy that is trained on, in [0, 1)."""
+    clean_forwards: bool = False
+    """Forward the clean batch in training mode before and after each update, see ``gradients.forward_clean``."""
     awp: float = 0.0
     """Size of the adversarial weight perturbation, see ``core.weight_perturbation``; 0: none."""
     ema: float = 0.0

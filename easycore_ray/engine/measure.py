@@ -129,7 +129,7 @@ def _loop_plan(work: Work, config: Any) -> TrainingPlan:
         threat = {
             "training": work.task, "beta": config.beta, "eps": config.eps, "norm": config.norm,
             "attack_steps": work.attack_steps, "attack_step_size": config.attack_step_size,
-            "awp": config.awp if work.perturbs else 0.0,
+            "awp": config.awp if work.perturbs else 0.0, "clean_forwards": getattr(config, "clean_forwards", False),
         }  # fmt: skip
     # A learning rate of nearly 0: the network stays as it is, whatever is measured next.
     return replace(make_training_plan(config, total_steps=10**6, **threat), lr=1e-12)

@@ -131,6 +131,7 @@ def make_fit(
     fields |= {
         name: getattr(config, name) or 0.0 for name in ("ema", "awp", "label_smoothing") if hasattr(config, name)
     }
+    fields |= {name: getattr(config, name) for name in ("clean_forwards",) if hasattr(config, name)}
     return Fit(
         dataset=dataset.path,
         coreset=None if coreset is None else Coreset(coreset.path, coreset.manifest),
@@ -159,9 +160,9 @@ def make_training_plan(
     norm: str = "linf",
     attack_steps: int = 1,
     attack_step_size: float | None = None,
-    **regularised: float,
+    **further: Any,
 ) -> TrainingPlan:
-    """A recipe and an objective, resolved into the loop's plan; ``regularised`` are further fields of it."""
+    """A recipe and an objective, resolved into the loop's plan, whose further fields are taken as they are."""
     if attack_step_size is None:
         attack_step_size = eps if training == "nfgsm" else 2.5 * eps / attack_steps
     return TrainingPlan(
@@ -180,10 +181,12 @@ def make_training_plan(
         total_steps=total_steps,
         augment=recipe.augment,
         crop_pad=recipe.crop_pad,
+        crop_reflect=recipe.crop_reflect,
         precision=recipe.precision,
         seed=recipe.seed,
         milestones=recipe.milestones,
+        final_lr=recipe.final_lr,
         # bf16 rounds a thousand times more coarsely than folding does; fp32 keeps the rounding of the plain network.
         fold=recipe.precision == "bf16" and not recipe.compile,
-        **regularised,
+        **further,
     )

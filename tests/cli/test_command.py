@@ -141,7 +141,8 @@ def test_options_are_grouped_and_their_texts_are_whole(capsys, monkeypatch):
     assert re.search(r"^  --preset \{digits", text, re.MULTILINE)
     assert re.search(r"^  --config PATH/manifest.json", text, re.MULTILINE)
     lines = [line.rstrip() for line in text.split("\n")]
-    wrapped = [pair for pair in itertools.pairwise(lines) if all(line.startswith(" " * 20) for line in pair)]
+    # Texts stand beside their options, or below them where those are long.
+    wrapped = [pair for pair in itertools.pairwise(lines) if all(line.startswith(" " * 6) for line in pair)]
     assert len(wrapped) > 20
     for line, following in wrapped:  # no room for the next word
         assert len(line) + 1 + len(following.split()[0]) > 97, (line, following)

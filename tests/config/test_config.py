@@ -167,8 +167,15 @@ BAD = [
         )
         for decay in (0.0, 1.0, -0.5, 1.5)
     ),
+    (TrainConfig, {"final_lr": 0.2}, "final_lr must be at most lr 0.1, got 0.2"),
     (TrainConfig, {"awp": 0.005}, "awp 0.005 perturbs weights in adversarial training, and training is standard; pass"),
     (TrainConfig, {"awp": 0.0, "training": "trades"}, "awp must be a positive number, got 0"),
+    (
+        TrainConfig,
+        {"clean_forwards": True, "training": "trades"},
+        "clean_forwards is for training pgd alone, got trades",
+    ),
+    (SweepConfig, {"clean_forwards": True, "training": ("pgd", "standard")}, "pgd alone, got pgd standard"),
     (SweepConfig, {"awp": 0.005}, "awp 0.005 perturbs weights in adversarial training"),
     (TrainConfig, {"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1"),
     (

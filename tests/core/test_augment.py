@@ -1,8 +1,8 @@
 """Crops and flips: equal to a plain loop, drawn per image."""
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from easycore_ray.core.augment import AUGMENTATIONS, augment, to_float
 
@@ -17,31 +17,52 @@ def ids_of(batch=40):
     return torch.arange(batch) * 7
 
 
-def all_views(image, pad, *, flip):
-    """Every view that crop (and flip) can make of one image, by slicing."""
+def all_views(image, pad, *, flip, reflect):
+    """Every view that crop (and flip) can make of one image, by padding and slicing."""
     height, width = image.shape[1:]
-    padded = F.pad(image, (pad, pad, pad, pad))
+    mode = "reflect" if reflect else "constant"
+    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (pad, pad), (pad, pad)), mode=mode))
     crops = [
         padded[:, top : top + height, left : left + width] for top in range(2 * pad + 1) for left in range(2 * pad + 1)
     ]
     return crops + ([crop.flip(2) for crop in crops] if flip else [])
 
 
+@pytest.mark.parametrize("pad", [2, 6, 9])
+@pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize(("kind", "flip"), [("crop", False), ("crop-flip", True)])
-def test_every_view_is_a_crop_that_slicing_gives(kind, flip):
-    """Each output is one of the views a plain loop makes of its own image."""
+def test_every_view_is_a_crop_that_slicing_gives(kind, flip, reflect, pad):
+    """Each output is one of the views a plain loop makes of its own image, also where padding exceeds the image."""
     images = images_of()
-    views = augment(images, ids_of(), kind, seed=0, epoch=1, pad=2)
+    views = augment(images, ids_of(), kind, seed=0, epoch=1, pad=pad, reflect=reflect)
     for image, view in zip(images, views, strict=True):
-        assert any(torch.equal(view, candidate) for candidate in all_views(image, 2, flip=flip))
+        assert any(torch.equal(view, candidate) for candidate in all_views(image, pad, flip=flip, reflect=reflect))
 
 
+@pytest.mark.parametrize("kind", ["crop", "crop-flip"])
+def test_padding_decides_the_border_alone(kind):
+    """The same crops and flips are drawn for both: what is not border is equal, and no reflected pixel is 0."""
+    zeros, reflected = (
+        augment(images_of(), ids_of(), kind, seed=3, epoch=2, pad=3, reflect=reflect) for reflect in (False, True)
+    )
+    assert (zeros == 0).any()
+    assert torch.equal(zeros[zeros > 0], reflected[zeros > 0])
+    assert (reflected > 0).all()
+
+
+def test_a_line_of_one_pixel_is_reflected_to_itself():
+    """There is nothing else to show."""
+    images = images_of(height=1, width=1)
+    assert torch.equal(augment(images, ids_of(), "crop-flip", seed=0, epoch=1, pad=2, reflect=True), images)
+
+
+@pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize(("kind", "num_views"), [("crop", 9), ("crop-flip", 18)])
-def test_all_views_are_drawn_equally_often(kind, num_views):
+def test_all_views_are_drawn_equally_often(kind, num_views, reflect):
     """Of one image repeated, every offset and side turns up about as often as any other."""
     repeats = 400 * num_views
-    image = images_of(1, 1, 3, 3)
-    views = augment(image.expand(repeats, -1, -1, -1), ids_of(repeats), kind, seed=0, epoch=1, pad=1)
+    image = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5)  # reflected, 3 × 3 pixels have views in common
+    views = augment(image.expand(repeats, -1, -1, -1), ids_of(repeats), kind, seed=0, epoch=1, pad=1, reflect=reflect)
     _, counts = views.flatten(1).unique(dim=0, return_counts=True)
     assert len(counts) == num_views
     assert counts.min() > 300
@@ -73,7 +94,8 @@ def test_views_repeat_under_a_seed_and_leave_the_images_alone(kind):
 def test_crop_without_padding_is_the_image():
     """With no room to move there is one crop."""
     images = images_of()
-    assert torch.equal(augment(images, ids_of(), "crop", seed=0, epoch=1, pad=0), images)
+    for reflect in (False, True):
+        assert torch.equal(augment(images, ids_of(), "crop", seed=0, epoch=1, pad=0, reflect=reflect), images)
 
 
 @pytest.mark.parametrize("kind", ["none", "imagenet"])
@@ -83,16 +105,18 @@ def test_nothing_happens_to_images_that_are_not_augmented_here(kind):
     assert augment(images, ids_of(), kind, seed=0, epoch=1) is images
 
 
+@pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize("kind", ["crop", "crop-flip"])
-def test_a_view_depends_on_seed_epoch_and_id_alone(kind):
+def test_a_view_depends_on_seed_epoch_and_id_alone(kind, reflect):
     """Not on the batch it comes in, nor on its place there; another seed or epoch gives others."""
     images, ids = images_of(), ids_of()
-    views = augment(images, ids, kind, seed=5, epoch=3)
+    views = augment(images, ids, kind, seed=5, epoch=3, reflect=reflect)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     for part in order.split([1, 22, 17]):
-        assert torch.equal(augment(images[part], ids[part], kind, seed=5, epoch=3), views[part])
+        found = augment(images[part], ids[part], kind, seed=5, epoch=3, reflect=reflect)
+        assert torch.equal(found, views[part])
     for seed, epoch in ((6, 3), (5, 4)):
-        others = augment(images, ids, kind, seed=seed, epoch=epoch)
+        others = augment(images, ids, kind, seed=seed, epoch=epoch, reflect=reflect)
         assert (others != views).flatten(1).any(dim=1).sum() > 30
 
 

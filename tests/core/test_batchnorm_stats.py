@@ -64,3 +64,24 @@ def test_frozen_layers_stay_as_they_are():
     assert model[0].num_batches_tracked == 0
     assert torch.equal(model[0].running_mean, torch.zeros(3))
     assert model[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None])
+def test_a_float64_model_is_seen_again_in_float64(momentum):
+    """Everything is as exact as the buffers are: 1 - momentum is no number of float32."""
+    torch.manual_seed(0)
+    shown = nn.BatchNorm2d(3, momentum=momentum).double()
+    clean, attacked = (torch.randn(4, 3, 5, 5, dtype=torch.float64) + shift for shift in (1, -2))
+    shown(clean)
+    forwarded = copy.deepcopy(shown)
+
+    before = running_statistics(shown)
+    shown(clean)
+    after = running_statistics(shown)
+    shown(attacked)
+    see_again(before, after)
+    for inputs in (clean, attacked, clean):
+        forwarded(inputs)
+
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(shown, name), getattr(forwarded, name), rtol=1e-14, atol=1e-14)

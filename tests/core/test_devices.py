@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from easycore_ray.core import attacks, distance, loop, scores
+from easycore_ray.core.augment import AUGMENTATIONS, augment
 from easycore_ray.core.averaging import AveragedWeights
 from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
@@ -97,7 +98,8 @@ def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm,
     monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: looks.append((watch._waiting.clear(), len(asked))))
     monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
     awp = 0.0 if training == "standard" else 0.01
-    model, plan = model_on(DEVICE, "cnn"), plan_of(training=training, norm=norm, fold=fold, awp=awp, ema=0.9)
+    model = model_on(DEVICE, "cnn")
+    plan = plan_of(training=training, norm=norm, fold=fold, awp=awp, ema=0.9, clean_forwards=training == "pgd")
     with OneDevice():
         averaged = AveragedWeights(model, plan.ema, first_step=1)
         result = train_epoch(
@@ -107,6 +109,18 @@ def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm,
     assert looks == [(None, 0)], "only after the epoch, before which nothing was asked"
     assert asked == ["__float__", "__int__"]
     assert (result.steps, result.num_rows) == (3, 12)
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_views_are_made_on_the_device_of_the_images(asked, kind, reflect):
+    """From ids of the CPU, with no question."""
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device=DEVICE)
+    with OneDevice():
+        views = augment(images, torch.arange(4), kind, seed=0, epoch=1, reflect=reflect)
+
+    assert (views.device, views.shape, views.dtype) == (DEVICE, images.shape, torch.uint8)
+    assert asked == []
 
 
 def kept_on_the_device(monkeypatch):

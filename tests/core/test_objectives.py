@@ -1,14 +1,19 @@
-"""MART, N-FGSM and label smoothing against their sources' formulas, written out in plain PyTorch."""
+"""MART, N-FGSM, label smoothing and clean forwards against their sources' formulas, written out in plain PyTorch."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from easycore_ray.core.attacks import mart_attack
+from easycore_ray.core.attacks import mart_attack, pgd_training_attack
+from easycore_ray.core.augment import to_float
+from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.losses import cross_entropy_rows, mart_rows, trades_rows
 from easycore_ray.core.objectives import attack_batch, draw_start, loss_rows
-from tests.core.test_loop import make_model, make_plan
+from easycore_ray.core.seeding import generator
+from tests.core.test_loop import make_batches, make_model, make_plan
 
 LABELS = torch.arange(8) % 3
 
@@ -104,3 +109,34 @@ def test_without_room_an_attack_is_the_clean_image(training, inputs):
     start = draw_start(inputs, plan, draws())
     assert start is None
     assert torch.equal(attack_batch(model, inputs, LABELS, start, plan), inputs)
+
+
+def test_clean_forwards_show_running_statistics_what_the_source_of_bag_of_tricks_shows_them():
+    """Attacked, clean, update, clean: three batches a step, the last with the new weights."""
+    batches, plan = make_batches((7, 6, 5)), make_plan(training="pgd", eps=0.3, clean_forwards=True)
+    ours, theirs, plain = make_model(), make_model(), make_model()
+    result = train_epoch(ours, make_optimizer(ours, plan), batches, plan, epoch=2, step=0)
+    train_epoch(plain, make_optimizer(plain, plan), batches, replace(plan, clean_forwards=False), epoch=2, step=0)
+
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    draws, right = generator("attack", 0, 2, 0, 0), 0
+    for _, images, labels in batches:
+        inputs = to_float(images)
+        attacked = pgd_training_attack(theirs, inputs, labels, eps=0.3, norm="linf", steps=2, step_size=0.05,
+                                       generator=draws)  # fmt: skip
+        optimizer.zero_grad()
+        logits = theirs.train()(attacked)
+        theirs(inputs)
+        F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        theirs(inputs)
+        right += int((logits.argmax(1) == labels).sum())
+
+    counts = [value for name, value in ours.named_buffers() if "num_batches" in name]
+    assert counts == [9] * len(counts) != []
+    assert result.num_correct == right
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+    means = [value for name, value in ours.named_buffers() if "running_mean" in name]
+    others = [value for name, value in plain.named_buffers() if "running_mean" in name]
+    assert any((mine - other).abs().max() > 0.01 for mine, other in zip(means, others, strict=True))

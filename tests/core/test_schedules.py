@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,20 @@ def test_cosine_runs_from_base_through_half_to_zero():
     assert rates[0] == 0.1
     assert rates[50] == pytest.approx(0.05)
     assert rates[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_cosine_ends_at_the_final_rate_as_torchs_does():
+    """Step by step the rates of CosineAnnealingLR with eta_min, that of the last step and after it included."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=37, eta_min=1e-4)
+    expected = []
+    for _ in range(38):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+    assert curve("cosine", 37, final=1e-4) == pytest.approx(expected, rel=1e-9)
+    assert curve("cosine", 37, final=1e-4, warmup_steps=7)[-1] == pytest.approx(1e-4)
 
 
 @given(st.integers(1, 60), st.data())

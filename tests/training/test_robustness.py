@@ -93,3 +93,17 @@ def test_the_average_is_validated_with_its_own_weights(dataset):
     measured = ValidationBlocks(fit, LocalContext()).measure(model.to(memory_format=torch.channels_last))
     for name in ("val_accuracy", "val_robust_accuracy"):
         assert state.history[-1][f"averaged_{name}"] == measured[name]
+
+
+# ---------------------------------------------------------------- options of a recipe
+
+
+def test_options_of_a_recipe_reach_the_loop(dataset):
+    """What the configuration says is what the plan of a run says."""
+    said = {"crop_reflect": True, "final_lr": 1e-4, "clean_forwards": True}
+    plans = [
+        make_training_fit(settings(dataset, training="pgd", **fields), open_dataset(dataset.path), None).plan
+        for fields in (said, {})
+    ]
+
+    assert [{name: getattr(plan, name) for name in said} for plan in plans] == [said, dict.fromkeys(said, 0)]
