@@ -47,7 +47,7 @@ OTHER = {
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "final_lr": 0.001,
     "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
-    "initial_pass": True, "keep_going": True, "label_column": "t",
+    "initial_pass": True, "input_space": "normalised", "keep_going": True, "label_column": "t",
     "label_smoothing": 0.1, "lr": 0.2, "materialize": True, "max_failures": 9,
     "max_concurrent_trials": 5, "method": "hardest", "milestones": (0.5,), "model": "cnn", "momentum": 0.5,
     "nesterov": False, "norm": "l2", "note": "t", "num_autoattack_samples": 7, "num_eval_samples": 7,
