@@ -1,10 +1,10 @@
 """Does AIGN rank alike at pixels and at normalised inputs? Rank correlation and the easiest half, on real images.
 
-    python tests/benchmarks/study_input_space.py --source data/cifar10/train [--images 3000] [--epochs 15]
+    python -m tests.benchmarks.study_input_space --source data/cifar10/train [--images 3000] [--epochs 10] [--width 8]
 
 The recipe is that of the preset csl-mem, shorter and narrower: each epoch is followed by an exact pass in both input
 spaces, of the same weights. Images are the first of the Parquet files in the folder (``img`` with ``bytes``, and
-``label``). Another seed is the yardstick.
+``label``). Another seed is the yardstick. Figures are in docs/analysis.md.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--images", type=int, default=3000)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
