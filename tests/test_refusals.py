@@ -11,8 +11,9 @@ from easycore_ray.cli.command import run
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import EvaluateConfig, ScoreConfig
 from easycore_ray.data.dataset import open_dataset
+from easycore_ray.reporting.inspect_text import to_text
 from easycore_ray.scoring.hardness_table import open_hardness
-from easycore_ray.scoring.score_reader import open_table
+from easycore_ray.scoring.score_reader import input_space_of, open_table
 from easycore_ray.storage import artifact
 from easycore_ray.storage.artifact import Claim
 from easycore_ray.storage.errors import EasyCoreError
@@ -172,6 +173,28 @@ def test_every_table_says_how_its_scores_were_taken(root):
     assert open_hardness(f"{root}/scores").manifest["score_pass"] == "eval"
     assert again.manifest["score_pass"] == "fused"
     assert inspect(path=f"{root}/again")["scores"]["score_pass"] == "fused"
+
+
+def test_a_run_does_not_go_on_in_another_input_space(root):
+    """Gradients at pixels and at normalised pixels never come into one table."""
+    config = ScoreConfig(out=f"{root}/young", dataset=f"{root}/dataset")
+    fingerprints = {"dataset": open_dataset(config.dataset).fingerprint}
+    artifact.claim(config.out, "scoring_run", artifact.identity("scoring_run", identity_fields(config), fingerprints))
+
+    refuse("made with another configuration or input", score, **vars(config.replace(input_space="normalised")))
+
+
+def test_every_table_says_in_what_input_space_its_gradients_are(root):
+    """Reduction hands it on, and inspect shows it; tables that do not say are of pixels."""
+    config = {"score_pass": "eval", "input_space": "normalised"}
+    edit_manifest(root / "scores" / "table", config=config, fingerprint="e" * 64)
+    again = reduce(out=f"{root}/again", scores=f"{root}/scores")
+    found = inspect(path=f"{root}/again")
+
+    assert input_space_of(open_hardness(f"{root}/scores")) == "pixel"
+    assert again.manifest["input_space"] == input_space_of(again) == found["scores"]["input_space"] == "normalised"
+    assert "score pass    eval, input space normalised" in to_text(found)
+    assert "input space" not in to_text(inspect(path=f"{root}/scores/hardness"))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.runtime.tasks import KeptResults, LongLived, map_tasks, worker_resources
+from easycore_ray.scoring.score_reader import input_space_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import (
     Artifact,
@@ -371,7 +372,8 @@ def summarise_claims(config: AnalyzeConfig, inputs: Inputs, samples: pa.Table) -
 def _describe_run(run: Run) -> dict[str, Any]:
     recipe = run.recipe or {}
     known = {name: recipe.get(name) for name in ("epochs", "score_pass")}
-    return {"name": run.name, "path": run.hardness.path, "network": run.network, "seed": run.seed, **known}
+    known |= {"network": run.network, "seed": run.seed, "input_space": input_space_of(run.hardness)}
+    return {"name": run.name, "path": run.hardness.path, **known}
 
 
 def _describe_model(model: Model, drawn: NDArray[np.int64]) -> dict[str, Any]:

@@ -20,12 +20,14 @@ from easycore_ray.core.metrics import overlap, spearman
 from easycore_ray.core.names import default_width
 from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, lowest
 from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, hardness_column, open_hardness, read_hardness
+from easycore_ray.scoring.score_reader import input_space_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import MANIFEST, Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
 # What two runs of one recipe may differ in; threads and devices only round otherwise.
 _NO_RECIPE = {"seed", "model", "width", "threads_per_worker", "gpus_per_worker"}
+_INPUTS = {"pixel": "pixels", "normalised": "normalised pixels"}
 SEED, ARCHITECTURE, RECIPE = "seed", "architecture", "recipe"
 EASIEST = 0.5
 
@@ -71,10 +73,11 @@ def open_runs(folders: Sequence[str], score: str) -> list[Run]:
 
     Raises:
         EasyCoreError: one is missing or unfinished, lacks the score or holds one that is not a number; two are of
-            different datasets or samples, or are the same scores.
+            different datasets, samples or input spaces, or are the same scores.
     """
     tables = [open_hardness(folder) for folder in folders]
     _check_same_dataset(tables)
+    _check_same_input_space(tables)
     runs = [_open_run(table, score) for table in tables]
     for run in runs[1:]:
         if not np.array_equal(run.sample_ids, runs[0].sample_ids):
@@ -131,6 +134,16 @@ def _check_same_dataset(tables: Sequence[Artifact]) -> None:
         if table.fingerprint in seen:
             raise EasyCoreError(f"{table.path} and {seen[table.fingerprint]} are the same scores; pass each run once")
         seen[table.fingerprint] = table.path
+
+
+def _check_same_input_space(tables: Sequence[Artifact]) -> None:
+    first = input_space_of(tables[0])
+    for table in tables:
+        if (theirs := input_space_of(table)) != first:
+            raise EasyCoreError(
+                f"{table.path} holds gradients with respect to {_INPUTS[theirs]}, {tables[0].path} with respect to "
+                f"{_INPUTS[first]}; pass scoring runs of one --input-space"
+            )
 
 
 def _open_run(table: Artifact, score: str) -> Run:

@@ -86,6 +86,11 @@ def if_set(name: str) -> Callable[[Any], bool]:
     return lambda config: bool(getattr(config, name))
 
 
+def if_normalised(config: Any) -> bool:
+    """Identity of the input space, which is that of pixels by default."""
+    return bool(config.input_space == "normalised")
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def configuration(kind: Kind) -> Kind:
     """Make a class a configuration: fields are brought into their types and checked, then ``problems()`` is asked.

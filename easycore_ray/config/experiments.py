@@ -14,6 +14,7 @@ from easycore_ray.config.base import (
     configuration,
     eps_problems,
     if_given,
+    if_normalised,
     setting,
 )
 from easycore_ray.config.fields import (
@@ -22,6 +23,7 @@ from easycore_ray.config.fields import (
     Eps,
     Flag,
     Fraction,
+    InputSpace,
     Natural,
     Norm,
     Number,
@@ -174,6 +176,8 @@ class ScoringConfig(ScoreBatchConfig):
     """Training epochs of a scoring run."""
     score_pass: ScorePass = setting(default="fused+eval", identity=True, group="training")
     """How scores are taken: see score."""
+    input_space: InputSpace = setting(default="pixel", identity=if_normalised, group="training")
+    """Inputs that gradients are taken with respect to: see score."""
     score_every: Count = setting(default=1, identity=True, group="training")
     """Score every this many epochs, counted back from the last one."""
     initial_pass: Flag = setting(default=False, identity=True, group="training")

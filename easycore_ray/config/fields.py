@@ -222,6 +222,7 @@ ADVERSARIAL = {"trades", "pgd", "mart", "nfgsm"}
 WEIGHTED = {"trades", "mart"}
 """Objectives with a weight, beta."""
 ScorePass = Literal["eval", "fused", "fused+eval"]
+InputSpace = Literal["pixel", "normalised"]
 WeightsName = Literal["last", "best", "averaged"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]

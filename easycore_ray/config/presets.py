@@ -192,6 +192,33 @@ def bag_of_tricks_pgd(out: str = "runs/bag-of-tricks-pgd") -> PipelineConfig:
     )
 
 
+def csl_mem(out: str = "runs/csl-mem") -> PipelineConfig:
+    """AIGN on CIFAR-10 with the numbers of CSL-Mem, which EasyCore's group published for the same quantity.
+
+    No code of EasyCore itself was found. DeepakTatachar/CSL-Mem (Ravikumar et al. 2025) averages the L2 norm of the
+    loss gradient at the input over the epochs of a training run. ResNet-18; SGD 0.1, momentum 0.9 without Nesterov,
+    weight decay 1e-4, batches of 128, 200 epochs, ×0.1 from 60 % and 80 % of them on, zero-padded crops and flips;
+    scored after every epoch in evaluation mode, on clean images, with respect to the normalised input (view and input
+    are those of its other scoring scripts; none calls the function). Not as there: pixels are normalised by the
+    measured mean and deviation (there by a deviation of 0.20), 2 % of the training images are held out. Ours: the
+    models of the comparison are trained alike, and evaluated at small eps, as in ``cifar10``.
+    """
+    return _from_source(
+        out,
+        model="resnet18",
+        weight_decay=1e-4,
+        schedule="multistep",
+        milestones=(0.6, 0.8),
+        score_epochs=200,
+        score_pass="eval",
+        input_space="normalised",
+        training=("standard",),
+        train_epochs=200,
+        eps=8 / 255,
+        eval_eps=(0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255),
+    )
+
+
 def standard_cifar(out: str = "runs/standard-cifar") -> PipelineConfig:
     """Standard training on CIFAR-10 with the numbers of kuangliu/pytorch-cifar.
 
@@ -284,6 +311,7 @@ PRESETS: dict[str, Callable[[str], PipelineConfig]] = {
     "trades-official": trades_official,
     "bag-of-tricks-trades": bag_of_tricks_trades,
     "bag-of-tricks-pgd": bag_of_tricks_pgd,
+    "csl-mem": csl_mem,
     "standard-cifar": standard_cifar,
     "standard-imagenet": standard_imagenet,
 }

@@ -14,6 +14,7 @@ from easycore_ray.config.base import (
     configuration,
     eps_problems,
     if_given,
+    if_normalised,
     setting,
 )
 from easycore_ray.config.fields import (
@@ -25,6 +26,7 @@ from easycore_ray.config.fields import (
     Eps,
     Flag,
     Fraction,
+    InputSpace,
     MethodName,
     Natural,
     NonNegative,
@@ -142,6 +144,10 @@ class ScoreConfig(ScoreBatchConfig, SeededRecipeConfig, TrackingConfig, ComputeC
     """eval: exact scores of the clean images in evaluation mode after the epoch. fused: the training step's own
     input gradients (augmented view, training mode), nearly free. fused+eval: fused, and one exact pass with the
     final weights, which counts as one more epoch: agrees with another seed's exact scores as well as they do."""
+    input_space: InputSpace = setting(default="pixel", identity=if_normalised, group="training")
+    """Inputs that gradients are taken with respect to. pixel: pixels in [0, 1]. normalised: what the network makes of
+    them first, (pixel - mean) / deviation, so that each channel's gradient is multiplied by its deviation, as in
+    CSL-Mem. Scores of different spaces are never mixed."""
     score_every: Count = setting(default=1, identity=True, group="training")
     """Score every this many epochs, counted back from the last one."""
     initial_pass: Flag = setting(default=False, identity=True, group="training")

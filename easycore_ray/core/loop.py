@@ -21,7 +21,7 @@ from easycore_ray.core.gradients import Gradients, compute_gradients, forward_cl
 from easycore_ray.core.objectives import draw_start
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.core.score_columns import ScoreColumns
-from easycore_ray.core.scores import fused_scores
+from easycore_ray.core.scores import fused_scores, pixel_scale
 from easycore_ray.core.seeding import generator, seeded
 from easycore_ray.core.sgd import SGD
 from easycore_ray.core.training_plan import TrainingPlan
@@ -126,7 +126,7 @@ def train_epoch(
     attack_draws = generator("attack", plan.seed, epoch, segment, rank)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watch = _DivergenceWatch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
-    sums, timed, first_step = _EpochSums(device, record_scores), _TimedBatches(batches, device), step
+    sums, timed, first_step = _EpochSums(model, plan, record_scores), _TimedBatches(batches, device), step
     model.train()
     # Layers such as dropout draw from torch's global generator.
     with seeded("layers", plan.seed, epoch, segment, rank):
@@ -149,7 +149,9 @@ def train_epoch(
 class _EpochSums:
     """Sums over an epoch's rows, kept on the device: fetching them in each step would make a GPU wait."""
 
-    def __init__(self, device: torch.device, record_scores: bool) -> None:
+    def __init__(self, model: nn.Module, plan: TrainingPlan, record_scores: bool) -> None:
+        device = next(model.parameters()).device
+        self._scale = pixel_scale(model, plan.input_space)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._num_rows = 0
@@ -161,7 +163,7 @@ class _EpochSums:
         """Add a batch: ids, labels and losses (B,), logits (B, num_classes), gradient at the inputs (B, C, H, W)."""
         if self._scores is not None:
             assert input_grad is not None
-            scores = fused_scores(input_grad, logits.float(), labels, grad_scale=1.0)
+            scores = fused_scores(input_grad, logits.float(), labels, grad_scale=1.0, scale=self._scale)
             self._scores.add({"sample_id": sample_ids, "label": labels, **scores})
         self._loss += losses.sum(dtype=torch.float64)
         self._correct += (logits.argmax(dim=1) == labels).sum()

@@ -20,7 +20,7 @@ from easycore_ray.core.augment import to_device
 from easycore_ray.core.loop import Batches, prepare_inputs
 from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.score_columns import ScoreColumns
-from easycore_ray.core.scores import score_batch
+from easycore_ray.core.scores import pixel_scale, score_batch
 from easycore_ray.core.seeding import generator
 
 
@@ -28,6 +28,7 @@ def score_epoch(
     model: nn.Module,
     batches: Batches,
     *,
+    input_space: str = "pixel",
     limit: RowLimit | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -36,6 +37,7 @@ def score_epoch(
     Args:
         model: left as it was.
         batches: rows to score, images uint8 (B, C, H, W), in batches of any size; they are cut anew.
+        input_space: inputs that gradients are taken with respect to, one of ``scores.INPUT_SPACES``.
         limit: rows that are scored at once; another number changes a score by rounding only. By default what
             ``memory.default_rows`` says.
         on_batch: called with the number of rows after each batch.
@@ -47,7 +49,7 @@ def score_epoch(
     Raises:
         ValueError: there are no batches.
     """
-    device = next(model.parameters()).device
+    device, scale = next(model.parameters()).device, pixel_scale(model, input_space)
     source = iter(batches)
     first = next(source, None)
     if first is None:
@@ -55,7 +57,7 @@ def score_epoch(
     limit = limit or _limit_for(first[1])
     found = ScoreColumns()
     for batch in _cut_anew(itertools.chain([first], source), limit.rows):
-        for scores in limit.map(partial(_score_rows, model, device), *batch):
+        for scores in limit.map(partial(_score_rows, model, device, scale), *batch):
             found.add(scores)
         if on_batch is not None:
             on_batch(len(batch[0]))
@@ -93,12 +95,13 @@ def _slice(batch: tuple[Tensor, Tensor, Tensor], start: int, stop: int) -> tuple
 
 
 def _score_rows(
-    model: nn.Module, device: torch.device, sample_ids: Tensor, images: Tensor, labels: Tensor
+    model: nn.Module, device: torch.device, scale: Tensor | None, sample_ids: Tensor, images: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     inputs, truth = prepare_inputs(images, device), to_device(labels, device)
     with _full_float32(device):
         # Bytes divided by 255 are in [0, 1]: nothing to check, for which a GPU would have to be waited for.
-        return {"sample_id": sample_ids, "label": truth, **score_batch(model, inputs, truth, check=False)}
+        scores = score_batch(model, inputs, truth, scale=scale, check=False)
+    return {"sample_id": sample_ids, "label": truth, **scores}
 
 
 def _full_float32(device: torch.device) -> Any:

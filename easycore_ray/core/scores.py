@@ -15,21 +15,50 @@ from torch import Tensor, nn
 
 from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
+from easycore_ray.core.models import Normalise
 from easycore_ray.core.threat import check_inputs, l2_norms
 
 SCORE_FIELDS = ("grad_norm", "loss", "margin", "el2n", "correct")
+INPUT_SPACES = ("pixel", "normalised")
+"""Inputs that gradients are taken with respect to: pixels in [0, 1], or what ``Normalise`` makes of them."""
 
 
-def input_grad_norm(grad: Tensor) -> Tensor:
+def pixel_scale(model: nn.Module, input_space: str) -> Tensor | None:
+    """What a gradient at the pixels is multiplied by to be one in an input space; None for pixels themselves.
+
+    A normalised input is (pixel - mean) / std, so its gradient is that of the pixel times std.
+
+    Args:
+        model: from ``build_model``, or compiled.
+        input_space: one of INPUT_SPACES.
+
+    Returns:
+        For "normalised" the std of the model's ``Normalise``: float32 (1, C, 1, 1), on the model's device.
+
+    Raises:
+        ValueError: an unknown space, or a model without ``Normalise``.
+    """
+    if input_space not in INPUT_SPACES:
+        raise ValueError(f"input_space must be one of {', '.join(INPUT_SPACES)}, got {input_space!r}")
+    if input_space == "pixel":
+        return None
+    for module in model.modules():
+        if isinstance(module, Normalise):
+            return module.std
+    raise ValueError("input_space normalised needs a model with Normalise in it, as build_model makes them")
+
+
+def input_grad_norm(grad: Tensor, scale: Tensor | None = None) -> Tensor:
     """L2 norm of each row of an input gradient; averaged over epochs it is AIGN. Higher is harder.
 
     Args:
         grad: (B, …), the gradient of the *summed* loss at the inputs, any float type.
+        scale: multiplies the gradient first, see ``pixel_scale``; broadcast to its shape.
 
     Returns:
         float32 (B,), at least 0; finite and not 0 wherever float32 can hold the true norm. NaN stays NaN.
     """
-    return l2_norms(grad.detach())
+    return l2_norms(grad.detach() if scale is None else grad.detach() * scale)
 
 
 def logit_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -61,7 +90,9 @@ def logit_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def score_batch(model: nn.Module, inputs: Tensor, labels: Tensor, *, check: bool = True) -> dict[str, Tensor]:
+def score_batch(
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, scale: Tensor | None = None, check: bool = True
+) -> dict[str, Tensor]:
     """All SCORE_FIELDS of a batch in the exact pass; a row's scores do not depend on the other rows.
 
     The model is left as it was: weights, gradients, buffers and the mode of every submodule.
@@ -70,6 +101,7 @@ def score_batch(model: nn.Module, inputs: Tensor, labels: Tensor, *, check: bool
         model: returns logits, normalises inside; float32 weights.
         inputs: (B, C, H, W) float pixels in [0, 1], the clean view.
         labels: int64 (B,).
+        scale: from ``pixel_scale``, for gradients in another space than that of pixels.
         check: refuse inputs outside [0, 1], for which a GPU must be waited for.
 
     Returns:
@@ -88,10 +120,12 @@ def score_batch(model: nn.Module, inputs: Tensor, labels: Tensor, *, check: bool
     ):
         logits = model(points)
         (grad,) = torch.autograd.grad(cross_entropy_rows(logits, labels).sum(), points)
-    return {"grad_norm": input_grad_norm(grad), **logit_scores(logits, labels)}
+    return {"grad_norm": input_grad_norm(grad, scale), **logit_scores(logits, labels)}
 
 
-def fused_scores(input_grad: Tensor, logits: Tensor, labels: Tensor, *, grad_scale: float) -> dict[str, Tensor]:
+def fused_scores(
+    input_grad: Tensor, logits: Tensor, labels: Tensor, *, grad_scale: float, scale: Tensor | None = None
+) -> dict[str, Tensor]:
     """All SCORE_FIELDS from what a training step has computed anyway.
 
     Not the exact scores: train-mode batch norm, the augmented view, training precision. Tables of the two
@@ -103,8 +137,9 @@ def fused_scores(input_grad: Tensor, logits: Tensor, labels: Tensor, *, grad_sca
         labels: int64 (B,).
         grad_scale: what turns the training loss into the sum over rows: B for a mean, 1 for a sum, divided
             by the loss scale if a scaler was used.
+        scale: as for ``score_batch``.
 
     Returns:
         As ``score_batch``.
     """
-    return {"grad_norm": input_grad_norm(input_grad) * grad_scale, **logit_scores(logits, labels)}
+    return {"grad_norm": input_grad_norm(input_grad, scale) * grad_scale, **logit_scores(logits, labels)}

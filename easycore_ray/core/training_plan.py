@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from easycore_ray.core.augment import AUGMENTATIONS
 from easycore_ray.core.eps import NORMS
 from easycore_ray.core.schedules import SCHEDULES
+from easycore_ray.core.scores import INPUT_SPACES
 
 TRAINING = ("standard", "trades", "pgd", "mart", "nfgsm")
 """What a network can be trained for, see ``core.objectives``."""
@@ -14,6 +15,7 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "augment": AUGMENTATIONS,
     "precision": ("fp32", "bf16"),
+    "input_space": INPUT_SPACES,
 }
 
 
@@ -58,6 +60,8 @@ class TrainingPlan:
     """Size of the adversarial weight perturbation, see ``core.weight_perturbation``; 0: none."""
     ema: float = 0.0
     """Decay of the averaged weights, see ``averaging.AveragedWeights``; 0: none are kept."""
+    input_space: str = "pixel"
+    """Inputs that recorded gradients are taken with respect to, see ``scores.pixel_scale``."""
     fold: bool = False
     """Fold batch norm into the convolutions for the training attack: another rounding, less work."""
 

@@ -131,7 +131,7 @@ def make_fit(
     fields |= {
         name: getattr(config, name) or 0.0 for name in ("ema", "awp", "label_smoothing") if hasattr(config, name)
     }
-    fields |= {name: getattr(config, name) for name in ("clean_forwards",) if hasattr(config, name)}
+    fields |= {name: getattr(config, name) for name in ("clean_forwards", "input_space") if hasattr(config, name)}
     return Fit(
         dataset=dataset.path,
         coreset=None if coreset is None else Coreset(coreset.path, coreset.manifest),

@@ -288,7 +288,8 @@ def _score(run: _Run, state: State, progress: EpochProgress) -> None:
     assert run.recorder is not None
     while progress.scored < segments.count:
         segment, started = progress.scored, time.monotonic()
-        columns = score_epoch(run.model, run.loader.ordered(segment), limit=run.scored_at_once)
+        columns = score_epoch(run.model, run.loader.ordered(segment), input_space=run.fit.plan.input_space,
+                              limit=run.scored_at_once)  # fmt: skip
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
                             rows=segments.global_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1

@@ -75,8 +75,14 @@ def _coverage(coverage: Facts) -> str:
     return (
         f"{count_text(len(scored), 'scored epoch')} ({_ranges(scored)}){control} × {coverage['samples']:,} samples = "
         f"{coverage['rows']:,} rows in {count_text(coverage['parts'], 'part')}: {once}, by the manifest; "
-        f"score pass {coverage['score_pass']}"
+        f"score pass {coverage['score_pass']}{_space(coverage)}"
     )
+
+
+def _space(facts: Facts) -> str:
+    """The input space of gradients, where it is not that of pixels."""
+    space = facts.get("input_space", "pixel")
+    return "" if space == "pixel" else f", input space {space}"
 
 
 def _details(facts: Facts) -> Iterator[str]:
@@ -116,7 +122,7 @@ def _details(facts: Facts) -> Iterator[str]:
     if kind in ("scoring_run", "score_table") and details.get("epochs"):
         yield from _line("training", _epochs(details["epochs"]))
     if kind == "hardness_table" and details.get("score_pass"):
-        yield from _line("score pass", details["score_pass"])
+        yield from _line("score pass", details["score_pass"] + _space(details))
 
 
 def _dataset(details: Facts) -> Iterator[str]:

@@ -16,7 +16,7 @@ from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.scoring.hardness_table import HardnessTable
 from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
-from easycore_ray.scoring.score_reader import ScoreTable, open_table, population
+from easycore_ray.scoring.score_reader import ScoreTable, input_space_of, open_table, population
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, finish
 from easycore_ray.storage.errors import EasyCoreError
@@ -72,6 +72,7 @@ def reduce(config: ReduceConfig) -> Artifact:
         only=None if config.only is None else list(config.only),
         epoch_range=None if between is None else list(between),
         score_pass=table.artifact.manifest["config"]["score_pass"],
+        input_space=input_space_of(table.artifact),
         dataset=table.artifact.manifest["parents"]["dataset"],
     )
     say(f"reduce: {rows:,} samples × {len(epochs)} epochs → {out}")

@@ -99,6 +99,15 @@ class ScoreTable:
         return found
 
 
+def input_space_of(table: Artifact) -> str:
+    """Inputs that the gradients of a score or hardness table are taken with respect to: ``pixel`` or ``normalised``.
+
+    Tables of releases that had no choice are of pixels.
+    """
+    manifest = table.manifest
+    return str(manifest.get("input_space") or manifest["config"].get("input_space", "pixel"))
+
+
 def open_table(path: str) -> ScoreTable:
     """Open a finished score table (the ``table`` folder of a scoring run).
 

@@ -45,6 +45,18 @@ def folders(dataset, tmp_path_factory):
     return [make_run(root / f"run{at}", dataset, at, **config) for at, config in enumerate(configs)]
 
 
+def test_runs_of_different_input_spaces_are_refused_together(dataset, folders, tmp_path):
+    """Of one space they are compared; a table that does not say is of pixels."""
+    other = [
+        make_run(tmp_path / f"run{at}", dataset, 7 + at, model="cnn", seed=at, input_space="normalised")
+        for at in (0, 1)
+    ]
+    assert len(compare(open_runs(other, "aign"))) == 1
+    message = r"holds gradients with respect to normalised pixels, .*/run0/hardness with respect to pixels; pass "
+    with pytest.raises(EasyCoreError, match=message):
+        open_runs([folders[0], other[0]], "aign")
+
+
 def test_names_and_pairs_say_what_differs(folders):
     """A width that is the network's own is no other network; a run without a configuration goes by its folder."""
     runs = open_runs(folders, "aign")

@@ -5,7 +5,7 @@ import pytest
 from easycore_ray.cli.start_values import preset_fields
 from easycore_ray.config.experiments import PipelineConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS
-from easycore_ray.config.stages import EvaluateConfig, PrepareConfig, TrainConfig
+from easycore_ray.config.stages import EvaluateConfig, PrepareConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.engine.plan import make_training_plan
 
@@ -38,6 +38,12 @@ SOURCES = {
         "train_epochs": 110, "eps": 8 / 255, "attack_steps": 10, "attack_step_size": 2 / 255, "eval_eps": (8 / 255,),
         "crop_reflect": True, "clean_forwards": True, "normalised": "fixed",
     },
+    # DeepakTatachar/CSL-Mem: train.py's defaults, scores.py, clean loaders of its scoring scripts, a state per epoch.
+    "csl-mem": {
+        "model": "resnet18", "weight_decay": 1e-4, "schedule": "multistep", "milestones": (0.6, 0.8),
+        "training": ("standard",), "train_epochs": 200, "score_epochs": 200, "score_pass": "eval", "score_every": 1,
+        "initial_pass": False, "input_space": "normalised", "normalised": "fixed",
+    },
     # kuangliu/pytorch-cifar, main.py.
     "standard-cifar": {
         "model": "resnet18", "weight_decay": 5e-4, "schedule": "cosine", "training": ("standard",),
@@ -56,6 +62,7 @@ RATES = {
     "bag-of-tricks-trades": {1: 0.1, 100: 0.1, 101: 0.01, 105: 0.01, 106: 0.001, 110: 0.001},
     "bag-of-tricks-pgd": {1: 0.1, 100: 0.1, 101: 0.01, 105: 0.01, 106: 0.001, 110: 0.001},
     "standard-cifar": {1: 0.1, 101: 0.05},
+    "csl-mem": {1: 0.1, 120: 0.1, 121: 0.01, 160: 0.01, 161: 0.001, 200: 0.001},
     "cifar10": {1: 0.1, 101: 0.05005, 201: 1e-4},
 }
 
@@ -102,6 +109,14 @@ def test_a_single_run_takes_objective_and_milestones_from_the_preset(name):
     assert (run.crop_reflect, run.clean_forwards) == (config.crop_reflect, config.clean_forwards)
     assert preset_fields(EvaluateConfig, name)["eval_eps"] == config.eval_eps
     assert preset_fields(SweepConfig, name)["training"] == config.training
+
+
+def test_a_scoring_run_takes_its_recipe_from_the_preset():
+    """``score --preset csl-mem`` is the whole of what its source says of scores."""
+    run = ScoreConfig(out="o", dataset="d", **preset_fields(ScoreConfig, "csl-mem"))
+
+    assert (run.epochs, run.score_pass, run.score_every, run.input_space) == (200, "eval", 1, "normalised")
+    assert (run.weight_decay, run.nesterov, run.milestones) == (1e-4, False, (0.6, 0.8))
 
 
 def test_a_preset_of_several_objectives_leaves_a_single_run_its_own():

@@ -19,6 +19,7 @@ from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import MODELS, build_model
 from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.score_columns import ScoreColumns
+from easycore_ray.core.scores import INPUT_SPACES
 from easycore_ray.core.training_plan import TRAINING, TrainingPlan
 
 DEVICE = torch.device("meta")
@@ -143,7 +144,7 @@ def test_every_network_trains_on_one_device(asked, monkeypatch, name):
     monkeypatch.setattr(loop._DivergenceWatch, "look", lambda watch: watch._waiting.clear())
     monkeypatch.setattr(loop._DivergenceWatch, "refuse_weights", lambda *_: None)
     kept = kept_on_the_device(monkeypatch)
-    model, plan = model_on(DEVICE, name), plan_of(training="standard")
+    model, plan = model_on(DEVICE, name), plan_of(training="standard", input_space="normalised")
     with OneDevice():
         result = train_epoch(model, make_optimizer(model, plan), batches(), plan, epoch=1, step=0, record_scores=True)
 
@@ -153,12 +154,13 @@ def test_every_network_trains_on_one_device(asked, monkeypatch, name):
 
 
 @pytest.mark.usefixtures("pixels_are_trusted", "asked")
-def test_exact_scores_are_taken_on_one_device(monkeypatch):
+@pytest.mark.parametrize("input_space", INPUT_SPACES)
+def test_exact_scores_are_taken_on_one_device(monkeypatch, input_space):
     """A batch at a time; all are fetched at the end."""
     monkeypatch.setattr(torch, "autocast", lambda **_: nullcontext())  # meta has none
     kept = kept_on_the_device(monkeypatch)
     with OneDevice():
-        scores = score_epoch(model_on(DEVICE), batches(2), limit=RowLimit(4))
+        scores = score_epoch(model_on(DEVICE), batches(2), input_space=input_space, limit=RowLimit(4))
 
     assert kept == [(4, "meta")] * 2
     assert scores == "fetched"

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from easycore_ray.core.models import build_model
-from easycore_ray.core.scores import SCORE_FIELDS, fused_scores, input_grad_norm, logit_scores, score_batch
+from easycore_ray.core.scores import (
+    SCORE_FIELDS,
+    fused_scores,
+    input_grad_norm,
+    logit_scores,
+    pixel_scale,
+    score_batch,
+)
 
 NET = build_model("cnn", num_classes=5, image_shape=(3, 8, 8), width=4, mean=[0.4] * 3, std=[0.25] * 3, seed=3)
 IMAGES = torch.rand(23, 3, 8, 8, generator=torch.Generator().manual_seed(7))
@@ -180,3 +187,30 @@ def test_fused_scores_of_an_eval_mode_step_equal_the_exact_ones(model, inputs, l
     assert tuple(scores) == SCORE_FIELDS
     assert_same_scores(scores, expected)
     assert not any(values.requires_grad for values in scores.values())
+
+
+def test_gradients_at_normalised_inputs_are_those_of_the_network_behind_the_normalisation(inputs, labels):
+    """Exact and fused: equal to a loop over single samples that differentiates at what the network gets."""
+    model = build_model("cnn", num_classes=5, image_shape=(3, 8, 8), width=4, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.9])
+    expected = one_sample_loop(model.network, model.normalise(inputs), labels)
+    scale = pixel_scale(model, "normalised")
+    scores = score_batch(model, inputs, labels, scale=scale)
+    points = inputs.clone().requires_grad_()
+    logits = model.eval()(points)
+    nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+
+    assert_same_scores(scores, expected)
+    assert_same_scores(fused_scores(points.grad, logits, labels, grad_scale=1.0, scale=scale), expected)
+    ratio = scores["grad_norm"] / score_batch(model, inputs, labels)["grad_norm"]
+    assert ratio.min() > 0.2
+    assert ratio.max() < 0.9
+    assert ratio.max() > 1.01 * ratio.min(), "no common factor, so the order may differ"
+
+
+def test_the_scale_of_pixels_is_none():
+    """Nothing is multiplied; other spaces need a normalisation, and a name that is known."""
+    assert pixel_scale(nn.Linear(2, 2), "pixel") is None
+    with pytest.raises(ValueError, match="needs a model with Normalise"):
+        pixel_scale(nn.Linear(2, 2), "normalised")
+    with pytest.raises(ValueError, match="must be one of pixel, normalised, got 'latent'"):
+        pixel_scale(NET, "latent")

@@ -30,7 +30,9 @@ def no_step_waits(setup: Setup) -> Iterator[Row]:
     batches = setup.batches(setup.choose(40, 5), setup.choose(64, 8))
     torch.backends.cudnn.deterministic = True
     for training, norm, scores, precision in _OBJECTIVES:
-        plan = plan_of(training, norm=norm, precision=precision, attack_steps=2, fold=precision == "bf16")
+        plan = plan_of(training, norm=norm, precision=precision, attack_steps=2, fold=precision == "bf16",
+                       clean_forwards=training == "pgd", crop_reflect=norm == "l2",
+                       input_space="normalised" if scores else "pixel")  # fmt: skip
         what, trained = f"{training} {norm} {precision}{' fused' if scores else ''}", []
         for how, gradients in _ways(setup):
             with torch.random.fork_rng():

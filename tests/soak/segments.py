@@ -117,13 +117,16 @@ def draw_case(dataset, rng: random.Random) -> Case:
     fields = dict(
         batch_size=rng.choice([12, 18]), segment_images=rng.choice([1, 24, 40]), augment=rng.choice(["none", "crop"]),
         commit_minutes=rng.choice([0.0, 2.0, 4.0, NEVER]), epochs=rng.choice([2, 3]),
+        crop_reflect=rng.choice([True, False]),
     )  # fmt: skip
     job = rng.choice(["score", "score", "score", "standard", "trades", "pgd"])
     if job == "score":
         fields |= dict(
             score_pass=rng.choice(["eval", "fused", "fused+eval"]), initial_pass=rng.choice([True, False]),
-            score_every=rng.choice([1, 1, 2]),
+            score_every=rng.choice([1, 1, 2]), input_space=rng.choice(["pixel", "normalised"]),
         )  # fmt: skip
+    if job == "pgd":
+        fields |= dict(clean_forwards=rng.choice([True, False]))
     return Case(dataset, workers, job, **fields)
 
 
