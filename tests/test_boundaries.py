@@ -40,7 +40,10 @@ ALONE = {
 
 
 # Libraries that a file of core imports inside the one function that needs them.
-CORE_LIBRARIES = {"easycore_ray/core/paired_differences.py": {"scipy"}}
+CORE_LIBRARIES = {
+    "easycore_ray/core/paired_differences.py": {"scipy"},
+    "easycore_ray/core/timm_models.py": {"timm"},
+}
 
 
 def name_of(path):

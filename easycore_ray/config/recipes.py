@@ -22,7 +22,7 @@ from easycore_ray.config.fields import (
     Training,
     Weight,
 )
-from easycore_ray.core.names import FIXED_WIDTHS, is_user_model
+from easycore_ray.core.names import FIXED_WIDTHS, MODEL_NAMES
 
 
 def uses_milestones(config: Any) -> bool:
@@ -41,9 +41,11 @@ class RecipeConfig(Checked):
     """How a model is trained, apart from the objective."""
 
     model: ModelName = setting(default="resnet18", identity=True, group="model")
-    """Network: cnn is small and made for tiny images; resnet18, preactresnet18 and wrn-* are the CIFAR
-    variants; *-imagenet take large images. Or your own, package.module:function, called as
-    function(num_classes=10, image_shape=(3, 32, 32)); it gets normalised pixels and gives logits. A run is known by
+    """Network: cnn is small and made for tiny images; resnet18, preactresnet18, preactresnet18-nobn (without the last
+    batch norm, as in pytorch-cifar), preactresnet18-fast (that of Wong et al. 2020), wrn-28-10 and wrn-34-10 are the
+    CIFAR variants; resnet18-imagenet and resnet50-imagenet take large images. timm:NAME is an architecture of timm (the
+    extra timm), untrained, made for the dataset's image size and classes. Or your own, package.module:function, called
+    as function(num_classes=10, image_shape=(3, 32, 32)); it gets normalised pixels and gives logits. A run is known by
     its name, not its code: after changing it take another --out."""
     width: Count | None = setting(default=None, identity=True, group="model")
     """Channels of the first block (widen factor for wrn-*); the network's own default if left out."""
@@ -98,7 +100,7 @@ class RecipeConfig(Checked):
                 f"milestones must be rising shares of the run in (0, 1), e.g. 0.75 0.9, got {self.milestones}; "
                 "epoch 100 of 110 is 0.909"
             )
-        if self.width is not None and is_user_model(self.model):
+        if self.width is not None and self.model not in MODEL_NAMES:
             found.append(f"width is for the built-in networks, got {self.width} with {self.model}; leave it out")
         elif self.width is not None and self.width != (fixed := FIXED_WIDTHS.get(self.model, self.width)):
             found.append(

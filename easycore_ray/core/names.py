@@ -6,6 +6,8 @@ MODEL_NAMES = (
     "cnn",
     "resnet18",
     "preactresnet18",
+    "preactresnet18-nobn",
+    "preactresnet18-fast",
     "wrn-28-10",
     "wrn-34-10",
     "resnet18-imagenet",
@@ -16,6 +18,8 @@ DEFAULT_WIDTHS = {
     "cnn": 16,
     "resnet18": 64,
     "preactresnet18": 64,
+    "preactresnet18-nobn": 64,
+    "preactresnet18-fast": 64,
     "wrn-28-10": 10,
     "wrn-34-10": 10,
     "resnet18-imagenet": 64,
@@ -28,18 +32,27 @@ ATTACK_NAMES = ("fgsm", "pgd20")
 """Attacks of an evaluation: the keys of ``attacks.ATTACKS``; AutoAttack comes from another package."""
 
 
+_TIMM = "timm:"
+
+
 def is_user_model(name: str) -> bool:
-    """Whether a name is written as ``package.module:function``."""
-    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
+    """Whether a name is written as ``package.module:function``; ``timm:NAME`` is one of timm's."""
+    written = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
+    return written and not name.startswith(_TIMM)
+
+
+def is_timm_model(name: str) -> bool:
+    """Whether a name is written as ``timm:NAME``: an architecture of timm, without the tag of pretrained weights."""
+    return re.fullmatch(_TIMM + r"\w+", name) is not None
 
 
 def default_width(name: str) -> int | None:
-    """The width that a model has by default; None for a user's, which has none.
+    """The width that a model has by default; None for a user's and timm's, which have none to choose.
 
     Raises:
         ValueError: an unknown name.
     """
-    if is_user_model(name):
+    if is_user_model(name) or is_timm_model(name):
         return None
     if name not in DEFAULT_WIDTHS:
         raise ValueError(f"model must be one of {', '.join(sorted(MODEL_NAMES))}; got {name!r}")

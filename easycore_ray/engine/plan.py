@@ -11,7 +11,7 @@ from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.models import build_model
-from easycore_ray.core.names import default_width, is_user_model
+from easycore_ray.core.names import MODEL_NAMES, default_width
 from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.coreset import Coreset
 from easycore_ray.data.dataset import Dataset
@@ -82,7 +82,7 @@ def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, A
     """Arguments of ``core.models.build_model`` for a recipe on a dataset.
 
     Raises:
-        EasyCoreError: for a user's model that cannot be built; found out here, before any work.
+        EasyCoreError: for a user's or timm's model that cannot be built; found out here, before any work.
     """
     arguments = {
         "name": recipe.model,
@@ -93,13 +93,13 @@ def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, A
         "std": tuple(dataset.std),
         "seed": recipe.seed,
     }
-    if is_user_model(recipe.model):
+    if recipe.model not in MODEL_NAMES:
         build(arguments)
     return arguments
 
 
 def build(arguments: dict[str, Any]) -> nn.Module:
-    """The untrained network of these arguments; a user's that cannot be built is an ``EasyCoreError``."""
+    """The untrained network of these arguments; one of others that cannot be built is an ``EasyCoreError``."""
     try:
         return build_model(**arguments)
     except ValueError as error:
