@@ -84,8 +84,8 @@ class _Score(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, cuda_graphs: bool = True, seed: int = 0,
-        score_batch_size: int | None = None, coreset: StrPath | None = None, epochs: int = 20,
-        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
+        init_from: StrPath | None = None, score_batch_size: int | None = None, coreset: StrPath | None = None,
+        epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
         initial_pass: bool = False, stop_when_stable: float | None = None,
     ) -> ScoringRun: ...
     @overload
@@ -104,8 +104,8 @@ class _Score(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, cuda_graphs: bool = True, seed: int = 0,
-        score_batch_size: int | None = None, coreset: StrPath | None = None, epochs: int = 20,
-        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
+        init_from: StrPath | None = None, score_batch_size: int | None = None, coreset: StrPath | None = None,
+        epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval", score_every: int = 1,
         initial_pass: bool = False, stop_when_stable: float | None = None, measure: bool = False,
     ) -> WorkPlan: ...
 
@@ -182,7 +182,7 @@ class _Train(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, cuda_graphs: bool = True, seed: int = 0,
-        coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
+        init_from: StrPath | None = None, coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
     ) -> Checkpoint: ...
     @overload
     def plan(self, config: TrainConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -204,7 +204,8 @@ class _Train(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False, cuda_graphs: bool = True, seed: int = 0,
-        coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None, measure: bool = False,
+        init_from: StrPath | None = None, coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Evaluate(Protocol):

@@ -19,6 +19,7 @@ from easycore_ray.config.fields import (
     PartialShare,
     Positive,
     Several,
+    Text,
     Training,
     Weight,
 )
@@ -115,6 +116,15 @@ class SeededRecipeConfig(RecipeConfig):
 
     seed: Natural = setting(default=0, identity=True, group="training")
     """Seed of weights, order, augmentation and attacks."""
+
+
+@configuration
+class InitialWeightsConfig(Checked):
+    """What a single run starts from."""
+
+    init_from: Text | None = setting(default=None, identity=False, group="model")
+    """Folder of a finished checkpoint, whose last weights and normalisation the run starts from instead of random
+    weights. It must be of the same network, for images and classes like those of the dataset. Known by its content."""
 
 
 @configuration

@@ -40,7 +40,13 @@ from easycore_ray.config.fields import (
     Text,
     WeightsName,
 )
-from easycore_ray.config.recipes import ObjectiveConfig, RobustnessConfig, SeededRecipeConfig, objective_problems
+from easycore_ray.config.recipes import (
+    InitialWeightsConfig,
+    ObjectiveConfig,
+    RobustnessConfig,
+    SeededRecipeConfig,
+    objective_problems,
+)
 from easycore_ray.core.selection import METHODS
 
 
@@ -129,7 +135,7 @@ class EvalBatchConfig(Checked):
 
 
 @configuration
-class ScoreConfig(ScoreBatchConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
+class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -268,7 +274,9 @@ def _option_problem(method: str, text: str) -> str:
 
 
 @configuration
-class TrainConfig(SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
+class TrainConfig(
+    InitialWeightsConfig, SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig
+):
     """Train one model on one coreset: standard, TRADES or PGD-AT."""
 
     dataset: Text = setting(identity=False, group="data")

@@ -52,6 +52,8 @@ class Fit:
     """Steps of the attack on the validation split after each epoch; 0: none."""
     score_batch_size: int | None = None
     """Samples in a batch of an exact scoring pass; by the size of the images if None."""
+    initial: Artifact | None = None
+    """The checkpoint whose weights it starts from; random ones if None."""
 
     def row_limit(self, batch_size: int | None = None) -> RowLimit:
         """A limit of so many rows without gradients of the weights, by default what the images' size says."""
@@ -78,19 +80,25 @@ class Fit:
         return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
 
 
-def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, Any]:
+def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset, initial: Artifact | None = None) -> dict[str, Any]:
     """Arguments of ``core.models.build_model`` for a recipe on a dataset.
+
+    Args:
+        recipe: of the run.
+        dataset: its images.
+        initial: the checkpoint it starts from, whose normalisation it keeps; else that of the dataset.
 
     Raises:
         EasyCoreError: for a user's or timm's model that cannot be built; found out here, before any work.
     """
+    norm = {"mean": dataset.mean, "std": dataset.std} if initial is None else initial.manifest["model"]
     arguments = {
         "name": recipe.model,
         "num_classes": dataset.num_classes,
         "image_shape": tuple(dataset.image_shape),
         "width": recipe.width if recipe.width is not None else default_width(recipe.model),
-        "mean": tuple(dataset.mean),
-        "std": tuple(dataset.std),
+        "mean": tuple(norm["mean"]),
+        "std": tuple(norm["std"]),
         "seed": recipe.seed,
     }
     if recipe.model not in MODEL_NAMES:
@@ -111,6 +119,7 @@ def make_fit(
     dataset: Dataset,
     coreset: Artifact | None,
     *,
+    initial: Artifact | None = None,
     objective: ObjectiveConfig | None = None,
     **details: Any,
 ) -> Fit:
@@ -120,6 +129,7 @@ def make_fit(
         config: recipe and resources.
         dataset: a finished one.
         coreset: whose samples are trained on; the whole training split if None.
+        initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
         objective: what it trains for; standard training if None.
         details: further fields of ``Fit``.
     """
@@ -135,7 +145,8 @@ def make_fit(
         dataset=dataset.path,
         coreset=None if coreset is None else Coreset(coreset.path, coreset.manifest),
         num_rows=num_rows,
-        model=model_arguments(config, dataset),
+        model=model_arguments(config, dataset, initial),
+        initial=initial,
         plan=make_training_plan(config, total_steps=steps, **fields),
         epochs=-(-steps // steps_per_epoch),
         batch_size=config.batch_size,

@@ -18,6 +18,7 @@ from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import decodes_beside, demand_of
 from easycore_ray.engine.run_history import local_commit_file
 from easycore_ray.engine.run_identity import claim_run, keeps_rows
+from easycore_ray.engine.run_inputs import INIT_FROM
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.engine.worker_group import segment_file
 from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
@@ -280,7 +281,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     checkpoint = made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
-        fit = make_training_fit(trial.train, dataset, parents.get("coreset"))
+        fit = make_training_fit(trial.train, dataset, parents.get("coreset"), parents.get(INIT_FROM))
         keeps = keeps_rows(dataset, fit.num_rows, 1, fit.cache_gib, fit.plan.augment)
         rows = _read_rows(dataset, "train", fit.read_sample_ids()) if keeps else None
         commit_file = local_commit_file(made.path, "train", {"identity": made.identity, "nonce": made.nonce})

@@ -44,7 +44,7 @@ OTHER = {
     "cuda_graphs": False, "dataset": "t", "ema": 0.9, "eval_batch_size": 9,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
-    "initial_pass": True, "keep_going": True, "label_column": "t",
+    "init_from": "t", "initial_pass": True, "keep_going": True, "label_column": "t",
     "label_smoothing": 0.1, "lr": 0.2, "materialize": True, "max_failures": 9,
     "max_concurrent_trials": 5, "method": "hardest", "milestones": (0.5,), "model": "cnn", "momentum": 0.5,
     "nesterov": False, "norm": "l2", "note": "t", "num_autoattack_samples": 7, "num_eval_samples": 7,
@@ -74,10 +74,10 @@ TRIALS = {"max_concurrent_trials", "keep_going"}
 # these fields of a stage; of what runs stages, a test below compares the stages.
 SAME = {
     PREPARE: PLACES | {"allow_one_class", "source_check"},
-    SCORE: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset"},
+    SCORE: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset", "init_from"},
     stages.ReduceConfig: PLACES | {"scores", "bucket_rows"},
     stages.CoresetConfig: PLACES | TRACKING | {"scores", "dataset", "user_scores", "materialize"},
-    TRAIN: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset"},
+    TRAIN: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset", "init_from"},
     stages.EvaluateConfig: PLACES | TRACKING | RESERVED | {"dataset", "checkpoint", "num_workers", "cache_gib"},
     stages.ReportConfig: PLACES,
     experiments.AnalyzeConfig: PLACES
