@@ -226,6 +226,7 @@ WEIGHTED = {"trades", "mart"}
 """Objectives with a weight, beta."""
 ScorePass = Literal["eval", "fused", "fused+eval"]
 WeightsName = Literal["last", "best", "averaged"]
+Normalisation = Literal["none", "half", "cifar10", "pytorch-cifar", "cifar100", "imagenet", "dataset", "file"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
 SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]

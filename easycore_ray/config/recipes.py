@@ -31,6 +31,16 @@ def uses_milestones(config: Any) -> bool:
     return config.schedule == "multistep"
 
 
+def width_problems(model: str, width: int | None) -> list[str]:
+    """What is wrong with the width of a model, a sentence each."""
+    if width is None:
+        return []
+    if model not in MODEL_NAMES:
+        return [f"width is for the built-in networks, got {width} with {model}; leave it out"]
+    fixed = FIXED_WIDTHS.get(model, width)
+    return [f"width of {model} is {fixed}, got {width}; pass --width {fixed}, or another --model"] * (width != fixed)
+
+
 def attacks_validation(config: Any) -> bool:
     """Whether the validation split is attacked: there is an adversarial objective, and steps for it."""
     trained: Collection[str] = (config.training,) if isinstance(config.training, str) else config.training
@@ -101,13 +111,7 @@ class RecipeConfig(Checked):
                 f"milestones must be rising shares of the run in (0, 1), e.g. 0.75 0.9, got {self.milestones}; "
                 "epoch 100 of 110 is 0.909"
             )
-        if self.width is not None and self.model not in MODEL_NAMES:
-            found.append(f"width is for the built-in networks, got {self.width} with {self.model}; leave it out")
-        elif self.width is not None and self.width != (fixed := FIXED_WIDTHS.get(self.model, self.width)):
-            found.append(
-                f"width of {self.model} is {fixed}, got {self.width}; pass --width {fixed}, or another --model"
-            )
-        return found
+        return found + width_problems(self.model, self.width)
 
 
 @configuration

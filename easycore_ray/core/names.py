@@ -28,6 +28,17 @@ DEFAULT_WIDTHS = {
 """Their widths where none is chosen."""
 FIXED_WIDTHS = {"resnet18-imagenet": 64}
 """Networks that come in one width."""
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "none": ((0.0,), (1.0,)),
+    "half": ((0.5,), (0.5,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "pytorch-cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and std per channel, of pixels in [0, 1], that networks of others were trained with; one value: for any number
+of channels. none: TRADES. half: pixels in [-1, 1]. cifar10: robust_overfitting and Bag of Tricks. pytorch-cifar:
+kuangliu/pytorch-cifar. cifar100: RobustBench. imagenet: torchvision."""
 ATTACK_NAMES = ("fgsm", "pgd20")
 """Attacks of an evaluation: the keys of ``attacks.ATTACKS``; AutoAttack comes from another package."""
 

@@ -21,6 +21,7 @@ from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecord
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, open_artifact, work_folder
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 _CONFIGS: dict[str, type[Any]] = {
     "dataset": stages.PrepareConfig,
@@ -205,6 +206,9 @@ def _state_of(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
     try:
         if not paths.exists(entry["path"]):
             return "gone", None
+        if entry["kind"] == "weights_file":
+            same = content_hash(paths.read_bytes(entry["path"])) == entry["fingerprint"]
+            return ("unchanged" if same else "changed"), None
         now = open_artifact(entry["path"], any_version=True).manifest
     except EasyCoreError:
         claimed, finished = (paths.exists(paths.join(entry["path"], name)) for name in (RUN, MANIFEST))
