@@ -226,7 +226,7 @@ class _Evaluate(Protocol):
         weights: Literal["last", "best", "averaged"] = "last", split: Literal["test", "val"] = "test",
         attack: str | Sequence[str] = ("pgd20",),
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
-        num_eval_samples: int | None = None, seed: int = 0,
+        num_eval_samples: int | None = None, seed: int = 0, claim: StrPath | None = None,
     ) -> Evaluation: ...
     @overload
     def plan(self, config: EvaluateConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -244,7 +244,7 @@ class _Evaluate(Protocol):
         weights: Literal["last", "best", "averaged"] = "last", split: Literal["test", "val"] = "test",
         attack: str | Sequence[str] = ("pgd20",),
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
-        num_eval_samples: int | None = None, seed: int = 0, measure: bool = False,
+        num_eval_samples: int | None = None, seed: int = 0, claim: StrPath | None = None, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Sweep(Protocol):

@@ -338,6 +338,9 @@ class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
     """Attack only this many images in an evaluation, the same for every model; all if left out."""
     seed: Natural = setting(default=0, identity=True, group="attack")
     """Seed of the drawn images and of the attacks' random starts."""
+    claim: Text | None = setting(default=None, identity=False, group="output")
+    """Also write the claim that RobustBench asks for into this JSON file: needs autoattack, one --eval-eps and the test
+    split. Title, authors, links are left empty to fill in; what is filled in stays when it is written again."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -346,7 +349,25 @@ class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
             found.append(f"attack none stands alone, got {', '.join(self.attack)}; the clean accuracy is always given")
         if not self.eval_eps or not self.attack:
             found.append("attack and eval_eps need at least one value each")
-        return found + self._model_problems()
+        return found + self._model_problems() + self._claim_problems()
+
+    def _claim_problems(self) -> list[str]:
+        """What is wrong with an evaluation whose result is claimed."""
+        if self.claim is None:
+            return []
+        found = []
+        if "autoattack" not in self.attack:
+            found.append(
+                f"claim needs autoattack among the attacks, got {', '.join(self.attack)}: RobustBench compares by it; "
+                "pass --attack autoattack"
+            )
+        if len(self.eval_eps) != 1:
+            found.append(f"claim is of one eval_eps, got {len(self.eval_eps)}; pass the one that is claimed")
+        if self.split != "test":
+            found.append(f"claim is of the test split, got {self.split}; leave --split out")
+        if not self.claim.endswith(".json"):
+            found.append(f"claim must end in .json, got {self.claim!r}")
+        return found
 
     def _model_problems(self) -> list[str]:
         """What is wrong with the fields that say what is attacked."""

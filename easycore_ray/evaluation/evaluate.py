@@ -22,6 +22,7 @@ from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of, task_demand
 from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
+from easycore_ray.evaluation.claim import check_claim, write_claim
 from easycore_ray.evaluation.plans import plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.evaluation.threats import (
@@ -105,6 +106,8 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     started = time.monotonic()
     dataset = open_dataset(config.dataset)
     attacked = open_attacked(config, dataset)
+    if config.claim is not None:
+        check_claim(paths.absolute(config.claim))
     (model,) = (load_attacked(config, each) for each in attacked.values())
     threats = threats_of(config)
     check_threats(threats, dataset.image_shape)
@@ -114,6 +117,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     made = claim_artifact("evaluation", config, parents)
     if isinstance(made, Artifact):
         say(f"evaluate: {out} is finished, reused")
+        _claim(config, made, attacked, dataset)
         track_if_named(config, made.path, lambda _: describe_evaluation(config, made.path))
         _warn(made)
         return made
@@ -130,9 +134,20 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         say(f"evaluate: warning: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
     say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
+    _claim(config, artifact, attacked, dataset)
     track_if_named(config, artifact.path, lambda _: describe_evaluation(config, artifact.path))
     _warn(artifact)
     return artifact
+
+
+def _claim(config: EvaluateConfig, evaluation: Artifact, attacked: dict[str, Artifact], dataset: Dataset) -> None:
+    """Write the claim that was asked for, and say what is left to fill in."""
+    if config.claim is None:
+        return
+    where = paths.absolute(config.claim)
+    (model,) = attacked.values()
+    missing = write_claim(where, evaluation, model, dataset)
+    say(f"evaluate: claim → {where}" + (f"; left to fill in: {', '.join(missing)}" if missing else ""))
 
 
 def _warn(evaluation: Artifact) -> None:

@@ -38,7 +38,8 @@ OTHER = {
     "adversarial_epochs": 3, "allow_one_class": True, "attack": ("pgd20", "fgsm"), "attack_step_size": 0.01,
     "attack_steps": 3, "augment": "none", "autoattack_eval_eps": 0.01, "awp": 0.01,
     "balance": "class", "band": (0.1, 0.2),
-    "batch_size": 240, "beta": 2.0, "bucket_rows": 9, "cache_gib": 0.0, "checkpoint": "t", "classes": "t",
+    "batch_size": 240, "beta": 2.0, "bucket_rows": 9, "cache_gib": 0.0, "checkpoint": "t", "claim": "t.json",
+    "classes": "t",
     "cluster_max": "CPU=8",
     "commit_minutes": 0.0, "compile": True, "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "cutoff": 0.1,
     "cuda_graphs": False, "dataset": "t", "ema": 0.9, "eval_batch_size": 9,
@@ -82,7 +83,7 @@ SAME = {
     stages.EvaluateConfig: PLACES
     | TRACKING
     | RESERVED
-    | {"dataset", "checkpoint", "weights_file", "num_workers", "cache_gib"},
+    | {"dataset", "checkpoint", "weights_file", "claim", "num_workers", "cache_gib"},
     stages.ReportConfig: PLACES,
     experiments.AnalyzeConfig: PLACES
     | TRACKING
@@ -109,6 +110,8 @@ def beside(kind, name):
     of_a_file = {"weights_file": "w", "model": "resnet18", "normalise": "none"}
     if kind is stages.EvaluateConfig and name in {*of_a_file, "width"}:
         return of_a_file | {"checkpoint": None}
+    if name == "claim":
+        return {"attack": "autoattack"}
     return {}
 
 

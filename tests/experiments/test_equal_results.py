@@ -139,8 +139,8 @@ def assert_fields_change_nothing(kind, worlds, tmp_path):
     moved = {name: str(there / name) for name in inputs} | {"bucket_rows": 70}
     base = fields | {name: str(here / name) for name in inputs}
     whole = run(kind(out=str(tmp_path / "whole"), **base))
-    # A file of weights stands instead of a checkpoint; tests/evaluation/test_weights_file.py moves one.
-    for name in sorted(SAME[kind] - {"weights_file"}):
+    # A file of weights stands instead of a checkpoint, and a claim needs AutoAttack: tests/evaluation/ has both.
+    for name in sorted(SAME[kind] - {"weights_file", "claim"}):
         out = str(tmp_path / f"other-{name}")
         value = out if name == "out" else (OTHER | moved)[name]
         assert run(kind(**base | {"out": out, name: value})) == whole, name
