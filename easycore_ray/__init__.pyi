@@ -84,8 +84,9 @@ class _Score(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), final_lr: float = 0.0, warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
-        cuda_graphs: bool = True, seed: int = 0, score_batch_size: int | None = None, coreset: StrPath | None = None,
-        epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
+        cuda_graphs: bool = True, seed: int = 0, init_from: StrPath | None = None, score_batch_size: int | None = None,
+        coreset: StrPath | None = None, epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
         stop_when_stable: float | None = None,
     ) -> ScoringRun: ...
@@ -105,8 +106,9 @@ class _Score(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), final_lr: float = 0.0, warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
-        cuda_graphs: bool = True, seed: int = 0, score_batch_size: int | None = None, coreset: StrPath | None = None,
-        epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
+        cuda_graphs: bool = True, seed: int = 0, init_from: StrPath | None = None, score_batch_size: int | None = None,
+        coreset: StrPath | None = None, epochs: int = 20,
+        score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
         stop_when_stable: float | None = None, measure: bool = False,
     ) -> WorkPlan: ...
@@ -185,8 +187,8 @@ class _Train(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), final_lr: float = 0.0, warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
-        cuda_graphs: bool = True, seed: int = 0, coreset: StrPath | None = None, epochs: int = 20,
-        steps: int | None = None, steps_fraction: float | None = None, charged_steps: int = 0,
+        cuda_graphs: bool = True, seed: int = 0, init_from: StrPath | None = None, coreset: StrPath | None = None,
+        epochs: int = 20, steps: int | None = None, steps_fraction: float | None = None, charged_steps: int = 0,
     ) -> Checkpoint: ...
     @overload
     def plan(self, config: TrainConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -209,8 +211,9 @@ class _Train(Protocol):
         milestones: float | Sequence[float] = (0.75, 0.9), final_lr: float = 0.0, warmup_fraction: float = 0.1,
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
-        cuda_graphs: bool = True, seed: int = 0, coreset: StrPath | None = None, epochs: int = 20,
-        steps: int | None = None, steps_fraction: float | None = None, charged_steps: int = 0, measure: bool = False,
+        cuda_graphs: bool = True, seed: int = 0, init_from: StrPath | None = None, coreset: StrPath | None = None,
+        epochs: int = 20, steps: int | None = None, steps_fraction: float | None = None, charged_steps: int = 0,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Evaluate(Protocol):
@@ -221,14 +224,17 @@ class _Evaluate(Protocol):
     def __call__(
         self,
         *,
-        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         cluster_max: str | None = None, max_failures: int = 3, cache_gib: float = 2.0,
         num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
-        eval_batch_size: int | None = None, weights: Literal["last", "best", "averaged"] = "last",
-        split: Literal["test", "val"] = "test", attack: str | Sequence[str] = ("pgd20",),
+        eval_batch_size: int | None = None, checkpoint: StrPath | None = None, weights_file: StrPath | None = None,
+        model: str | None = None, width: int | None = None,
+        normalise: Literal["none", "half", "cifar10", "pytorch-cifar", "cifar100", "imagenet", "dataset", "file"] | None = None,
+        weights: Literal["last", "best", "averaged"] = "last", split: Literal["test", "val"] = "test",
+        attack: str | Sequence[str] = ("pgd20",),
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
-        num_eval_samples: int | None = None, seed: int = 0,
+        num_eval_samples: int | None = None, seed: int = 0, claim: StrPath | None = None,
     ) -> Evaluation: ...
     @overload
     def plan(self, config: EvaluateConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -236,14 +242,17 @@ class _Evaluate(Protocol):
     def plan(
         self,
         *,
-        out: StrPath, checkpoint: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
+        out: StrPath, dataset: StrPath, overwrite: bool = False, take_over: bool = False,
         cpus_per_worker: float | None = None, gpus_per_worker: float = 0.0, threads_per_worker: int | None = None,
         cluster_max: str | None = None, max_failures: int = 3, cache_gib: float = 2.0,
         num_workers: int | str | tuple[int, int] = 2, tracking_uri: str | None = None, experiment: str = "easycore",
-        eval_batch_size: int | None = None, weights: Literal["last", "best", "averaged"] = "last",
-        split: Literal["test", "val"] = "test", attack: str | Sequence[str] = ("pgd20",),
+        eval_batch_size: int | None = None, checkpoint: StrPath | None = None, weights_file: StrPath | None = None,
+        model: str | None = None, width: int | None = None,
+        normalise: Literal["none", "half", "cifar10", "pytorch-cifar", "cifar100", "imagenet", "dataset", "file"] | None = None,
+        weights: Literal["last", "best", "averaged"] = "last", split: Literal["test", "val"] = "test",
+        attack: str | Sequence[str] = ("pgd20",),
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
-        num_eval_samples: int | None = None, seed: int = 0, measure: bool = False,
+        num_eval_samples: int | None = None, seed: int = 0, claim: StrPath | None = None, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Sweep(Protocol):

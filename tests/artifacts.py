@@ -214,7 +214,7 @@ def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact
     opened, parents = open_training(config)
     made = claim_run("checkpoint", config, parents)
     assert isinstance(made, Claim)
-    fit = training.make_training_fit(config, opened, parents.get("coreset"))
+    fit = training.make_training_fit(config, opened, parents.get("coreset"), parents.get("init_from"))
     state = training.train_here(fit, read_split(opened, "train", fit.read_sample_ids()))
     return training.finish_checkpoint(config, made, parents, fit, state, 0.0)
 
@@ -230,7 +230,7 @@ def weights_trained_here(config: TrainConfig) -> dict[str, Any]:
     dataset, parents = open_training(config)
     threads = torch.get_num_threads()
     try:
-        fit = training.make_training_fit(config, dataset, parents.get("coreset"))
+        fit = training.make_training_fit(config, dataset, parents.get("coreset"), parents.get("init_from"))
         return training.train_here(fit, read_split(dataset, "train", fit.read_sample_ids())).model
     finally:
         torch.set_num_threads(threads)

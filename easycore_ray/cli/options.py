@@ -26,7 +26,7 @@ GROUPS = get_args(Group)
 _SOURCES = {"source", "test_source"}
 _PATHS = {
     "out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes", "path", "images",
-    "results",
+    "results", "init_from", "weights_file", "claim",
 } | _SOURCES  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from easycore_ray.config.base import from_dict
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS, STUDIES
-from easycore_ray.config.stages import EvaluateConfig, PrepareConfig, ScoreConfig, TrainConfig
+from easycore_ray.config.stages import OF_WEIGHTS_FILE, EvaluateConfig, PrepareConfig, ScoreConfig, TrainConfig
 from easycore_ray.storage.errors import EasyCoreError
 
 # What is said of the folder as it is found, never of the result.
@@ -63,6 +63,7 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
         if len(config.training) == 1:
             found |= {"training": config.training[0], **({"beta": config.beta[0]} if len(config.beta) == 1 else {})}
     if kind is EvaluateConfig:
+        found = {key: value for key, value in found.items() if key not in OF_WEIGHTS_FILE}
         found |= {"attack": config.attack, "eval_eps": config.eval_eps, "num_eval_samples": config.num_eval_samples}
     if kind is AnalyzeConfig:
         found |= {"eval_eps": config.eval_eps}

@@ -42,7 +42,7 @@ COMMANDS = {
                        "selection.select:select", "selection.plans:plan_select"),
     "train": Command("Train one model on a dataset or coreset", "stages:TrainConfig",
                      "training.train:train", "training.plans:plan_train"),
-    "evaluate": Command("Attack a checkpoint; exit code 1 if the figures look too good", "stages:EvaluateConfig",
+    "evaluate": Command("Attack a model; exit code 1 if the figures look too good", "stages:EvaluateConfig",
                         "cli.results:run_evaluate", "evaluation.plans:plan_evaluate"),
     "sweep": Command("Train and evaluate methods × fractions × objectives × seeds", "experiments:SweepConfig",
                      "cli.results:run_sweep", "experiments.plans:plan_sweep"),

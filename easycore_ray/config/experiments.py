@@ -47,7 +47,14 @@ from easycore_ray.config.recipes import (
     attacks_validation,
     objective_problems,
 )
-from easycore_ray.config.stages import EvalBatchConfig, PrepareConfig, ScoreBatchConfig, ScoreConfig
+from easycore_ray.config.stages import (
+    OF_WEIGHTS_FILE,
+    EvalBatchConfig,
+    EvaluateConfig,
+    PrepareConfig,
+    ScoreBatchConfig,
+    ScoreConfig,
+)
 from easycore_ray.storage.errors import FieldsError
 
 Stage = TypeVar("Stage", bound=Checked)
@@ -306,6 +313,7 @@ def stage_config(config: Any, kind: type[Stage], **own: Any) -> Stage:
         FieldsError: what is wrong with it.
     """
     names = {spec.name for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    names -= set(OF_WEIGHTS_FILE) if kind is EvaluateConfig else set()
     return kind(**{**{name: value for name, value in vars(config).items() if name in names}, **own})
 
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 from tyro.constructors import PrimitiveConstructorSpec
 
 from easycore_ray.core.eps import format_eps, parse_eps
-from easycore_ray.core.names import ATTACK_NAMES, MODEL_NAMES, is_user_model
+from easycore_ray.core.names import ATTACK_NAMES, MODEL_NAMES, is_timm_model, is_user_model
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.selection_methods import describe
 from easycore_ray.storage.errors import EasyCoreError
@@ -201,13 +201,16 @@ EpochRange = Annotated[Text, AfterValidator(_check_epoch_range)]
 
 
 def _check_model(name: str) -> str:
-    if name not in MODEL_NAMES and not is_user_model(name):
+    if name not in MODEL_NAMES and not is_user_model(name) and not is_timm_model(name):
         allowed = ", ".join(sorted(MODEL_NAMES))
-        raise ValueError(f"unknown model {name!r}; allowed are {allowed}, or your own as package.module:function")
+        raise ValueError(
+            f"unknown model {name!r}; allowed are {allowed}, timm:NAME (an architecture of timm, no tag of pretrained "
+            "weights), or your own as package.module:function"
+        )
     return name
 
 
-ModelName = Annotated[Text, AfterValidator(_check_model), cli_option("{" + ",".join(MODEL_NAMES) + "}|MODULE:FUNCTION")]
+ModelName = Annotated[Text, AfterValidator(_check_model), cli_option("NAME|timm:NAME|MODULE:FUNCTION")]
 # Every method's own first line: a new method explains itself.
 METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[Text, _listed("method", METHODS), _choices(METHODS)]
@@ -224,6 +227,7 @@ WEIGHTED = {"trades", "mart"}
 ScorePass = Literal["eval", "fused", "fused+eval"]
 InputSpace = Literal["pixel", "normalised"]
 WeightsName = Literal["last", "best", "averaged"]
+Normalisation = Literal["none", "half", "cifar10", "pytorch-cifar", "cifar100", "imagenet", "dataset", "file"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
 SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]

@@ -19,15 +19,26 @@ from easycore_ray.config.fields import (
     PartialShare,
     Positive,
     Several,
+    Text,
     Training,
     Weight,
 )
-from easycore_ray.core.names import FIXED_WIDTHS, is_user_model
+from easycore_ray.core.names import FIXED_WIDTHS, MODEL_NAMES
 
 
 def uses_milestones(config: Any) -> bool:
     """Whether the learning rate of this configuration drops at milestones."""
     return config.schedule == "multistep"
+
+
+def width_problems(model: str, width: int | None) -> list[str]:
+    """What is wrong with the width of a model, a sentence each."""
+    if width is None:
+        return []
+    if model not in MODEL_NAMES:
+        return [f"width is for the built-in networks, got {width} with {model}; leave it out"]
+    fixed = FIXED_WIDTHS.get(model, width)
+    return [f"width of {model} is {fixed}, got {width}; pass --width {fixed}, or another --model"] * (width != fixed)
 
 
 def attacks_validation(config: Any) -> bool:
@@ -41,9 +52,11 @@ class RecipeConfig(Checked):
     """How a model is trained, apart from the objective."""
 
     model: ModelName = setting(default="resnet18", identity=True, group="model")
-    """Network: cnn is small and made for tiny images; resnet18, preactresnet18 and wrn-* are the CIFAR
-    variants; *-imagenet take large images. Or your own, package.module:function, called as
-    function(num_classes=10, image_shape=(3, 32, 32)); it gets normalised pixels and gives logits. A run is known by
+    """Network: cnn is small and made for tiny images; resnet18, preactresnet18, preactresnet18-nobn (without the last
+    batch norm, as in pytorch-cifar), preactresnet18-fast (that of Wong et al. 2020), wrn-28-10 and wrn-34-10 are the
+    CIFAR variants; resnet18-imagenet and resnet50-imagenet take large images. timm:NAME is an architecture of timm (the
+    extra timm), untrained, made for the dataset's image size and classes. Or your own, package.module:function, called
+    as function(num_classes=10, image_shape=(3, 32, 32)); it gets normalised pixels and gives logits. A run is known by
     its name, not its code: after changing it take another --out."""
     width: Count | None = setting(default=None, identity=True, group="model")
     """Channels of the first block (widen factor for wrn-*); the network's own default if left out."""
@@ -104,13 +117,7 @@ class RecipeConfig(Checked):
             )
         if self.final_lr > self.lr:
             found.append(f"final_lr must be at most lr {self.lr:g}, got {self.final_lr:g}")
-        if self.width is not None and is_user_model(self.model):
-            found.append(f"width is for the built-in networks, got {self.width} with {self.model}; leave it out")
-        elif self.width is not None and self.width != (fixed := FIXED_WIDTHS.get(self.model, self.width)):
-            found.append(
-                f"width of {self.model} is {fixed}, got {self.width}; pass --width {fixed}, or another --model"
-            )
-        return found
+        return found + width_problems(self.model, self.width)
 
 
 @configuration
@@ -119,6 +126,15 @@ class SeededRecipeConfig(RecipeConfig):
 
     seed: Natural = setting(default=0, identity=True, group="training")
     """Seed of weights, order, augmentation and attacks."""
+
+
+@configuration
+class InitialWeightsConfig(Checked):
+    """What a single run starts from."""
+
+    init_from: Text | None = setting(default=None, identity=False, group="model")
+    """Folder of a finished checkpoint, whose last weights and normalisation the run starts from instead of random
+    weights. It must be of the same network, for images and classes like those of the dataset. Known by its content."""
 
 
 @configuration

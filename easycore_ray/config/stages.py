@@ -28,9 +28,11 @@ from easycore_ray.config.fields import (
     Fraction,
     InputSpace,
     MethodName,
+    ModelName,
     Natural,
     NonNegative,
     Norm,
+    Normalisation,
     Number,
     OnDuplicate,
     PartialShare,
@@ -42,7 +44,14 @@ from easycore_ray.config.fields import (
     Text,
     WeightsName,
 )
-from easycore_ray.config.recipes import ObjectiveConfig, RobustnessConfig, SeededRecipeConfig, objective_problems
+from easycore_ray.config.recipes import (
+    InitialWeightsConfig,
+    ObjectiveConfig,
+    RobustnessConfig,
+    SeededRecipeConfig,
+    objective_problems,
+    width_problems,
+)
 from easycore_ray.core.selection import METHODS
 
 
@@ -131,7 +140,7 @@ class EvalBatchConfig(Checked):
 
 
 @configuration
-class ScoreConfig(ScoreBatchConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
+class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -274,7 +283,9 @@ def _option_problem(method: str, text: str) -> str:
 
 
 @configuration
-class TrainConfig(SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig):
+class TrainConfig(
+    InitialWeightsConfig, SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig
+):
     """Train one model on one coreset: standard, TRADES or PGD-AT."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -299,12 +310,29 @@ class TrainConfig(SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, Trackin
         return found + batch_size_problems(self.batch_size, self.num_workers)
 
 
+OF_WEIGHTS_FILE = ("model", "width")
+"""Fields of an evaluation that are of a file of weights, and none of what a preset or sweep trains."""
+
+
 @configuration
 class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
-    """Clean and robust accuracy of a checkpoint; images are attacked in fixed shards by long-lived workers."""
+    """Clean and robust accuracy of a model; images are attacked in fixed shards by long-lived workers."""
 
-    checkpoint: Text = setting(identity=False, group="model")
+    checkpoint: Text | None = setting(default=None, identity=False, group="model")
     """Folder of a trained model."""
+    weights_file: Text | None = setting(default=None, identity=False, group="model")
+    """Instead of --checkpoint: a .pt, .pth or .safetensors file that others trained, with --model and --normalise.
+    Names of TRADES, robust_overfitting, Bag of Tricks, pytorch-cifar and RobustBench are understood, and a state dict
+    under state_dict, model_state_dict, net, model or last. Read as data: pickled code in it is refused."""
+    model: ModelName | None = setting(default=None, identity=if_given("model"), group="model")
+    """Network of --weights-file, as of train --model: cnn, resnet18, preactresnet18, preactresnet18-nobn,
+    preactresnet18-fast, wrn-28-10, wrn-34-10, resnet18-imagenet, resnet50-imagenet, timm:NAME or your own."""
+    width: Count | None = setting(default=None, identity=if_given("width"), group="model")
+    """Width of that network (widen factor for wrn-*); its own default if left out."""
+    normalise: Normalisation | None = setting(default=None, identity=if_given("normalise"), group="model")
+    """What --weights-file was trained to get: none (pixels in [0, 1], as TRADES), half (in [-1, 1]), cifar10
+    (robust_overfitting, Bag of Tricks), pytorch-cifar, cifar100, imagenet, dataset (mean and std of --dataset), or file
+    (those the file brings). A wrong one gives a wrong accuracy, not an error."""
     weights: WeightsName = setting(default="last", identity=True, group="model")
     """Weights after the last epoch, after the one that did best on the validation split, or averaged over the steps
     (train --ema)."""
@@ -323,6 +351,9 @@ class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
     """Attack only this many images in an evaluation, the same for every model; all if left out."""
     seed: Natural = setting(default=0, identity=True, group="attack")
     """Seed of the drawn images and of the attacks' random starts."""
+    claim: Text | None = setting(default=None, identity=False, group="output")
+    """Also write the claim that RobustBench asks for into this JSON file: needs autoattack, one --eval-eps and the test
+    split. Title, authors, links are left empty to fill in; what is filled in stays when it is written again."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -331,7 +362,45 @@ class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
             found.append(f"attack none stands alone, got {', '.join(self.attack)}; the clean accuracy is always given")
         if not self.eval_eps or not self.attack:
             found.append("attack and eval_eps need at least one value each")
+        return found + self._model_problems() + self._claim_problems()
+
+    def _claim_problems(self) -> list[str]:
+        """What is wrong with an evaluation whose result is claimed."""
+        if self.claim is None:
+            return []
+        found = []
+        if "autoattack" not in self.attack:
+            found.append(
+                f"claim needs autoattack among the attacks, got {', '.join(self.attack)}: RobustBench compares by it; "
+                "pass --attack autoattack"
+            )
+        if len(self.eval_eps) != 1:
+            found.append(f"claim is of one eval_eps, got {len(self.eval_eps)}; pass the one that is claimed")
+        if self.split != "test":
+            found.append(f"claim is of the test split, got {self.split}; leave --split out")
+        if not self.claim.endswith(".json"):
+            found.append(f"claim must end in .json, got {self.claim!r}")
         return found
+
+    def _model_problems(self) -> list[str]:
+        """What is wrong with the fields that say what is attacked."""
+        given = [name for name in ("model", "width", "normalise") if getattr(self, name) is not None]
+        if (self.checkpoint is None) == (self.weights_file is None):
+            both = "both given" if self.checkpoint is not None else "both missing"
+            return [
+                f"checkpoint and weights_file are {both}; pass --checkpoint, or --weights-file with --model and "
+                "--normalise"
+            ]
+        if self.checkpoint is not None:
+            named = " and ".join(given)
+            return [f"{named} go with weights_file; a checkpoint knows its network: leave them out"] * bool(given)
+        missing = [name for name in ("model", "normalise") if name not in given]
+        if missing:
+            return [f"weights_file needs {' and '.join(missing)} as well, which the file does not say"]
+        if self.weights != "last":
+            return [f"weights {self.weights} is of a checkpoint; a weights_file holds one set of weights"]
+        assert self.model is not None
+        return width_problems(self.model, self.width)
 
 
 @configuration

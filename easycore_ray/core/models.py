@@ -3,9 +3,10 @@
 Takes a name and sizes, gives a module that maps pixels in [0, 1] to logits. ``Normalise`` is the first layer of every
 model, so that attacks, scores and checkpoints all speak of pixels. To add a model, put a function ``(*, num_classes,
 in_channels, width=DEFAULT) -> nn.Module`` into MODELS, or name one of your own as ``package.module:function``, called
-as ``function(num_classes=…, image_shape=…)``.
+as ``function(num_classes=…, image_shape=…)``. Those of timm are ``timm:NAME``, see ``timm_models``.
 """
 
+import functools
 import importlib
 import platform
 from collections import OrderedDict
@@ -16,9 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.names import FIXED_WIDTHS, default_width, is_user_model
+from easycore_ray.core.names import FIXED_WIDTHS, default_width, is_timm_model, is_user_model
 from easycore_ray.core.onednn_workaround import spare_narrow_strides
 from easycore_ray.core.seeding import seeded
+from easycore_ray.core.timm_models import timm_network
 
 
 class Normalise(nn.Module):
@@ -73,10 +75,18 @@ class PreActBlock(nn.Module):
     """Two 3x3 convolutions with batch norm and ReLU before each, beside a shortcut (He et al. 2016).
 
     Where the shape changes, the shortcut starts behind the first activation, as in wide residual networks.
+
+    Args:
+        in_channels: of the input.
+        channels: of the output.
+        stride: of the first convolution.
+        raw_shortcut: start the shortcut at the input itself, before batch norm and ReLU, as Wong et al. 2020 (arXiv
+            2001.03994) and the ``PreActBlock`` of RobustBench do. The weights have the same names and shapes.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, *, raw_shortcut: bool = False) -> None:
         super().__init__()
+        self.raw_shortcut = raw_shortcut
         self.activation = nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True))
         self.residual = nn.Sequential(
             _conv(in_channels, channels, stride=stride),
@@ -90,7 +100,8 @@ class PreActBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, channels, H / stride, W / stride)."""
         active = self.activation(features)
-        shortcut = features if self.shortcut is None else self.shortcut(active)
+        start = features if self.raw_shortcut else active
+        shortcut = features if self.shortcut is None else self.shortcut(start)
         return self.residual(active) + shortcut
 
 
@@ -109,19 +120,19 @@ def build_model(
     Its weights depend on the arguments alone; torch's global generator is left as it was.
 
     Args:
-        name: a key of MODELS, or ``package.module:function`` of a user's; its module must map (B, C, H, W) to
-            logits (B, num_classes) and gets normalised pixels.
+        name: a key of MODELS, ``timm:NAME``, or ``package.module:function`` of a user's; its module must map
+            (B, C, H, W) to logits (B, num_classes) and gets normalised pixels.
         num_classes: size of the output.
         image_shape: (channels, height, width) of the inputs.
         width: channels of the first block, or the widening factor of a wide residual network; the model's
-            usual one if not given; None for a user's.
+            usual one if not given; None for a user's and timm's.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1], above 0.
         seed: of the initial weights.
 
     Raises:
-        ValueError: an unknown name, sizes that do not fit together, or a user's function that cannot be imported
-            or called, or gives no module or other shapes.
+        ValueError: an unknown name, sizes that do not fit together, timm where it is missing, or a user's function
+            that cannot be imported or called, or gives no module or other shapes.
     """
     width = default_width(name) if width is None else width
     channels = image_shape[0]
@@ -134,10 +145,12 @@ def build_model(
     with seeded("weights", name, seed):
         if is_user_model(name):
             network = _users_network(name, num_classes, tuple(image_shape))
+        elif is_timm_model(name):
+            network = timm_network(name, num_classes, image_shape)
         else:
             network = MODELS[name](num_classes=num_classes, in_channels=channels, width=width)
         model = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network)).train()
-        if is_user_model(name):
+        if name not in MODELS:
             _check_output(model, name, num_classes, image_shape)
     spare_narrow_strides(model)
     return model
@@ -199,7 +212,7 @@ def _users_network(name: str, num_classes: int, image_shape: tuple[int, ...]) ->
 
 @torch.no_grad()
 def _check_output(model: nn.Module, name: str, num_classes: int, image_shape: Sequence[int]) -> None:
-    """Refuse a user's model that does not map images to logits; checked with two grey images in evaluation mode."""
+    """Refuse a model of others that maps no images to logits; checked with two grey images in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -254,9 +267,25 @@ def preactresnet18(*, num_classes: int, in_channels: int, width: int = 64) -> nn
 
     He et al. 2016 (arXiv 1603.05027). Maps (B, in_channels, H, W) to logits (B, num_classes).
     """
-    widths = (width, 2 * width, 4 * width, 8 * width)
-    blocks = _blocks(PreActBlock, width, widths, blocks_per_stage=2)
-    return nn.Sequential(_conv(in_channels, width), *blocks, *_preact_head(8 * width, num_classes))
+    return nn.Sequential(*_preact18_body(in_channels, width), *_preact_head(8 * width, num_classes))
+
+
+def preactresnet18_nobn(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
+    """Pre-activation ResNet-18 whose features go to the head as they are, as in kuangliu/pytorch-cifar.
+
+    Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
+    return nn.Sequential(*_preact18_body(in_channels, width), *_head(8 * width, num_classes))
+
+
+def preactresnet18_fast(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
+    """Pre-activation ResNet-18 of "Fast is better than free" (Wong et al. 2020, arXiv 2001.03994).
+
+    No batch norm before the head, and shortcuts from the block's own input: RobustBench's ``PreActResNet`` of
+    ``PreActBlock``. Maps (B, in_channels, H, W) to logits (B, num_classes).
+    """
+    body = _preact18_body(in_channels, width, raw_shortcut=True)
+    return nn.Sequential(*body, *_head(8 * width, num_classes))
 
 
 def wrn_28_10(*, num_classes: int, in_channels: int, width: int = 10) -> nn.Module:
@@ -295,6 +324,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
     "resnet18": resnet18,
     "preactresnet18": preactresnet18,
+    "preactresnet18-nobn": preactresnet18_nobn,
+    "preactresnet18-fast": preactresnet18_fast,
     "wrn-28-10": wrn_28_10,
     "wrn-34-10": wrn_34_10,
     "resnet18-imagenet": resnet18_imagenet,
@@ -322,6 +353,13 @@ def _blocks(
             layers.append(block(in_channels, channels, stride))
             in_channels = channels
     return layers
+
+
+def _preact18_body(in_channels: int, width: int, *, raw_shortcut: bool = False) -> list[nn.Module]:
+    """Stem and blocks of a pre-activation ResNet-18."""
+    block = functools.partial(PreActBlock, raw_shortcut=raw_shortcut)
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    return [_conv(in_channels, width), *_blocks(block, width, widths, blocks_per_stage=2)]
 
 
 def _head(channels: int, num_classes: int) -> list[nn.Module]:

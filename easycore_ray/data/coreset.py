@@ -49,7 +49,7 @@ def open_run_data(dataset: str, coreset: str | None) -> tuple[Dataset, dict[str,
 
 
 def count_run_rows(dataset: Dataset, parents: Mapping[str, Artifact]) -> int:
-    """Samples of a run on what ``open_run_data`` gives: those of the coreset, else the whole training split."""
+    """Samples of a run with these parents: those of the coreset, else the whole training split."""
     coreset = parents.get("coreset")
     return dataset.num_rows("train") if coreset is None else coreset.manifest["counts"]["samples"]
 

@@ -90,6 +90,20 @@ def _refuse_code_inside(folder: str, arguments: dict[str, Any]) -> None:
         )
 
 
+def load_initial(model: nn.Module, initial: Artifact) -> None:
+    """Give a network the last weights and running statistics of a checkpoint, which it was checked to be like.
+
+    Raises:
+        EasyCoreError: the checkpoint is gone or damaged, or another since the run was planned.
+    """
+    found, trained = open_checkpoint(initial.path)
+    if found.fingerprint != initial.fingerprint:
+        raise EasyCoreError(
+            f"{initial.path} is another checkpoint than when the run began; pass --init-from that one, or another --out"
+        )
+    model.load_state_dict(trained.state_dict())
+
+
 def open_checkpoint(path: str, weights: str = "last") -> tuple[Checkpoint, nn.Module]:
     """A finished checkpoint and its model, in evaluation mode on the CPU.
 

@@ -11,7 +11,7 @@ from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.models import build_model
-from easycore_ray.core.names import default_width, is_user_model
+from easycore_ray.core.names import MODEL_NAMES, default_width
 from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.coreset import Coreset
 from easycore_ray.data.dataset import Dataset
@@ -52,6 +52,8 @@ class Fit:
     """Steps of the attack on the validation split after each epoch; 0: none."""
     score_batch_size: int | None = None
     """Samples in a batch of an exact scoring pass; by the size of the images if None."""
+    initial: Artifact | None = None
+    """The checkpoint whose weights it starts from; random ones if None."""
 
     def row_limit(self, batch_size: int | None = None) -> RowLimit:
         """A limit of so many rows without gradients of the weights, by default what the images' size says."""
@@ -78,28 +80,34 @@ class Fit:
         return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
 
 
-def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset) -> dict[str, Any]:
+def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset, initial: Artifact | None = None) -> dict[str, Any]:
     """Arguments of ``core.models.build_model`` for a recipe on a dataset.
 
+    Args:
+        recipe: of the run.
+        dataset: its images.
+        initial: the checkpoint it starts from, whose normalisation it keeps; else that of the dataset.
+
     Raises:
-        EasyCoreError: for a user's model that cannot be built; found out here, before any work.
+        EasyCoreError: for a user's or timm's model that cannot be built; found out here, before any work.
     """
+    norm = {"mean": dataset.mean, "std": dataset.std} if initial is None else initial.manifest["model"]
     arguments = {
         "name": recipe.model,
         "num_classes": dataset.num_classes,
         "image_shape": tuple(dataset.image_shape),
         "width": recipe.width if recipe.width is not None else default_width(recipe.model),
-        "mean": tuple(dataset.mean),
-        "std": tuple(dataset.std),
+        "mean": tuple(norm["mean"]),
+        "std": tuple(norm["std"]),
         "seed": recipe.seed,
     }
-    if is_user_model(recipe.model):
+    if recipe.model not in MODEL_NAMES:
         build(arguments)
     return arguments
 
 
 def build(arguments: dict[str, Any]) -> nn.Module:
-    """The untrained network of these arguments; a user's that cannot be built is an ``EasyCoreError``."""
+    """The untrained network of these arguments; one of others that cannot be built is an ``EasyCoreError``."""
     try:
         return build_model(**arguments)
     except ValueError as error:
@@ -111,6 +119,7 @@ def make_fit(
     dataset: Dataset,
     coreset: Artifact | None,
     *,
+    initial: Artifact | None = None,
     objective: ObjectiveConfig | None = None,
     **details: Any,
 ) -> Fit:
@@ -120,6 +129,7 @@ def make_fit(
         config: recipe and resources.
         dataset: a finished one.
         coreset: whose samples are trained on; the whole training split if None.
+        initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
         objective: what it trains for; standard training if None.
         details: further fields of ``Fit``.
     """
@@ -136,7 +146,8 @@ def make_fit(
         dataset=dataset.path,
         coreset=None if coreset is None else Coreset(coreset.path, coreset.manifest),
         num_rows=num_rows,
-        model=model_arguments(config, dataset),
+        model=model_arguments(config, dataset, initial),
+        initial=initial,
         plan=make_training_plan(config, total_steps=steps, **fields),
         epochs=-(-steps // steps_per_epoch),
         batch_size=config.batch_size,

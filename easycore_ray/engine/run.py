@@ -25,6 +25,7 @@ from easycore_ray.core.models import build_model, compiled
 from easycore_ray.core.passes import score_epoch
 from easycore_ray.core.sgd import SGD
 from easycore_ray.data.samples import Samples
+from easycore_ray.engine.checkpoint import load_initial
 from easycore_ray.engine.loader import Loader, MemoryLoader
 from easycore_ray.engine.machine_use import MachineUse
 from easycore_ray.engine.plan import Fit
@@ -104,6 +105,8 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
     optimizer = make_optimizer(model, fit.plan)
     state = _restore(context)
     if state is None:
+        if fit.initial is not None:
+            load_initial(model, fit.initial)
         state = State(0, 0, {}, {}, progress=EpochProgress(0, context.world_size))
     else:
         model.load_state_dict(state.model)

@@ -46,7 +46,7 @@ def run_identity(kind: str, config: TrainConfig | ScoreConfig, parents: Mapping[
     Args:
         kind: ``checkpoint`` or ``scoring_run``.
         config: of the run.
-        parents: from ``open_run_data``.
+        parents: from ``run_inputs.open_run_inputs``.
     """
     return artifact_identity(kind, config, parents, loading=_loading(config, parents))
 

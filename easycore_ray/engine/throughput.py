@@ -173,6 +173,8 @@ _PARAMETERS = {
     "cnn": (16, 0.024),
     "resnet18": (64, 11.17),
     "preactresnet18": (64, 11.17),
+    "preactresnet18-nobn": (64, 11.17),
+    "preactresnet18-fast": (64, 11.17),
     "wrn-28-10": (10, 36.48),
     "wrn-34-10": (10, 46.16),
     "resnet18-imagenet": (64, 11.18),
@@ -181,7 +183,7 @@ _PARAMETERS = {
 
 
 def checkpoint_bytes(model: str, width: int | None) -> int | None:
-    """Size of a checkpoint of last and best weights in float32; None for a network of the user's own."""
+    """Size of a checkpoint of last and best weights in float32; None for a network of others."""
     if model not in _PARAMETERS:
         return None
     own, millions = _PARAMETERS[model]

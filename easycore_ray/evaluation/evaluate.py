@@ -1,4 +1,4 @@
-"""evaluate(): clean and robust accuracy of a checkpoint.
+"""evaluate(): clean and robust accuracy of a model.
 
 Images are attacked in fixed shards of 250 by ``sample_id``, each with a seed of its own, so that the
 outcome of every image is the same on any number of workers. The headline is the pointwise worst: an
@@ -20,13 +20,13 @@ from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
-from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of, task_demand
+from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
+from easycore_ray.evaluation.claim import check_claim, write_claim
 from easycore_ray.evaluation.plans import plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.evaluation.threats import (
     Threats,
-    check_fits,
     check_split,
     check_threats,
     outcome_column,
@@ -87,7 +87,7 @@ class Evaluation(Artifact):
 
 @verb(EvaluateConfig, gives=Evaluation, plan=plan_evaluate)
 def evaluate(config: EvaluateConfig) -> Artifact:
-    """Attack a checkpoint and write what became of every image.
+    """Attack a checkpoint, or weights of others, and write what became of every image.
 
     The folder holds ``outcomes.parquet`` (``sample_id, label, clean_correct``, one boolean column per
     attack and eps) and ``summary.json`` (see ``summarise_outcomes``).
@@ -99,21 +99,25 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         SuspiciousEvaluation: if its own figures suggest overestimated robustness, also when it is reused.
 
     Raises:
-        EasyCoreError: for a missing checkpoint or dataset, one of other classes or image shape, an eps wider than
-            the images, best weights where there are none, or tasks that were lost too often.
+        EasyCoreError: for a missing checkpoint or dataset, one of other classes or image shape, weights that do not
+            fit or hold code, an eps wider than the images, best weights where there are none, or tasks that were lost
+            too often.
     """
     started = time.monotonic()
-    checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
     dataset = open_dataset(config.dataset)
-    check_fits(checkpoint, dataset)
+    attacked = open_attacked(config, dataset)
+    if config.claim is not None:
+        check_claim(paths.absolute(config.claim))
+    (model,) = (load_attacked(config, each) for each in attacked.values())
     threats = threats_of(config)
     check_threats(threats, dataset.image_shape)
     sample_ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
     out = paths.absolute(config.out)
-    parents = {"checkpoint": checkpoint, "dataset": dataset}
+    parents = attacked | {"dataset": dataset}
     made = claim_artifact("evaluation", config, parents)
     if isinstance(made, Artifact):
         say(f"evaluate: {out} is finished, reused")
+        _claim(config, made, attacked, dataset)
         track_if_named(config, made.path, lambda _: describe_evaluation(config, made.path))
         _warn(made)
         return made
@@ -130,9 +134,20 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         say(f"evaluate: warning: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
     say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
+    _claim(config, artifact, attacked, dataset)
     track_if_named(config, artifact.path, lambda _: describe_evaluation(config, artifact.path))
     _warn(artifact)
     return artifact
+
+
+def _claim(config: EvaluateConfig, evaluation: Artifact, attacked: dict[str, Artifact], dataset: Dataset) -> None:
+    """Write the claim that was asked for, and say what is left to fill in."""
+    if config.claim is None:
+        return
+    where = paths.absolute(config.claim)
+    (model,) = attacked.values()
+    missing = write_claim(where, evaluation, model, dataset)
+    say(f"evaluate: claim → {where}" + (f"; left to fill in: {', '.join(missing)}" if missing else ""))
 
 
 def _warn(evaluation: Artifact) -> None:

@@ -5,28 +5,29 @@ from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
-from easycore_ray.storage.artifact import open_artifact
 
 _BYTES_PER_IMAGE = 16
 
 
 def plan_evaluate(config: EvaluateConfig, measure: bool = False) -> WorkPlan:
     """The plan of an evaluation."""
-    from easycore_ray.evaluation.threats import check_fits, check_split, check_threats, threats_of
+    from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
+    from easycore_ray.evaluation.threats import check_split, check_threats, threats_of
 
-    checkpoint, dataset = open_artifact(config.checkpoint, "checkpoint"), open_dataset(config.dataset)
-    check_fits(checkpoint, dataset)
+    dataset = open_dataset(config.dataset)
+    parents = open_attacked(config, dataset)
+    (attacked,) = parents.values()
     threats = threats_of(config)
     check_threats(threats, dataset.image_shape)
     images = attacked_images(config, check_split(dataset, config.split))
     works = attack_works(config, images)
-    model = checkpoint.manifest["model"]
+    model = attacked.manifest["model"]
     network = Network(model["name"], model["width"], dataset.image_shape, device_of(config.gpus_per_worker))
     plan = plan_for(
         "evaluate",
         config,
         "evaluation",
-        artifact_identity("evaluation", config, {"checkpoint": checkpoint, "dataset": dataset}),
+        artifact_identity("evaluation", config, parents | {"dataset": dataset}),
         work=f"attack {images:,} images {len(threats.columns())} times",
         samples=images,
         bytes_written=images * _BYTES_PER_IMAGE,
@@ -34,11 +35,9 @@ def plan_evaluate(config: EvaluateConfig, measure: bool = False) -> WorkPlan:
     )
     if not measure:
         return plan
-    from easycore_ray.engine.checkpoint import open_checkpoint
     from easycore_ray.engine.measure import measure_plan
 
-    _, model = open_checkpoint(config.checkpoint, config.weights)
-    return measure_plan(plan, config, dataset, works, model)
+    return measure_plan(plan, config, dataset, works, load_attacked(config, attacked))
 
 
 def attacked_images(config: EvaluateConfig, total: int) -> int:

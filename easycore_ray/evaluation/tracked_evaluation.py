@@ -5,6 +5,7 @@ from typing import Any
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.eps import format_eps
+from easycore_ray.evaluation.attacked_model import WEIGHTS_FILE
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job
@@ -17,14 +18,14 @@ def describe_evaluation(config: EvaluateConfig, path: str) -> TrackedRun:
     """The MLflow run of the finished evaluation in a folder."""
     manifest = open_artifact(path, "evaluation").manifest
     summary = manifest["summary"]
-    checkpoint = manifest["parents"]["checkpoint"]
+    role = next(role for role in ("checkpoint", WEIGHTS_FILE) if role in manifest["parents"])
     return describe_job(
         path,
         "evaluation",
         "evaluate",
         to_dict(config),
         points={0: flat_metrics(summary)},
-        tags={"checkpoint": checkpoint["path"], **tags_of(summary)},
+        tags={role: manifest["parents"][role]["path"], **tags_of(summary)},
         files={"summary.json": paths.join(path, "summary.json")},
         data=data_of(manifest["parents"], "evaluation"),
     )

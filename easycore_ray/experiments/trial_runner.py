@@ -14,13 +14,14 @@ from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
-from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.ray_train import decodes_beside, demand_of
 from easycore_ray.engine.run_history import local_commit_file
 from easycore_ray.engine.run_identity import claim_run, keeps_rows
+from easycore_ray.engine.run_inputs import INIT_FROM
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.engine.worker_group import segment_file
 from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
+from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
 from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
 from easycore_ray.evaluation.threats import threats_of
 from easycore_ray.experiments.finished_trials import FinishedTrial
@@ -280,7 +281,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     checkpoint = made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
-        fit = make_training_fit(trial.train, dataset, parents.get("coreset"))
+        fit = make_training_fit(trial.train, dataset, parents.get("coreset"), parents.get(INIT_FROM))
         keeps = keeps_rows(dataset, fit.num_rows, 1, fit.cache_gib, fit.plan.augment)
         rows = _read_rows(dataset, "train", fit.read_sample_ids()) if keeps else None
         commit_file = local_commit_file(made.path, "train", {"identity": made.identity, "nonce": made.nonce})
@@ -298,8 +299,9 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
 
 def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifact:
     """Evaluate in this process; equal to ``evaluate`` on any number of workers."""
-    checkpoint, model = open_checkpoint(config.checkpoint, config.weights)
-    parents = {"checkpoint": checkpoint, "dataset": dataset}
+    parents = open_attacked(config, dataset)
+    (model,) = (load_attacked(config, each) for each in parents.values())
+    parents["dataset"] = dataset
     made = claim_artifact("evaluation", config, parents)
     if isinstance(made, Artifact):
         return made

@@ -22,6 +22,7 @@ from easycore_ray.scoring.score_reader import input_space_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, open_artifact, work_folder
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.storage.hashes import content_hash
 
 _CONFIGS: dict[str, type[Any]] = {
     "dataset": stages.PrepareConfig,
@@ -207,6 +208,9 @@ def _state_of(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
     try:
         if not paths.exists(entry["path"]):
             return "gone", None
+        if entry["kind"] == "weights_file":
+            same = content_hash(paths.read_bytes(entry["path"])) == entry["fingerprint"]
+            return ("unchanged" if same else "changed"), None
         now = open_artifact(entry["path"], any_version=True).manifest
     except EasyCoreError:
         claimed, finished = (paths.exists(paths.join(entry["path"], name)) for name in (RUN, MANIFEST))

@@ -5,8 +5,9 @@ from easycore_ray.config.fields import format_workers, parse_epoch_range
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
-from easycore_ray.data.coreset import count_run_rows, open_run_data
+from easycore_ray.data.coreset import count_run_rows
 from easycore_ray.engine.run_identity import run_identity
+from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.engine.shares import batches_per_epoch
 from easycore_ray.engine.throughput import Work, assumed_rates, estimates_of, network_of
 from easycore_ray.scoring.score_table import scored_epochs
@@ -26,7 +27,7 @@ def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | No
         measure: take real steps and ask the cluster.
         num_rows: how many samples it scores, where the coreset that says so is not there yet.
     """
-    dataset, parents = open_run_data(config.dataset, config.coreset)
+    dataset, parents = open_run_inputs(config)
     if num_rows is None:
         num_rows = count_run_rows(dataset, parents)
     scored = scored_epochs(to_dict(config), config.epochs)

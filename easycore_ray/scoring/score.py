@@ -18,12 +18,12 @@ import torch
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.score_stability import in_sample, stability
-from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
 from easycore_ray.engine.run_history import describe_training_run, train_run_name
 from easycore_ray.engine.run_identity import claim_run
+from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
@@ -159,12 +159,13 @@ def score(config: ScoreConfig) -> Artifact:
         The scoring run: its folder holds ``table/`` and ``hardness/``.
 
     Raises:
-        EasyCoreError: for a missing or foreign dataset, workers the cluster cannot give, a diverged run.
+        EasyCoreError: for a missing or foreign dataset, initial weights of another network, workers the cluster cannot
+            give, a diverged run.
     """
     started = time.monotonic()
-    dataset, parents = open_run_data(config.dataset, config.coreset)
+    dataset, parents = open_run_inputs(config)
     out = paths.absolute(config.out)
-    fit = make_scoring_fit(config, dataset, parents.get("coreset"))
+    fit = make_scoring_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM))
     made = claim_run("scoring_run", config, parents)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
@@ -191,15 +192,18 @@ def score(config: ScoreConfig) -> Artifact:
     return artifact
 
 
-def make_scoring_fit(config: ScoreConfig, dataset: Dataset, coreset: Artifact | None) -> Fit:
+def make_scoring_fit(
+    config: ScoreConfig, dataset: Dataset, coreset: Artifact | None, initial: Artifact | None = None
+) -> Fit:
     """The training run that scores are taken in.
 
     Args:
         config: of the scoring run.
         dataset: a finished one.
         coreset: whose samples are scored; the whole training split if None.
+        initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
     """
-    return make_fit(config, dataset, coreset, record_scores=config.score_pass != "eval",
+    return make_fit(config, dataset, coreset, initial=initial, record_scores=config.score_pass != "eval",
                     score_batch_size=config.score_batch_size)  # fmt: skip
 
 

@@ -6,9 +6,10 @@ from easycore_ray.config.fields import ADVERSARIAL, format_workers
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.core.eps import check_eps
-from easycore_ray.data.coreset import count_run_rows, open_run_data
+from easycore_ray.data.coreset import count_run_rows
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.run_identity import run_identity
+from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.engine.shares import batches_per_epoch, training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.storage.artifact import Artifact
@@ -21,7 +22,7 @@ def open_training(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact]]:
     Raises:
         EasyCoreError: one is missing or foreign, or the attack in training is wider than the images.
     """
-    dataset, parents = open_run_data(config.dataset, config.coreset)
+    dataset, parents = open_run_inputs(config)
     check_training(config, dataset.image_shape)
     return dataset, parents
 

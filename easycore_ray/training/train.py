@@ -28,6 +28,7 @@ from easycore_ray.engine.ray_train import check_resources, fit_tracked
 from easycore_ray.engine.run import fit_here, run_epochs
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
 from easycore_ray.engine.run_identity import claim_run, run_identity
+from easycore_ray.engine.run_inputs import INIT_FROM
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -59,12 +60,12 @@ def train(config: TrainConfig) -> Artifact:
         The checkpoint.
 
     Raises:
-        EasyCoreError: for a missing or foreign dataset or coreset, workers the cluster cannot give, or
-            a diverged run: the message says where the model after its last good epoch is kept.
+        EasyCoreError: for a missing or foreign dataset or coreset, initial weights of another network, workers the
+            cluster cannot give, or a diverged run: the message says where the model after its last good epoch is kept.
     """
     started = time.monotonic()
     dataset, parents = open_training(config)
-    fit = make_training_fit(config, dataset, parents.get("coreset"))
+    fit = make_training_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM))
     out = paths.absolute(config.out)
     made = claim_run("checkpoint", config, parents)
     if isinstance(made, Artifact):
@@ -90,18 +91,22 @@ def train(config: TrainConfig) -> Artifact:
     return artifact
 
 
-def make_training_fit(config: TrainConfig, dataset: Dataset, coreset: Artifact | None) -> Fit:
+def make_training_fit(
+    config: TrainConfig, dataset: Dataset, coreset: Artifact | None, initial: Artifact | None = None
+) -> Fit:
     """The run that a configuration describes.
 
     Args:
         config: of the training run.
         dataset: a finished one.
         coreset: whose samples are trained on; the whole training split if None.
+        initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
     """
     return make_fit(
         config,
         dataset,
         coreset,
+        initial=initial,
         objective=config,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,

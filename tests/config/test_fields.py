@@ -153,7 +153,7 @@ def test_a_misspelt_or_missing_keyword_is_told_with_the_verb():
     """Before anything is opened."""
     with pytest.raises(TypeError, match=r"^train\(\) has no field 'modle'; did you mean model\?$"):
         train(dataset="d", out="o", modle="cnn")
-    with pytest.raises(TypeError, match=r"^evaluate\(\) needs checkpoint and dataset as well$"):
+    with pytest.raises(TypeError, match=r"^evaluate\(\) needs dataset as well$"):
         evaluate(out="o")
     with pytest.raises(TypeError, match=r"^select\(\) has no field 'xyzzy'; its fields are out, "):
         select(out="o", xyzzy=1)

@@ -23,6 +23,7 @@ DIFFERENT_TYPES = {
     "num_workers": "a study scores with one number of workers",
     "format": "of a source, and of an exported file",
     "score": "a coreset leaves it to the method",
+    "model": "a checkpoint that is evaluated knows its own",
 }
 
 

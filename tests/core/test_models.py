@@ -16,6 +16,8 @@ SMALL_WIDTHS = {
     "cnn": 4,
     "resnet18": 4,
     "preactresnet18": 4,
+    "preactresnet18-nobn": 4,
+    "preactresnet18-fast": 4,
     "wrn-28-10": 1,
     "wrn-34-10": 1,
     "resnet18-imagenet": 64,
@@ -46,7 +48,9 @@ def same_weights(first, second):
     ("name", "num_classes", "expected"),
     [
         ("resnet18", 10, 11_173_962),  # kuangliu/pytorch-cifar
-        ("preactresnet18", 10, 11_172_170),  # the same with a last batch norm of 2 x 512
+        ("preactresnet18", 10, 11_172_170),  # the next with a last batch norm of 2 x 512
+        ("preactresnet18-nobn", 10, 11_171_146),  # kuangliu/pytorch-cifar
+        ("preactresnet18-fast", 10, 11_171_146),
         ("wrn-28-10", 10, 36_479_194),
         ("wrn-34-10", 10, 46_160_474),
         ("resnet18-imagenet", 1000, 11_689_512),
@@ -100,8 +104,8 @@ def test_resnet18_computes_what_torchvision_computes():
     assert torch.allclose(ours.eval()(inputs), theirs.eval()(inputs), atol=1e-5)
 
 
-def pre_activation_logits(weights, inputs, *, widths, blocks_per_stage):
-    """A pre-activation network by the equations of He et al. 2016, batch norm in eval mode."""
+def pre_activation_logits(weights, inputs, *, widths, blocks_per_stage, raw_shortcut=False, last_norm=True):
+    """A pre-activation network by the equations of He et al. 2016 and its variants, batch norm in eval mode."""
     weights = iter(weights)
 
     def activate(features):
@@ -117,21 +121,28 @@ def pre_activation_logits(weights, inputs, *, widths, blocks_per_stage):
             residual = F.conv2d(active, next(weights), stride=stride, padding=1)
             residual = F.conv2d(activate(residual), next(weights), padding=1)
             if stride != 1 or channels != width:
-                features = F.conv2d(active, next(weights), stride=stride)
+                features = F.conv2d(features if raw_shortcut else active, next(weights), stride=stride)
             features, channels = features + residual, width
-    return F.linear(activate(features).mean(dim=(2, 3)), next(weights), next(weights))
+    features = activate(features) if last_norm else features
+    return F.linear(features.mean(dim=(2, 3)), next(weights), next(weights))
 
 
 @pytest.mark.parametrize(
-    ("name", "widths", "blocks_per_stage"),
-    [("preactresnet18", (4, 8, 16, 32), 2), ("wrn-28-10", (16, 32, 64), 4), ("wrn-34-10", (16, 32, 64), 5)],
+    ("name", "widths", "blocks_per_stage", "variant"),
+    [
+        ("preactresnet18", (4, 8, 16, 32), 2, {}),
+        ("preactresnet18-nobn", (4, 8, 16, 32), 2, {"last_norm": False}),
+        ("preactresnet18-fast", (4, 8, 16, 32), 2, {"last_norm": False, "raw_shortcut": True}),
+        ("wrn-28-10", (16, 32, 64), 4, {}),
+        ("wrn-34-10", (16, 32, 64), 5, {}),
+    ],
 )
-def test_pre_activation_networks_follow_their_equations(name, widths, blocks_per_stage):
+def test_pre_activation_networks_follow_their_equations(name, widths, blocks_per_stage, variant):
     """The modules give the logits of the equations written out."""
     network, inputs = small(name).network, torch.rand(2, 3, 16, 16)
     network(inputs)  # running statistics away from 0 and 1
     expected = pre_activation_logits(
-        network.state_dict().values(), inputs, widths=widths, blocks_per_stage=blocks_per_stage
+        network.state_dict().values(), inputs, widths=widths, blocks_per_stage=blocks_per_stage, **variant
     )
     assert torch.allclose(network.eval()(inputs), expected, atol=1e-5)
 
