@@ -13,7 +13,7 @@ COMMIT_VARIABLE = "EASYCORE_GIT_COMMIT"
 """Environment variable: the commit of a working directory that travels without its repository."""
 
 # Reported in every manifest: what could change a number from one machine to the next.
-_PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow", "pyautoattack")
+_PACKAGES = ("easycore-ray", "ray", "torch", "torchvision", "pyarrow", "numpy", "mlflow", "pyautoattack", "timm")
 
 
 def versions() -> dict[str, str]:

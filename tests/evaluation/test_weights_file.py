@@ -227,6 +227,16 @@ def test_a_normalisation_of_other_channels_is_refused(dataset, theirs):
         load(settings(dataset, theirs[1], normalise="cifar10"))
 
 
+def test_a_normalisation_that_the_file_lacks_or_has_for_other_channels_is_refused(dataset, theirs, tmp_path):
+    """--normalise file needs one, for as many channels as the images have."""
+    colour = {"mu": torch.full((3,), 0.5), "sigma": torch.full((3,), 0.25)}
+    torch.save(theirs[0].state_dict() | colour, tmp_path / "colour.pt")
+    with pytest.raises(EasyCoreError, match="brings no mean and std; pass another --normalise"):
+        load(settings(dataset, theirs[1], normalise="file"))
+    with pytest.raises(EasyCoreError, match="normalises 3 channels, the images have 1"):
+        load(settings(dataset, f"{tmp_path}/colour.pt", normalise="file"))
+
+
 def test_a_missing_file_is_named(dataset):
     with pytest.raises(EasyCoreError, match=r"--weights-file /nowhere/w\.pt does not exist; pass a \.pt"):
         evaluate.plan(settings(dataset, "/nowhere/w.pt"))
