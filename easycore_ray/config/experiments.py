@@ -45,7 +45,7 @@ from easycore_ray.config.recipes import (
     attacks_validation,
     objective_problems,
 )
-from easycore_ray.config.stages import EvalBatchConfig, PrepareConfig, ScoreBatchConfig, ScoreConfig
+from easycore_ray.config.stages import EvalBatchConfig, EvalMeasureConfig, PrepareConfig, ScoreBatchConfig, ScoreConfig
 from easycore_ray.storage.errors import FieldsError
 
 Stage = TypeVar("Stage", bound=Checked)
@@ -106,7 +106,7 @@ class TrialsConfig(EvalBatchConfig):
 
 
 @configuration
-class GridConfig(TrialsConfig, RobustnessConfig, ThreatConfig):
+class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig):
     """What a sweep and a pipeline train: arms × fractions × objectives × seeds."""
 
     method: Several[ArmName] = setting(

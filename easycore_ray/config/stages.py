@@ -129,6 +129,15 @@ class EvalBatchConfig(Checked):
 
 
 @configuration
+class EvalMeasureConfig(EvalBatchConfig):
+    """What an evaluation measures beyond one run of each attack."""
+
+    pgd_restarts: Count = setting(default=1, identity=lambda config: config.pgd_restarts > 1, group="attack")
+    """Random starts of pgd20 in an evaluation; an image is robust if it withstands all. More never leave more, and cost
+    time for the images that withstood the others."""
+
+
+@configuration
 class ScoreConfig(ScoreBatchConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
@@ -287,7 +296,7 @@ class TrainConfig(SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, Trackin
 
 
 @configuration
-class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
+class EvaluateConfig(EvalMeasureConfig, TrackingConfig, ComputeConfig):
     """Clean and robust accuracy of a checkpoint; images are attacked in fixed shards by long-lived workers."""
 
     checkpoint: Text = setting(identity=False, group="model")

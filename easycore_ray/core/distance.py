@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval, gradient_at
+from easycore_ray.core.ascent import gradient_at
+from easycore_ray.core.attacks import frozen_eval
 from easycore_ray.core.eps import check_norm
 from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project

@@ -194,7 +194,8 @@ def _attacked(
         seed = derive_seed("evaluate", threats.seed, name, start)
         return autoattack(model, inputs, labels, eps=eps, norm=threats.norm, seed=seed, limit=limit)
     draws = generator("evaluate", threats.seed, name, start)
-    return ATTACKS[name](model, inputs, labels, eps=eps, norm=threats.norm, generator=draws, limit=limit), []
+    more = {"restarts": threats.pgd_restarts} if name == "pgd20" else {}
+    return ATTACKS[name](model, inputs, labels, eps=eps, norm=threats.norm, generator=draws, limit=limit, **more), []
 
 
 def _at_large_eps(

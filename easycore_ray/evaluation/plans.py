@@ -47,9 +47,12 @@ def attacked_images(config: EvaluateConfig, total: int) -> int:
 
 
 def attack_works(config: EvaluateConfig, images: int) -> list[Work]:
-    """What the images of an evaluation go through: once clean, then every attack at every eps."""
-    attacks = [name for name in config.attack if name != "none"]
-    return [Work("clean", images), *(Work(name, images * len(config.eval_eps)) for name in attacks)]
+    """What the images of an evaluation go through: once clean, then every attack at every eps, from every start."""
+    runs = {name: config.pgd_restarts if name == "pgd20" else 1 for name in config.attack if name != "none"}
+    return [
+        Work("clean", images),
+        *(Work(name, images * len(config.eval_eps) * count) for name, count in runs.items()),
+    ]
 
 
 def image_count(config: EvaluateConfig, dataset: Dataset) -> int:

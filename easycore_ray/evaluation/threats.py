@@ -23,6 +23,8 @@ class Threats:
     seed: int
     batch_size: int | None = None
     """Images that go through the model at once; by default what ``memory.default_rows`` says of their size."""
+    pgd_restarts: int = 1
+    """Random starts of pgd20."""
 
     def columns(self) -> list[str]:
         """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
@@ -68,7 +70,7 @@ def threats_of(config: EvaluateConfig) -> Threats:
     """The threats a configuration names."""
     attack = tuple(name for name in config.attack if name != "none")
     return Threats(attack=attack, eps=config.eval_eps, norm=config.norm, seed=config.seed,
-                   batch_size=config.eval_batch_size)  # fmt: skip
+                   batch_size=config.eval_batch_size, pgd_restarts=config.pgd_restarts)  # fmt: skip
 
 
 def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:

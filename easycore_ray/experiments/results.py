@@ -74,6 +74,7 @@ def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> d
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
         **accuracy_columns([each.trial.seed for each in members], _summaries(members, "last"), eps),
         "attack": list(first.evaluate.attack),
+        "pgd_restarts": first.evaluate.pgd_restarts,
         "overfitted_seeds": [
             each.trial.seed for each in members if each.checkpoint.manifest["epochs"][-1]["epoch"] in _overfitted(each)
         ],

@@ -97,6 +97,28 @@ def test_headline_is_the_pointwise_worst():
     assert summary["robust_accuracy"] == 0.5
 
 
+def test_more_restarts_never_leave_more():
+    """Image by image; what one start leaves out of reach another one finds, on a model with steps in its surface."""
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, inputs):
+            return self.inner((inputs * 12).round() / 12) + 0 * inputs.flatten(1)[:, :3]
+
+    model = Steps().eval()
+    rows = rows_of(model, 260)
+    once, often = (
+        attack_rows(model, rows, threats_of(settings(eval_eps=(0.06,), pgd_restarts=count)))["robust_pgd20_0.06"]
+        for count in (1, 6)
+    )
+
+    assert not (often.to_numpy() & ~once.to_numpy()).any()
+    assert often.to_numpy().sum() < once.to_numpy().sum()
+
+
 def test_a_device_without_room_for_a_shard_attacks_it_in_pieces():
     """With the outcomes of a large one, and a warning."""
 
