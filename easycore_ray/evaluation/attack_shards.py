@@ -13,10 +13,11 @@ from torch import nn
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.attacks import ATTACKS, carries_gradient
+from easycore_ray.core.calibration import add_bins, calibration_bins
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.loop import prepare_inputs
 from easycore_ray.core.memory import RowLimit, default_rows
-from easycore_ray.core.passes import predicted_right
+from easycore_ray.core.passes import predict, predicted_right
 from easycore_ray.core.seeding import derive_seed, generator
 from easycore_ray.data.dataset import Dataset, image_bytes_per_row, open_dataset
 from easycore_ray.data.samples import Samples, read_split
@@ -101,24 +102,33 @@ def merge_shards(shards: list[pa.Table]) -> pa.Table:
         for text in notes_of(shard)["warnings"]:
             counts[text] = counts.get(text, 0) + 1
     found = [f"{text} ({counts[text]} of {len(shards)} shards)" for text in sorted(counts)]
-    large_eps = next((notes_of(shard)["large_eps"] for shard in shards if notes_of(shard)["large_eps"]), None)
-    no_gradient = any(notes_of(shard)["no_gradient"] for shard in shards)
+    notes = list(map(notes_of, shards))
+    large_eps = next((note["large_eps"] for note in notes if note["large_eps"]), None)
+    bins = [note["calibration"] for note in notes]
     plain = [shard.replace_schema_metadata(None) for shard in shards]
-    return with_notes(pa.concat_tables(plain), found, large_eps, no_gradient=no_gradient)
+    return with_notes(
+        pa.concat_tables(plain),
+        warnings=found,
+        large_eps=large_eps,
+        no_gradient=any(note["no_gradient"] for note in notes),
+        calibration=add_bins(bins) if all(bins) else None,
+    )
 
 
-def with_notes(
-    table: pa.Table, found: list[str], large_eps: list[int] | None, *, no_gradient: bool = False
-) -> pa.Table:
-    """The table with what its shard noted beside the outcomes."""
-    notes = {"warnings": found, "large_eps": large_eps} | ({"no_gradient": True} if no_gradient else {})
-    return table.replace_schema_metadata({_NOTES: json.dumps(notes)})
+def with_notes(table: pa.Table, **notes: Any) -> pa.Table:
+    """The table with what its shard noted beside the outcomes, see ``notes_of``."""
+    noted = {name: value for name, value in notes.items() if name in ("warnings", "large_eps") or value}
+    return table.replace_schema_metadata({_NOTES: json.dumps(noted)})
 
 
 def notes_of(table: pa.Table) -> dict[str, Any]:
-    """``warnings``, ``large_eps`` (kept, attacked) and ``no_gradient`` of a table; as little as it was written with."""
+    """What a table says beside its outcomes; as little as it was written with.
+
+    ``warnings``; ``large_eps`` (kept, attacked) and ``no_gradient``, see ``sanity_checks``; ``calibration`` of the
+    clean predictions, see ``core.calibration``: None in a table of an earlier version.
+    """
     written = json.loads((table.schema.metadata or {}).get(_NOTES, "{}"))
-    return {"warnings": [], "large_eps": None, "no_gradient": False} | written
+    return {"warnings": [], "large_eps": None, "no_gradient": False, "calibration": None} | written
 
 
 def attack_shard(
@@ -133,7 +143,8 @@ def attack_shard(
     """Outcomes of one shard; they depend on the shard's ids and the threats alone.
 
     The first shard of an evaluation also runs the sanity checks of the model (eps = 0.5, any gradient at all; see
-    ``sanity_checks``). Their results and the warnings of AutoAttack are stored in the table's metadata.
+    ``sanity_checks``). Their results, the warnings of AutoAttack and the calibration of the clean predictions are
+    stored in the table's metadata.
 
     Args:
         model: returns logits; moved to the device.
@@ -151,7 +162,7 @@ def attack_shard(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs, labels = prepare_inputs(rows.images, torch.device(device)), rows.labels.to(device)
     limit = limit or limit_of(threats, rows.images[:1].numel())
-    correct = predicted_right(model, inputs, labels, limit)
+    correct, confidence = predict(model, inputs, labels, limit)
     columns: dict[str, Any] = {
         "sample_id": rows.sample_ids.numpy(),
         "label": rows.labels.numpy().astype(np.int32),
@@ -176,7 +187,10 @@ def attack_shard(
     )
     no_gradient = first and bool(threats.attack) and not carries_gradient(model, inputs[:1])
     messages += [limit.message] * bool(limit.message)
-    return with_notes(pa.table(columns), messages, large_eps, no_gradient=no_gradient)
+    bins = calibration_bins(confidence.cpu().numpy(), columns["clean_correct"])
+    return with_notes(
+        pa.table(columns), warnings=messages, large_eps=large_eps, no_gradient=no_gradient, calibration=bins
+    )
 
 
 def _attacked(

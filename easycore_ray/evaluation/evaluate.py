@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.core.calibration import expected_calibration_error
 from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
@@ -129,7 +130,8 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     for text in summary["warnings"]:
         say(f"evaluate: warning: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
-    say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
+    ece = f", calibration error {100 * summary['clean_ece']:.1f} %" if "clean_ece" in summary else ""
+    say(f"evaluate: clean {clean}{ece}, {len(sample_ids):,} images → {out}")
     track_if_named(config, artifact.path, lambda _: describe_evaluation(config, artifact.path))
     _warn(artifact)
     return artifact
@@ -187,7 +189,8 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
     """Accuracies with 95 % Wilson intervals.
 
     Returns:
-        ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy`` and ``robust``: one
+        ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy``, ``clean_ece`` (expected calibration
+        error, see ``core.calibration``; not for outcomes of an earlier version) and ``robust``: one
         entry per attack and eps, then, with several attacks, one per eps named ``worst`` (pointwise).
         ``robust_accuracy, robust_interval``: of the images correct under all attacks at all eps, None
         without an attack. ``warnings`` of AutoAttack; ``suspicious``: see ``sanity_checks``.
@@ -209,6 +212,7 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
         "clean_accuracy": whole["accuracy"],
         "clean_interval": whole["interval"],
         "worst_class_clean_accuracy": whole["worst_class_accuracy"],
+        **({"clean_ece": expected_calibration_error(notes["calibration"])} if notes["calibration"] else {}),
         "robust": robust,
         "robust_accuracy": headline and headline["accuracy"],
         "robust_interval": headline and headline["interval"],

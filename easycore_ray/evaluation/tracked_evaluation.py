@@ -33,7 +33,8 @@ def describe_evaluation(config: EvaluateConfig, path: str) -> TrackedRun:
 def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """An evaluation's summary as metrics in [0, 1]: accuracies, ends of their 95 % intervals, those of the worst class.
 
-    ``robust_accuracy_<attack>_eps_<eps>``, and without an eps that of the last.
+    ``clean_ece`` is the expected calibration error. ``robust_accuracy_<attack>_eps_<eps>``, and without an eps that of
+    the last.
     """
     low, high = summary["clean_interval"]
     found = {
@@ -41,6 +42,7 @@ def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
         "clean_accuracy_low": low,
         "clean_accuracy_high": high,
         "clean_accuracy_worst_class": summary["worst_class_clean_accuracy"],
+        **{name: summary[name] for name in ("clean_ece",) if name in summary},
     }
     for row in summary["robust"]:
         values = {

@@ -78,7 +78,7 @@ def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> d
         "overfitted_seeds": [
             each.trial.seed for each in members if each.checkpoint.manifest["epochs"][-1]["epoch"] in _overfitted(each)
         ],
-        **_best_columns(checkpoints, _summaries(members, "best"), eps),
+        **_best_columns(checkpoints, _summaries(members, "best"), _summaries(members, "last"), eps),
         **_averaged_columns(members, eps),
         "epochs": checkpoints[0]["counts"]["epochs"],
         "steps": checkpoints[0]["steps"],
@@ -111,10 +111,20 @@ def accuracy_columns(seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]
         "seeds": list(seeds),
         **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
         "worst_class_clean_accuracy_mean": mean(summary["worst_class_clean_accuracy"] for summary in summaries),
+        **_common_columns(summaries, "clean_ece"),
         **_robust_columns(summaries, eps),
         "eps": eps,
         **messages,
     }
+
+
+def _common_columns(summaries: Sequence[Mapping[str, Any]], *names: str) -> dict[str, float | None]:
+    """Mean and spread of figures that all of the summaries have; those of earlier versions lack some."""
+    found: dict[str, float | None] = {}
+    for name in names:
+        if all(name in summary for summary in summaries):
+            found |= mean_std(name, [summary[name] for summary in summaries])
+    return found
 
 
 def _robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any]:
@@ -132,19 +142,28 @@ def _robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[
     return found
 
 
-def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], eps: float) -> dict[str, float | None]:
-    """Mean best epoch, and the accuracies there; None throughout where a run has none (no validation split)."""
+def _best_columns(
+    checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], last: list[dict[str, Any]], eps: float
+) -> dict[str, float | None]:
+    """Mean best epoch, the accuracies there, and how much of the robust one was lost until the last epoch.
+
+    ``robust_gap`` is best − last under PGD-20, within a seed: above 0 where training on has cost robustness. None
+    throughout where a run has no best epoch (no validation split).
+    """
     epochs = [checkpoint["best_epoch"] for checkpoint in checkpoints if checkpoint.get("best_epoch") is not None]
-    robust = [
-        next(row["accuracy"] for row in summary["robust"] if (row["attack"], row["eps"]) == ("pgd20", eps))
-        for summary in best
-    ]
+    robust, robust_last = ([pgd20_accuracy(summary, eps) for summary in each] for each in (best, last))
     found = {
         "best_epoch_mean": mean(epochs) if epochs else None,
         **mean_std("clean_accuracy_best", [summary["clean_accuracy"] for summary in best]),
         **mean_std("robust_accuracy_pgd20_best", robust),
+        **mean_std("robust_gap", [high - low for high, low in zip(robust, robust_last, strict=True)]),
     }
     return found if len(epochs) == len(checkpoints) else dict.fromkeys(found)
+
+
+def pgd20_accuracy(summary: Mapping[str, Any], eps: float) -> float:
+    """Accuracy under PGD-20 at an eps, of a summary that has it."""
+    return next(row["accuracy"] for row in summary["robust"] if (row["attack"], row["eps"]) == ("pgd20", eps))
 
 
 def _overfitted(finished: FinishedTrial) -> list[int]:

@@ -252,6 +252,7 @@ def _record(finished: FinishedTrial) -> dict[str, Any]:
         "num_eval_samples": summary["num_samples"],
         "clean_accuracy": summary["clean_accuracy"],
         "worst_class_clean_accuracy": summary["worst_class_clean_accuracy"],
+        **{name: summary[name] for name in ("clean_ece",) if name in summary},
         "robust": [
             {name: entry[name] for name in ("attack", "eps", "accuracy", "worst_class_accuracy")}
             for entry in summary["robust"]

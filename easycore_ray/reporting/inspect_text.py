@@ -152,6 +152,8 @@ def _duplicates(counted: Mapping[str, int]) -> str:
 def _accuracies(summary: Facts) -> Iterator[str]:
     yield from _line("clean", f"{_percent(summary['clean_accuracy'], summary['clean_interval'])}, worst class "
                      f"{100 * summary['worst_class_clean_accuracy']:.1f} %")  # fmt: skip
+    if "clean_ece" in summary:
+        yield from _line("calibration", f"{100 * summary['clean_ece']:.1f} % expected calibration error (15 bins)")
     for row in summary["robust"]:
         robust = f"{_percent(row['accuracy'], row['interval'])} at eps {format_eps(row['eps'])}"
         yield from _line(row["attack"], f"{robust}, worst class {100 * row['worst_class_accuracy']:.1f} %")

@@ -419,3 +419,17 @@ def test_the_best_epoch_is_told_where_it_is_not_the_last():
     alike = [row | {"best_epoch_mean": 20.0} for row in rows]
     assert "best" not in print_table(alike)
     assert "best" not in print_table([row | {"best_epoch_mean": None} for row in rows])
+
+
+def test_the_gap_between_best_and_last_is_a_column_where_it_is_known():
+    """In points with its sign, at the eps that tells most; rows of earlier versions have none."""
+    rows = make_rows(betas=(6.0,))
+    for row in rows:
+        if row["method"] == "easycore" and row["balance"] == "none":
+            row |= {"robust_gap_mean": 0.034 if row["eps"] == max(r["eps"] for r in rows) else 0.9,
+                    "robust_gap_std": None if row["fraction"] == 0.3 else 0.005}  # fmt: skip
+    page = result_tables(rows, styles(rows))
+
+    assert page.count(">Gap</span>,<br>ε = 8/255<") == 1
+    assert page.count(">+3.4<") == page.count(">+3.4 ± 0.5<") == 1
+    assert "Gap" not in result_tables(make_rows(), styles(rows))
