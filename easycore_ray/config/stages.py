@@ -20,6 +20,7 @@ from easycore_ray.config.fields import (
     METHOD_HELP,
     AttackName,
     Balance,
+    CorruptionName,
     Count,
     EpochRange,
     Eps,
@@ -41,6 +42,7 @@ from easycore_ray.config.fields import (
     WeightsName,
 )
 from easycore_ray.config.recipes import ObjectiveConfig, RobustnessConfig, SeededRecipeConfig, objective_problems
+from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import METHODS
 
 
@@ -135,6 +137,14 @@ class EvalMeasureConfig(EvalBatchConfig):
     pgd_restarts: Count = setting(default=1, identity=lambda config: config.pgd_restarts > 1, group="attack")
     """Random starts of pgd20 in an evaluation; an image is robust if it withstands all. More never leave more, and cost
     time for the images that withstood the others."""
+    corruptions: Several[CorruptionName] = setting(
+        default=(),
+        identity=lambda config: bool(config.corruptions),
+        group="attack",
+        held=lambda config: list(chosen_corruptions(config.corruptions)),
+    )
+    """Also classify the images corrupted in these ways, each at five severities (Hendrycks & Dietterich 2019); all:
+    every one of them. A pass without an attack for each."""
 
 
 @configuration

@@ -22,6 +22,7 @@ from easycore_ray.core.seeding import derive_seed, generator
 from easycore_ray.data.dataset import Dataset, image_bytes_per_row, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.evaluation.autoattack import autoattack
+from easycore_ray.evaluation.corrupted import corrupted_outcomes
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
 from easycore_ray.evaluation.threats import AUTOATTACK, Threats, outcome_column
 from easycore_ray.runtime.cluster import Demand
@@ -66,7 +67,7 @@ def attack_rows(
         made: the claim they are made under, to keep finished shards until all are: for AutoAttack, which takes hours.
 
     Returns:
-        ``sample_id, label, clean_correct`` and one boolean column per attack and eps.
+        ``sample_id, label, clean_correct`` and one boolean column per attack and eps, then per corruption and severity.
     """
     model, limit = model.eval(), limit_of(threats, rows.images[:1].numel())
     starts = range(0, len(rows.labels), SHARD_ROWS)
@@ -87,7 +88,7 @@ def limit_of(threats: Threats, image_bytes: int) -> RowLimit:
 
 def kept_shards(made: Claim, threats: Threats, chunks: Sequence[np.ndarray]) -> KeptResults:
     """Where the outcomes of shards are kept until all are made, by the ids (int64) of each shard."""
-    columns = ["sample_id", "label", "clean_correct", *threats.columns()]
+    columns = ["sample_id", "label", "clean_correct", *threats.columns(), *threats.corruption_columns()]
 
     def fits(number: int, table: pa.Table) -> bool:
         return table.column_names == columns and np.array_equal(table["sample_id"].to_numpy(), chunks[number])
@@ -156,7 +157,8 @@ def attack_shard(
             memory, the shard's warnings say so.
 
     Returns:
-        B rows: sample_id int64, label int32, clean_correct bool, a bool column per attack and eps.
+        B rows: sample_id int64, label int32, clean_correct bool, a bool column per attack and eps, then per corruption
+        and severity.
     """
     # AutoAttack hands on images channels first: convolutions follow their weights, and take 1 / 1.2 of the time.
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -168,18 +170,9 @@ def attack_shard(
         "label": rows.labels.numpy().astype(np.int32),
     }
     columns["clean_correct"] = correct.cpu().numpy()
-    start = int(rows.sample_ids[0])
-    messages: list[str] = []
-    for name in threats.attack:
-        for eps in threats.eps:
-            robust = correct.clone()
-            if correct.any():
-                # What is wrong already needs no attack.
-                picked, truth = inputs[correct], labels[correct]
-                adversarial, found = _attacked(model, picked, truth, (name, eps), threats, start, limit)
-                messages += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
-                robust[correct] = predicted_right(model, adversarial, truth, limit)
-            columns[outcome_column(name, eps)] = robust.cpu().numpy()
+    robust, messages = _attack_all(model, (inputs, labels, correct), threats, int(rows.sample_ids[0]), limit)
+    columns |= robust
+    columns |= corrupted_outcomes(model, rows, threats, device=device, limit=limit)
     large_eps = (
         _at_large_eps(model, inputs[correct], labels[correct], threats.seed, limit)
         if first and threats.attack
@@ -191,6 +184,36 @@ def attack_shard(
     return with_notes(
         pa.table(columns), warnings=messages, large_eps=large_eps, no_gradient=no_gradient, calibration=bins
     )
+
+
+def _attack_all(
+    model: nn.Module,
+    clean: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    threats: Threats,
+    start: int,
+    limit: RowLimit,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A column per attack and eps, and what the attacks warn of.
+
+    Args:
+        model: returns logits.
+        clean: inputs, labels, and which are right; what is wrong already needs no attack.
+        threats: attacks and budgets.
+        start: the shard's first id.
+        limit: images that go through the model at once.
+    """
+    inputs, labels, correct = clean
+    columns, messages = {}, []
+    for name in threats.attack:
+        for eps in threats.eps:
+            robust = correct.clone()
+            if correct.any():
+                picked, truth = inputs[correct], labels[correct]
+                adversarial, found = _attacked(model, picked, truth, (name, eps), threats, start, limit)
+                messages += [f"{name} at eps {format_eps(eps)}: {text}" for text in found]
+                robust[correct] = predicted_right(model, adversarial, truth, limit)
+            columns[outcome_column(name, eps)] = robust.cpu().numpy()
+    return columns, messages
 
 
 def _attacked(

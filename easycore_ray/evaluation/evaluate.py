@@ -23,6 +23,7 @@ from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of, task_demand
+from easycore_ray.evaluation.corrupted import corruption_text, summarise_corruptions
 from easycore_ray.evaluation.plans import plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.evaluation.threats import (
@@ -91,7 +92,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     """Attack a checkpoint and write what became of every image.
 
     The folder holds ``outcomes.parquet`` (``sample_id, label, clean_correct``, one boolean column per
-    attack and eps) and ``summary.json`` (see ``summarise_outcomes``).
+    attack and eps, one per corruption and severity) and ``summary.json`` (see ``summarise_outcomes``).
 
     Returns:
         The evaluation.
@@ -127,6 +128,8 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     for row in summary["robust"]:
         robust = _percent(row["accuracy"], row["interval"])
         say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {robust}")
+    if "corruptions" in summary:
+        say(f"evaluate: corrupted: {corruption_text(summary)}")
     for text in summary["warnings"]:
         say(f"evaluate: warning: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
@@ -193,7 +196,8 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
         error, see ``core.calibration``; not for outcomes of an earlier version) and ``robust``: one
         entry per attack and eps, then, with several attacks, one per eps named ``worst`` (pointwise).
         ``robust_accuracy, robust_interval``: of the images correct under all attacks at all eps, None
-        without an attack. ``warnings`` of AutoAttack; ``suspicious``: see ``sanity_checks``.
+        without an attack. With corruptions ``corruption_accuracy`` and ``corruptions``, see
+        ``summarise_corruptions``. ``warnings`` of AutoAttack; ``suspicious``: see ``sanity_checks``.
     """
     labels = outcomes["label"].to_numpy()
     clean = outcomes["clean_correct"].to_numpy()
@@ -216,6 +220,7 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
         "robust": robust,
         "robust_accuracy": headline and headline["accuracy"],
         "robust_interval": headline and headline["interval"],
+        **summarise_corruptions(outcomes, threats),
         "warnings": notes["warnings"],
         "suspicious": suspicious(
             robust, whole["accuracy"], len(labels), notes["large_eps"], no_gradient=notes["no_gradient"]

@@ -111,7 +111,7 @@ def accuracy_columns(seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]
         "seeds": list(seeds),
         **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
         "worst_class_clean_accuracy_mean": mean(summary["worst_class_clean_accuracy"] for summary in summaries),
-        **_common_columns(summaries, "clean_ece"),
+        **_common_columns(summaries, "clean_ece", "corruption_accuracy"),
         **_robust_columns(summaries, eps),
         "eps": eps,
         **messages,

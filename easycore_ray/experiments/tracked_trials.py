@@ -68,7 +68,8 @@ def _row_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
     found = {f"{arm}/device_seconds": row["training_seconds"]}
     for end in ("mean", "std"):
         found[f"{arm}/clean_accuracy_{end}"] = row[f"clean_accuracy_{end}"]
-        found |= {f"{arm}/{name}_{end}": row[f"{name}_{end}"] for name in ("clean_ece",) if f"{name}_{end}" in row}
+        more = [f"{name}_{end}" for name in ("clean_ece", "corruption_accuracy") if f"{name}_{end}" in row]
+        found |= {f"{arm}/{name}": row[name] for name in more}
         if f"robust_accuracy_averaged_{end}" in row:
             found[f"{arm}/clean_accuracy_averaged_{end}"] = row[f"clean_accuracy_averaged_{end}"]
             found[f"{arm}/robust_accuracy_averaged_{end}_eps_{eps}"] = row[f"robust_accuracy_averaged_{end}"]

@@ -157,6 +157,13 @@ def _accuracies(summary: Facts) -> Iterator[str]:
     for row in summary["robust"]:
         robust = f"{_percent(row['accuracy'], row['interval'])} at eps {format_eps(row['eps'])}"
         yield from _line(row["attack"], f"{robust}, worst class {100 * row['worst_class_accuracy']:.1f} %")
+    for entry in summary.get("corruptions", ()):
+        severities = ", ".join(f"{100 * share:.1f}" for share in entry["by_severity"])
+        yield from _line(
+            "corrupted", f"{entry['corruption']} {100 * entry['accuracy']:.1f} %, severity 1 to 5: {severities}"
+        )
+    if "corruption_accuracy" in summary:
+        yield from _line("corrupted", f"{100 * summary['corruption_accuracy']:.1f} % on average")
     for text in summary["suspicious"]:
         yield from _line("suspicious", text)
     for text in summary["warnings"]:
