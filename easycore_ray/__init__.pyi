@@ -222,8 +222,8 @@ class _Evaluate(Protocol):
         eval_batch_size: int | None = None, pgd_restarts: int = 1, corruptions: str | Sequence[str] = (),
         weights: Literal["last", "best", "averaged"] = "last", split: Literal["test", "val"] = "test",
         attack: str | Sequence[str] = ("pgd20",),
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
-        num_eval_samples: int | None = None, seed: int = 0,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        norm: Literal["linf", "l2", "l1"] = "linf", num_eval_samples: int | None = None, seed: int = 0,
     ) -> Evaluation: ...
     @overload
     def plan(self, config: EvaluateConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -238,8 +238,9 @@ class _Evaluate(Protocol):
         eval_batch_size: int | None = None, pgd_restarts: int = 1, corruptions: str | Sequence[str] = (),
         weights: Literal["last", "best", "averaged"] = "last", split: Literal["test", "val"] = "test",
         attack: str | Sequence[str] = ("pgd20",),
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), norm: Literal["linf", "l2"] = "linf",
-        num_eval_samples: int | None = None, seed: int = 0, measure: bool = False,
+        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        norm: Literal["linf", "l2", "l1"] = "linf", num_eval_samples: int | None = None, seed: int = 0,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Sweep(Protocol):

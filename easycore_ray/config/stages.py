@@ -24,12 +24,12 @@ from easycore_ray.config.fields import (
     Count,
     EpochRange,
     Eps,
+    EvaluationNorm,
     Flag,
     Fraction,
     MethodName,
     Natural,
     NonNegative,
-    Norm,
     Number,
     OnDuplicate,
     PartialShare,
@@ -323,8 +323,8 @@ class EvaluateConfig(EvalMeasureConfig, TrackingConfig, ComputeConfig):
     version, slow, needs the package pyautoattack."""
     eval_eps: Several[Eps] = setting(default=(8 / 255,), identity=True, group="attack")
     """Perturbations of the evaluation, in [0, 1] pixel units, one result for each; 0 is the clean accuracy."""
-    norm: Norm = setting(default="linf", identity=True, group="attack")
-    """Norm in which perturbations are bounded."""
+    norm: EvaluationNorm = setting(default="linf", identity=True, group="attack")
+    """Norm in which perturbations are bounded; l1, the sum of all changes, is for evaluations alone."""
     num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
     """Attack only this many images in an evaluation, the same for every model; all if left out."""
     seed: Natural = setting(default=0, identity=True, group="attack")

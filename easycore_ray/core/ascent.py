@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from easycore_ray.core.losses import cross_entropy_rows
-from easycore_ray.core.threat import l2_norms, per_row, project
+from easycore_ray.core.threat import l2_norms, per_row, project, sparse_step
+
+_SPARSE = 0.01  # share of the pixels that a step in l1 moves: the q = 99 % of SLIDE
 
 
 class Ascent(NamedTuple):
@@ -25,10 +27,15 @@ class Ascent(NamedTuple):
     def move(self, points: Tensor, gradient: Tensor, inputs: Tensor) -> Tensor:
         """The points one step up the gradient, projected onto the ball around ``inputs`` and [0, 1].
 
-        All are (B, C, H, W). A step goes along the sign of the gradient for linf, along its direction for l2.
+        All are (B, C, H, W). A step goes along the sign of the gradient for linf, along its direction for l2. For l1 it
+        moves the pixels of the largest gradient, one in a hundred, as SLIDE does, or the fewest that can take a single
+        step: see ``threat.sparse_step``.
         """
         if self.norm == "linf":
             points = points.add(gradient.sign(), alpha=self.step_size)
+        elif self.norm == "l1":
+            pixels = 1 if self.steps == 1 else max(1, round(_SPARSE * gradient[0].numel()))
+            points = sparse_step(points, gradient, self.step_size, pixels)
         else:
             norms = l2_norms(gradient).to(gradient.dtype)
             points = points + self.step_size * gradient / per_row(torch.where(norms > 0, norms, 1.0), gradient)

@@ -82,7 +82,8 @@ def fgsm(
 ) -> Tensor:
     """Inputs moved by one step of length eps up the cross-entropy.
 
-    Goodfellow et al. 2015 (arXiv 1412.6572); for l2 the step goes along the gradient, not along its sign.
+    Goodfellow et al. 2015 (arXiv 1412.6572); for l2 the step goes along the gradient, not along its sign,
+    for l1 it moves the pixels of the largest gradient as far as [0, 1] allows, see ``threat.sparse_step``.
 
     Args:
         model: returns logits.

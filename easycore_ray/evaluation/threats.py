@@ -69,12 +69,12 @@ def check_autoattack(image_shape: tuple[int, ...], norm: str) -> None:
         norm: one of ``threat.NORMS``.
 
     Raises:
-        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2, where Square divides by zero.
+        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2 and l1, where Square divides by zero.
     """
     require_autoattack()
-    if norm == "l2" and min(image_shape[1:]) < 5:
+    if norm != "linf" and min(image_shape[1:]) < 5:
         raise EasyCoreError(
-            f"autoattack with norm l2 needs images of at least 5 × 5 pixels, got {tuple(image_shape[1:])}; use linf"
+            f"autoattack with norm {norm} needs images of at least 5 × 5 pixels, got {tuple(image_shape[1:])}; use linf"
         )
 
 

@@ -9,7 +9,7 @@ from easycore_ray.core.eps import NORMS
 from easycore_ray.core.losses import cross_entropy_rows
 from easycore_ray.core.threat import random_point
 
-EPS = {"linf": 8 / 255, "l2": 0.5}
+EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 3.0}
 
 
 def draws(seed=0):
