@@ -23,6 +23,7 @@ from easycore_ray.data.dataset import Dataset, image_bytes_per_row, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.evaluation.autoattack import autoattack
 from easycore_ray.evaluation.corrupted import corrupted_outcomes
+from easycore_ray.evaluation.machine_cost import with_cost
 from easycore_ray.evaluation.sanity_checks import LARGE_EPS, LARGE_EPS_IMAGES
 from easycore_ray.evaluation.threats import AUTOATTACK, Threats, outcome_column
 from easycore_ray.runtime.cluster import Demand
@@ -57,7 +58,14 @@ def task_demand(config: ResourceConfig) -> Demand:
 def attack_rows(
     model: nn.Module, rows: Samples, threats: Threats, *, device: str = "cpu", made: Claim | None = None
 ) -> pa.Table:
-    """Outcomes of a set of rows, shard by shard, in this process.
+    """Outcomes of a set of rows in one table, see ``attack_in_shards``."""
+    return merge_shards(attack_in_shards(model, rows, threats, device=device, made=made))
+
+
+def attack_in_shards(
+    model: nn.Module, rows: Samples, threats: Threats, *, device: str = "cpu", made: Claim | None = None
+) -> list[pa.Table]:
+    """Outcomes of a set of rows, shard by shard, in this process, each with its cost (``machine_cost``).
 
     Args:
         model: returns logits of pixels in [0, 1].
@@ -74,11 +82,13 @@ def attack_rows(
 
     def attack(start: int) -> pa.Table:
         shard = Samples(*(column[start : start + SHARD_ROWS] for column in rows))
-        return attack_shard(model, shard, threats, device=device, first=start == 0, limit=limit)
+        return with_cost(
+            lambda: attack_shard(model, shard, threats, device=device, first=start == 0, limit=limit), device
+        )
 
     chunks = [rows.sample_ids[start : start + SHARD_ROWS].numpy() for start in starts]
     kept = kept_shards(made, threats, chunks) if made is not None and AUTOATTACK in threats.attack else None
-    return merge_shards(map_tasks(attack, [(start,) for start in starts], label="evaluate", kept=kept))
+    return map_tasks(attack, [(start,) for start in starts], label="evaluate", kept=kept)
 
 
 def limit_of(threats: Threats, image_bytes: int) -> RowLimit:
@@ -249,8 +259,8 @@ def _at_large_eps(
 
 def _attack_on_ray(
     config: EvaluateConfig, made: Claim, model: nn.Module, dataset: Dataset, sample_ids: np.ndarray, threats: Threats
-) -> pa.Table:
-    """Shards that are not there yet, on ``num_workers`` long-lived actors; outcomes in id order."""
+) -> list[pa.Table]:
+    """Shards that are not there yet, on ``num_workers`` long-lived actors; all in id order."""
     import ray
 
     starts = range(0, len(sample_ids), SHARD_ROWS)
@@ -259,10 +269,10 @@ def _attack_on_ray(
     attacker = LongLived(
         ShardAttacker, (ray.put(model), dataset.path, config.split, threats, TaskDevice.from_config(config))
     )
-    return merge_shards(map_tasks(
+    return map_tasks(
         attacker, items, label="evaluate", resources=worker_resources(config), rows=list(map(len, chunks)),
         unit="images", kept=kept_shards(made, threats, chunks),
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 class ShardAttacker:
@@ -286,4 +296,7 @@ class ShardAttacker:
     def __call__(self, sample_ids: np.ndarray, first: bool) -> pa.Table:
         """Outcomes of the shard of these ids, int64 (n,); the first one also runs the sanity checks."""
         rows = read_split(self._dataset, self._split, sample_ids)
-        return attack_shard(self._model, rows, self._threats, device=self._device, first=first, limit=self._limit)
+        device, limit = self._device, self._limit
+        return with_cost(
+            lambda: attack_shard(self._model, rows, self._threats, device=device, first=first, limit=limit), device
+        )

@@ -2,8 +2,8 @@
 
 Takes a model and pixels in [0, 1] as the attacks of ``core`` do, and gives adversarial inputs and what the
 library warns of. All four attacks run (APGD-CE, APGD-T, FAB-T, Square). The targeted ones take at most K - 1
-targets; the library always takes 9 (APGD-T in l1: 5) and fails on fewer than 10 classes. Resuming is left to the caller: the
-library cannot read back the state file it writes.
+targets; the library always takes 9 (APGD-T in l1: 5) and fails on fewer than 10 classes. Resuming is left to the
+caller: the library cannot read back the state file it writes.
 """
 
 import logging

@@ -22,8 +22,9 @@ from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
-from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of, task_demand
+from easycore_ray.evaluation.attack_shards import _attack_on_ray, merge_shards, notes_of, task_demand
 from easycore_ray.evaluation.corrupted import corruption_text, summarise_corruptions
+from easycore_ray.evaluation.machine_cost import cost_of
 from easycore_ray.evaluation.plans import plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.evaluation.threats import (
@@ -122,8 +123,8 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     with giving_back(made):
         cluster.connect()
         cluster.preflight(task_demand(config), "evaluate")
-    outcomes = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
-    artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
+    shards = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
+    artifact = finish_evaluation(config, made, parents, shards, time.monotonic() - started)
     summary = artifact.manifest["summary"]
     for row in summary["robust"]:
         robust = _percent(row["accuracy"], row["interval"])
@@ -149,9 +150,10 @@ def _warn(evaluation: Artifact) -> None:
 
 
 def finish_evaluation(
-    config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], outcomes: pa.Table, seconds: float
+    config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], shards: list[pa.Table], seconds: float
 ) -> Artifact:
-    """Write outcomes, summary and manifest."""
+    """Write outcomes, summary and manifest, which says what the shards took (``machine_cost.cost_of``)."""
+    outcomes = merge_shards(shards)
     summary = summarise_outcomes(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
     buffer = io.BytesIO()
     pq.write_table(outcomes, buffer, compression="zstd")
@@ -165,6 +167,7 @@ def finish_evaluation(
         counts={"samples": outcomes.num_rows},
         wall_seconds=seconds,
         summary=summary,
+        machine_cost=cost_of(shards),
     )
     paths.delete_tree(KeptResults(made).folder)  # not before: hours of AutoAttack may be in it
     return artifact

@@ -23,7 +23,7 @@ def describe_evaluation(config: EvaluateConfig, path: str) -> TrackedRun:
         "evaluation",
         "evaluate",
         to_dict(config),
-        points={0: flat_metrics(summary)},
+        points={0: flat_metrics(summary) | manifest.get("machine_cost", {})},
         tags={"checkpoint": checkpoint["path"], **tags_of(summary)},
         files={"summary.json": paths.join(path, "summary.json")},
         data=data_of(manifest["parents"], "evaluation"),

@@ -8,6 +8,7 @@ from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.core.selection import METHODS
 from easycore_ray.engine.checkpoint_files import overfitted_epochs
+from easycore_ray.engine.machine_use import SYSTEM
 from easycore_ray.experiments.finished_trials import FinishedTrial
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.storage import paths
@@ -86,6 +87,7 @@ def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> d
         "scoring_seconds": scores.manifest["device_seconds"] if uses_scores else 0.0,
         "training_seconds": _mean_seconds(checkpoints, "train_seconds"),
         "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
+        **cost_columns([machine_cost(each) for each in members]),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
     }
 
@@ -185,6 +187,33 @@ def _averaged_columns(members: list[FinishedTrial], eps: float) -> dict[str, flo
 def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:
     """Device seconds of one run, from its epochs."""
     return round(mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
+
+
+def machine_cost(finished: FinishedTrial) -> dict[str, float]:
+    """Images a second and the most memory (10^6 bytes) of a trial's training and of the evaluation of its last epoch.
+
+    ``training_images_per_second`` is that of all workers together, ``evaluation_images_per_second`` of one. Memory is
+    what tensors took on a GPU, with one, else the largest resident set of the process; of the worker that held most.
+    Artifacts of earlier versions lack some of it.
+    """
+    checkpoint, evaluation = finished.checkpoint.manifest, finished.evaluations[0].manifest
+    epochs, counts = checkpoint["epochs"], checkpoint["counts"]
+    images = min(counts["samples"] * counts["epochs"], checkpoint["steps"] * checkpoint["config"]["batch_size"])
+    seconds = sum(entry["train_seconds"] for entry in epochs)
+    name = SYSTEM + ("gpu_memory_usage_megabytes" if finished.trial.train.gpus_per_worker else "peak_memory_megabytes")
+    memory = [entry[name] for entry in epochs if name in entry]
+    return {
+        "training_images_per_second": round(images / max(seconds, 1e-9), 3),
+        **({"training_peak_memory_megabytes": round(max(memory), 1)} if memory else {}),
+        **{f"evaluation_{name}": value for name, value in evaluation.get("machine_cost", {}).items()},
+    }
+
+
+def cost_columns(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """``machine_cost`` over a row's seeds: the mean of rates, the most memory; without what some seed lacks."""
+    names = [name for name in costs[0] if all(name in cost for cost in costs)]
+    join: dict[bool, Any] = {True: mean, False: max}
+    return {name: round(join[name.endswith("per_second")](cost[name] for cost in costs), 3) for name in names}
 
 
 def read_result_rows(folder: str) -> list[dict[str, Any]]:

@@ -66,6 +66,7 @@ def _row_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
     """Mean and standard deviation over seeds, and the cost, of an arm at an eps."""
     arm, eps = _arm_text(row), format_eps(row["eps"]).replace("/", "_")
     found = {f"{arm}/device_seconds": row["training_seconds"]}
+    found |= {f"{arm}/{name}": row[name] for name in row if name.endswith(("images_per_second", "_megabytes"))}
     for end in ("mean", "std"):
         found[f"{arm}/clean_accuracy_{end}"] = row[f"clean_accuracy_{end}"]
         more = [f"{name}_{end}" for name in ("clean_ece", "corruption_accuracy") if f"{name}_{end}" in row]

@@ -104,6 +104,9 @@ def _details(facts: Facts) -> Iterator[str]:
             yield from _line("halted", f"{details['halted']}; this is the model after the last good epoch")
     elif kind == "evaluation":
         yield from _accuracies(details["summary"])
+        if details.get("machine_cost"):
+            rate, memory = (details["machine_cost"][name] for name in ("images_per_second", "peak_memory_megabytes"))
+            yield from _line("machine", f"{rate:,.3g} images/s and worker, at most {memory:,.0f} MB")
     elif kind == "analysis":
         for claim in details["claims"]:
             yield from _line(claim["key"], f"{claim['outcome']}: {claim['sentence']}")

@@ -363,6 +363,10 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
         assert row["robust_accuracy_averaged_mean"] == pytest.approx(float(each.mean()))
         assert row["robust_accuracy_averaged_std"] == pytest.approx(float(each.std()))
         assert row["validation_seconds"] > 0
+        names = {name for name in row if name.endswith(("images_per_second", "peak_memory_megabytes"))}
+        assert names == {f"{of}_{what}" for of in ("training", "evaluation")
+                         for what in ("images_per_second", "peak_memory_megabytes")}  # fmt: skip
+        assert all(row[name] > 50 for name in names)
     assert rows[0]["robust_accuracy_pgd20_best_mean"] == rows[0]["clean_accuracy_best_mean"], "eps 0 is no attack"
     gap = trial_summary(FinishedTrial.open(trials[0]))["metrics"]["robust_gap"]
     assert gap == pytest.approx(accuracies[0]["robust"][1]["accuracy"] - last[0]["robust"][1]["accuracy"])
