@@ -94,7 +94,10 @@ def _project_l1(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor) -> Tens
     offsets = (adv_inputs - inputs).flatten(1).double()
     centres = inputs.flatten(1).double()
     lengths, room = offsets.abs(), torch.where(offsets > 0, 1 - centres, centres)
-    limit = torch.as_tensor(eps, dtype=torch.float64, device=inputs.device).expand(len(inputs))[:, None]
+    if isinstance(eps, Tensor):
+        limit = eps.double()[:, None]
+    else:
+        limit = torch.full((len(inputs), 1), eps, dtype=torch.float64, device=inputs.device)
     # As the threshold falls, an offset begins to count at its length, and has all its room at length minus room.
     points, order = torch.cat([lengths, lengths - room], dim=1).sort(dim=1, descending=True)
     slopes = torch.where(order < lengths.shape[1], 1.0, -1.0).to(points.dtype).cumsum(dim=1)
