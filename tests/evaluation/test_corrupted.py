@@ -1,5 +1,9 @@
 """Accuracy on corrupted images: each outcome, means over severities and corruptions, what shards and readers see."""
 
+import json
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +11,19 @@ from torch import nn
 
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.data.corruptions import corrupt
+from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples
 from easycore_ray.evaluation.attack_shards import attack_rows, attack_shard, merge_shards
 from easycore_ray.evaluation.corrupted import corruption_text
 from easycore_ray.evaluation.evaluate import summarise_outcomes
+from easycore_ray.evaluation.plans import attack_works
 from easycore_ray.evaluation.threats import check_threats, threats_of
-from easycore_ray.evaluation.tracked_evaluation import flat_metrics
+from easycore_ray.evaluation.tracked_evaluation import describe_evaluation, flat_metrics
+from easycore_ray.experiments.trial_runner import attack_here
+from easycore_ray.inspection.inspect import inspect
+from easycore_ray.reporting.inspect_text import to_text
 from easycore_ray.storage.errors import EasyCoreError
+from tests.artifacts import make_checkpoint, make_image_dataset
 
 
 class Brightness(nn.Module):
@@ -105,3 +115,60 @@ def test_what_cannot_be_corrupted_is_refused():
     with pytest.raises(EasyCoreError, match="1 or 3 channels, got 4"):
         check_threats(threats("all"), (4, 8, 8))
     check_threats(threats("contrast"), (4, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The folder of an evaluation with all there is, made as in a sweep's trial, and its configuration."""
+    root = tmp_path_factory.mktemp("corrupted")
+    labels = [number % 3 for number in range(30)]
+    dataset = make_image_dataset(root / "dataset", labels, labels[:20])
+    checkpoint = make_checkpoint(root / "model", dataset.path, steps=100)
+    config = EvaluateConfig(checkpoint=checkpoint.path, dataset=dataset.path, out=str(root / "evaluation"),
+                            eval_eps=0.02, pgd_restarts=2, corruptions="all")  # fmt: skip
+    attack_here(config, open_dataset(dataset.path), "cpu")
+    return config
+
+
+def test_inspect_verify_and_mlflow_show_all_of_it(evaluated):
+    """A line for each corruption, the calibration, the machine; nothing is found wrong; a metric for each."""
+    facts = inspect(path=evaluated.out, verify=True)
+    text, run = to_text(facts), describe_evaluation(evaluated, evaluated.out)
+    summary = facts["details"]["summary"]
+
+    assert [entry["problems"] for entry in facts["verified"]] == [[]]
+    assert text.count("severity 1 to 5: ") == 5
+    assert f"{100 * summary['corruption_accuracy']:.1f} % on average" in text
+    assert f"{100 * summary['clean_ece']:.1f} % expected calibration error" in text
+    assert re.search(r"machine +[\d,.e+]+ images/s and worker, at most [\d,]+ MB", text)
+    names = {"clean_ece", "corruption_accuracy", "corruption_accuracy_contrast", "images_per_second",
+             "peak_memory_megabytes"}  # fmt: skip
+    assert names <= run.points[0].keys()
+
+
+def test_an_evaluation_of_an_earlier_version_is_shown_without(evaluated, tmp_path):
+    """Its summary has neither calibration nor corruptions, its manifest no cost; all of it can be read."""
+    older = shutil.copytree(evaluated.out, tmp_path / "older")
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["machine_cost"]
+    for name in ("pgd_restarts", "corruptions"):
+        del manifest["config"][name]
+    for name in ("clean_ece", "corruption_accuracy", "corruptions"):
+        del manifest["summary"][name]
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    (older / "summary.json").write_text(json.dumps(manifest["summary"]))
+    facts = inspect(path=str(older), verify=True)
+    text = to_text(facts)
+
+    assert [entry["problems"] for entry in facts["verified"]] == [[]]
+    assert "clean" in text
+    assert not {word for word in ("calibration", "corrupted ", "machine ") if f"  {word}" in text}
+    assert "clean_ece" not in describe_evaluation(evaluated, str(older)).points[0]
+
+
+def test_the_plan_counts_what_is_classified():
+    """Once clean and once per corruption and severity; every eps from every start."""
+    config = EvaluateConfig(checkpoint="c", dataset="d", out="o", attack=("fgsm", "pgd20"), eval_eps=(0.1, 0.2),
+                            pgd_restarts=3, corruptions=("contrast", "brightness"))  # fmt: skip
+
+    assert {work.task: work.images for work in attack_works(config, 100)} == {"clean": 1100, "fgsm": 200, "pgd20": 600}
