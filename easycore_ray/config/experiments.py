@@ -50,6 +50,7 @@ from easycore_ray.config.recipes import (
 from easycore_ray.config.stages import (
     OF_WEIGHTS_FILE,
     EvalBatchConfig,
+    EvalMeasureConfig,
     EvaluateConfig,
     PrepareConfig,
     ScoreBatchConfig,
@@ -115,7 +116,7 @@ class TrialsConfig(EvalBatchConfig):
 
 
 @configuration
-class GridConfig(TrialsConfig, RobustnessConfig, ThreatConfig):
+class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig):
     """What a sweep and a pipeline train: arms × fractions × objectives × seeds."""
 
     method: Several[ArmName] = setting(

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 from tyro.constructors import PrimitiveConstructorSpec
 
 from easycore_ray.core.eps import format_eps, parse_eps
-from easycore_ray.core.names import ATTACK_NAMES, MODEL_NAMES, is_timm_model, is_user_model
+from easycore_ray.core.names import ATTACK_NAMES, CORRUPTION_NAMES, MODEL_NAMES, is_timm_model, is_user_model
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.selection_methods import describe
 from easycore_ray.storage.errors import EasyCoreError
@@ -219,6 +219,8 @@ SWEEP_ATTACKS = (*ATTACK_NAMES, "autoattack")
 EVALUATION_ATTACKS = ("none", *SWEEP_ATTACKS)
 AttackName = Annotated[Text, _listed("attack", EVALUATION_ATTACKS), _choices(EVALUATION_ATTACKS)]
 SweepAttackName = Annotated[Text, _listed("attack", SWEEP_ATTACKS), _choices(SWEEP_ATTACKS)]
+CORRUPTION_CHOICES = ("all", *CORRUPTION_NAMES)
+CorruptionName = Annotated[Text, _listed("corruption", CORRUPTION_CHOICES), _choices(CORRUPTION_CHOICES)]
 Training = Literal["standard", "trades", "pgd", "mart", "nfgsm"]
 ADVERSARIAL = {"trades", "pgd", "mart", "nfgsm"}
 """Objectives that train against an attacker."""
@@ -230,6 +232,7 @@ WeightsName = Literal["last", "best", "averaged"]
 Normalisation = Literal["none", "half", "cifar10", "pytorch-cifar", "cifar100", "imagenet", "dataset", "file"]
 Balance = Literal["none", "class"]
 Norm = Literal["linf", "l2"]
+EvaluationNorm = Literal["linf", "l2", "l1"]
 SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]
 OnDuplicate = Literal["keep", "drop", "error"]
 StudyPart = Literal["standard", "trades", "fractions", "autoattack"]

@@ -21,9 +21,11 @@ from easycore_ray.config.fields import (
     METHOD_HELP,
     AttackName,
     Balance,
+    CorruptionName,
     Count,
     EpochRange,
     Eps,
+    EvaluationNorm,
     Flag,
     Fraction,
     InputSpace,
@@ -31,7 +33,6 @@ from easycore_ray.config.fields import (
     ModelName,
     Natural,
     NonNegative,
-    Norm,
     Normalisation,
     Number,
     OnDuplicate,
@@ -52,6 +53,7 @@ from easycore_ray.config.recipes import (
     objective_problems,
     width_problems,
 )
+from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import METHODS
 
 
@@ -137,6 +139,23 @@ class EvalBatchConfig(Checked):
     """Images of a shard of 250 that are attacked at once in an evaluation: by default all, fewer of large images (64 at
     224 x 224 pixels). What does not fit into a device's memory is halved. Changes rounding, and the draws of
     autoattack."""
+
+
+@configuration
+class EvalMeasureConfig(EvalBatchConfig):
+    """What an evaluation measures beyond one run of each attack."""
+
+    pgd_restarts: Count = setting(default=1, identity=lambda config: config.pgd_restarts > 1, group="attack")
+    """Random starts of pgd20 in an evaluation; an image is robust if it withstands all. More never leave more, and cost
+    time for the images that withstood the others."""
+    corruptions: Several[CorruptionName] = setting(
+        default=(),
+        identity=lambda config: bool(config.corruptions),
+        group="attack",
+        held=lambda config: list(chosen_corruptions(config.corruptions)),
+    )
+    """Also classify the images corrupted in these ways, each at five severities (Hendrycks & Dietterich 2019); all:
+    every one of them. A pass without an attack for each."""
 
 
 @configuration
@@ -315,7 +334,7 @@ OF_WEIGHTS_FILE = ("model", "width")
 
 
 @configuration
-class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
+class EvaluateConfig(EvalMeasureConfig, TrackingConfig, ComputeConfig):
     """Clean and robust accuracy of a model; images are attacked in fixed shards by long-lived workers."""
 
     checkpoint: Text | None = setting(default=None, identity=False, group="model")
@@ -345,8 +364,8 @@ class EvaluateConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
     version, slow, needs the package pyautoattack."""
     eval_eps: Several[Eps] = setting(default=(8 / 255,), identity=True, group="attack")
     """Perturbations of the evaluation, in [0, 1] pixel units, one result for each; 0 is the clean accuracy."""
-    norm: Norm = setting(default="linf", identity=True, group="attack")
-    """Norm in which perturbations are bounded."""
+    norm: EvaluationNorm = setting(default="linf", identity=True, group="attack")
+    """Norm in which perturbations are bounded; l1, the sum of all changes, is for evaluations alone."""
     num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
     """Attack only this many images in an evaluation, the same for every model; all if left out."""
     seed: Natural = setting(default=0, identity=True, group="attack")

@@ -12,17 +12,28 @@ float16, in which the gradient of a confident sample becomes 0 and the attack st
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from easycore_ray.core.ascent import (
+    Ascent,
+    Iterates,
+    climb,
+    climb_until_fooled,
+    cross_entropy_gradient,
+    gradient_at,
+    input_gradient,
+    put,
+    worse,
+    worst_of,
+)
 from easycore_ray.core.batchnorm_folding import folded
 from easycore_ray.core.eps import check_eps
-from easycore_ray.core.losses import at_least_float32, cross_entropy_rows
+from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.memory import Result, RowLimit
-from easycore_ray.core.threat import check_inputs, draw, l2_norms, per_row, project, random_point
+from easycore_ray.core.threat import check_inputs, draw, random_point
 
 TRADES_START_SCALE = 1e-3  # standard deviation of the start noise in the official code
 
@@ -71,7 +82,8 @@ def fgsm(
 ) -> Tensor:
     """Inputs moved by one step of length eps up the cross-entropy.
 
-    Goodfellow et al. 2015 (arXiv 1412.6572); for l2 the step goes along the gradient, not along its sign.
+    Goodfellow et al. 2015 (arXiv 1412.6572); for l2 the step goes along the gradient, not along its sign,
+    for l1 it moves the pixels of the largest gradient as far as [0, 1] allows, see ``threat.sparse_step``.
 
     Args:
         model: returns logits.
@@ -92,8 +104,8 @@ def fgsm(
     if eps == 0:
         return inputs
     with frozen_eval(model):
-        pieces = _in_pieces(limit, lambda *rows: _cross_entropy_gradient(model, *rows)[0], inputs, labels)
-    return _Ascent(eps, norm, 1, eps).move(inputs, torch.cat(pieces), inputs)
+        pieces = _in_pieces(limit, lambda *rows: cross_entropy_gradient(model, *rows)[0], inputs, labels)
+    return Ascent(eps, norm, 1, eps).move(inputs, torch.cat(pieces), inputs)
 
 
 def pgd(
@@ -128,9 +140,9 @@ def pgd(
         step_size: length of one step in the norm; 2.5 · eps / steps if not given.
         generator: for the random starts; torch's global generator if not given.
         random_start: start at a random point of the ball, not at the input.
-        restarts: independent runs.
-        until_fooled: leave a row at its first misclassified iterate and compute no further on it: the same
-            rows are fooled, at a part of the cost where the model is weak.
+        restarts: independent runs; the first is the one that a single run makes.
+        until_fooled: leave a row at its first misclassified iterate and compute no further on it, in this run or a
+            later one: the same rows are fooled, at a part of the cost where the model is weak.
         limit: rows that go through the model at once; all without one.
 
     Returns:
@@ -144,16 +156,32 @@ def pgd(
     _check_runs(steps, restarts, random_start)
     if eps == 0:
         return inputs
-    ascent = _Ascent(eps, norm, steps, 2.5 * eps / steps if step_size is None else step_size)
-    climb: Callable[..., Iterator[_Iterates]] = _climb_until_fooled if until_fooled else _climb
-    runs = []
+    ascent = Ascent(eps, norm, steps, 2.5 * eps / steps if step_size is None else step_size)
+    way: Callable[..., Iterator[Iterates]] = climb_until_fooled if until_fooled else climb
+
+    def run(*rows: Tensor) -> Iterates:
+        pieces = _in_pieces(limit, lambda *some: worst_of(way(model, *some, ascent)), *rows)
+        return Iterates(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+
+    # Drawn for all rows, whichever of them stop early: a row's start does not depend on other rows.
+    starts = (random_point(inputs, eps, norm, generator) if random_start else inputs for _ in range(restarts))
     with frozen_eval(model):
-        for _ in range(restarts):
-            # Drawn for all rows, whichever of them stop early: a row's start does not depend on other rows.
-            start = random_point(inputs, eps, norm, generator) if random_start else inputs
-            pieces = _in_pieces(limit, lambda *rows: _worst_of(climb(model, *rows, ascent)), inputs, start, labels)
-            runs.append(_Iterates(*(torch.cat(column) for column in zip(*pieces, strict=True))))
-    return _worst_of(runs).adv_inputs
+        return _worst_of_runs(run, inputs, starts, labels, until_fooled=until_fooled).adv_inputs
+
+
+def _worst_of_runs(
+    run: Callable[..., Iterates], inputs: Tensor, starts: Iterable[Tensor], labels: Tensor, *, until_fooled: bool
+) -> Iterates:
+    """The worst iterates of a run from each start; ``until_fooled``: of the runs up to the first that fools a row."""
+    found: Iterates | None = None
+    for start in starts:
+        if found is None or not until_fooled:
+            found = worse(found, run(inputs, start, labels))
+        elif (left := ~found.wrong).any():
+            held = Iterates(*(column[left] for column in found))
+            put(found, left, worse(held, run(inputs[left], start[left], labels[left])))
+    assert found is not None
+    return found
 
 
 def _check_runs(steps: int, restarts: int, random_start: bool) -> None:
@@ -176,14 +204,18 @@ def pgd20(
     eps: float,
     norm: str = "linf",
     generator: torch.Generator | None = None,
+    restarts: int = 1,
     limit: RowLimit | None = None,
 ) -> Tensor:
-    """``pgd`` with 20 steps of eps / 8 from one random start: the attack behind ``robust_accuracy_pgd20``.
+    """``pgd`` with 20 steps of eps / 8 from random starts, one if not more: behind ``robust_accuracy_pgd20``.
 
     Madry et al. 2018 (arXiv 1706.06083). Arguments, errors and result as in ``pgd``: inputs (B, …) float pixels in
     [0, 1], labels int64 (B,), eps in [0, 1] pixel units.
     """
-    return pgd(model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator, until_fooled=True, limit=limit)
+    return pgd(
+        model, inputs, labels, eps=eps, norm=norm, steps=20, generator=generator, restarts=restarts, until_fooled=True,
+        limit=limit,
+    )  # fmt: skip
 
 
 def trades_attack(
@@ -229,13 +261,13 @@ def trades_attack(
         return inputs
     if noise is None:
         noise = draw(torch.randn, inputs.shape, inputs.device, generator)
-    ascent = _Ascent(eps, norm, steps, step_size)
+    ascent = Ascent(eps, norm, steps, step_size)
     adv_inputs = inputs + TRADES_START_SCALE * noise.to(inputs)
     with _attacked(model, fold=fold):
         with torch.no_grad():
             clean = at_least_float32(model(inputs)).softmax(dim=1)
         for _ in range(steps):
-            gradient, _ = _input_gradient(model, adv_inputs, lambda logits: _kl_from(clean, logits), required=True)
+            gradient, _ = input_gradient(model, adv_inputs, lambda logits: _kl_from(clean, logits), required=True)
             adv_inputs = ascent.move(adv_inputs, gradient, inputs)
     return adv_inputs.clamp(0.0, 1.0)  # the start is not clamped, and without steps it is what is left
 
@@ -283,11 +315,11 @@ def pgd_training_attack(
     _check(inputs, eps, norm, values=check)
     if eps == 0:
         return inputs
-    ascent = _Ascent(eps, norm, steps, step_size)
+    ascent = Ascent(eps, norm, steps, step_size)
     adv_inputs = random_point(inputs, eps, norm, generator) if start is None else start
     with _attacked(model, fold=fold):
         for _ in range(steps):
-            gradient, _ = _cross_entropy_gradient(model, adv_inputs, labels, required=True)
+            gradient, _ = cross_entropy_gradient(model, adv_inputs, labels, required=True)
             adv_inputs = ascent.move(adv_inputs, gradient, inputs)
     return adv_inputs.detach()
 
@@ -320,35 +352,6 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd20": pgd20}
 """Attacks by name, all called as ``attack(model, inputs, labels, *, eps, norm, generator, limit)``."""
 
 
-class _Ascent(NamedTuple):
-    """Projected gradient ascent: radius and norm of the ball, number and length of the steps."""
-
-    eps: float
-    norm: str
-    steps: int
-    step_size: float
-
-    def move(self, points: Tensor, gradient: Tensor, inputs: Tensor) -> Tensor:
-        """The points one step up the gradient, projected onto the ball around ``inputs`` and [0, 1].
-
-        All are (B, C, H, W). A step goes along the sign of the gradient for linf, along its direction for l2.
-        """
-        if self.norm == "linf":
-            points = points.add(gradient.sign(), alpha=self.step_size)
-        else:
-            norms = l2_norms(gradient).to(gradient.dtype)
-            points = points + self.step_size * gradient / per_row(torch.where(norms > 0, norms, 1.0), gradient)
-        return project(points, inputs, self.eps, self.norm)
-
-
-class _Iterates(NamedTuple):
-    """One point per row and how it does: loss (B,) and whether the model gets it wrong (B,)."""
-
-    adv_inputs: Tensor
-    loss: Tensor
-    wrong: Tensor
-
-
 def _check(inputs: Tensor, eps: float, norm: str, *, values: bool = True) -> None:
     """Refuses what cannot be attacked; without ``values`` those of the inputs are trusted."""
     check_eps(eps, norm)
@@ -370,34 +373,6 @@ def carries_gradient(model: nn.Module, inputs: Tensor) -> bool:
         return gradient_at(points, model(points).sum()) is not None
 
 
-def gradient_at(points: Tensor, total: Tensor, *, retain_graph: bool = False) -> Tensor | None:
-    """Gradient of a sum, of shape (), at points (B, …); None where autograd finds no way from one to the other."""
-    if not total.requires_grad:
-        return None
-    # grad, not backward: nothing may reach the parameters' .grad.
-    return torch.autograd.grad(total, points, allow_unused=True, retain_graph=retain_graph)[0]
-
-
-def _input_gradient(
-    model: nn.Module, points: Tensor, loss_rows: Callable[[Tensor], Tensor], *, required: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Gradient of the summed loss at ``points``, and (logits, loss rows) there, all detached.
-
-    Without a gradient that is ``required``, to train with, a ValueError; otherwise zeros.
-    """
-    points = points.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = model(points)
-        loss = loss_rows(logits)
-        gradient = gradient_at(points, loss.sum())
-    if gradient is None and required:
-        raise ValueError(
-            "the model's logits carry no gradient to its pixels in evaluation mode (detached, or classes instead of "
-            "logits?), so it cannot be trained against an attack"
-        )
-    return torch.zeros_like(points) if gradient is None else gradient, (logits.detach(), loss.detach())
-
-
 def _kl_from(probabilities: Tensor, logits: Tensor) -> Tensor:
     """KL(probabilities || softmax(logits)) of each row.
 
@@ -406,76 +381,3 @@ def _kl_from(probabilities: Tensor, logits: Tensor) -> Tensor:
     """
     log_q = F.log_softmax(at_least_float32(logits), dim=1)
     return F.kl_div(log_q, probabilities, reduction="none").sum(dim=1)
-
-
-def _cross_entropy_gradient(
-    model: nn.Module, points: Tensor, labels: Tensor, *, required: bool = False
-) -> tuple[Tensor, "_Iterates"]:
-    """Gradient of the summed cross-entropy at ``points``, and how those points do."""
-    loss_rows = lambda out: cross_entropy_rows(out, labels)  # noqa: E731
-    gradient, (logits, loss) = _input_gradient(model, points, loss_rows, required=required)
-    return gradient, _Iterates(points.detach(), loss, logits.argmax(dim=1) != labels)
-
-
-@torch.no_grad()
-def _last_iterates(model: nn.Module, points: Tensor, labels: Tensor) -> "_Iterates":
-    """How the points do that no further step starts from: a forward pass without a gradient."""
-    logits = model(points)
-    return _Iterates(points, cross_entropy_rows(logits, labels), logits.argmax(dim=1) != labels)
-
-
-def _climb(model: nn.Module, inputs: Tensor, start: Tensor, labels: Tensor, ascent: "_Ascent") -> Iterator["_Iterates"]:
-    """All iterates of one run, the start first."""
-    points = start
-    for _ in range(ascent.steps):
-        gradient, iterates = _cross_entropy_gradient(model, points, labels)
-        yield iterates
-        points = ascent.move(points, gradient, inputs)
-    yield _last_iterates(model, points, labels)
-
-
-def _climb_until_fooled(
-    model: nn.Module, inputs: Tensor, start: Tensor, labels: Tensor, ascent: "_Ascent"
-) -> Iterator["_Iterates"]:
-    """The worst iterates of one run in which rows stop where they are first misclassified."""
-    found: _Iterates | None = None
-    active, points = torch.arange(len(labels), device=inputs.device), start
-    for step in range(ascent.steps + 1):
-        if step < ascent.steps:
-            gradient, iterates = _cross_entropy_gradient(model, points, labels[active])
-        else:
-            iterates = _last_iterates(model, points, labels[active])
-        if found is None:
-            found = _Iterates(*(column.clone() for column in iterates))
-        else:
-            held = _Iterates(*(column[active] for column in found))
-            for column, value in zip(found, _worse(held, iterates), strict=True):
-                column[active] = value
-        left = ~iterates.wrong
-        active, points = active[left], points[left]
-        if step == ascent.steps or len(active) == 0:
-            break
-        points = ascent.move(points, gradient[left], inputs[active])
-    assert found is not None
-    yield found
-
-
-def _worst_of(iterates: Iterable["_Iterates"]) -> "_Iterates":
-    """Per row the worst of all."""
-    worst: _Iterates | None = None
-    for one in iterates:
-        worst = _worse(worst, one)
-    assert worst is not None
-    return worst
-
-
-def _worse(worst: "_Iterates | None", new: "_Iterates") -> "_Iterates":
-    """Per row the worse of the two for the defender: wrong before right, then the higher loss."""
-    if worst is None:
-        return new
-    take = torch.where(new.wrong == worst.wrong, new.loss > worst.loss, new.wrong)
-    return _Iterates(
-        torch.where(per_row(take, new.adv_inputs), new.adv_inputs, worst.adv_inputs),
-        torch.where(take, new.loss, worst.loss),
-        worst.wrong | new.wrong,
-    )

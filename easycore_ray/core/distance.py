@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import frozen_eval, gradient_at
-from easycore_ray.core.eps import check_norm
+from easycore_ray.core.ascent import gradient_at
+from easycore_ray.core.attacks import frozen_eval
+from easycore_ray.core.eps import DENSE_NORMS, check_norm
 from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.threat import check_inputs, l2_norms, per_row, project
 
@@ -49,7 +50,7 @@ def boundary_distance(
         model: returns logits.
         inputs: (B, …) float pixels in [0, 1].
         labels: int64 (B,), the true ones.
-        norm: one of ``threat.NORMS``.
+        norm: one of ``eps.DENSE_NORMS``.
         steps: gradient steps of each of the two descents.
 
     Returns:
@@ -59,7 +60,7 @@ def boundary_distance(
     Raises:
         ValueError: inputs outside [0, 1], an unknown norm, or steps below 1.
     """
-    check_norm(norm)
+    check_norm(norm, DENSE_NORMS)
     check_inputs(inputs)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

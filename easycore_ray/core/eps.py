@@ -1,15 +1,18 @@
 """Perturbation budgets: their norms, ranges and the ways people write them. Free of torch, for command lines."""
 
 import math
+from collections.abc import Sequence
 
-NORMS = ("linf", "l2")
-"""Norms in which a perturbation is bounded."""
+NORMS = ("linf", "l2", "l1")
+"""Norms in which the perturbation of an evaluation is bounded."""
+DENSE_NORMS = ("linf", "l2")
+"""Those whose steps move every pixel: of training attacks and of distances to the boundary."""
 
 
-def check_norm(norm: str) -> None:
-    """Refuses a norm that is not one of NORMS."""
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+def check_norm(norm: str, allowed: Sequence[str] = NORMS) -> None:
+    """Refuses a norm that is not one of those allowed."""
+    if norm not in allowed:
+        raise ValueError(f"norm must be one of {', '.join(allowed)}, got {norm!r}")
 
 
 def check_eps(eps: float, norm: str = "linf", num_pixels: int | None = None) -> None:
@@ -19,7 +22,7 @@ def check_eps(eps: float, norm: str = "linf", num_pixels: int | None = None) -> 
         eps: radius in [0, 1] pixel units.
         norm: one of NORMS.
         num_pixels: values of an image, channels counted; where it is known, an l2 eps beyond its square root, the
-            length of black to white, is refused as well.
+            length of black to white, is refused as well, and an l1 eps beyond itself.
 
     Raises:
         ValueError: with a guess at what was meant, since 8 for 8/255 is the usual slip.
@@ -29,11 +32,16 @@ def check_eps(eps: float, norm: str = "linf", num_pixels: int | None = None) -> 
         raise ValueError(f"eps must be a number >= 0 in [0, 1] pixel units, got {eps}")
     if norm == "linf" and eps > 1:
         raise ValueError(f"eps is in [0, 1] pixel units, 8/255 = 0.031; got {float(eps)}: did you mean {eps:g}/255?")
-    if norm == "l2" and num_pixels is not None and eps > math.sqrt(num_pixels):
+    if norm != "linf" and num_pixels is not None and eps > farthest(norm, num_pixels):
         raise ValueError(
             f"eps is in [0, 1] pixel units, where an image of {num_pixels:,} values can be changed by at most "
-            f"{math.sqrt(num_pixels):.4g} in l2; got {float(eps)}: did you mean {eps:g}/255?"
+            f"{farthest(norm, num_pixels):.4g} in {norm}; got {float(eps)}: did you mean {eps:g}/255?"
         )
+
+
+def farthest(norm: str, num_pixels: int) -> float:
+    """The length of black to white, for an image of so many values: 1, their square root, or their number."""
+    return {"linf": 1.0, "l2": math.sqrt(num_pixels), "l1": float(num_pixels)}[norm]
 
 
 def parse_eps(text: str | float) -> float:

@@ -1,6 +1,7 @@
 """Names that command lines offer, free of torch; tests hold them against the functions they stand for."""
 
 import re
+from collections.abc import Iterable
 
 MODEL_NAMES = (
     "cnn",
@@ -41,6 +42,17 @@ of channels. none: TRADES. half: pixels in [-1, 1]. cifar10: robust_overfitting 
 kuangliu/pytorch-cifar. cifar100: RobustBench. imagenet: torchvision."""
 ATTACK_NAMES = ("fgsm", "pgd20")
 """Attacks of an evaluation: the keys of ``attacks.ATTACKS``; AutoAttack comes from another package."""
+
+CORRUPTION_NAMES = ("gaussian_noise", "gaussian_blur", "jpeg_compression", "contrast", "brightness")
+"""Corruptions of images: the keys of ``corruptions.CORRUPTIONS``."""
+SEVERITIES = (1, 2, 3, 4, 5)
+"""Of a corruption, from mild to severe."""
+
+
+def chosen_corruptions(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``CORRUPTION_NAMES`` that are named, in its order; all of them for ``all``."""
+    wanted = set(names)
+    return tuple(name for name in CORRUPTION_NAMES if name in wanted or "all" in wanted)
 
 
 _TIMM = "timm:"

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.attacks import gradient_at, mart_attack, pgd_training_attack, trades_attack
+from easycore_ray.core.ascent import gradient_at
+from easycore_ray.core.attacks import mart_attack, pgd_training_attack, trades_attack
 from easycore_ray.core.batchnorm_stats import running_statistics, see_again
 from easycore_ray.core.losses import cross_entropy_rows, mart_rows, trades_rows
 from easycore_ray.core.threat import draw, random_point

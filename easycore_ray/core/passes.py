@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from easycore_ray.core.attacks import fgsm, frozen_eval, pgd
 from easycore_ray.core.augment import to_device
 from easycore_ray.core.loop import Batches, prepare_inputs
+from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import pixel_scale, score_batch
@@ -162,6 +163,30 @@ def validate(
             attacked = fgsm(model, inputs[right], truth[right], eps=eps, norm=norm, limit=limit)
             num_fgsm += int(predicted_right(model, attacked, truth[right], limit).sum())
     return Validation(num_rows, num_correct, num_robust, num_fgsm)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Tensor, labels: Tensor, limit: RowLimit) -> tuple[Tensor, Tensor]:
+    """Whether each row is classified right in evaluation mode, bool (B,), and how sure the model is, float32 (B,).
+
+    Args:
+        model: returns logits; left as it was.
+        inputs: (B, …) float pixels in [0, 1].
+        labels: int64 (B,).
+        limit: rows that go through the model at once.
+
+    Returns:
+        ``predicted_right``, and the largest probability of the softmax; 0 where the logits are not finite.
+    """
+
+    def classify(rows: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(rows)
+        sure = at_least_float32(logits).softmax(dim=1).amax(dim=1).float().nan_to_num(0.0)
+        return logits.argmax(dim=1) == truth, sure
+
+    with frozen_eval(model):
+        right, sure = zip(*limit.map(classify, inputs, labels), strict=True)
+    return torch.cat(right), torch.cat(sure)
 
 
 @torch.no_grad()

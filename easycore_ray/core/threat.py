@@ -43,6 +43,12 @@ def l2_norms(rows: Tensor) -> Tensor:
     return norms.to(torch.promote_types(rows.dtype, torch.float32))
 
 
+def l1_norms(rows: Tensor) -> Tensor:
+    """Sum of absolute values of each row over all other dimensions; float32 (B,), or float64 for float64 rows."""
+    norms = torch.linalg.vector_norm(rows.flatten(1), ord=1, dim=1, dtype=torch.float64)
+    return norms.to(torch.promote_types(rows.dtype, torch.float32))
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """The (B,) values as (B, 1, …, 1), to be broadcast over the rows of ``like``."""
     return values.reshape(-1, *([1] * (like.dim() - 1)))
@@ -51,9 +57,9 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 def project(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor, norm: str) -> Tensor:
     """A nearby point of the allowed set for each row of ``adv_inputs``: in the eps-ball and in [0, 1].
 
-    For linf it is the nearest one. For l2 the box comes before the ball, as in the official TRADES code, so
-    that no part of the radius is spent on pixels outside [0, 1]; scaling towards the input cannot leave the
-    box again.
+    For linf and l1 it is the nearest one, for l1 see ``_project_l1``. For l2 the box comes before the ball, as in the
+    official TRADES code, so that no part of the radius is spent on pixels outside [0, 1]; scaling towards the input
+    cannot leave the box again.
 
     Args:
         adv_inputs: (B, …) any values.
@@ -68,10 +74,71 @@ def project(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor, norm: str) 
     if norm == "linf":
         limit = per_row(eps, inputs) if isinstance(eps, Tensor) else eps
         return adv_inputs.clamp(inputs - limit, inputs + limit).clamp_(0.0, 1.0)
+    if norm == "l1":
+        return _project_l1(adv_inputs, inputs, eps)
     offsets = adv_inputs.clamp(0.0, 1.0) - inputs
     norms = l2_norms(offsets)
     scale = torch.where(norms > eps, eps / norms, 1.0).to(offsets.dtype)
     return (inputs + offsets * per_row(scale, offsets)).clamp(0.0, 1.0)
+
+
+def _project_l1(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor) -> Tensor:
+    """The nearest point of the intersection of the L1 ball and [0, 1], row by row.
+
+    Each offset moves towards 0 by one threshold, and is then cut where its pixel would leave [0, 1]. For the ball alone
+    that is Duchi et al. 2008 (ICML, "Efficient projections onto the l1-ball"). Cutting after their threshold would
+    spend a part of the radius outside the box, so the threshold is that of the intersection (Croce and Hein 2021,
+    arXiv 2103.01208, "Mind the box"): the root of a piecewise linear function, found between its sorted breakpoints,
+    in float64.
+    """
+    offsets = (adv_inputs - inputs).flatten(1).double()
+    centres = inputs.flatten(1).double()
+    lengths, room = offsets.abs(), torch.where(offsets > 0, 1 - centres, centres)
+    if isinstance(eps, Tensor):
+        limit = eps.double()[:, None]
+    else:
+        limit = torch.full((len(inputs), 1), eps, dtype=torch.float64, device=inputs.device)
+    # As the threshold falls, an offset begins to count at its length, and has all its room at length minus room.
+    points, order = torch.cat([lengths, lengths - room], dim=1).sort(dim=1, descending=True)
+    slopes = torch.where(order < lengths.shape[1], 1.0, -1.0).to(points.dtype).cumsum(dim=1)
+    norms = (slopes[:, :-1] * (points[:, :-1] - points[:, 1:])).cumsum(dim=1)  # at each breakpoint but the first
+    last = (norms < limit).sum(dim=1, keepdim=True)  # of the breakpoints before the limit is reached
+    last = last.clamp(max=norms.shape[1] - 1)
+    reached = torch.cat([torch.zeros_like(limit), norms], dim=1).gather(1, last)
+    slope = slopes.gather(1, last).clamp(min=1.0)
+    threshold = (points.gather(1, last) - (limit - reached) / slope).clamp(min=0.0)
+    inside = torch.minimum(lengths, room).sum(dim=1, keepdim=True) <= limit
+    threshold = torch.where(inside, 0.0, threshold)
+    moved = offsets.sign() * torch.minimum((lengths - threshold).clamp(min=0.0), room)
+    return (inputs + moved.reshape(inputs.shape).to(inputs)).clamp(0.0, 1.0)
+
+
+def sparse_step(points: Tensor, gradient: Tensor, length: float, pixels: int) -> Tensor:
+    """The points moved by ``length`` in l1 where it counts most: the pixels of the largest gradient, within [0, 1].
+
+    In the order of their gradient pixels move by length / ``pixels`` each, or as far as [0, 1] lets them, until the
+    length is used up. With one pixel it is the steepest step of the ball and the box together (Croce and Hein 2021,
+    arXiv 2103.01208); with several the sparse step of SLIDE (Tramèr and Boneh 2019, arXiv 1904.13000), which spends
+    nothing on pixels that are at their end already.
+
+    Args:
+        points: (B, …) pixels.
+        gradient: like ``points``; a row of zeros stays.
+        length: of the step, in [0, 1] pixel units.
+        pixels: among how many the step is divided, at least 1.
+
+    Returns:
+        Like ``points``, in [0, 1].
+    """
+    start, slopes = points.clamp(0.0, 1.0), gradient.flatten(1)
+    flat = start.flatten(1).to(torch.promote_types(points.dtype, torch.float32))
+    room = torch.where(slopes > 0, 1 - flat, flat).clamp(max=length / pixels) * (slopes != 0)
+    order = slopes.abs().argsort(dim=1, descending=True, stable=True)
+    ordered = room.gather(1, order)
+    spent_before = ordered.cumsum(dim=1) - ordered
+    moves = torch.minimum(ordered, (length - spent_before).clamp(min=0.0))
+    moved = torch.zeros_like(flat).scatter(1, order, moves) * slopes.sign()
+    return (start + moved.reshape(points.shape).to(points)).clamp(0.0, 1.0)
 
 
 def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
@@ -93,10 +160,14 @@ def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generat
         offsets = (2 * draw(torch.rand, inputs.shape, inputs.device, generator) - 1) * eps
     else:
         direction = draw(torch.randn, inputs.shape, inputs.device, generator)
+        if norm == "l1":
+            # Of Laplace variables the direction is uniform on the l1 sphere, as of normal ones on that of l2.
+            direction = direction.sign() * -torch.log1p(-draw(torch.rand, inputs.shape, inputs.device, generator))
         share = draw(torch.rand, inputs.shape[:1], inputs.device, generator)
         # Volume grows with radius**d, so a uniform point has radius eps · u**(1/d).
         radius = eps * share ** (1.0 / max(inputs[:1].numel(), 1))
-        offsets = direction * per_row(radius / l2_norms(direction), direction)
+        norms = l1_norms(direction) if norm == "l1" else l2_norms(direction)
+        offsets = direction * per_row(radius / norms, direction)
     return (inputs + offsets.to(inputs)).clamp(0.0, 1.0)
 
 

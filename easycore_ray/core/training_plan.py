@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from easycore_ray.core.augment import AUGMENTATIONS
-from easycore_ray.core.eps import NORMS
+from easycore_ray.core.eps import DENSE_NORMS
 from easycore_ray.core.schedules import SCHEDULES
 from easycore_ray.core.scores import INPUT_SPACES
 
@@ -11,7 +11,7 @@ TRAINING = ("standard", "trades", "pgd", "mart", "nfgsm")
 """What a network can be trained for, see ``core.objectives``."""
 _CHOICES = {
     "training": TRAINING,
-    "norm": NORMS,
+    "norm": DENSE_NORMS,
     "schedule": SCHEDULES,
     "augment": AUGMENTATIONS,
     "precision": ("fp32", "bf16"),

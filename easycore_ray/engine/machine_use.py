@@ -1,6 +1,8 @@
 """What training workers take of their machines: metrics that MLflow shows as system metrics."""
 
 import os
+import resource
+import sys
 import time
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +23,7 @@ class _Use(NamedTuple):
 
     cpu_percent: float
     memory: float
+    peak_memory: float
     gpu_memory: float | None
 
 
@@ -40,13 +43,15 @@ class MachineUse:
 
         Returns:
             ``system/cpu_utilization_percentage``, the mean over workers of CPU time per time, 100 for one core;
-            ``system/memory_usage_megabytes``, of the process that holds most; with GPUs
-            ``system/gpu_memory_usage_megabytes``, the peak of tensors on the GPU that held most. 1 MB is 10^6 bytes.
+            ``system/memory_usage_megabytes``, of the process that holds most, and ``system/peak_memory_megabytes``, of
+            the one that held most at any time; with GPUs ``system/gpu_memory_usage_megabytes``, the peak of tensors on
+            the GPU that held most. 1 MB is 10^6 bytes.
         """
         uses: list[_Use] = context.gather(self._take())
         found = {
             f"{SYSTEM}cpu_utilization_percentage": fmean(use.cpu_percent for use in uses),
             f"{SYSTEM}memory_usage_megabytes": max(use.memory for use in uses),
+            f"{SYSTEM}peak_memory_megabytes": max(use.peak_memory for use in uses),
         }
         on_gpus = [use.gpu_memory for use in uses if use.gpu_memory is not None]
         return found | ({f"{SYSTEM}gpu_memory_usage_megabytes": max(on_gpus)} if on_gpus else {})
@@ -57,9 +62,22 @@ class MachineUse:
         self._cpu, self._wall = cpu, wall
         gpu = None
         if self._device.type == "cuda":
-            gpu = torch.cuda.max_memory_allocated(self._device) / _MEGABYTE
+            gpu = peak_memory_megabytes(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
-        return _Use(percent, _resident_bytes() / _MEGABYTE, gpu)
+        return _Use(percent, _resident_bytes() / _MEGABYTE, peak_memory_megabytes(torch.device("cpu")), gpu)
+
+
+def peak_memory_megabytes(device: torch.device) -> float:
+    """The most memory this process has held at any time, in 10^6 bytes.
+
+    Args:
+        device: a CPU: the largest resident set of the process (``getrusage``). A GPU: the most that tensors took on it
+            since its statistics were reset.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _MEGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MEGABYTE
 
 
 def _resident_bytes() -> float:

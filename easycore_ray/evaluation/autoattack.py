@@ -2,8 +2,8 @@
 
 Takes a model and pixels in [0, 1] as the attacks of ``core`` do, and gives adversarial inputs and what the
 library warns of. All four attacks run (APGD-CE, APGD-T, FAB-T, Square). The targeted ones take at most K - 1
-targets; the library always takes 9 and fails on fewer than 10 classes. Resuming is left to the caller: the
-library cannot read back the state file it writes.
+targets; the library always takes 9 (APGD-T in l1: 5) and fails on fewer than 10 classes. Resuming is left to the
+caller: the library cannot read back the state file it writes.
 """
 
 import logging
@@ -23,7 +23,7 @@ from easycore_ray.core.seeding import seeded
 from easycore_ray.core.threat import check_inputs, project
 from easycore_ray.evaluation.threats import check_autoattack
 
-_NORMS = {"linf": "Linf", "l2": "L2"}
+_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 # How the library's warnings begin or differ, and how we word them; theirs name a file no user has.
 _KNOWN = {
@@ -58,7 +58,7 @@ def autoattack(
 
     Raises:
         ValueError: inputs outside [0, 1], an impossible eps, or a model of one class.
-        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2.
+        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2 and l1.
     """
     check_eps(eps, norm)
     check_inputs(inputs)
@@ -90,9 +90,8 @@ def _standard(model: nn.Module, num_classes: int, eps: float, norm: str, seed: i
     if num_classes < 2:
         raise ValueError(f"autoattack needs a model of at least 2 classes, got {num_classes}")
     attack = AutoAttack(_Contiguous(model), norm=_NORMS[norm], eps=eps, version="standard", device=device, seed=seed)
-    targets = min(9, num_classes - 1)
-    attack.apgd_targeted.n_target_classes = targets
-    attack.fab.n_target_classes = targets
+    for targeted in (attack.apgd_targeted, attack.fab):
+        targeted.n_target_classes = min(targeted.n_target_classes, num_classes - 1)
     if num_classes < 4:
         attack.apgd_targeted.dlr_loss_targeted = MethodType(_targeted_margin, attack.apgd_targeted)
     return attack

@@ -17,12 +17,15 @@ import pyarrow.parquet as pq
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.core.calibration import expected_calibration_error
 from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy
 from easycore_ray.data.dataset import Dataset, draw_ids, open_dataset
-from easycore_ray.evaluation.attack_shards import _attack_on_ray, notes_of, task_demand
+from easycore_ray.evaluation.attack_shards import _attack_on_ray, merge_shards, notes_of, task_demand
 from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
 from easycore_ray.evaluation.claim import check_claim, write_claim
+from easycore_ray.evaluation.corrupted import corruption_text, summarise_corruptions
+from easycore_ray.evaluation.machine_cost import cost_of
 from easycore_ray.evaluation.plans import plan_evaluate
 from easycore_ray.evaluation.sanity_checks import SuspiciousEvaluation, suspicious, verdict
 from easycore_ray.evaluation.threats import (
@@ -90,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     """Attack a checkpoint, or weights of others, and write what became of every image.
 
     The folder holds ``outcomes.parquet`` (``sample_id, label, clean_correct``, one boolean column per
-    attack and eps) and ``summary.json`` (see ``summarise_outcomes``).
+    attack and eps, one per corruption and severity) and ``summary.json`` (see ``summarise_outcomes``).
 
     Returns:
         The evaluation.
@@ -124,16 +127,19 @@ def evaluate(config: EvaluateConfig) -> Artifact:
     with giving_back(made):
         cluster.connect()
         cluster.preflight(task_demand(config), "evaluate")
-    outcomes = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
-    artifact = finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
+    shards = _attack_on_ray(config, made, model, dataset, sample_ids, threats)
+    artifact = finish_evaluation(config, made, parents, shards, time.monotonic() - started)
     summary = artifact.manifest["summary"]
     for row in summary["robust"]:
         robust = _percent(row["accuracy"], row["interval"])
         say(f"evaluate: {row['attack']} at eps {format_eps(row['eps'])}: {robust}")
+    if "corruptions" in summary:
+        say(f"evaluate: corrupted: {corruption_text(summary)}")
     for text in summary["warnings"]:
         say(f"evaluate: warning: {text}")
     clean = _percent(summary["clean_accuracy"], summary["clean_interval"])
-    say(f"evaluate: clean {clean}, {len(sample_ids):,} images → {out}")
+    ece = f", calibration error {100 * summary['clean_ece']:.1f} %" if "clean_ece" in summary else ""
+    say(f"evaluate: clean {clean}{ece}, {len(sample_ids):,} images → {out}")
     _claim(config, artifact, attacked, dataset)
     track_if_named(config, artifact.path, lambda _: describe_evaluation(config, artifact.path))
     _warn(artifact)
@@ -159,9 +165,10 @@ def _warn(evaluation: Artifact) -> None:
 
 
 def finish_evaluation(
-    config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], outcomes: pa.Table, seconds: float
+    config: EvaluateConfig, made: Claim, parents: dict[str, Artifact], shards: list[pa.Table], seconds: float
 ) -> Artifact:
-    """Write outcomes, summary and manifest."""
+    """Write outcomes, summary and manifest, which says what the shards took (``machine_cost.cost_of``)."""
+    outcomes = merge_shards(shards)
     summary = summarise_outcomes(outcomes, threats_of(config), len(parents["dataset"].manifest["classes"]))
     buffer = io.BytesIO()
     pq.write_table(outcomes, buffer, compression="zstd")
@@ -175,6 +182,7 @@ def finish_evaluation(
         counts={"samples": outcomes.num_rows},
         wall_seconds=seconds,
         summary=summary,
+        machine_cost=cost_of(shards),
     )
     paths.delete_tree(KeptResults(made).folder)  # not before: hours of AutoAttack may be in it
     return artifact
@@ -202,10 +210,12 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
     """Accuracies with 95 % Wilson intervals.
 
     Returns:
-        ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy`` and ``robust``: one
+        ``num_samples, clean_accuracy, clean_interval, worst_class_clean_accuracy``, ``clean_ece`` (expected calibration
+        error, see ``core.calibration``; not for outcomes of an earlier version) and ``robust``: one
         entry per attack and eps, then, with several attacks, one per eps named ``worst`` (pointwise).
         ``robust_accuracy, robust_interval``: of the images correct under all attacks at all eps, None
-        without an attack. ``warnings`` of AutoAttack; ``suspicious``: see ``sanity_checks``.
+        without an attack. With corruptions ``corruption_accuracy`` and ``corruptions``, see
+        ``summarise_corruptions``. ``warnings`` of AutoAttack; ``suspicious``: see ``sanity_checks``.
     """
     labels = outcomes["label"].to_numpy()
     clean = outcomes["clean_correct"].to_numpy()
@@ -224,9 +234,11 @@ def summarise_outcomes(outcomes: pa.Table, threats: Threats, num_classes: int) -
         "clean_accuracy": whole["accuracy"],
         "clean_interval": whole["interval"],
         "worst_class_clean_accuracy": whole["worst_class_accuracy"],
+        **({"clean_ece": expected_calibration_error(notes["calibration"])} if notes["calibration"] else {}),
         "robust": robust,
         "robust_accuracy": headline and headline["accuracy"],
         "robust_interval": headline and headline["interval"],
+        **summarise_corruptions(outcomes, threats),
         "warnings": notes["warnings"],
         "suspicious": suspicious(
             robust, whole["accuracy"], len(labels), notes["large_eps"], no_gradient=notes["no_gradient"]

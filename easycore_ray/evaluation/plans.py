@@ -5,6 +5,7 @@ from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of
+from easycore_ray.evaluation.threats import check_split, check_threats, threats_of
 
 _BYTES_PER_IMAGE = 16
 
@@ -12,7 +13,6 @@ _BYTES_PER_IMAGE = 16
 def plan_evaluate(config: EvaluateConfig, measure: bool = False) -> WorkPlan:
     """The plan of an evaluation."""
     from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
-    from easycore_ray.evaluation.threats import check_split, check_threats, threats_of
 
     dataset = open_dataset(config.dataset)
     parents = open_attacked(config, dataset)
@@ -46,9 +46,15 @@ def attacked_images(config: EvaluateConfig, total: int) -> int:
 
 
 def attack_works(config: EvaluateConfig, images: int) -> list[Work]:
-    """What the images of an evaluation go through: once clean, then every attack at every eps."""
-    attacks = [name for name in config.attack if name != "none"]
-    return [Work("clean", images), *(Work(name, images * len(config.eval_eps)) for name in attacks)]
+    """What the images of an evaluation go through: clean, corrupted at each severity, and every attack.
+
+    Attacks run at every eps, pgd20 from each of its starts.
+    """
+    runs = {name: config.pgd_restarts if name == "pgd20" else 1 for name in config.attack if name != "none"}
+    return [
+        Work("clean", images * (1 + len(threats_of(config).corruption_columns()))),
+        *(Work(name, images * len(config.eval_eps) * count) for name, count in runs.items()),
+    ]
 
 
 def image_count(config: EvaluateConfig, dataset: Dataset) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.core.eps import format_eps
+from easycore_ray.core.names import SEVERITIES, chosen_corruptions
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -23,15 +24,28 @@ class Threats:
     seed: int
     batch_size: int | None = None
     """Images that go through the model at once; by default what ``memory.default_rows`` says of their size."""
+    pgd_restarts: int = 1
+    """Random starts of pgd20."""
+    corruptions: tuple[str, ...] = ()
+    """In the order of ``names.CORRUPTION_NAMES``, each at all severities."""
 
     def columns(self) -> list[str]:
-        """Names of the outcome columns, e.g. ``robust_pgd20_8/255``."""
+        """Names of the outcome columns of attacks, e.g. ``robust_pgd20_8/255``."""
         return [outcome_column(name, eps) for name in self.attack for eps in self.eps]
+
+    def corruption_columns(self) -> list[str]:
+        """Names of the outcome columns of corruptions, e.g. ``corrupted_contrast_5``."""
+        return [corruption_column(name, severity) for name in self.corruptions for severity in SEVERITIES]
 
 
 def outcome_column(attack: str, eps: float) -> str:
     """Name of the bool column of images that stay correct under an attack at an eps."""
     return f"robust_{attack}_{format_eps(eps)}"
+
+
+def corruption_column(name: str, severity: int) -> str:
+    """Name of the bool column of images that are classified right when corrupted."""
+    return f"corrupted_{name}_{severity}"
 
 
 def require_autoattack() -> None:
@@ -55,12 +69,12 @@ def check_autoattack(image_shape: tuple[int, ...], norm: str) -> None:
         norm: one of ``threat.NORMS``.
 
     Raises:
-        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2, where Square divides by zero.
+        EasyCoreError: the package is missing, or images below 5 × 5 pixels for l2 and l1, where Square divides by zero.
     """
     require_autoattack()
-    if norm == "l2" and min(image_shape[1:]) < 5:
+    if norm != "linf" and min(image_shape[1:]) < 5:
         raise EasyCoreError(
-            f"autoattack with norm l2 needs images of at least 5 × 5 pixels, got {tuple(image_shape[1:])}; use linf"
+            f"autoattack with norm {norm} needs images of at least 5 × 5 pixels, got {tuple(image_shape[1:])}; use linf"
         )
 
 
@@ -68,7 +82,8 @@ def threats_of(config: EvaluateConfig) -> Threats:
     """The threats a configuration names."""
     attack = tuple(name for name in config.attack if name != "none")
     return Threats(attack=attack, eps=config.eval_eps, norm=config.norm, seed=config.seed,
-                   batch_size=config.eval_batch_size)  # fmt: skip
+                   batch_size=config.eval_batch_size, pgd_restarts=config.pgd_restarts,
+                   corruptions=chosen_corruptions(config.corruptions))  # fmt: skip
 
 
 def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
@@ -81,6 +96,8 @@ def check_threats(threats: Threats, image_shape: tuple[int, ...]) -> None:
         check_budget(eps, threats.norm, image_shape)
     if AUTOATTACK in threats.attack:
         check_autoattack(tuple(image_shape), threats.norm)
+    if "jpeg_compression" in threats.corruptions and image_shape[0] not in (1, 3):
+        raise EasyCoreError(f"jpeg_compression needs images of 1 or 3 channels, got {image_shape[0]}; leave it out")
 
 
 def check_fits(checkpoint: Artifact, dataset: Dataset) -> None:

@@ -24,7 +24,7 @@ def describe_evaluation(config: EvaluateConfig, path: str) -> TrackedRun:
         "evaluation",
         "evaluate",
         to_dict(config),
-        points={0: flat_metrics(summary)},
+        points={0: flat_metrics(summary) | manifest.get("machine_cost", {})},
         tags={role: manifest["parents"][role]["path"], **tags_of(summary)},
         files={"summary.json": paths.join(path, "summary.json")},
         data=data_of(manifest["parents"], "evaluation"),
@@ -34,15 +34,19 @@ def describe_evaluation(config: EvaluateConfig, path: str) -> TrackedRun:
 def flat_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """An evaluation's summary as metrics in [0, 1]: accuracies, ends of their 95 % intervals, those of the worst class.
 
-    ``robust_accuracy_<attack>_eps_<eps>``, and without an eps that of the last.
+    ``clean_ece`` is the expected calibration error, ``corruption_accuracy`` the mean over corruptions, each of which
+    has its own. ``robust_accuracy_<attack>_eps_<eps>``, and without an eps that of the last.
     """
     low, high = summary["clean_interval"]
-    found = {
+    found: dict[str, float] = {
         "clean_accuracy": summary["clean_accuracy"],
         "clean_accuracy_low": low,
         "clean_accuracy_high": high,
         "clean_accuracy_worst_class": summary["worst_class_clean_accuracy"],
+        **{name: summary[name] for name in ("clean_ece", "corruption_accuracy") if name in summary},
     }
+    for entry in summary.get("corruptions", ()):
+        found[f"corruption_accuracy_{entry['corruption']}"] = entry["accuracy"]
     for row in summary["robust"]:
         values = {
             "": row["accuracy"],

@@ -7,6 +7,7 @@ from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepCo
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.work_plan import WorkPlan, join_plans, plan_for
+from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
@@ -33,7 +34,9 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
 
     dataset, hardness = open_dataset(config.dataset), open_hardness(config.scores)
     check_same_dataset(hardness, dataset)
-    check_threats(Threats(attack=config.attack, eps=config.eval_eps, norm=config.norm, seed=0), dataset.image_shape)
+    corruptions = chosen_corruptions(config.corruptions)
+    threats = Threats(attack=config.attack, eps=config.eval_eps, norm=config.norm, seed=0, corruptions=corruptions)
+    check_threats(threats, dataset.image_shape)
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
     return dataset, hardness, {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}

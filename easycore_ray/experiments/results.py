@@ -7,6 +7,7 @@ from typing import Any
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.engine.checkpoint_files import overfitted_epochs
+from easycore_ray.engine.machine_use import SYSTEM
 from easycore_ray.experiments.finished_trials import FinishedTrial
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.storage import paths
@@ -73,10 +74,11 @@ def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> d
         "scoring_seed": scores.manifest["config"]["seed"] if uses_scores else None,
         **accuracy_columns([each.trial.seed for each in members], _summaries(members, "last"), eps),
         "attack": list(first.evaluate.attack),
+        "pgd_restarts": first.evaluate.pgd_restarts,
         "overfitted_seeds": [
             each.trial.seed for each in members if each.checkpoint.manifest["epochs"][-1]["epoch"] in _overfitted(each)
         ],
-        **_best_columns(checkpoints, _summaries(members, "best"), eps),
+        **_best_columns(checkpoints, _summaries(members, "best"), _summaries(members, "last"), eps),
         **_averaged_columns(members, eps),
         "epochs": checkpoints[0]["counts"]["epochs"],
         "steps": checkpoints[0]["steps"],
@@ -85,6 +87,7 @@ def _result_row(members: list[FinishedTrial], eps: float, scores: Artifact) -> d
         "scoring_seconds": scores.manifest["device_seconds"] if uses_scores else 0.0,
         "training_seconds": _mean_seconds(checkpoints, "train_seconds"),
         "validation_seconds": _mean_seconds(checkpoints, "val_seconds"),
+        **cost_columns([machine_cost(each) for each in members]),
         "device": "cuda" if first.train.gpus_per_worker else "cpu",
     }
 
@@ -110,10 +113,20 @@ def accuracy_columns(seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]
         "seeds": list(seeds),
         **mean_std("clean_accuracy", [summary["clean_accuracy"] for summary in summaries]),
         "worst_class_clean_accuracy_mean": mean(summary["worst_class_clean_accuracy"] for summary in summaries),
+        **_common_columns(summaries, "clean_ece", "corruption_accuracy"),
         **_robust_columns(summaries, eps),
         "eps": eps,
         **messages,
     }
+
+
+def _common_columns(summaries: Sequence[Mapping[str, Any]], *names: str) -> dict[str, float | None]:
+    """Mean and spread of figures that all of the summaries have; those of earlier versions lack some."""
+    found: dict[str, float | None] = {}
+    for name in names:
+        if all(name in summary for summary in summaries):
+            found |= mean_std(name, [summary[name] for summary in summaries])
+    return found
 
 
 def _robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, Any]:
@@ -131,19 +144,28 @@ def _robust_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[
     return found
 
 
-def _best_columns(checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], eps: float) -> dict[str, float | None]:
-    """Mean best epoch, and the accuracies there; None throughout where a run has none (no validation split)."""
+def _best_columns(
+    checkpoints: list[dict[str, Any]], best: list[dict[str, Any]], last: list[dict[str, Any]], eps: float
+) -> dict[str, float | None]:
+    """Mean best epoch, the accuracies there, and how much of the robust one was lost until the last epoch.
+
+    ``robust_gap`` is best − last under PGD-20, within a seed: above 0 where training on has cost robustness. None
+    throughout where a run has no best epoch (no validation split).
+    """
     epochs = [checkpoint["best_epoch"] for checkpoint in checkpoints if checkpoint.get("best_epoch") is not None]
-    robust = [
-        next(row["accuracy"] for row in summary["robust"] if (row["attack"], row["eps"]) == ("pgd20", eps))
-        for summary in best
-    ]
+    robust, robust_last = ([pgd20_accuracy(summary, eps) for summary in each] for each in (best, last))
     found = {
         "best_epoch_mean": mean(epochs) if epochs else None,
         **mean_std("clean_accuracy_best", [summary["clean_accuracy"] for summary in best]),
         **mean_std("robust_accuracy_pgd20_best", robust),
+        **mean_std("robust_gap", [high - low for high, low in zip(robust, robust_last, strict=True)]),
     }
     return found if len(epochs) == len(checkpoints) else dict.fromkeys(found)
+
+
+def pgd20_accuracy(summary: Mapping[str, Any], eps: float) -> float:
+    """Accuracy under PGD-20 at an eps, of a summary that has it."""
+    return next(row["accuracy"] for row in summary["robust"] if (row["attack"], row["eps"]) == ("pgd20", eps))
 
 
 def _overfitted(finished: FinishedTrial) -> list[int]:
@@ -165,6 +187,33 @@ def _averaged_columns(members: list[FinishedTrial], eps: float) -> dict[str, flo
 def _mean_seconds(checkpoints: list[dict[str, Any]], name: str) -> float:
     """Device seconds of one run, from its epochs."""
     return round(mean(device_seconds(checkpoint["epochs"], name) for checkpoint in checkpoints), 3)
+
+
+def machine_cost(finished: FinishedTrial) -> dict[str, float]:
+    """Images a second and the most memory (10^6 bytes) of a trial's training and of the evaluation of its last epoch.
+
+    ``training_images_per_second`` is that of all workers together, ``evaluation_images_per_second`` of one. Memory is
+    what tensors took on a GPU, with one, else the largest resident set of the process; of the worker that held most.
+    Artifacts of earlier versions lack some of it.
+    """
+    checkpoint, evaluation = finished.checkpoint.manifest, finished.evaluations[0].manifest
+    epochs, counts = checkpoint["epochs"], checkpoint["counts"]
+    images = min(counts["samples"] * counts["epochs"], checkpoint["steps"] * checkpoint["config"]["batch_size"])
+    seconds = sum(entry["train_seconds"] for entry in epochs)
+    name = SYSTEM + ("gpu_memory_usage_megabytes" if finished.trial.train.gpus_per_worker else "peak_memory_megabytes")
+    memory = [entry[name] for entry in epochs if name in entry]
+    return {
+        "training_images_per_second": round(images / max(seconds, 1e-9), 3),
+        **({"training_peak_memory_megabytes": round(max(memory), 1)} if memory else {}),
+        **{f"evaluation_{name}": value for name, value in evaluation.get("machine_cost", {}).items()},
+    }
+
+
+def cost_columns(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """``machine_cost`` over a row's seeds: the mean of rates, the most memory; without what some seed lacks."""
+    names = [name for name in costs[0] if all(name in cost for cost in costs)]
+    join: dict[bool, Any] = {True: mean, False: max}
+    return {name: round(join[name.endswith("per_second")](cost[name] for cost in costs), 3) for name in names}
 
 
 def read_result_rows(folder: str) -> list[dict[str, Any]]:

@@ -18,9 +18,11 @@ from easycore_ray.experiments.finished_trials import FinishedTrial, read_finishe
 from easycore_ray.experiments.plans import plan_study
 from easycore_ray.experiments.results import (
     accuracy_columns,
+    cost_columns,
     described,
     lineage,
     lost_row,
+    machine_cost,
     mean,
     read_result_rows,
 )
@@ -171,6 +173,7 @@ def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str,
         "num_samples": first["num_samples"],
         "scoring_seconds": round(mean(seconds), 3),
         "training_seconds": round(mean(record["training_seconds"] for record in members), 3),
+        **cost_columns([record.get("machine_cost", {}) for record in members]),
         "device": first["device"],
     }
 
@@ -248,10 +251,12 @@ def _record(finished: FinishedTrial) -> dict[str, Any]:
         "steps": checkpoint["steps"],
         "training_seconds": round(device_seconds(checkpoint["epochs"], "train_seconds"), 3),
         "evaluation_seconds": evaluation["wall_seconds"],
+        "machine_cost": machine_cost(finished),
         "device": "cuda" if trial.train.gpus_per_worker else "cpu",
         "num_eval_samples": summary["num_samples"],
         "clean_accuracy": summary["clean_accuracy"],
         "worst_class_clean_accuracy": summary["worst_class_clean_accuracy"],
+        **{name: summary[name] for name in ("clean_ece",) if name in summary},
         "robust": [
             {name: entry[name] for name in ("attack", "eps", "accuracy", "worst_class_accuracy")}
             for entry in summary["robust"]

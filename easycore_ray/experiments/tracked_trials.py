@@ -73,12 +73,17 @@ def _row_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
     """Mean and standard deviation over seeds, and the cost, of an arm at an eps."""
     arm, eps = _arm_text(row), format_eps(row["eps"]).replace("/", "_")
     found = {f"{arm}/device_seconds": row["training_seconds"]}
+    found |= {f"{arm}/{name}": row[name] for name in row if name.endswith(("images_per_second", "_megabytes"))}
     for end in ("mean", "std"):
         found[f"{arm}/clean_accuracy_{end}"] = row[f"clean_accuracy_{end}"]
+        more = [f"{name}_{end}" for name in ("clean_ece", "corruption_accuracy") if f"{name}_{end}" in row]
+        found |= {f"{arm}/{name}": row[name] for name in more}
         if f"robust_accuracy_averaged_{end}" in row:
             found[f"{arm}/clean_accuracy_averaged_{end}"] = row[f"clean_accuracy_averaged_{end}"]
             found[f"{arm}/robust_accuracy_averaged_{end}_eps_{eps}"] = row[f"robust_accuracy_averaged_{end}"]
         found[f"{arm}/robust_accuracy_{end}_eps_{eps}"] = row.get(f"robust_accuracy_pgd20_{end}")
+        if row.get(f"robust_gap_{end}") is not None:
+            found[f"{arm}/robust_gap_{end}_eps_{eps}"] = row[f"robust_gap_{end}"]
     return found
 
 
@@ -195,7 +200,8 @@ def _robust_accuracy(run: TrackedRun) -> float:
 def trial_summary(finished: FinishedTrial) -> dict[str, Any]:
     """What a finished trial found: ``metrics`` after its last ``epoch``, ``tags``, ``words``.
 
-    Metrics of other weights end in ``_best`` and ``_averaged``.
+    Metrics of other weights end in ``_best`` and ``_averaged``; ``robust_gap`` is best − last under PGD-20, at the last
+    eps.
     """
     last = finished.summaries["last"]
     others = {name: summary for name, summary in finished.summaries.items() if name != "last"}
@@ -205,6 +211,10 @@ def trial_summary(finished: FinishedTrial) -> dict[str, Any]:
     manifest = finished.checkpoint.manifest
     if manifest.get("best_epoch") is not None:
         metrics["best_epoch"] = manifest["best_epoch"]
+        metrics["robust_gap"] = (
+            metrics.get("robust_accuracy_pgd20_best", metrics["robust_accuracy_pgd20"])
+            - (metrics["robust_accuracy_pgd20"])
+        )
     titles = {"best": "best epoch", "averaged": "averaged"}
     words = "; ".join(
         [short_result(last), *(f"{titles[name]}: {short_result(found)}" for name, found in others.items())]

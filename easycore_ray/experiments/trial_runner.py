@@ -20,7 +20,7 @@ from easycore_ray.engine.run_identity import claim_run, keeps_rows
 from easycore_ray.engine.run_inputs import INIT_FROM
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.engine.worker_group import segment_file
-from easycore_ray.evaluation.attack_shards import attack_rows, task_demand
+from easycore_ray.evaluation.attack_shards import attack_in_shards, task_demand
 from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
 from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
 from easycore_ray.evaluation.threats import threats_of
@@ -308,8 +308,8 @@ def attack_here(config: EvaluateConfig, dataset: Dataset, device: str) -> Artifa
     started = time.monotonic()
     ids = evaluation_ids(dataset, config.split, config.num_eval_samples, config.seed)
     rows = _read_rows(dataset, config.split, ids)
-    outcomes = attack_rows(model, rows, threats_of(config), device=device, made=made)
-    return finish_evaluation(config, made, parents, outcomes, time.monotonic() - started)
+    shards = attack_in_shards(model, rows, threats_of(config), device=device, made=made)
+    return finish_evaluation(config, made, parents, shards, time.monotonic() - started)
 
 
 def _read_rows(dataset: Dataset, split: str, sample_ids: np.ndarray | None) -> Samples:

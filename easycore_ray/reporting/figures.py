@@ -122,8 +122,10 @@ def attacks(rows: Sequence[Row]) -> list[str]:
 
 
 def attack_names(rows: Sequence[Row]) -> str:
-    """The same for reading: ``PGD-20 and AutoAttack``."""
-    return " and ".join(ATTACK_TITLES.get(name, name) for name in attacks(rows))
+    """The same for reading: ``PGD-20 and AutoAttack``, ``PGD-20 from 5 starts``."""
+    restarts = max((row.get("pgd_restarts", 1) for row in rows), default=1)
+    titles = ATTACK_TITLES | ({"pgd20": f"PGD-20 from {restarts} starts"} if restarts > 1 else {})
+    return " and ".join(titles.get(name, name) for name in attacks(rows))
 
 
 def best_differs(row: Row) -> bool:

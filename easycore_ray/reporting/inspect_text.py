@@ -110,6 +110,9 @@ def _details(facts: Facts) -> Iterator[str]:
             yield from _line("halted", f"{details['halted']}; this is the model after the last good epoch")
     elif kind == "evaluation":
         yield from _accuracies(details["summary"])
+        if details.get("machine_cost"):
+            rate, memory = (details["machine_cost"][name] for name in ("images_per_second", "peak_memory_megabytes"))
+            yield from _line("machine", f"{rate:,.3g} images/s and worker, at most {memory:,.0f} MB")
     elif kind == "analysis":
         for claim in details["claims"]:
             yield from _line(claim["key"], f"{claim['outcome']}: {claim['sentence']}")
@@ -158,9 +161,18 @@ def _duplicates(counted: Mapping[str, int]) -> str:
 def _accuracies(summary: Facts) -> Iterator[str]:
     yield from _line("clean", f"{_percent(summary['clean_accuracy'], summary['clean_interval'])}, worst class "
                      f"{100 * summary['worst_class_clean_accuracy']:.1f} %")  # fmt: skip
+    if "clean_ece" in summary:
+        yield from _line("calibration", f"{100 * summary['clean_ece']:.1f} % expected calibration error (15 bins)")
     for row in summary["robust"]:
         robust = f"{_percent(row['accuracy'], row['interval'])} at eps {format_eps(row['eps'])}"
         yield from _line(row["attack"], f"{robust}, worst class {100 * row['worst_class_accuracy']:.1f} %")
+    for entry in summary.get("corruptions", ()):
+        severities = ", ".join(f"{100 * share:.1f}" for share in entry["by_severity"])
+        yield from _line(
+            "corrupted", f"{entry['corruption']} {100 * entry['accuracy']:.1f} %, severity 1 to 5: {severities}"
+        )
+    if "corruption_accuracy" in summary:
+        yield from _line("corrupted", f"{100 * summary['corruption_accuracy']:.1f} % on average")
     for text in summary["suspicious"]:
         yield from _line("suspicious", text)
     for text in summary["warnings"]:

@@ -44,6 +44,10 @@ _GLOSSARY = {
     "PGD-AT": "Training on attacked images alone: cross-entropy after a few steps of PGD (Madry et al. 2018).",
     "best epoch": "The epoch with the highest accuracy on the validation split, under attack where the training is "
     "against one. Where later epochs are less robust, the model overfits the attack.",
+    "corrupted images": "Accuracy on test images with noise, blur, JPEG artefacts, less contrast or more brightness: "
+    "mean over the corruptions that were run and their five severities (Hendrycks and Dietterich 2019).",
+    "robust gap": "Robust accuracy after the best epoch minus that after the last, under PGD with 20 steps, in points: "
+    "above 0 where the last epochs have cost robustness (robust overfitting).",
     "averaged weights": "An exponential average of the weights over the steps of a training run, often more robust "
     "than those after any epoch.",
     "worst class": "Accuracy on the class with the lowest one.",
@@ -363,12 +367,15 @@ def _telling_eps(rows: Sequence[Row]) -> float:
 
 def _table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
     all_eps = sorted({row["eps"] for row in rows})
+    gap_eps = _telling_eps(rows) if any(row.get("robust_gap_mean") is not None for row in rows) else None
     heads = [
         "Arm",
         "Kept",
         "Samples",
         "Clean",
+        *([term("corrupted images", "Corrupted")] if _has_corruptions(rows) else []),
         *(f"Robust,<br>ε = {format_eps(eps)}" for eps in all_eps),
+        *([] if gap_eps is None else [f"{term('robust gap', 'Gap')},<br>ε = {format_eps(gap_eps)}"]),
         "Steps",
         "Time",
     ]
@@ -380,18 +387,21 @@ def _table(rows: Sequence[Row], looks: Mapping[str, Style]) -> str:
         first = members[0]
         classes = "full" if first["method"] == "full" else "group" if first["fraction"] != previous else ""
         previous = first["fraction"]
-        body.append(f'<tr class="{classes}">{_cells(members, all_eps, looks, best)}</tr>')
+        cells = _cells(members, (all_eps, gap_eps), looks, best, corrupted=_has_corruptions(rows))
+        body.append(f'<tr class="{classes}">{cells}</tr>')
     return table_frame(heads, body, "sortable")
 
 
 def _cells(
     members: Sequence[Row],
-    all_eps: Sequence[float],
+    columns_eps: tuple[Sequence[float], float | None],
     looks: Mapping[str, Style],
     best: Mapping[tuple[str, float, float], float],
+    *,
+    corrupted: bool,
 ) -> str:
-    """One line of a table: an arm with a fraction, all eps."""
-    first = members[0]
+    """One line of a table: an arm with a fraction, at all eps, and the eps of the gap where it has a column."""
+    first, (all_eps, gap_eps) = members[0], columns_eps
     by_eps = {row["eps"]: row for row in members}
     cells = [
         f'<td data-v="{escape(arm_name(first))}">{arm_tag(arm_name(first), looks[arm_name(first)])}</td>',
@@ -413,10 +423,33 @@ def _cells(
             f"<small>worst {100 * value(row, worst):.1f}</small>{_each_attack(row) if kind == 'robust' else ''}"
             f"{_at_best(row, name)}{_averaged(row, name)}</td>"
         )
+    if corrupted:
+        cells.insert(4, _corrupted_cell(first))
+    if gap_eps is not None:
+        cells.append(_gap_cell(by_eps.get(gap_eps)))
     seconds = first["training_seconds"]
     return "".join(cells) + (
         f'<td data-v="{first["steps"]}">{first["steps"]:,}</td><td data-v="{seconds}">{duration(seconds)}</td>'
     )
+
+
+def _has_corruptions(rows: Sequence[Row]) -> bool:
+    return any("corruption_accuracy_mean" in row for row in rows)
+
+
+def _corrupted_cell(row: Row) -> str:
+    if "corruption_accuracy_mean" not in row:
+        return '<td data-v="-1">–</td>'
+    return f'<td data-v="{row["corruption_accuracy_mean"]}">{spread_text(row, "corruption_accuracy")}</td>'
+
+
+def _gap_cell(row: Row | None) -> str:
+    """Best − last in points, with its spread over seeds."""
+    gap = None if row is None else row.get("robust_gap_mean")
+    if row is None or gap is None:
+        return '<td data-v="-1">–</td>'
+    spread = "" if row["robust_gap_std"] is None else f" ± {100 * row['robust_gap_std']:.1f}"
+    return f'<td data-v="{gap}">{100 * gap:+.1f}{spread}</td>'
 
 
 def _each_attack(row: Row) -> str:

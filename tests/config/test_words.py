@@ -20,6 +20,7 @@ DIFFERENT_TYPES = {
     "scores": "an analysis takes several runs",
     "checkpoint": "an analysis takes several models",
     "dataset": "some jobs find it through their other inputs",
+    "norm": "only evaluations have l1",
     "num_workers": "a study scores with one number of workers",
     "format": "of a source, and of an exported file",
     "score": "a coreset leaves it to the method",

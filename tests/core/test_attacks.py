@@ -27,7 +27,7 @@ from easycore_ray.core.threat import (
     random_point,
 )
 
-EPS = {"linf": 8 / 255, "l2": 0.5}
+EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 3.0}
 
 
 def draws(seed=0):
@@ -45,8 +45,7 @@ ALL_ATTACKS = ATTACKS | {"trades": trades}
 
 def distances(adv_inputs, inputs, norm):
     """How far each row moved."""
-    moved = (adv_inputs - inputs).flatten(1)
-    return moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)
+    return (adv_inputs - inputs).flatten(1).norm(p={"linf": math.inf, "l2": 2, "l1": 1}[norm], dim=1)
 
 
 class LinearModel(nn.Module):
@@ -63,7 +62,7 @@ class LinearModel(nn.Module):
     def distance(self, inputs, norm):
         """Exact distance of each row to the plane: |side| over the dual norm of the weights."""
         side = ((inputs - 0.5).flatten(1) @ self.weight).abs()
-        return side / self.weight.norm(p=1 if norm == "linf" else 2)
+        return side / self.weight.norm(p={"linf": 1, "l2": 2, "l1": math.inf}[norm])
 
 
 # ---------------------------------------------------------------- every attack
@@ -241,7 +240,7 @@ def test_pgd_spends_one_forward_pass_beyond_its_steps(model, inputs, labels, res
         ({"steps": 0}, "at least 1"),
         ({"restarts": 0}, "at least 1"),
         ({"restarts": 2, "random_start": False}, "from the same point"),
-        ({"norm": "l1"}, "linf, l2"),
+        ({"norm": "l3"}, "linf, l2, l1"),
         ({"eps": 8.0}, "8/255"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import nn
 
 from easycore_ray.core.attacks import pgd
 from easycore_ray.core.distance import boundary_distance, distances
-from easycore_ray.core.eps import NORMS
+from easycore_ray.core.eps import DENSE_NORMS
 
 
 def draws(seed=0):
@@ -39,7 +39,7 @@ def inner(count=40, pixels=(3, 4, 4)):
     return 0.35 + 0.3 * torch.rand(count, *pixels, generator=draws(1))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", DENSE_NORMS)
 @pytest.mark.parametrize("num_classes", [2, 6])
 def test_is_that_of_the_nearest_plane_and_never_less(norm, num_classes):
     """Within 2 % above the exact distance of a linear model, and not below it."""
@@ -52,7 +52,7 @@ def test_is_that_of_the_nearest_plane_and_never_less(norm, num_classes):
     assert (found <= 1.02 * exact).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", DENSE_NORMS)
 def test_does_not_depend_on_the_scale_of_logits_or_pixels(norm):
     """A model a thousand times as sure, or inputs hardly off the plane, need no other setting."""
     inputs = inner()
@@ -62,7 +62,7 @@ def test_does_not_depend_on_the_scale_of_logits_or_pixels(norm):
         assert (found <= 1.02 * model.exact(inputs, labels, norm)).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", DENSE_NORMS)
 class TestEveryNorm:
     """What holds in each norm, on a network with batch norm."""
 

@@ -11,7 +11,7 @@ from easycore_ray.storage.errors import EasyCoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-TIMES = {"training_seconds", "evaluation_seconds", "finished"}
+TIMES = {"training_seconds", "evaluation_seconds", "machine_cost", "finished"}
 
 
 @pytest.mark.soak

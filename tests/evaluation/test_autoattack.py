@@ -115,7 +115,7 @@ class TestAutoAttack:
         assert all(weight.requires_grad for weight in model.parameters())
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6)])
+    @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6), ("l1", 2.0)])
     def test_is_never_weaker_than_pgd_and_stays_within_eps(self, digits_cnn, norm, eps):
         """On a trained cnn, also one that computes channels last."""
         model, inputs, labels = digits_cnn
@@ -129,7 +129,7 @@ class TestAutoAttack:
 
         assert 0 < ours.sum() < len(labels), "a budget that decides nothing"
         assert theirs.sum() >= ours.sum()
-        assert (moved.abs().amax(1) if norm == "linf" else moved.norm(dim=1)).max() <= eps + 1e-5
+        assert moved.norm(p={"linf": torch.inf, "l2": 2, "l1": 1}[norm], dim=1).max() <= eps + 1e-5
         assert adv_inputs.min() >= 0
         assert adv_inputs.max() <= 1
 
@@ -159,11 +159,21 @@ class TestAutoAttack:
         assert wrong(model, adv_inputs, labels[:1]).all()
         assert autoattack(model, inputs, labels, eps=0, norm="linf", seed=0) == (inputs, [])
 
-    def test_images_too_small_for_square_are_refused(self):
+    @pytest.mark.parametrize("norm", ["l2", "l1"])
+    def test_images_too_small_for_square_are_refused(self, norm):
         """The library would divide by zero after most of the work."""
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-        with pytest.raises(EasyCoreError, match="at least 5"):
-            autoattack(model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), eps=0.1, norm="l2", seed=0)
+        with pytest.raises(EasyCoreError, match=f"norm {norm} needs images of at least 5"):
+            autoattack(model, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), eps=0.1, norm=norm, seed=0)
+
+    def test_l1_fools_what_it_can_within_eps(self):
+        """Beyond the distance of the plane every image, and none of its points leaves the ball or the box."""
+        model, inputs, labels = linear(2)
+        adv_inputs, _ = autoattack(model, inputs, labels, eps=3.0, norm="l1", seed=0)
+
+        assert wrong(model, adv_inputs, labels).all()
+        assert (adv_inputs - inputs).flatten(1).abs().sum(1).max() <= 3 + 1e-5
+        assert 0 <= adv_inputs.min() <= adv_inputs.max() <= 1
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):

@@ -97,6 +97,49 @@ def test_headline_is_the_pointwise_worst():
     assert summary["robust_accuracy"] == 0.5
 
 
+def test_the_calibration_error_is_that_of_all_clean_predictions():
+    """Over shards, from logits of the whole at once; the same from shards in any order, and a column of no outcome."""
+    model = linear()
+    rows = rows_of(model, 260)
+    threats = threats_of(settings(attack=("none",)))
+    with torch.no_grad():
+        sure, answer = model(rows.images.double().float() / 255).softmax(dim=1).max(dim=1)
+    error = 0.0
+    for number in range(15):
+        inside = (sure.double() > number / 15) & (sure.double() <= (number + 1) / 15)
+        if inside.any():
+            right = (answer == rows.labels)[inside].double().mean()
+            error += float(inside.double().mean() * (right - sure[inside].double().mean()).abs())
+    shards = [attack_shard(model, part(rows, *ends), threats, device="cpu") for ends in ((0, 250), (250, 260))]
+    (ahead, behind) = (summarise_outcomes(merge_shards(order), threats, 3) for order in (shards, shards[::-1]))
+    older = merge_shards([shards[0], shards[1].replace_schema_metadata(None)])
+
+    assert ahead["clean_ece"] == behind["clean_ece"] == pytest.approx(error, abs=1e-6) != 0
+    assert "clean_ece" not in summarise_outcomes(older, threats, 3), "a shard kept by an earlier version has none"
+
+
+def test_more_restarts_never_leave_more():
+    """Image by image; what one start leaves out of reach another one finds, on a model with steps in its surface."""
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, inputs):
+            return self.inner((inputs * 12).round() / 12) + 0 * inputs.flatten(1)[:, :3]
+
+    model = Steps().eval()
+    rows = rows_of(model, 260)
+    once, often = (
+        attack_rows(model, rows, threats_of(settings(eval_eps=(0.06,), pgd_restarts=count)))["robust_pgd20_0.06"]
+        for count in (1, 6)
+    )
+
+    assert not (often.to_numpy() & ~once.to_numpy()).any()
+    assert often.to_numpy().sum() < once.to_numpy().sum()
+
+
 def test_a_device_without_room_for_a_shard_attacks_it_in_pieces():
     """With the outcomes of a large one, and a warning."""
 

@@ -42,7 +42,7 @@ def make_all(root):
                          "clean_correct": np.arange(8) < 6, "robust_pgd20_8/255": np.arange(8) < 2})  # fmt: skip
     config = EvaluateConfig(out=f"{root}/evaluation", checkpoint=checkpoint.path, dataset=dataset.path)
     parents = {"checkpoint": checkpoint, "dataset": dataset}
-    evaluation = finish_evaluation(config, claim_of(root / "evaluation", "evaluation"), parents, outcomes, 7200.0)
+    evaluation = finish_evaluation(config, claim_of(root / "evaluation", "evaluation"), parents, [outcomes], 7200.0)
     page = {"report.html": b"<p>", "plots/a.png": b"png"}
     for name, part in page.items():
         paths.write_bytes(f"{root}/report/{name}", part)

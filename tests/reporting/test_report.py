@@ -419,3 +419,30 @@ def test_the_best_epoch_is_told_where_it_is_not_the_last():
     alike = [row | {"best_epoch_mean": 20.0} for row in rows]
     assert "best" not in print_table(alike)
     assert "best" not in print_table([row | {"best_epoch_mean": None} for row in rows])
+
+
+def test_the_gap_between_best_and_last_is_a_column_where_it_is_known():
+    """In points with its sign, at the eps that tells most; rows of earlier versions have none."""
+    rows = make_rows(betas=(6.0,))
+    for row in rows:
+        if row["method"] == "easycore" and row["balance"] == "none":
+            row |= {"robust_gap_mean": 0.034 if row["eps"] == max(r["eps"] for r in rows) else 0.9,
+                    "robust_gap_std": None if row["fraction"] == 0.3 else 0.005}  # fmt: skip
+    page = result_tables(rows, styles(rows))
+
+    assert page.count(">Gap</span>,<br>ε = 8/255<") == 1
+    assert page.count(">+3.4<") == page.count(">+3.4 ± 0.5<") == 1
+    assert "Gap" not in result_tables(make_rows(), styles(rows))
+
+
+def test_corrupted_images_have_a_column_where_they_were_classified():
+    """After the clean ones; a dash for rows of another sweep without."""
+    rows = make_rows(betas=(6.0,), all_eps=(8 / 255,))
+    for row in rows[1:]:
+        row |= {"corruption_accuracy_mean": 0.612, "corruption_accuracy_std": 0.011}
+    page = result_tables(rows, styles(rows))
+
+    assert ">Corrupted</span>" in page
+    assert page.count(">61.2 ± 1.1<") == len(rows) - 1
+    assert page.count('<td data-v="-1">–</td>') == 1
+    assert "Corrupted" not in result_tables(make_rows(), styles(rows))

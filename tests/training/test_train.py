@@ -337,6 +337,7 @@ def test_a_trial_whose_last_epoch_is_the_best_is_evaluated_once(dataset, tmp_pat
     assert read_finished([trial])
     assert row["best_epoch_mean"] == row["epochs"] == 2
     assert row["robust_accuracy_pgd20_best_mean"] == row["robust_accuracy_pgd20_mean"]
+    assert row["robust_gap_mean"] == 0 == trial_summary(FinishedTrial.open(trial))["metrics"]["robust_gap"]
 
 
 def test_result_rows_have_the_best_beside_the_last(trials, dataset):
@@ -346,6 +347,7 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
     accuracies = [FinishedTrial.open(trial).summaries["best"] for trial in trials]
 
     averaged = [FinishedTrial.open(trial).summaries["averaged"] for trial in trials]
+    last = [FinishedTrial.open(trial).summaries["last"] for trial in trials]
 
     assert [row["eps"] for row in rows] == [0.0, 0.05]
     for number, row in enumerate(rows):
@@ -353,11 +355,21 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
         assert row["best_epoch_mean"] == sum(epochs) / 2
         assert row["robust_accuracy_pgd20_best_mean"] == pytest.approx(float(each.mean()))
         assert row["robust_accuracy_pgd20_best_std"] == pytest.approx(float(each.std()))
+        ended = [summary["robust"][number]["accuracy"] for summary in last]
+        gaps = each - torch.tensor(ended, dtype=torch.float64)
+        assert row["robust_gap_mean"] == pytest.approx(float(gaps.mean()))
+        assert row["robust_gap_std"] == pytest.approx(float(gaps.std()))
         each = torch.tensor([summary["robust"][number]["accuracy"] for summary in averaged], dtype=torch.float64)
         assert row["robust_accuracy_averaged_mean"] == pytest.approx(float(each.mean()))
         assert row["robust_accuracy_averaged_std"] == pytest.approx(float(each.std()))
         assert row["validation_seconds"] > 0
+        names = {name for name in row if name.endswith(("images_per_second", "peak_memory_megabytes"))}
+        assert names == {f"{of}_{what}" for of in ("training", "evaluation")
+                         for what in ("images_per_second", "peak_memory_megabytes")}  # fmt: skip
+        assert all(row[name] > 50 for name in names)
     assert rows[0]["robust_accuracy_pgd20_best_mean"] == rows[0]["clean_accuracy_best_mean"], "eps 0 is no attack"
+    gap = trial_summary(FinishedTrial.open(trials[0]))["metrics"]["robust_gap"]
+    assert gap == pytest.approx(accuracies[0]["robust"][1]["accuracy"] - last[0]["robust"][1]["accuracy"])
     json.dumps(rows, allow_nan=False)
 
 
@@ -394,6 +406,7 @@ def test_rows_without_a_validation_split_have_no_best(tmp_path):
         ("best_epoch_mean", "clean_accuracy_best_mean", "clean_accuracy_best_std", "robust_accuracy_pgd20_best_mean",
          "robust_accuracy_pgd20_best_std"))  # fmt: skip
     assert row["clean_accuracy_mean"] == 0.5
+    assert row["robust_gap_mean"] is row["robust_gap_std"] is None
 
 
 def write_evaluation(out, summary):
