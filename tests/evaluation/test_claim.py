@@ -42,7 +42,7 @@ def finish(config, kept):
     }
     columns |= {f"robust_{name}_8/255": np.isin(np.arange(20), ids) for name, ids in kept.items()}
     made = claim_artifact("evaluation", config, parents)
-    return finish_evaluation(config, made, parents, pa.table(columns), 1.0)
+    return finish_evaluation(config, made, parents, [pa.table(columns)], 1.0)
 
 
 def written(config):
