@@ -99,7 +99,12 @@ def _run_command(name: str, arguments: list[str], prog: str) -> Any:
     # A thread that is left behind by Ctrl-C (runtime.interrupts) would have Ray start again by whatever it calls next.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     command = COMMANDS[name]
-    request = parse_request(command.kind, arguments, prog=prog, dry_run=command.plan is not None)
+    try:
+        request = parse_request(command.kind, arguments, prog=prog, dry_run=command.plan is not None)
+    except BrokenPipeError:
+        # Of the help, the reader (``| head``) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     if request.dry_run or request.measure:
         return _show_plan(command, request.config, measure=request.measure, dry_run=request.dry_run)
     return command.run(request.config)

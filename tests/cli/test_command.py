@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,14 @@ def test_help_and_a_wrong_option_need_no_more_than_the_parser():
         code, names = imported_after(*arguments)
         assert code == expected
         assert not names & (TRAINS | READS)
+
+
+def test_help_may_be_read_in_part():
+    """As by ``| head``: no traceback."""
+    line = f"{shlex.quote(sys.executable)} -m jobs.evaluate --help | head -1"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ")
+    assert done.stderr == ""
 
 
 @pytest.mark.slow
