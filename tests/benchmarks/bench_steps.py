@@ -1,6 +1,6 @@
-"""What scoring costs: a fused step against a plain one, and an exact pass against a training epoch.
+"""What scoring costs against a plain training epoch, or what averaged weights and others cost against a TRADES epoch.
 
-    python tests/benchmarks/bench_steps.py [--images 4096] [--width 16] [--precision fp32] [--repeats 7]
+    python tests/benchmarks/bench_steps.py [--of scoring] [--images 4096] [--width 16] [--precision fp32] [--repeats 7]
 
 All variants alternate in one process on the same images and threads; medians of the repeats are shown with
 their spread, so that the ratios hold on a noisy machine.
@@ -10,9 +10,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from easycore_ray.core.averaging import AveragedWeights
 from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.models import build_model
 from easycore_ray.core.passes import score_epoch
@@ -22,6 +25,7 @@ from easycore_ray.core.training_plan import TrainingPlan
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--of", choices=("scoring", "trades"), default="scoring", help="what is compared")
     parser.add_argument("--images", type=int, default=4096, help="images per epoch")
     parser.add_argument("--width", type=int, default=16, help="width of the ResNet-18")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="training arithmetic")
@@ -38,24 +42,37 @@ def main() -> None:
     model = build_model("resnet18", num_classes=10, image_shape=(3, 32, 32), width=options.width,
                         mean=(0.5,) * 3, std=(0.25,) * 3)  # fmt: skip
     model = model.to(options.device, memory_format=torch.channels_last)
-    plan = _plan(options.precision)
-    optimizer = make_optimizer(model, plan)
+    plain = _plan(options.precision)
+    trades = replace(plain, training="trades", beta=6.0, eps=8 / 255, attack_steps=10, attack_step_size=2 / 255)
+    optimizer = make_optimizer(model, plain)
 
-    def epoch(*, record_scores: bool) -> None:
-        train_epoch(model, optimizer, batches, plan, epoch=1, step=0, record_scores=record_scores)
+    def epoch(plan: TrainingPlan, **more: Any) -> None:
+        train_epoch(model, optimizer, batches, plan, epoch=1, step=0, **more)
 
     variants: dict[str, Callable[[], object]] = {
-        "plain": lambda: epoch(record_scores=False),
-        "fused": lambda: epoch(record_scores=True),
+        "plain": lambda: epoch(plain),
+        "fused": lambda: epoch(plain, record_scores=True),
         "eval pass": lambda: score_epoch(model, batches),
     }
+    if options.of == "trades":
+        averaged, nfgsm = AveragedWeights(model, 0.995, 0), replace(trades, training="nfgsm", attack_step_size=8 / 255)
+        variants = {
+            "trades": lambda: epoch(trades),
+            "averaged": lambda: epoch(trades, on_step=averaged.update),
+            "awp": lambda: epoch(replace(trades, awp=0.005)),
+            "mart": lambda: epoch(replace(trades, training="mart")),
+            "pgd": lambda: epoch(replace(trades, training="pgd")),
+            "nfgsm": lambda: epoch(nfgsm),
+            "standard": lambda: epoch(plain),
+        }
     seconds = _alternate(variants, options.repeats, options.device)
     print(f"ResNet-18 width {options.width}, {options.images:,} images, {options.precision}, "
           f"{options.threads} threads, {options.device}, medians of {options.repeats}")  # fmt: skip
+    first = next(iter(seconds))
     for name, times in seconds.items():
-        ratios = [mine / plain for mine, plain in zip(times, seconds["plain"], strict=True)]
+        ratios = [mine / theirs for mine, theirs in zip(times, seconds[first], strict=True)]
         rate = options.images / statistics.median(times)
-        print(f"{name:>10}: {rate:8,.0f} images/s   {statistics.median(ratios):.3f} × plain "
+        print(f"{name:>10}: {rate:8,.0f} images/s   {statistics.median(ratios):.3f} × {first} "
               f"[{min(ratios):.3f}, {max(ratios):.3f}]")  # fmt: skip
 
 
