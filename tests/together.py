@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core import gradients, loop
+from easycore_ray.core.training_plan import TRAINING
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.loader import MemoryLoader
 from easycore_ray.engine.plan import make_training_plan
@@ -21,7 +22,7 @@ from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.worker_group import RayContext
 
 WORLDS = (2, 3)
-OBJECTIVES = ("standard", "trades", "pgd")
+OBJECTIVES = TRAINING
 STEPS, BATCH = 2, 6
 
 
@@ -40,11 +41,11 @@ def feed_of(rank, world):
     return MemoryLoader(share, segments=segments, seed=0, rank=rank)
 
 
-def shifted(model, inputs, *arguments, eps, **options):
+def shifted(model, inputs, labels, start, plan):
     """Images moved by eps, up or down by turns: what an attack gives, without its noise."""
     signs = torch.ones_like(inputs)
     signs[..., ::2] = -1
-    return (inputs + eps * signs).clamp(0, 1)
+    return None if plan.training == "standard" else (inputs + plan.eps * signs).clamp(0, 1)
 
 
 def train(training, batches, combine=None):
@@ -75,7 +76,7 @@ def main():
     """Train as this rank of every world it belongs to."""
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    gradients.trades_attack = gradients.pgd_training_attack = shifted
+    gradients.attack_batch = shifted
     context = RayContext.__new__(RayContext)  # its constructor asks Ray Train who it is
     context.rank, context.device = rank, torch.device("cpu")
     for world in WORLDS:

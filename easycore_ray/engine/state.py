@@ -64,13 +64,13 @@ class State:
     """The epoch that did best in validation; 0 if none is chosen."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """Weights after ``best_epoch``; those of ``model`` if it is the last one and whole."""
-    averaged: dict[str, Tensor] = field(default_factory=dict)
-    """Averaged weights, see ``core.averaging``; empty where there are none, or not yet."""
     progress: EpochProgress | None = None
     """Of the epoch after ``epoch``; None at the end of an epoch."""
     whole: str = ""
     """Name of the Ray Train checkpoint of the state after ``epoch``, this one or an earlier one; empty if there is
     none."""
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    """Averaged weights, see ``core.averaging``; empty where there are none, or not yet."""
 
     @property
     def steps(self) -> int:
@@ -162,9 +162,9 @@ def _read_state(folder: str, content: dict[str, Any]) -> State:
         content["carried"] | load_file(Path(folder) / "carried.safetensors"),
         best_epoch,
         load_file(Path(folder) / BEST) if apart else model if best_epoch else {},
-        load_file(Path(folder) / AVERAGED) if (Path(folder) / AVERAGED).exists() else {},
         None if progress is None else EpochProgress(**progress),
         content.get("whole", ""),
+        load_file(Path(folder) / AVERAGED) if (Path(folder) / AVERAGED).exists() else {},
     )
 
 

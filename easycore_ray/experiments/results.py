@@ -198,7 +198,7 @@ def machine_cost(finished: FinishedTrial) -> dict[str, float]:
     """
     checkpoint, evaluation = finished.checkpoint.manifest, finished.evaluations[0].manifest
     epochs, counts = checkpoint["epochs"], checkpoint["counts"]
-    images = min(counts["samples"] * counts["epochs"], checkpoint["steps"] * checkpoint["config"]["batch_size"])
+    images = min(counts["samples"] * counts["epochs"], checkpoint["steps"] * finished.trial.train.batch_size)
     seconds = sum(entry["train_seconds"] for entry in epochs)
     name = SYSTEM + ("gpu_memory_usage_megabytes" if finished.trial.train.gpus_per_worker else "peak_memory_megabytes")
     memory = [entry[name] for entry in epochs if name in entry]

@@ -61,8 +61,7 @@ def test_processes_that_train_together_take_the_steps_of_one(tmp_path, monkeypat
 
     The one process sees, step by step, what all workers see in that step; every objective is compared.
     """
-    monkeypatch.setattr(gradients, "trades_attack", together.shifted)
-    monkeypatch.setattr(gradients, "pgd_training_attack", together.shifted)
+    monkeypatch.setattr(gradients, "attack_batch", together.shifted)
     workers = [subprocess.Popen([sys.executable, together.__file__, str(rank), str(tmp_path)]) for rank in range(3)]
     try:
         assert [worker.wait(250) for worker in workers] == [0, 0, 0]
