@@ -26,6 +26,8 @@ from tests.artifacts import (
     write_parts,
 )
 
+pytestmark = pytest.mark.slow
+
 LABELS = [number % 3 for number in range(30)]
 OTHER = [number % 3 for number in range(1, 31)]
 

@@ -24,6 +24,8 @@ from easycore_ray.config.experiments import AnalyzeConfig
 from easycore_ray.core.trend_test import DOES_NOT_HOLD, HOLDS, INCONCLUSIVE, deciles
 from easycore_ray.storage.artifact import Artifact
 
+pytestmark = pytest.mark.slow
+
 EPS = (0.5 / 255, 1 / 255, 2 / 255)
 COUNT = 1000
 IDS = np.arange(COUNT)

@@ -90,8 +90,8 @@ def test_the_mode_refuses_what_a_gpu_refuses():
         torch.nn.functional.conv2d(image, kernel)
 
 
-@pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("fold", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("training", TRAINING)
 def test_a_training_step_waits_for_no_answer(asked, monkeypatch, training, norm, fold):
     """Bytes go to the device and nothing comes back before the epoch ends: then a look at the losses and two sums."""

@@ -11,6 +11,8 @@ from easycore_ray.core.lowest import lowest
 from easycore_ray.core.order_statistics import find_cut, keep, take_census
 from easycore_ray.core.selection import quotas_of_sizes
 
+pytestmark = pytest.mark.slow
+
 TINY = float(np.nextafter(0, 1))
 AWKWARD = [0.0, -0.0, TINY, -TINY, 1.0, -1.0, 1 + 2**-52, 2.0**-1022, 1e308, -1e308, np.inf, -np.inf, 3.0, 4.0]
 VALUES = st.sampled_from(AWKWARD) | st.floats(allow_nan=False)

@@ -10,6 +10,8 @@ from easycore_ray.core.models import build_model
 from easycore_ray.core.state_dicts import adopt, unwrap
 from tests.foreign_networks import Normalised, PreActResNet, SmallResNet, WideResNet, trained
 
+pytestmark = pytest.mark.slow
+
 CLASSES, WIDTH = 7, 4
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2471, 0.2435, 0.2616]
 SOURCES = {

@@ -8,6 +8,8 @@ import torch
 from easycore_ray.core.models import build_model
 from easycore_ray.core.timm_models import timm_network
 
+pytestmark = pytest.mark.slow
+
 
 def build(name, shape, *, seed=0):
     """The model of this name for 7 classes."""

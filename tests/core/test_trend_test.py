@@ -21,6 +21,8 @@ from easycore_ray.core.trend_test import (
     trend,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def rng(seed=0):
     return np.random.default_rng(seed)

@@ -17,6 +17,8 @@ from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.storage.errors import EasyCoreError, FieldsError
 from tests.artifacts import edit_manifest, make_checkpoint, make_image_dataset
 
+pytestmark = pytest.mark.slow
+
 LABELS = [number % 3 for number in range(30)]
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

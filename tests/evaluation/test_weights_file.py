@@ -24,6 +24,8 @@ from easycore_ray.storage.errors import EasyCoreError, FieldsError
 from tests.artifacts import edit_manifest, make_checkpoint, make_image_dataset
 from tests.foreign_networks import PreActResNet, SmallResNet, conv, trained
 
+pytestmark = pytest.mark.slow
+
 FILE = {"weights_file": "w", "model": "cnn", "normalise": "none"}
 LABELS = [number % 3 for number in range(30)]
 

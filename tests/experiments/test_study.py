@@ -16,6 +16,8 @@ from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset
 
+pytestmark = pytest.mark.slow
+
 DATASET = Artifact("d", {"kind": "dataset", "fingerprint": "f" * 64})
 
 

@@ -16,6 +16,8 @@ from easycore_ray.inspection import export as exporting
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_checkpoint, make_image_dataset
 
+pytestmark = pytest.mark.slow
+
 LABELS = [number % 3 for number in range(30)]
 
 

@@ -14,6 +14,8 @@ from easycore_ray.core.selection_methods import METHODS, markdown_table, ranking
 from easycore_ray.storage.errors import EasyCoreError
 from tests.contract import CHECKS, check_count, check_files, check_names, check_seed, combinations, kept
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

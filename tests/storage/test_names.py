@@ -15,6 +15,8 @@ from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
 
+pytestmark = pytest.mark.slow
+
 LABELS = [number % 3 for number in range(30)]
 CHOICE = {"fraction": 0.5, "method": "easiest"}
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 from easycore_ray.data.ingest import readers
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = 12
 
 
