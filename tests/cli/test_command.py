@@ -209,6 +209,7 @@ def test_the_list_of_verbs_is_answered_by_the_standard_library():
         assert not names & (TRAINS | READS | {"numpy", "tyro", "pydantic"})
 
 
+@pytest.mark.slow
 def test_help_and_a_wrong_option_need_no_more_than_the_parser():
     """No pyarrow, and nothing that trains, for any verb."""
     for arguments, expected in ((["pipeline", "--help"], 0), (["coreset", "--fractoin", "1"], 2)):
@@ -217,6 +218,7 @@ def test_help_and_a_wrong_option_need_no_more_than_the_parser():
         assert not names & (TRAINS | READS)
 
 
+@pytest.mark.slow
 def test_help_may_be_read_in_part():
     """As by ``| head``: no traceback."""
     line = f"{shlex.quote(sys.executable)} -m jobs.evaluate --help | head -1"

@@ -30,6 +30,7 @@ def test_seed_fits_every_generator(parts):
     assert 0 <= derive_seed(*parts) < 2**63
 
 
+@pytest.mark.slow
 @given(PARTS, PARTS)
 def test_different_names_have_different_seeds(first, second):
     """No two names share a stream, however their parts are cut or typed."""

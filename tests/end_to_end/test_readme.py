@@ -43,6 +43,7 @@ def test_a_command_of_the_readme_parses(verb, words):
     assert parse(COMMANDS[verb].kind, words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "verb", "words"), [(name, *command) for name, page in PAGES.items() for command in commands(page)]
 )

@@ -365,6 +365,7 @@ def test_a_file_that_the_body_may_not_read_is_no_fault_of_the_place_it_writes_to
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["deleted", "written"])
 def test_a_folder_in_which_others_still_work_is_deleted(tmp_path, way):
     """Tasks of a driver that was killed outlive it for a moment."""

@@ -265,6 +265,7 @@ def scores_of(dataset):
     return Artifact("/nowhere", {"config": {"seed": 0}, "device_seconds": 0.0})
 
 
+@pytest.mark.slow
 def test_a_trial_evaluates_last_best_and_average(trials, dataset):
     """Its best epoch and its average are attacked as the last is, and told to whoever follows the trial."""
     trial = trials[0]
@@ -283,6 +284,7 @@ def test_a_trial_evaluates_last_best_and_average(trials, dataset):
     assert "; best epoch: clean " in told["words"]
 
 
+@pytest.mark.slow
 def test_a_trial_without_its_second_evaluation_is_not_finished(dataset, tmp_path):
     """Run again it does only what is missing."""
     trial = make_trial(dataset, tmp_path, seed=SEED)
@@ -325,6 +327,7 @@ def test_a_killed_trial_goes_on_from_its_last_epoch(trials, dataset, tmp_path, a
     assert not list(tmp_path.rglob("*.zip")), "the state of a finished run is of no use"
 
 
+@pytest.mark.slow
 def test_a_trial_whose_last_epoch_is_the_best_is_evaluated_once(dataset, tmp_path):
     """Its best columns are those of the last; the last is that in which its steps ended."""
     trial = make_trial(dataset, tmp_path, seed=SEED, epochs=40, steps=8)
@@ -340,6 +343,7 @@ def test_a_trial_whose_last_epoch_is_the_best_is_evaluated_once(dataset, tmp_pat
     assert row["robust_gap_mean"] == 0 == trial_summary(FinishedTrial.open(trial))["metrics"]["robust_gap"]
 
 
+@pytest.mark.slow
 def test_result_rows_have_the_best_beside_the_last(trials, dataset):
     """Mean and spread over seeds of what each seed's own best epoch reaches."""
     rows = result_rows(map(FinishedTrial.open, trials), scores_of(dataset))
