@@ -36,10 +36,11 @@ JOBS = {
     f"--eval-eps 0.02 0.05 0.1 0.2 --threads-per-worker 1 {_WORKERS}",
     "sweep": "--dataset {inputs}/dataset --scores {inputs}/score --out {out} --method easycore --fraction 0.3 0.5 "
     f"--training standard --seeds 0 --train-epochs 4 --batch-size 64 --eval-eps 0.1 {_SMALL}",
-    "reduce": "--scores {inputs}/score --out {out}",
+    # In many tasks: the table is small.
+    "reduce": "--scores {inputs}/score --out {out} --bucket-rows 20",
 }
 """Options of each job; ``inputs`` holds what the others gave undisturbed."""
-# Words of a job's output once its work is under way.
+# Words of a job's output once its work is under way; of others, a host is at work then.
 _UNDER_WAY = {"prepare": "check:", "score": "epoch ", "train": "epoch ", "evaluate": "evaluate", "sweep": "trials"}
 
 
@@ -125,8 +126,12 @@ def run_case(number: int) -> dict:
             log = out.with_name(f"log-{commands}")
             driver = network.run(command_of(job, inputs, out), log)
             if commands == 1:
-                wait_until(lambda log=log: _UNDER_WAY.get(job, "") in log.read_text(), driver)
-                time.sleep(rng.uniform(0, 3))
+                if job in _UNDER_WAY:
+                    wait_until(lambda log=log: _UNDER_WAY[job] in log.read_text(), driver)
+                    time.sleep(rng.uniform(0, 3))
+                else:
+                    wait_until(lambda: any(map(network.at_work, network.workers)), driver)
+                    time.sleep(rng.uniform(0, 1))
                 in_time = driver.poll() is None
                 happening = pool.submit(happen, network, event, network.busiest())
             code = driver.wait(timeout=600)
