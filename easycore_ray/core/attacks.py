@@ -324,30 +324,6 @@ def pgd_training_attack(
     return adv_inputs.detach()
 
 
-def mart_attack(
-    model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    norm: str = "linf",
-    steps: int = 10,
-    step_size: float,
-    noise: Tensor,
-    fold: bool = False,
-    check: bool = True,
-) -> Tensor:
-    """``pgd_training_attack`` from 0.001 · ``noise`` beside the input, as official MART does before each update.
-
-    Wang et al. 2020, mart.py. Arguments, errors and result as there; ``noise`` holds N(0, 1) draws like ``inputs``.
-    """
-    start = inputs + TRADES_START_SCALE * noise.to(inputs)
-    adv_inputs = pgd_training_attack(
-        model, inputs, labels, eps=eps, norm=norm, steps=steps, step_size=step_size, start=start, fold=fold, check=check
-    )
-    return adv_inputs.clamp(0.0, 1.0)
-
-
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd20": pgd20}
 """Attacks by name, all called as ``attack(model, inputs, labels, *, eps, norm, generator, limit)``."""
 

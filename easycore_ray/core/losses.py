@@ -73,7 +73,7 @@ def mart_rows(logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float) -
 
     Args:
         logits: (B, num_classes), of the clean inputs.
-        adv_logits: (B, num_classes), of the inputs from ``attacks.mart_attack``; at least two classes.
+        adv_logits: (B, num_classes), of the attacked inputs, see ``objectives.attack_batch``; at least two classes.
         labels: int64 (B,).
         beta: weight of the misclassified rows' term; the authors use 5 to 6.
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from easycore_ray.core.ascent import gradient_at
-from easycore_ray.core.attacks import mart_attack, pgd_training_attack, trades_attack
+from easycore_ray.core.ascent import cross_entropy_gradient
+from easycore_ray.core.attacks import TRADES_START_SCALE, pgd_training_attack, trades_attack
 from easycore_ray.core.batchnorm_stats import running_statistics, see_again
 from easycore_ray.core.losses import cross_entropy_rows, mart_rows, trades_rows
 from easycore_ray.core.threat import draw, random_point
@@ -66,8 +66,9 @@ def attack_batch(
     if plan.training == "trades":
         return trades_attack(model, clean, **threat, noise=start)
     if plan.training == "mart":
-        return mart_attack(model, clean, labels, **threat, noise=start)
-    if plan.training == "pgd":
+        # As official mart.py: PGD on the cross-entropy from beside the input, where trades starts.
+        start = clean + TRADES_START_SCALE * start
+    if plan.training in ("pgd", "mart"):
         return pgd_training_attack(model, clean, labels, **threat, start=start)
     return _nfgsm(model, start, labels, plan.attack_step_size)
 
@@ -79,14 +80,8 @@ def _nfgsm(model: nn.Module, start: Tensor, labels: Tensor, step_size: float) ->
     clipped to eps. As in their code the gradient is taken in training mode, so that running statistics see the noisy
     batch as well.
     """
-    points = start.detach().requires_grad_()
-    with torch.enable_grad():
-        gradient = gradient_at(points, cross_entropy_rows(model(points), labels).sum())
-    if gradient is None:
-        raise ValueError(
-            "the model's logits carry no gradient to its pixels, so it cannot be trained against an attack"
-        )
-    return start.detach().add(gradient.sign(), alpha=step_size).clamp_(0.0, 1.0)
+    gradient, _ = cross_entropy_gradient(model, start, labels, required=True)
+    return start.add(gradient.sign(), alpha=step_size).clamp_(0.0, 1.0)
 
 
 def loss_rows(

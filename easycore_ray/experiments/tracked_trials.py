@@ -211,10 +211,8 @@ def trial_summary(finished: FinishedTrial) -> dict[str, Any]:
     manifest = finished.checkpoint.manifest
     if manifest.get("best_epoch") is not None:
         metrics["best_epoch"] = manifest["best_epoch"]
-        metrics["robust_gap"] = (
-            metrics.get("robust_accuracy_pgd20_best", metrics["robust_accuracy_pgd20"])
-            - (metrics["robust_accuracy_pgd20"])
-        )
+        pgd20 = metrics["robust_accuracy_pgd20"]
+        metrics["robust_gap"] = metrics.get("robust_accuracy_pgd20_best", pgd20) - pgd20
     titles = {"best": "best epoch", "averaged": "averaged"}
     words = "; ".join(
         [short_result(last), *(f"{titles[name]}: {short_result(found)}" for name, found in others.items())]

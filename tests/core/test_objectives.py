@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from easycore_ray.core.attacks import mart_attack, pgd_training_attack
+from easycore_ray.core.attacks import pgd_training_attack
 from easycore_ray.core.augment import to_float
 from easycore_ray.core.loop import make_optimizer, train_epoch
-from easycore_ray.core.losses import cross_entropy_rows, mart_rows, trades_rows
+from easycore_ray.core.losses import cross_entropy_rows, kl_rows, mart_rows, trades_rows
 from easycore_ray.core.objectives import attack_batch, draw_start, loss_rows
 from easycore_ray.core.seeding import generator
+from easycore_ray.core.training_plan import TRAINING
 from tests.core.test_loop import make_batches, make_model, make_plan
 
 LABELS = torch.arange(8) % 3
@@ -64,8 +65,10 @@ def test_mart_is_finite_where_a_probability_is_none():
 
 def test_mart_attacks_from_beside_the_input(inputs):
     """PGD on the cross-entropy from 0.001 · noise, not from the ball, in evaluation mode, projected."""
-    model, noise = make_model().train(), torch.randn(inputs.shape, generator=draws())
-    found = mart_attack(model, inputs, LABELS, eps=0.1, steps=3, step_size=0.04, noise=noise)
+    plan = make_plan(training="mart", eps=0.1, attack_steps=3, attack_step_size=0.04)
+    noise = draw_start(inputs, plan, draws())
+    assert torch.equal(noise, torch.randn(inputs.shape, generator=draws()))
+    found = attack_batch(make_model().train(), inputs, LABELS, noise, plan)
     twin, points = make_model().eval(), inputs + 0.001 * noise
     for _ in range(3):
         points = points.detach().requires_grad_()
@@ -140,3 +143,23 @@ def test_clean_forwards_show_running_statistics_what_the_source_of_bag_of_tricks
     means = [value for name, value in ours.named_buffers() if "running_mean" in name]
     others = [value for name, value in plain.named_buffers() if "running_mean" in name]
     assert any((mine - other).abs().max() > 0.01 for mine, other in zip(means, others, strict=True))
+
+
+@pytest.mark.parametrize("training", TRAINING)
+def test_each_word_is_its_own_loss(training, inputs):
+    """Of the inputs that it forwards, with smoothed labels where it has any, and the logits it reports."""
+    smoothing = 0.0 if training == "mart" else 0.2
+    plan = make_plan(training=training, beta=3.0, label_smoothing=smoothing)
+    model, adv_inputs = make_model().train(), (inputs + 0.1).clamp(0, 1)
+    losses, logits = loss_rows(model, inputs, None if training == "standard" else adv_inputs, LABELS, plan)
+
+    clean, attacked = make_model().train()(inputs), make_model().train()(adv_inputs)
+    entropy = lambda out: F.cross_entropy(out, LABELS, reduction="none", label_smoothing=smoothing)  # noqa: E731
+    expected = {
+        "standard": (entropy(clean), clean),
+        "pgd": (entropy(attacked), attacked),
+        "nfgsm": (entropy(attacked), attacked),
+        "trades": (entropy(clean) + 3.0 * kl_rows(attacked, clean), clean),
+        "mart": (mart_rows(clean, attacked, LABELS, 3.0), clean),
+    }[training]
+    torch.testing.assert_close((losses, logits), expected)

@@ -406,6 +406,38 @@ def test_several_attacks_have_columns_and_the_headline_is_their_worst():
     assert "PGD-20 and AutoAttack" in Page(render_report(few, [])).text
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_averaged_weights_have_a_column_and_a_line(several):
+    """In the terminal, within its width, with one attack or several; on the page below what they belong to."""
+    rows = make_rows(arms=("random",), fractions=(0.5,), betas=(6.0,), all_eps=(8 / 255,))
+    assert "averaged" not in print_table(rows) + Page(result_tables(rows, styles(rows))).text
+    for row in rows:
+        row |= {"clean_accuracy_averaged_mean": 0.876, "clean_accuracy_averaged_std": 0.012,
+                "robust_accuracy_averaged_mean": 0.543, "robust_accuracy_averaged_std": 0.021}  # fmt: skip
+        row |= {"attack": ["pgd20", "autoattack"], "robust_accuracy_autoattack_mean": 0.3} if several else {}
+    table = print_table(rows)
+
+    assert re.search(r"averaged +steps +training$", table.splitlines()[0])
+    assert table.count("54.3 ± 2.1") == len(rows)
+    assert "averaged: robust with the weights averaged over the steps" in table
+    assert max(map(len, table.splitlines())) <= 110
+    page = Page(result_tables(rows, styles(rows))).text
+    assert page.count("averaged 54.3 ± 2.1") == page.count("averaged 87.6 ± 1.2") == len(rows)
+
+
+def test_an_arm_that_has_overfitted_to_single_steps_is_marked():
+    """Its rows only, with what the mark means, in the terminal and on the page."""
+    rows = make_rows(arms=("random",), fractions=(0.5,), betas=(None,), all_eps=(8 / 255,))
+    rows[0]["overfitted_seeds"] = [1]
+    lines = [line for line in print_table(rows).splitlines() if "§" in line]
+
+    assert [line.startswith("§ ") for line in lines] == [False, True]
+    assert " full " in lines[0]
+    assert "far more than PGD" in lines[1]
+    assert Page(result_tables(rows, styles(rows))).text.count("§") == 2
+    assert "§" not in print_table(rows[1:])
+
+
 def test_the_best_epoch_is_told_where_it_is_not_the_last():
     """Beside the last's accuracies, in the terminal and on the page; and nowhere else."""
     rows = make_rows(arms=("easycore",), fractions=(0.3,), betas=(None, 6.0), all_eps=(8 / 255,))

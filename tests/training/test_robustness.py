@@ -107,3 +107,27 @@ def test_options_of_a_recipe_reach_the_loop(dataset):
     ]
 
     assert [{name: getattr(plan, name) for name in said} for plan in plans] == [said, dict.fromkeys(said, 0)]
+
+
+# ---------------------------------------------------------------- what is asked for reaches the loop
+
+
+def test_options_reach_the_plan(dataset):
+    """Each under its own name, and 0 where nothing is asked for."""
+    wanted = {"ema": 0.9, "awp": 0.01, "label_smoothing": 0.1}
+    asked, plain = (
+        make_training_fit(settings(dataset, **options), open_dataset(dataset.path), None).plan
+        for options in (wanted, {})
+    )
+    assert {name: getattr(asked, name) for name in wanted} == wanted
+    assert {name: getattr(plain, name) for name in wanted} == dict.fromkeys(wanted, 0.0)
+
+
+@pytest.mark.parametrize(("training", "given", "expected"), [
+    ("pgd", None, 2.5 * 0.03 / 2), ("mart", None, 2.5 * 0.03 / 2), ("nfgsm", None, 0.03), ("nfgsm", 0.01, 0.01),
+])  # fmt: skip
+def test_a_step_is_as_long_as_its_source_has_it(dataset, training, given, expected):
+    """Of N-FGSM the whole eps, of others 2.5 · eps / steps, unless one is given."""
+    config = settings(dataset, training=training, attack_step_size=given)
+    plan = make_training_fit(config, open_dataset(dataset.path), None).plan
+    assert plan.attack_step_size == pytest.approx(expected)

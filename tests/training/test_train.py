@@ -18,6 +18,7 @@ from easycore_ray.engine.state import HaltedError, load_state, save_state
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.experiments.finished_trials import FinishedTrial, read_finished
 from easycore_ray.experiments.results import lost_row, result_rows, training_curves
+from easycore_ray.experiments.tracked_trials import _row_metrics
 from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack
 from easycore_ray.experiments.trial_runner import trial_summary
 from easycore_ray.experiments.trials import Trial
@@ -366,6 +367,9 @@ def test_result_rows_have_the_best_beside_the_last(trials, dataset):
         each = torch.tensor([summary["robust"][number]["accuracy"] for summary in averaged], dtype=torch.float64)
         assert row["robust_accuracy_averaged_mean"] == pytest.approx(float(each.mean()))
         assert row["robust_accuracy_averaged_std"] == pytest.approx(float(each.std()))
+        metrics = _row_metrics(row)
+        (name,) = [name for name in metrics if "/robust_accuracy_averaged_mean_eps_" in name]
+        assert metrics[name] == row["robust_accuracy_averaged_mean"]
         assert row["validation_seconds"] > 0
         names = {name for name in row if name.endswith(("images_per_second", "peak_memory_megabytes"))}
         assert names == {f"{of}_{what}" for of in ("training", "evaluation")
