@@ -61,6 +61,7 @@ class Group:
         if rank == 0:
             self.names.append(name)
             self.batches += name[0] == "batch"
+        self.states = {}
             self.seconds += MINUTE * (name[0] == "batch")
 
     def run(self, fit, recorder=None):
@@ -69,12 +70,12 @@ class Group:
         Raises:
             KilledError: the worker died.
         """
-        states, errors = {}, []
+        errors = []
 
         def work(rank):
             try:
                 context = GroupContext(self, rank)
-                states[rank] = run.run_epochs(fit, context, open_watched(fit, context), recorder)
+                self.states[rank] = run.run_epochs(fit, context, open_watched(fit, context), recorder)
             except threading.BrokenBarrierError:
                 pass  # a peer has died
             except BaseException as error:
@@ -94,7 +95,7 @@ class Group:
             run.time, run.build_model = before
         for error in errors:
             raise error
-        return states[0]
+        return self.states[0]
 
     def _build_model(self, **arguments):
         """One after the other: initial weights are drawn from the generator of the process."""

@@ -87,6 +87,15 @@ def test_results_do_not_depend_on_where_commits_fall(dataset, tmp_path, job):
     assert within[1] == 0
 
 
+def test_workers_end_with_the_same_weights_and_the_same_average(dataset, tmp_path):
+    """To the bit: running statistics of batch norm are each worker's own within a segment alone."""
+    group, state = Case(dataset, 3, "trades").attempt(tmp_path)
+    assert any("running_mean" in name for name in state.averaged)
+    for other in (group.states[1], group.states[2]):
+        for mine, theirs in ((state.model, other.model), (state.averaged, other.averaged)):
+            assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
 def test_small_data_is_one_segment_that_commits_at_ends_of_epochs(dataset, tmp_path):
     """With the defaults, as if there were no segments."""
     case = Case(dataset, 2, segment_images=65_536, commit_minutes=10.0)
