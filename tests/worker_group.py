@@ -44,6 +44,7 @@ class Group:
         (self.folder / f"attempt-{self.attempt}").touch()
         self.barrier, self.building = threading.Barrier(world_size), threading.Lock()
         self.slots = [None] * world_size
+        self.states = {}
         self.events = [0] * world_size
         self.names = []
         """Events of rank 0."""
@@ -61,7 +62,6 @@ class Group:
         if rank == 0:
             self.names.append(name)
             self.batches += name[0] == "batch"
-        self.states = {}
             self.seconds += MINUTE * (name[0] == "batch")
 
     def run(self, fit, recorder=None):

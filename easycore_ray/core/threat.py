@@ -109,7 +109,7 @@ def _project_l1(adv_inputs: Tensor, inputs: Tensor, eps: float | Tensor) -> Tens
     threshold = (points.gather(1, last) - (limit - reached) / slope).clamp(min=0.0)
     inside = torch.minimum(lengths, room).sum(dim=1, keepdim=True) <= limit
     threshold = torch.where(inside, 0.0, threshold)
-    moved = offsets.sign() * torch.minimum((lengths - threshold).clamp(min=0.0), room)
+    moved = offsets.sign() * (lengths - threshold).clamp(min=0.0)
     return (inputs + moved.reshape(inputs.shape).to(inputs)).clamp(0.0, 1.0)
 
 
