@@ -9,11 +9,11 @@ from easycore_ray.config.fields import Balance, Text, cli_option
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.storage.errors import EasyCoreError
 
-DYNAMIC = ("rs2",)
-"""Arms of a comparison that select no coreset, but draw their samples anew while they train.
+DYNAMIC = {"rs2": "All samples, in another order each time, for the steps of a coreset of this size."}
+"""Arms of a comparison that select no coreset, but draw their samples anew while they train, and what they do.
 
 ``rs2``: repeated random sampling (Okanovic et al. 2024, arXiv 2305.18424), without replacement until all samples were
-seen: all data, in a new order each time, for as many steps as a coreset of the same size takes.
+seen.
 """
 
 

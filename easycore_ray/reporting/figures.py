@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from easycore_ray.config.arms import Arm
+from easycore_ray.config.arms import DYNAMIC, Arm
 
 Row = Mapping[str, Any]
 
@@ -146,8 +146,13 @@ def grouped(entries: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list
     return found
 
 
+def is_coreset(row: Row) -> bool:
+    """Whether a row's models were trained on a coreset: neither on all data, nor on what they draw while they train."""
+    return row["method"] != "full" and row["method"] not in DYNAMIC
+
+
 def split_full(rows: Iterable[Any]) -> tuple[list[Any], list[Any]]:
-    """Rows or curves of models trained on all data, and those of coresets."""
+    """Rows or curves of the arm that has all data for all its steps, and the others."""
     found = grouped(rows, lambda row: row["method"] == "full")
     return found.get(True, []), found.get(False, [])
 

@@ -19,6 +19,7 @@ from easycore_ray.reporting.figures import (
     attacks,
     best_differs,
     grouped,
+    is_coreset,
     objective,
     percent,
     split_full,
@@ -166,7 +167,8 @@ def find_main_results(rows: Sequence[Row]) -> list[MainResult]:
     found = []
     for name, members in grouped(rows, objective).items():
         eps = _telling_eps(members)
-        full, coresets = split_full(row for row in members if row["eps"] == eps)
+        full, others = split_full(row for row in members if row["eps"] == eps)
+        coresets = [row for row in others if is_coreset(row)]
         best = max(coresets, key=_robust, default=None)
         drawn = [row for row in coresets if row["method"] == "random" and best and row["fraction"] == best["fraction"]]
         found.append(MainResult(name, eps, full[0] if full else None, best, max(drawn, key=_robust, default=None)))
@@ -352,7 +354,7 @@ def _aligned(cell: str, width: int, *, left: bool) -> str:
 def _describe(row: Row) -> str:
     """What an arm does, from its method's own description."""
     method = METHODS.get(row["method"])
-    text = method.doc.replace("``", "") if method else ""
+    text = method.doc.replace("``", "") if method else DYNAMIC.get(row["method"], "")
     if row["score"] and row["score"] != "aign":
         text += f" Score: {row['score']}."
     return text + (" The same share of every class." if row["balance"] == "class" else "")
@@ -416,7 +418,7 @@ def _cells(
             continue
         name, worst = names[kind]
         mean = value(row, f"{name}_mean")
-        top = row["method"] != "full" and best.get((name, row["eps"], row["fraction"])) == mean
+        top = is_coreset(row) and best.get((name, row["eps"], row["fraction"])) == mean
         marks = _marks_tag(row) if kind == "robust" else ""
         cells.append(
             f'<td data-v="{mean}"{" class=best" if top else ""}>{spread_text(row, name)}{marks}'
@@ -477,7 +479,7 @@ def _averaged(row: Row, name: str) -> str:
 def _best(rows: Sequence[Row]) -> dict[tuple[str, float, float], float]:
     """Highest mean by (metric, eps, fraction) among coresets, where there are at least two to compare."""
     found = {}
-    coresets = [row for row in rows if row["method"] != "full"]
+    coresets = [row for row in rows if is_coreset(row)]
     for (eps, fraction), members in grouped(coresets, lambda row: (row["eps"], row["fraction"])).items():
         if len(members) > 1:
             for _, name, _ in _METRICS:

@@ -425,6 +425,17 @@ def test_averaged_weights_have_a_column_and_a_line(several):
     assert page.count("averaged 54.3 ± 2.1") == page.count("averaged 87.6 ± 1.2") == len(rows)
 
 
+def test_an_arm_that_selects_no_coreset_is_explained_as_well():
+    """With a line of its own, as every method has."""
+    rows = make_rows(arms=("random",), fractions=(0.5,), betas=(None,), all_eps=(8 / 255,))
+    rows.append({**rows[-1], "method": "rs2", "score": None, "robust_accuracy_pgd20_mean": 0.99})
+    page = Page(render_report(make_findings(rows), [])).text
+
+    (main,) = find_main_results(rows)
+    assert main.best["method"] == main.random["method"] == "random", "it is no coreset, however robust"
+    assert re.search(r"rs2\s+All samples, in another order each time, for the steps of a coreset of this size", page)
+
+
 def test_an_arm_that_has_overfitted_to_single_steps_is_marked():
     """Its rows only, with what the mark means, in the terminal and on the page."""
     rows = make_rows(arms=("random",), fractions=(0.5,), betas=(None,), all_eps=(8 / 255,))
