@@ -5,11 +5,10 @@ from os import PathLike
 from typing import Any, Literal, Protocol, overload
 
 from easycore_ray.analysis.analyze import Analysis as Analysis
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
-from easycore_ray.config.stages import (
-    CleanConfig, CoresetConfig, EvaluateConfig, ExportConfig, InspectConfig, PrepareConfig, ReduceConfig, ReportConfig,
-    ScoreConfig, StatusConfig, TrainConfig,
-)
+from easycore_ray.config.inspection import CleanConfig, ExportConfig, InspectConfig, ReportConfig, StatusConfig
+from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.config.work_plan import WorkPlan as WorkPlan
 from easycore_ray.data.coreset import Coreset as Coreset
 from easycore_ray.data.dataset import Dataset as Dataset

@@ -8,8 +8,9 @@ import pytest
 
 from easycore_ray import evaluate, inspect, pipeline, reduce, score, select, sweep, train
 from easycore_ray.cli.command import run
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.identity import identity_fields
-from easycore_ray.config.stages import EvaluateConfig, ScoreConfig
+from easycore_ray.config.stages import ScoreConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.reporting.inspect_text import to_text
 from easycore_ray.scoring.hardness_table import open_hardness

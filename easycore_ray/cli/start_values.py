@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from easycore_ray.config.base import from_dict
+from easycore_ray.config.evaluation import OF_WEIGHTS_FILE, EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS, STUDIES
-from easycore_ray.config.stages import OF_WEIGHTS_FILE, EvaluateConfig, PrepareConfig, ScoreConfig, TrainConfig
+from easycore_ray.config.stages import PrepareConfig, ScoreConfig, TrainConfig
 from easycore_ray.storage.errors import EasyCoreError
 
 # What is said of the folder as it is found, never of the result.

@@ -17,6 +17,7 @@ from easycore_ray.config.base import (
     if_normalised,
     setting,
 )
+from easycore_ray.config.evaluation import OF_WEIGHTS_FILE, EvalBatchConfig, EvalMeasureConfig, EvaluateConfig
 from easycore_ray.config.fields import (
     WEIGHTED,
     Count,
@@ -47,15 +48,7 @@ from easycore_ray.config.recipes import (
     attacks_validation,
     objective_problems,
 )
-from easycore_ray.config.stages import (
-    OF_WEIGHTS_FILE,
-    EvalBatchConfig,
-    EvalMeasureConfig,
-    EvaluateConfig,
-    PrepareConfig,
-    ScoreBatchConfig,
-    ScoreConfig,
-)
+from easycore_ray.config.stages import PrepareConfig, ScoreBatchConfig, ScoreConfig
 from easycore_ray.storage.errors import FieldsError
 
 Stage = TypeVar("Stage", bound=Checked)

@@ -12,28 +12,20 @@ from easycore_ray.config.base import (
     TrackingConfig,
     batch_size_problems,
     configuration,
-    eps_problems,
     if_given,
     if_normalised,
     setting,
 )
 from easycore_ray.config.fields import (
     METHOD_HELP,
-    AttackName,
     Balance,
-    CorruptionName,
     Count,
     EpochRange,
-    Eps,
-    EvaluationNorm,
     Flag,
     Fraction,
     InputSpace,
     MethodName,
-    ModelName,
     Natural,
-    NonNegative,
-    Normalisation,
     Number,
     OnDuplicate,
     PartialShare,
@@ -43,7 +35,6 @@ from easycore_ray.config.fields import (
     Several,
     SourceFormat,
     Text,
-    WeightsName,
 )
 from easycore_ray.config.recipes import (
     InitialWeightsConfig,
@@ -51,9 +42,7 @@ from easycore_ray.config.recipes import (
     RobustnessConfig,
     SeededRecipeConfig,
     objective_problems,
-    width_problems,
 )
-from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import METHODS
 
 
@@ -129,33 +118,6 @@ class ScoreBatchConfig(Checked):
     score_batch_size: Count | None = setting(default=None, identity=if_given("score_batch_size"), group="compute")
     """Samples in a batch of an exact scoring pass: by default 256, fewer of large images (64 at 224 x 224 pixels). What
     does not fit into a device's memory is halved. Changes scores by rounding only."""
-
-
-@configuration
-class EvalBatchConfig(Checked):
-    """How many images are attacked at once."""
-
-    eval_batch_size: Count | None = setting(default=None, identity=if_given("eval_batch_size"), group="compute")
-    """Images of a shard of 250 that are attacked at once in an evaluation: by default all, fewer of large images (64 at
-    224 x 224 pixels). What does not fit into a device's memory is halved. Changes rounding, and the draws of
-    autoattack."""
-
-
-@configuration
-class EvalMeasureConfig(EvalBatchConfig):
-    """What an evaluation measures beyond one run of each attack."""
-
-    pgd_restarts: Count = setting(default=1, identity=lambda config: config.pgd_restarts > 1, group="attack")
-    """Random starts of pgd20 in an evaluation; an image is robust if it withstands all. More never leave more, and cost
-    time for the images that withstood the others."""
-    corruptions: Several[CorruptionName] = setting(
-        default=(),
-        identity=lambda config: bool(config.corruptions),
-        group="attack",
-        held=lambda config: list(chosen_corruptions(config.corruptions)),
-    )
-    """Also classify the images corrupted in these ways, each at five severities (Hendrycks & Dietterich 2019); all:
-    every one of them. A pass without an attack for each."""
 
 
 @configuration
@@ -263,12 +225,6 @@ class CoresetConfig(TrackingConfig, JobConfig):
         return found
 
 
-def _whole_path(path: str) -> str:
-    from easycore_ray.storage import paths  # late: a configuration needs no library of file systems
-
-    return paths.absolute(path)
-
-
 # Options of methods that have a flag of their own.
 _FLAGS = ("cutoff", "band")
 
@@ -327,174 +283,3 @@ class TrainConfig(
         if self.steps is not None and self.steps_fraction is not None:
             found.append(f"steps is {self.steps} and steps_fraction {self.steps_fraction:g}; pass one of them")
         return found + batch_size_problems(self.batch_size, self.num_workers)
-
-
-OF_WEIGHTS_FILE = ("model", "width")
-"""Fields of an evaluation that are of a file of weights, and none of what a preset or sweep trains."""
-
-
-@configuration
-class EvaluateConfig(EvalMeasureConfig, TrackingConfig, ComputeConfig):
-    """Clean and robust accuracy of a model; images are attacked in fixed shards by long-lived workers."""
-
-    checkpoint: Text | None = setting(default=None, identity=False, group="model")
-    """Folder of a trained model."""
-    weights_file: Text | None = setting(default=None, identity=False, group="model")
-    """Instead of --checkpoint: a .pt, .pth or .safetensors file that others trained, with --model and --normalise.
-    Names of TRADES, robust_overfitting, Bag of Tricks, pytorch-cifar and RobustBench are understood, and a state dict
-    under state_dict, model_state_dict, net, model or last. Read as data: pickled code in it is refused."""
-    model: ModelName | None = setting(default=None, identity=if_given("model"), group="model")
-    """Network of --weights-file, as of train --model: cnn, resnet18, preactresnet18, preactresnet18-nobn,
-    preactresnet18-fast, wrn-28-10, wrn-34-10, resnet18-imagenet, resnet50-imagenet, timm:NAME or your own."""
-    width: Count | None = setting(default=None, identity=if_given("width"), group="model")
-    """Width of that network (widen factor for wrn-*); its own default if left out."""
-    normalise: Normalisation | None = setting(default=None, identity=if_given("normalise"), group="model")
-    """What --weights-file was trained to get: none (pixels in [0, 1], as TRADES), half (in [-1, 1]), cifar10
-    (robust_overfitting, Bag of Tricks), pytorch-cifar, cifar100, imagenet, dataset (mean and std of --dataset), or file
-    (those the file brings). A wrong one gives a wrong accuracy, not an error."""
-    weights: WeightsName = setting(default="last", identity=True, group="model")
-    """Weights after the last epoch, after the one that did best on the validation split, or averaged over the steps
-    (train --ema)."""
-    dataset: Text = setting(identity=False, group="data")
-    """Folder of a prepared dataset."""
-    split: Literal["test", "val"] = setting(default="test", identity=True, group="data")
-    """Split that is attacked."""
-    attack: Several[AttackName] = setting(default=("pgd20",), identity=True, group="attack")
-    """Attacks to run; robust means correct under all of them. none: clean accuracy only; autoattack: the standard
-    version, slow, needs the package pyautoattack."""
-    eval_eps: Several[Eps] = setting(default=(8 / 255,), identity=True, group="attack")
-    """Perturbations of the evaluation, in [0, 1] pixel units, one result for each; 0 is the clean accuracy."""
-    norm: EvaluationNorm = setting(default="linf", identity=True, group="attack")
-    """Norm in which perturbations are bounded; l1, the sum of all changes, is for evaluations alone."""
-    num_eval_samples: Count | None = setting(default=None, identity=True, group="data")
-    """Attack only this many images in an evaluation, the same for every model; all if left out."""
-    seed: Natural = setting(default=0, identity=True, group="attack")
-    """Seed of the drawn images and of the attacks' random starts."""
-    claim: Text | None = setting(default=None, identity=False, group="output")
-    """Also write the claim that RobustBench asks for into this JSON file: needs autoattack, one --eval-eps and the test
-    split. Title, authors, links are left empty to fill in; what is filled in stays when it is written again."""
-
-    def problems(self) -> list[str]:
-        """See ``Checked.problems``."""
-        found = super().problems() + eps_problems("eval_eps", self.eval_eps, self.norm)
-        if "none" in self.attack and len(self.attack) > 1:
-            found.append(f"attack none stands alone, got {', '.join(self.attack)}; the clean accuracy is always given")
-        if not self.eval_eps or not self.attack:
-            found.append("attack and eval_eps need at least one value each")
-        return found + self._model_problems() + self._claim_problems()
-
-    def _claim_problems(self) -> list[str]:
-        """What is wrong with an evaluation whose result is claimed."""
-        if self.claim is None:
-            return []
-        found = []
-        if "autoattack" not in self.attack:
-            found.append(
-                f"claim needs autoattack among the attacks, got {', '.join(self.attack)}: RobustBench compares by it; "
-                "pass --attack autoattack"
-            )
-        if len(self.eval_eps) != 1:
-            found.append(f"claim is of one eval_eps, got {len(self.eval_eps)}; pass the one that is claimed")
-        if self.split != "test":
-            found.append(f"claim is of the test split, got {self.split}; leave --split out")
-        if not self.claim.endswith(".json"):
-            found.append(f"claim must end in .json, got {self.claim!r}")
-        return found
-
-    def _model_problems(self) -> list[str]:
-        """What is wrong with the fields that say what is attacked."""
-        given = [name for name in ("model", "width", "normalise") if getattr(self, name) is not None]
-        if (self.checkpoint is None) == (self.weights_file is None):
-            both = "both given" if self.checkpoint is not None else "both missing"
-            return [
-                f"checkpoint and weights_file are {both}; pass --checkpoint, or --weights-file with --model and "
-                "--normalise"
-            ]
-        if self.checkpoint is not None:
-            named = " and ".join(given)
-            return [f"{named} go with weights_file; a checkpoint knows its network: leave them out"] * bool(given)
-        missing = [name for name in ("model", "normalise") if name not in given]
-        if missing:
-            return [f"weights_file needs {' and '.join(missing)} as well, which the file does not say"]
-        if self.weights != "last":
-            return [f"weights {self.weights} is of a checkpoint; a weights_file holds one set of weights"]
-        assert self.model is not None
-        return width_problems(self.model, self.width)
-
-
-@configuration
-class ReportConfig(JobConfig):
-    """Draw a sweep: tables, plots, easiest and hardest images, in one self-contained HTML page."""
-
-    # The page names the sweep's folder, and the command that repeats it.
-    sweep: Text = setting(identity=True, group="data", held=lambda config: _whole_path(config.sweep))
-    """Folder of a finished sweep."""
-    title: Text = setting(default="EasyCore: coresets for robust models", identity=True, group="output")
-    """Heading of the page."""
-    note: Text = setting(default="", identity=True, group="output")
-    """A sentence shown in the report, e.g. what the data cannot be compared with."""
-
-
-@configuration
-class ExportConfig(Checked):
-    """Write a trained model into one file for use elsewhere; it takes pixels in [0, 1] and normalises them itself."""
-
-    checkpoint: Text = setting(identity=False, group="model")
-    """Folder of a trained model."""
-    out: Text = setting(identity=False, group="output")
-    """File that is written."""
-    format: Literal["weights", "pt2", "onnx"] = setting(default="weights", identity=False, group="output")
-    """weights: safetensors, normalisation included. pt2: a torch.export program, which needs nothing of this package.
-    onnx: checked with onnxruntime to 1e-4; needs the extra export. Both take batches of any size."""
-    weights: WeightsName = setting(default="last", identity=False, group="model")
-    """Weights after the last epoch, after the one that did best on the validation split, or averaged over the steps
-    (train --ema)."""
-    overwrite: Flag = setting(default=False, identity=False, group="output")
-    """Replace a file that is there."""
-
-
-@configuration
-class StatusConfig(Checked):
-    """Tell in one line whether a job has finished its artifact; exit code 0 if so, else 3."""
-
-    path: tyro.conf.Positional[Text] = setting(identity=False, group="data")
-    """Folder of the artifact, the job's --out: local path, s3:// or gs://."""
-
-
-@configuration
-class InspectConfig(Checked):
-    """Tell what an artifact is: how it was made, what is in it, and whether all of it is still there."""
-
-    path: tyro.conf.Positional[Text] = setting(identity=False, group="data")
-    """Folder of any artifact, finished or not: local path, s3:// or gs://."""
-    verify: Flag = setting(default=False, identity=False, group="output")
-    """Reread everything: checksums, rows, schema, coverage; exit code 1 if anything is wrong."""
-    score: ScoreName = setting(default="aign", identity=False, group="output")
-    """Score the easiest and hardest samples are shown by."""
-    count: Natural = setting(default=10, identity=False, group="output")
-    """How many of the easiest and hardest samples to show; 0 for none."""
-    images: Text | None = setting(default=None, identity=False, group="output")
-    """Draw these samples with their scores and labels into this PNG file."""
-    json: Flag = setting(default=False, identity=False, group="output")
-    """Print JSON instead of text."""
-
-    def problems(self) -> list[str]:
-        """See ``Checked.problems``."""
-        found = super().problems()
-        if self.images is not None and not self.images.endswith(".png"):
-            found.append(f"images must end in .png, got {self.images!r}")
-        if self.images is not None and not 1 <= self.count <= 100:
-            found.append(f"count must be in 1..100 to draw images, got {self.count}")
-        return found
-
-
-@configuration
-class CleanConfig(Checked):
-    """List, and with --yes remove, what no artifact in a folder needs: orphaned parts, old training states."""
-
-    path: tyro.conf.Positional[Text] = setting(identity=False, group="data")
-    """Folder of any artifact, finished or not; the artifacts inside it are cleaned as well."""
-    yes: Flag = setting(default=False, identity=False, group="output")
-    """Remove what is listed; otherwise it is only listed."""
-    older_than: NonNegative = setting(default=24.0, identity=False, group="output")
-    """Hours a file of an unfinished artifact must have been left alone: a writer may be at work."""

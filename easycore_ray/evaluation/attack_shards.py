@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from easycore_ray.config.base import ComputeConfig, ResourceConfig
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.core.attacks import ATTACKS, carries_gradient
 from easycore_ray.core.calibration import add_bins, calibration_bins
 from easycore_ray.core.eps import format_eps

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.core.names import NORMALISATIONS, default_width
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.evaluation.threats import check_fits

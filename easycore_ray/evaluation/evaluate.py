@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.core.calibration import expected_calibration_error
 from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.metrics import wilson_interval, worst_class_accuracy

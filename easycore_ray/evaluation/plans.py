@@ -1,7 +1,7 @@
 """What evaluate() would do, without doing it."""
 
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.identity import artifact_identity
-from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.throughput import Network, Work, assumed_rates, device_of, estimates_of

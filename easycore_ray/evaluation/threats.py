@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.names import SEVERITIES, chosen_corruptions
 from easycore_ray.data.dataset import Dataset

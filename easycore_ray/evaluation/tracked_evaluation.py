@@ -3,7 +3,7 @@
 from typing import Any
 
 from easycore_ray.config.base import to_dict
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.core.eps import format_eps
 from easycore_ray.evaluation.attacked_model import WEIGHTS_FILE
 from easycore_ray.storage import paths

@@ -11,7 +11,7 @@ from typing import Any
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import PipelineConfig
 from easycore_ray.config.identity import artifact_identity
-from easycore_ray.config.stages import ReportConfig
+from easycore_ray.config.inspection import ReportConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.evaluation.threats import AUTOATTACK, require_autoattack

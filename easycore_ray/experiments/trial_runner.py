@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from ray import tune
 
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import SweepConfig
-from easycore_ray.config.stages import EvaluateConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.ray_train import decodes_beside, demand_of

@@ -6,9 +6,10 @@ from typing import Any
 
 from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.base import from_dict
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import SweepConfig, stage_config
 from easycore_ray.config.fields import ADVERSARIAL, WEIGHTED
-from easycore_ray.config.stages import CoresetConfig, EvaluateConfig, ScoreConfig, TrainConfig
+from easycore_ray.config.stages import CoresetConfig, ScoreConfig, TrainConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.checkpoint_files import weights_files
 from easycore_ray.engine.throughput import Work

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from easycore_ray.config.base import verb
-from easycore_ray.config.stages import CleanConfig
+from easycore_ray.config.inspection import CleanConfig
 from easycore_ray.engine.run_history import COMMIT_NAME
 from easycore_ray.inspection.artifact_files import Commits, Folder, commits_folder, read_commits, survey
 from easycore_ray.storage import paths

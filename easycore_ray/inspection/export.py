@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from easycore_ray.config.base import verb
-from easycore_ray.config.stages import ExportConfig
+from easycore_ray.config.inspection import ExportConfig
 from easycore_ray.core.seeding import generator
 from easycore_ray.engine.checkpoint import Checkpoint, open_checkpoint
 from easycore_ray.inspection.plans import plan_export

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from easycore_ray.config import experiments, stages
+from easycore_ray.config import evaluation, experiments, inspection, stages
 from easycore_ray.config.base import verb
-from easycore_ray.config.stages import InspectConfig
+from easycore_ray.config.inspection import InspectConfig
 from easycore_ray.data.index import read_index_rows
 from easycore_ray.inspection.artifact_files import Folder, current, read_commits, survey
 from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecordedError, ScoreSummary, summarise_scores
@@ -31,10 +31,10 @@ _CONFIGS: dict[str, type[Any]] = {
     "hardness_table": stages.ReduceConfig,
     "coreset": stages.CoresetConfig,
     "checkpoint": stages.TrainConfig,
-    "evaluation": stages.EvaluateConfig,
+    "evaluation": evaluation.EvaluateConfig,
     "sweep": experiments.SweepConfig,
     "study": experiments.StudyConfig,
-    "report": stages.ReportConfig,
+    "report": inspection.ReportConfig,
     "analysis": experiments.AnalyzeConfig,
     "pipeline": experiments.PipelineConfig,
 }

@@ -1,6 +1,6 @@
 """What export() would do, without doing it."""
 
-from easycore_ray.config.stages import ExportConfig
+from easycore_ray.config.inspection import ExportConfig
 from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.engine.checkpoint_files import weights_files
 from easycore_ray.storage import paths

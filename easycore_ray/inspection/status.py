@@ -7,7 +7,7 @@ work elsewhere.
 from dataclasses import dataclass
 
 from easycore_ray.config.base import verb
-from easycore_ray.config.stages import StatusConfig
+from easycore_ray.config.inspection import StatusConfig
 from easycore_ray.storage import lease, paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, open_artifact, work_folder
 

@@ -1,7 +1,7 @@
 """What report() would do, without doing it."""
 
 from easycore_ray.config.identity import artifact_identity
-from easycore_ray.config.stages import ReportConfig
+from easycore_ray.config.inspection import ReportConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import open_artifact

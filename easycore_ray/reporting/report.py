@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
-from easycore_ray.config.stages import ReportConfig
+from easycore_ray.config.inspection import ReportConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.reporting import score_plots, sweep_plots

@@ -14,7 +14,8 @@ import easycore_ray
 from easycore_ray.cli.command import SHELLS, help_text, main
 from easycore_ray.cli.options import GROUPS, completion_script, parse_request
 from easycore_ray.cli.verbs import COMMANDS, load
-from easycore_ray.config.stages import CoresetConfig, InspectConfig, TrainConfig
+from easycore_ray.config.inspection import InspectConfig
+from easycore_ray.config.stages import CoresetConfig, TrainConfig
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_dataset
 

@@ -17,19 +17,13 @@ import pytest
 from easycore_ray.cli.command import run
 from easycore_ray.cli.options import parse
 from easycore_ray.cli.start_values import preset_fields
-from easycore_ray.config import experiments, stages
+from easycore_ray.config import evaluation, experiments, inspection, stages
 from easycore_ray.config.base import to_dict
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
+from easycore_ray.config.inspection import ReportConfig
 from easycore_ray.config.presets import PRESETS, STUDIES
-from easycore_ray.config.stages import (
-    CoresetConfig,
-    EvaluateConfig,
-    PrepareConfig,
-    ReduceConfig,
-    ReportConfig,
-    ScoreConfig,
-    TrainConfig,
-)
+from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.models import MODELS
 from easycore_ray.core.names import ATTACK_NAMES
@@ -47,7 +41,7 @@ JOBS = sorted(
     for path in (ROOT / "jobs").glob("*.py")
     if path.stem not in ("__init__", "command", "inspect", "status", "clean", "export")
 )
-CONFIGS = {**vars(stages), **vars(experiments)}
+CONFIGS = {**vars(stages), **vars(evaluation), **vars(inspection), **vars(experiments)}
 KINDS = {job: CONFIGS[f"{job.capitalize()}Config"] for job in JOBS}
 # The least a command line must say.
 NEEDED = {

@@ -7,21 +7,15 @@ import typing
 
 import pytest
 
-from easycore_ray.config import base, experiments, stages
+from easycore_ray.config import base, evaluation, experiments, inspection, stages
 from easycore_ray.config.arms import Arm, parse_arm
 from easycore_ray.config.base import from_dict, to_dict, verb
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.fields import format_workers, parse_epoch_range, parse_workers
 from easycore_ray.config.identity import identity_fields
-from easycore_ray.config.stages import (
-    CoresetConfig,
-    EvaluateConfig,
-    PrepareConfig,
-    ReduceConfig,
-    ReportConfig,
-    ScoreConfig,
-    TrainConfig,
-)
+from easycore_ray.config.inspection import ReportConfig
+from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.training_plan import TRAINING
 from easycore_ray.storage.errors import EasyCoreError
@@ -50,7 +44,7 @@ def test_every_job_configuration_is_covered_here():
     """A new job is added to the list above."""
     found = {
         value
-        for module in (stages, experiments)
+        for module in (stages, evaluation, inspection, experiments)
         for name, value in inspect.getmembers(module, inspect.isclass)
         if issubclass(value, base.JobConfig) and value not in (base.JobConfig, base.ResourceConfig, base.ComputeConfig)
     }

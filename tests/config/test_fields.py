@@ -9,10 +9,12 @@ import pytest
 
 from easycore_ray import evaluate, select, sweep, train
 from easycore_ray.config.base import Checked, configuration, setting
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, SweepConfig
 from easycore_ray.config.fields import Eps, Flag, Number, Several, Text, Whole, Workers
 from easycore_ray.config.identity import identity_fields
-from easycore_ray.config.stages import CleanConfig, EvaluateConfig, InspectConfig, TrainConfig
+from easycore_ray.config.inspection import CleanConfig, InspectConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError, FieldsError
 

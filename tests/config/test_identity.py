@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from easycore_ray.config import experiments, stages
+from easycore_ray.config import evaluation, experiments, inspection, stages
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import open_dataset
@@ -26,9 +26,9 @@ NEEDED = {
     stages.ReduceConfig: {"scores": "s"},
     stages.CoresetConfig: {"dataset": "d", "scores": "s", "method": "easiest"},
     TRAIN: {"dataset": "d", "training": "pgd", **TRAINED},
-    stages.EvaluateConfig: {"dataset": "d", "checkpoint": "c", "threads_per_worker": 2},
+    evaluation.EvaluateConfig: {"dataset": "d", "checkpoint": "c", "threads_per_worker": 2},
     SWEEP: {"dataset": "d", "scores": "s", **TRAINED, "trial_workers": 2, "training": ("pgd",)},
-    stages.ReportConfig: {"sweep": "w"},
+    inspection.ReportConfig: {"sweep": "w"},
     experiments.AnalyzeConfig: {"scores": ("s",), "threads_per_worker": 2},
     PIPELINE: {**TRAINED, "on_duplicate": "drop", "image_size": 8, "training": ("pgd",)},
     STUDY: {"dataset": "d", **TRAINED},
@@ -85,11 +85,11 @@ SAME = {
     stages.ReduceConfig: PLACES | {"scores", "bucket_rows"},
     stages.CoresetConfig: PLACES | TRACKING | {"scores", "dataset", "user_scores", "materialize"},
     TRAIN: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset", "init_from"},
-    stages.EvaluateConfig: PLACES
+    evaluation.EvaluateConfig: PLACES
     | TRACKING
     | RESERVED
     | {"dataset", "checkpoint", "weights_file", "claim", "num_workers", "cache_gib"},
-    stages.ReportConfig: PLACES,
+    inspection.ReportConfig: PLACES,
     experiments.AnalyzeConfig: PLACES
     | TRACKING
     | RESERVED
@@ -113,7 +113,7 @@ def make(kind, **changes):
 def beside(kind, name):
     """What else has to be given where a field is."""
     of_a_file = {"weights_file": "w", "model": "resnet18", "normalise": "none"}
-    if kind is stages.EvaluateConfig and name in {*of_a_file, "width"}:
+    if kind is evaluation.EvaluateConfig and name in {*of_a_file, "width"}:
         return of_a_file | {"checkpoint": None}
     if name == "claim":
         return {"attack": "autoattack"}
@@ -165,7 +165,7 @@ def test_options_that_came_later_leave_identities_as_they_were(kind):
     assert later & identity_fields(make(kind)).keys() == set()
 
 
-@pytest.mark.parametrize("kind", [stages.ExportConfig, stages.InspectConfig, stages.CleanConfig])
+@pytest.mark.parametrize("kind", [inspection.ExportConfig, inspection.InspectConfig, inspection.CleanConfig])
 def test_what_makes_no_artifact_has_no_identity(kind):
     """Nothing would hold it."""
     assert not any(spec.metadata["identity"] for spec in dataclasses.fields(kind))

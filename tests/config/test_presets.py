@@ -3,9 +3,10 @@
 import pytest
 
 from easycore_ray.cli.start_values import preset_fields
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import PipelineConfig, SweepConfig
 from easycore_ray.config.presets import PRESETS
-from easycore_ray.config.stages import EvaluateConfig, PrepareConfig, ScoreConfig, TrainConfig
+from easycore_ray.config.stages import PrepareConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.schedules import learning_rate
 from easycore_ray.engine.plan import make_training_plan
 

@@ -3,11 +3,11 @@
 import dataclasses
 import typing
 
-from easycore_ray.config import experiments, stages
+from easycore_ray.config import evaluation, experiments, inspection, stages
 from easycore_ray.config.base import Checked
 from easycore_ray.config.signatures import field_docs
 
-KINDS = [kind for module in (stages, experiments) for name, kind in sorted(vars(module).items())
+KINDS = [kind for module in (stages, evaluation, inspection, experiments) for name, kind in sorted(vars(module).items())
          if name.endswith("Config") and isinstance(kind, type) and issubclass(kind, Checked)
          and kind.__module__ == module.__name__]  # fmt: skip
 # Of one thing there and of several here, or the same thing said for the job at hand.

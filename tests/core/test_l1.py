@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.evaluation import EvaluateConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core.attacks import fgsm, pgd
 from easycore_ray.core.eps import check_eps
 from easycore_ray.core.threat import l1_norms, project, random_point, sparse_step

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from easycore_ray import evaluate, report, select, sweep, train
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.evaluation import EvaluateConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from easycore_ray import evaluate
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.evaluation.attacked_model import open_attacked
 from easycore_ray.evaluation.claim import check_claim, make_claim

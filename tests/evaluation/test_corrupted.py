@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.data.corruptions import corrupt
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples

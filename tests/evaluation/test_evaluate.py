@@ -12,7 +12,7 @@ from torch import nn
 
 from easycore_ray.cli.command import run
 from easycore_ray.cli.results import run_evaluate
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import Samples
 from easycore_ray.evaluation import attack_shards

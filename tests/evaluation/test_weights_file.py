@@ -12,7 +12,7 @@ from easycore_ray import evaluate, export
 from easycore_ray.cli.command import run
 from easycore_ray.cli.results import run_evaluate
 from easycore_ray.config.base import to_dict
-from easycore_ray.config.stages import EvaluateConfig
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.core.names import NORMALISATIONS
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split

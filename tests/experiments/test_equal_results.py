@@ -14,15 +14,9 @@ import torch
 
 from easycore_ray import prepare, reduce, select
 from easycore_ray.analysis.analyze import attack_samples, open_analysis
+from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig
-from easycore_ray.config.stages import (
-    CoresetConfig,
-    EvaluateConfig,
-    PrepareConfig,
-    ReduceConfig,
-    ScoreConfig,
-    TrainConfig,
-)
+from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.hashing import uniform_draws
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import open_dataset

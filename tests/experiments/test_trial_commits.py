@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from easycore_ray.config.arms import Arm
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.evaluation import EvaluateConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.engine import run
 from easycore_ray.engine.worker_group import LocalContext, segment_file
 from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack

@@ -8,7 +8,8 @@ import pytest
 
 from easycore_ray import select
 from easycore_ray.config.base import to_dict
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.evaluation import EvaluateConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.core.models import build_model
 from easycore_ray.engine.checkpoint import write_model
 from easycore_ray.evaluation.evaluate import finish_evaluation

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from easycore_ray import clean, inspect, select
 from easycore_ray.cli.command import run
 from easycore_ray.cli.results import run_clean
-from easycore_ray.config.stages import CleanConfig
+from easycore_ray.config.inspection import CleanConfig
 from easycore_ray.inspection.artifact_files import read_commits, survey
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.errors import EasyCoreError

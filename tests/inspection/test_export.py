@@ -182,7 +182,7 @@ def test_a_program_can_be_read_from_memory(small, tmp_path):
 def test_the_job_takes_paths_from_here(small, tmp_path, monkeypatch):
     """As every command line does."""
     from easycore_ray.cli.command import run
-    from easycore_ray.config.stages import ExportConfig
+    from easycore_ray.config.inspection import ExportConfig
 
     monkeypatch.chdir(tmp_path)
     file = run(ExportConfig, export, ["--checkpoint", "small", "--out", "m.safetensors"])

@@ -16,7 +16,7 @@ from easycore_ray import inspect
 from easycore_ray.cli.command import run
 from easycore_ray.cli.options import parse
 from easycore_ray.cli.results import run_inspect
-from easycore_ray.config.stages import InspectConfig
+from easycore_ray.config.inspection import InspectConfig
 from easycore_ray.reporting.inspect_text import WIDTH, to_text
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.storage import artifact

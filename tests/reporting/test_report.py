@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from easycore_ray.config.stages import ReportConfig
+from easycore_ray.config.inspection import ReportConfig
 from easycore_ray.reporting import sweep_plots
 from easycore_ray.reporting.figures import styles, to_png
 from easycore_ray.reporting.html import render_report

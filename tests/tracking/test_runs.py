@@ -12,7 +12,8 @@ import torch
 
 from easycore_ray import evaluate, select
 from easycore_ray.config.base import to_dict
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.evaluation import EvaluateConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.evaluation.tracked_evaluation import tags_of

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from easycore_ray.config.arms import Arm
-from easycore_ray.config.stages import EvaluateConfig, TrainConfig
+from easycore_ray.config.evaluation import EvaluateConfig
+from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
