@@ -84,7 +84,7 @@ def gradmatch(products: Floats, k: int, *, ridge: float = 1.0) -> tuple[Rows, Fl
 def _non_negative(matrix: Floats, target: Floats) -> Floats:
     """The w >= 0 that minimises w · matrix · w / 2 - target · w, of a positive definite matrix."""
     factor = np.linalg.cholesky(matrix)
-    found: Floats = np.linalg.solve(matrix, target)
+    found = np.asarray(np.linalg.solve(matrix, target), np.float64)
     if found.min() >= 0:
         return found
     from scipy.optimize import nnls
