@@ -43,6 +43,7 @@ from easycore_ray.config.fields import (
 from easycore_ray.config.recipes import (
     RecipeConfig,
     RobustnessConfig,
+    ScoringObjectiveConfig,
     SeededRecipeConfig,
     ThreatConfig,
     attacks_validation,
@@ -308,6 +309,9 @@ def stage_config(config: Any, kind: type[Stage], **own: Any) -> Stage:
     """
     names = {spec.name for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
     names -= set(OF_WEIGHTS_FILE) if kind is EvaluateConfig else set()
+    if kind is ScoreConfig:
+        # A sweep's or study's objectives are those of the models it compares; scores are taken in standard training.
+        names -= {spec.name for spec in dataclasses.fields(ScoringObjectiveConfig)}
     return kind(**{**{name: value for name, value in vars(config).items() if name in names}, **own})
 
 

@@ -1,5 +1,6 @@
 """Configuration of training: the recipe, and what a model is trained for."""
 
+import dataclasses
 import itertools
 from collections.abc import Collection
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from easycore_ray.config.base import Checked, configuration, eps_problems, if_given, if_set, setting
 from easycore_ray.config.fields import (
     ADVERSARIAL,
+    WEIGHTED,
     Count,
     Decay,
     Eps,
@@ -18,6 +20,7 @@ from easycore_ray.config.fields import (
     Number,
     PartialShare,
     Positive,
+    ScoringTraining,
     Several,
     Text,
     Training,
@@ -214,3 +217,50 @@ class ObjectiveConfig(ThreatConfig):
     """Gradient steps of the attack on the validation split after each epoch (adversarial training), at --eps: the best
     epoch is the one most robust under it. 0: no attack, the best epoch is that of the highest clean accuracy. Never
     changes the last weights."""
+
+
+def scores_attacked(config: Any) -> bool:
+    """Identity of the threat of a scoring run, which decides nothing in standard training."""
+    return bool(config.training != "standard")
+
+
+def scores_weighted(config: Any) -> bool:
+    """Identity of beta in a scoring run."""
+    return config.training in WEIGHTED
+
+
+@configuration
+class ScoringObjectiveConfig(ThreatConfig):
+    """What the model of a scoring run is trained for, and the attack under which samples are scored as well."""
+
+    training: ScoringTraining = setting(default="standard", identity=scores_attacked, group="training")
+    """standard: cross-entropy. trades, pgd, mart: adversarial training, see train; needs --score-pass eval. The exact
+    pass then also records each sample's loss under attack and whether the attack succeeds, from which reduce makes the
+    scores adv_loss and problematic; all others stay those of the clean images."""
+    beta: Weight = setting(default=6.0, identity=scores_weighted, group="training")
+    """Weight of the robustness term of trades and mart, usually in [1, 10]; the others have none."""
+    eps: Eps = setting(default=8 / 255, identity=scores_attacked, group="attack")
+    """Largest perturbation of the attack, in training and in scoring (adversarial training), in [0, 1] pixel units,
+    e.g. 8/255."""
+    norm: Norm = setting(default="linf", identity=scores_attacked, group="attack")
+    """Norm in which perturbations are bounded."""
+    attack_steps: Count = setting(default=10, identity=scores_attacked, group="attack")
+    """Gradient steps of the attack, in training and in scoring. With 10 a step of trades costs 9 times a standard one,
+    and an exact pass 10 times one without attack: 2 forward passes more for each step, and 1."""
+    attack_step_size: Eps | None = setting(default=None, identity=scores_attacked, group="attack")
+    """Size of one such step, in [0, 1] pixel units; by default 2.5 · eps / attack_steps."""
+
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
+        found = super().problems()
+        for spec in dataclasses.fields(ScoringObjectiveConfig):
+            value = getattr(self, spec.name)
+            if spec.name == "training" or value == spec.default or spec.metadata["identity"](self):
+                continue
+            shown = f"{value:g}" if isinstance(value, float) else value
+            meant = "trades or mart" if spec.name == "beta" else "trades, pgd or mart"
+            found.append(
+                f"{spec.name} {shown} decides nothing where scores are taken in {self.training} training; pass "
+                f"--training {meant}, or leave it out"
+            )
+        return found

@@ -40,6 +40,7 @@ from easycore_ray.config.recipes import (
     InitialWeightsConfig,
     ObjectiveConfig,
     RobustnessConfig,
+    ScoringObjectiveConfig,
     SeededRecipeConfig,
     objective_problems,
 )
@@ -121,7 +122,9 @@ class ScoreBatchConfig(Checked):
 
 
 @configuration
-class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
+class ScoreConfig(
+    ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, ScoringObjectiveConfig, TrackingConfig, ComputeConfig
+):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -153,6 +156,11 @@ class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, Tr
             found.append(
                 f"stop_when_stable must be in (0, 1], got {self.stop_when_stable:g}; it is the share of the easiest "
                 "half that stays from one scored epoch to the next"
+            )
+        if self.training != "standard" and self.score_pass != "eval":
+            found.append(
+                f"score_pass must be eval with training {self.training}, got {self.score_pass!r}: a training step's "
+                "input gradient is not that of the clean loss; pass --score-pass eval"
             )
         return found
 

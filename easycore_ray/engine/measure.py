@@ -13,7 +13,7 @@ from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.attacks import fgsm, pgd
 from easycore_ray.core.loop import make_optimizer, prepare_inputs, train_epoch
-from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.seeding import generator
 from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.dataset import Dataset
@@ -113,7 +113,9 @@ def _first_rows(dataset: Dataset, count: int) -> Samples:
 def _step_of(work: Work, config: Any, model: nn.Module, device: str) -> Step:
     """One batch of a kind of work."""
     if work.task == "exact":
-        return lambda rows: score_epoch(model, [rows])
+        training = config.training if work.attack_steps else "standard"
+        attack = ScoreAttack.of_plan(_loop_plan(replace(work, task=training), config), 1)
+        return lambda rows: score_epoch(model, [rows], attack=attack)
     if work.task in ("validation", "clean", "fgsm", "pgd20"):
         return lambda rows: _attack(work, config, model, rows, torch.device(device))
     plan = _loop_plan(work, config)

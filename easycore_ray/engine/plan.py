@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
+from easycore_ray.config.recipes import ObjectiveConfig, ScoringObjectiveConfig, SeededRecipeConfig
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.models import build_model
@@ -120,7 +120,7 @@ def make_fit(
     coreset: Artifact | None,
     *,
     initial: Artifact | None = None,
-    objective: ObjectiveConfig | None = None,
+    objective: ObjectiveConfig | ScoringObjectiveConfig | None = None,
     **details: Any,
 ) -> Fit:
     """The run of a configuration on a dataset.

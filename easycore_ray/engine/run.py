@@ -22,7 +22,7 @@ from easycore_ray.core.gradients import Gradients, GraphedGradients, compute_gra
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import build_model, compiled
-from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.sgd import SGD
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import load_initial
@@ -292,7 +292,7 @@ def _score(run: _Run, state: State, progress: EpochProgress) -> None:
     while progress.scored < segments.count:
         segment, started = progress.scored, time.monotonic()
         columns = score_epoch(run.model, run.loader.ordered(segment), input_space=run.fit.plan.input_space,
-                              limit=run.scored_at_once)  # fmt: skip
+                              attack=ScoreAttack.of_plan(run.fit.plan, epoch), limit=run.scored_at_once)  # fmt: skip
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
                             rows=segments.global_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1

@@ -11,6 +11,7 @@ from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
+from easycore_ray.engine.run_inputs import check_budget
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
@@ -21,7 +22,7 @@ from easycore_ray.scoring.plans import plan_score
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import check_budget, training_works
+from easycore_ray.training.plans import training_works
 
 
 def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str, Artifact]]:

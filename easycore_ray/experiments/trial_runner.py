@@ -17,7 +17,7 @@ from easycore_ray.data.samples import Samples, read_split
 from easycore_ray.engine.ray_train import decodes_beside, demand_of
 from easycore_ray.engine.run_history import local_commit_file
 from easycore_ray.engine.run_identity import claim_run, keeps_rows
-from easycore_ray.engine.run_inputs import INIT_FROM
+from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.engine.worker_group import segment_file
 from easycore_ray.evaluation.attack_shards import attack_in_shards, task_demand
@@ -38,7 +38,6 @@ from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import working_under
 from easycore_ray.tracking.mlflow import Tracker
 from easycore_ray.tracking.runs import TrackedRun
-from easycore_ray.training.plans import open_training
 from easycore_ray.training.train import (
     DivergedError,
     finish_checkpoint,
@@ -277,7 +276,7 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     torch.set_num_threads(trial.train.threads)
     device = trial.train.device
     check_device(device)
-    dataset, parents = open_training(trial.train)
+    dataset, parents = open_run_inputs(trial.train)
     checkpoint = made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()

@@ -18,7 +18,7 @@ from easycore_ray.config.inspection import InspectConfig
 from easycore_ray.data.index import read_index_rows
 from easycore_ray.inspection.artifact_files import Folder, current, read_commits, survey
 from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecordedError, ScoreSummary, summarise_scores
-from easycore_ray.scoring.score_reader import input_space_of
+from easycore_ray.scoring.score_reader import input_space_of, training_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, open_artifact, work_folder
 from easycore_ray.storage.errors import EasyCoreError
@@ -178,6 +178,7 @@ def _coverage(folder: Folder) -> dict[str, Any] | None:
         "every_sample_once": all(count == samples for count in rows.values()),
         "score_pass": manifest["config"].get("score_pass"),
         "input_space": manifest["config"].get("input_space", "pixel"),
+        "training": manifest["config"].get("training", "standard"),
     }
 
 
@@ -316,6 +317,7 @@ def _scores(hardness: Artifact, config: InspectConfig) -> dict[str, Any]:
         "score": config.score,
         "score_pass": hardness.manifest.get("score_pass"),
         "input_space": input_space_of(hardness),
+        "training": training_of(hardness),
         "dataset": None if dataset is None else dataset.path,
     }
     for name, rows in (("easiest", summary.easiest), ("hardest", summary.hardest)):

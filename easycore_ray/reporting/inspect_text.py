@@ -21,6 +21,8 @@ _METRICS = {
     "val_accuracy": "val accuracy",
     "val_robust_accuracy": "val robust accuracy",
     "mean_grad_norm": "mean gradient norm",
+    "mean_adv_loss": "mean adversarial loss",
+    "adv_accuracy": "adversarial accuracy",
 }
 
 Facts = Mapping[str, Any]
@@ -75,14 +77,15 @@ def _coverage(coverage: Facts) -> str:
     return (
         f"{count_text(len(scored), 'scored epoch')} ({_ranges(scored)}){control} × {coverage['samples']:,} samples = "
         f"{coverage['rows']:,} rows in {count_text(coverage['parts'], 'part')}: {once}, by the manifest; "
-        f"score pass {coverage['score_pass']}{_space(coverage)}"
+        f"score pass {coverage['score_pass']}{_conditions(coverage)}"
     )
 
 
-def _space(facts: Facts) -> str:
-    """The input space of gradients, where it is not that of pixels."""
-    space = facts.get("input_space", "pixel")
-    return "" if space == "pixel" else f", input space {space}"
+def _conditions(facts: Facts) -> str:
+    """The input space of gradients, where it is not that of pixels, and the training, where it is not standard."""
+    space, training = facts.get("input_space", "pixel"), facts.get("training", "standard")
+    of_inputs = "" if space == "pixel" else f", input space {space}"
+    return of_inputs + ("" if training == "standard" else f", training {training}")
 
 
 def _details(facts: Facts) -> Iterator[str]:
@@ -125,7 +128,7 @@ def _details(facts: Facts) -> Iterator[str]:
     if kind in ("scoring_run", "score_table") and details.get("epochs"):
         yield from _line("training", _epochs(details["epochs"]))
     if kind == "hardness_table" and details.get("score_pass"):
-        yield from _line("score pass", details["score_pass"] + _space(details))
+        yield from _line("score pass", details["score_pass"] + _conditions(details))
 
 
 def _dataset(details: Facts) -> Iterator[str]:

@@ -13,10 +13,11 @@ from easycore_ray.engine.throughput import Work, assumed_rates, estimates_of, ne
 from easycore_ray.scoring.score_table import scored_epochs
 from easycore_ray.storage import paths
 
-# An upper estimate of a score row: 4 float32 columns, a flag, and deltas of ids and labels.
-_BYTES_PER_SCORE = 19
-# A row of hardness, as written: 5 float64 means, 3 counts, ids and labels.
-_BYTES_PER_SAMPLE = 60
+# An upper estimate of a score row: 4 float32 columns, a flag, and deltas of ids and labels. Scores under attack add a
+# column and a flag.
+_BYTES_PER_SCORE, _BYTES_PER_ATTACKED_SCORE = 19, 24
+# A row of hardness, as written: 5 float64 means, 3 counts, ids and labels. Scores under attack add a mean and a count.
+_BYTES_PER_SAMPLE, _BYTES_PER_ATTACKED_SAMPLE = 60, 72
 
 
 def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | None = None) -> WorkPlan:
@@ -34,16 +35,19 @@ def plan_score(config: ScoreConfig, measure: bool = False, *, num_rows: int | No
     works = scoring_works(config, num_rows, len(scored))
     network = network_of(config, dataset.image_shape)
     out = paths.absolute(config.out)
+    attacked = config.training != "standard"
+    per_score = _BYTES_PER_ATTACKED_SCORE if attacked else _BYTES_PER_SCORE
+    per_sample = _BYTES_PER_ATTACKED_SAMPLE if attacked else _BYTES_PER_SAMPLE
     plan = plan_for(
         "score",
         config,
         "scoring_run",
         run_identity("scoring_run", config, parents),
-        work=f"train {config.model} for {config.epochs} epochs on {num_rows:,} samples with "
-        f"{format_workers(config.num_workers)} workers, and score {len(scored)} times",
+        work=f"train {config.model}{f' ({config.training})' * attacked} for {config.epochs} epochs on {num_rows:,} "
+        f"samples with {format_workers(config.num_workers)} workers, and score {len(scored)} times",
         steps=config.epochs * batches_per_epoch(num_rows, config.batch_size),
         samples=num_rows,
-        bytes_written=num_rows * (len(scored) * _BYTES_PER_SCORE + _BYTES_PER_SAMPLE),
+        bytes_written=num_rows * (len(scored) * per_score + per_sample),
         estimates=estimates_of(works, assumed_rates(network, config.batch_size), config.max_workers),
         makes=(paths.join(out, "table"), paths.join(out, "hardness")),
     )
@@ -58,19 +62,21 @@ def scoring_works(config: ScoreConfig, num_rows: int, num_scored: int) -> list[W
     """What the images of a scoring run go through: training, fused with scores or not, and exact passes."""
     last = config.score_pass == "fused+eval"
     exact = num_scored if config.score_pass == "eval" else last + config.initial_pass
-    step = "standard" if config.score_pass == "eval" else "fused"
-    return [Work(step, config.epochs * num_rows), Work("exact", exact * num_rows)]
+    step = config.training if config.score_pass == "eval" else "fused"
+    attack_steps = config.attack_steps if config.training != "standard" else 0
+    return [Work(step, config.epochs * num_rows, attack_steps), Work("exact", exact * num_rows, attack_steps)]
 
 
 def plan_reduce(config: ReduceConfig, _measure: bool = False) -> WorkPlan:
     """The plan of a reduction; there is nothing to measure."""
     from easycore_ray.scoring.reduce import used_epochs
-    from easycore_ray.scoring.score_reader import open_table
+    from easycore_ray.scoring.score_reader import open_table, training_of
 
     table = open_table(paths.join(paths.absolute(config.scores), "table"))
     between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
     epochs = used_epochs(config, table, between)
     samples = table.artifact.manifest["counts"]["samples"]
+    attacked = training_of(table.artifact) != "standard"
     return plan_for(
         "reduce",
         config,
@@ -78,5 +84,5 @@ def plan_reduce(config: ReduceConfig, _measure: bool = False) -> WorkPlan:
         artifact_identity("hardness_table", config, {"score_table": table.artifact}),
         work=f"reduce {samples:,} samples × {len(epochs)} epochs",
         samples=samples,
-        bytes_written=samples * _BYTES_PER_SAMPLE,
+        bytes_written=samples * (_BYTES_PER_ATTACKED_SAMPLE if attacked else _BYTES_PER_SAMPLE),
     )

@@ -46,7 +46,12 @@ from easycore_ray.storage.artifact import Artifact, Claim, finish
 from easycore_ray.tracking.mlflow import Tracker, reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
 
-_FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
+# Sums over an epoch's samples, by the name they travel under: the column, and the metric that is its mean.
+_SUMS = {
+    "norm_sum": ("grad_norm", "mean_grad_norm"),
+    "adv_loss_sum": ("adv_loss", "mean_adv_loss"),
+    "adv_correct_sum": ("adv_correct", "adv_accuracy"),
+}
 
 
 class ScoringRun(Artifact):
@@ -106,16 +111,19 @@ class ScoreRecorder:
         carried: dict[str, Any],
     ) -> None:
         """See ``Recorder``."""
-        part = write_part(self.table, {name: columns[name] for name in _FIELDS}, epoch=epoch, segment=segment,
-                          rank=context.rank, attempt=context.attempt)  # fmt: skip
+        part = write_part(self.table, columns, epoch=epoch, segment=segment, rank=context.rank,
+                          attempt=context.attempt)  # fmt: skip
         chosen = in_sample(columns["sample_id"], self.num_samples)
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
-        total = float(np.sum(columns["grad_norm"], dtype=np.float64))
-        described = context.gather((part.to_dict(), total, sample))
+        totals = {
+            key: float(np.sum(columns[name], dtype=np.float64)) for key, (name, _) in _SUMS.items() if name in columns
+        }
+        described = context.gather((part.to_dict(), totals, sample))
         parts = [ScorePart.from_dict(entry) for entry, _, _ in described]
         check_segment(parts, epoch=epoch, segment=segment, num_rows=rows)
         carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
-        carried["norm_sum"] = carried.get("norm_sum", 0.0) + math.fsum(total for _, total, _ in described)
+        for key in totals:
+            carried[key] = carried.get(key, 0.0) + math.fsum(theirs[key] for _, theirs, _ in described)
         for name, position in (("followed_ids", 0), ("followed_norms", 1)):
             found = [torch.from_numpy(sample[position]) for _, _, sample in described]
             carried[name] = torch.cat([carried[name], *found] if name in carried else found)
@@ -126,7 +134,7 @@ class ScoreRecorder:
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         entry = write_part_list(self.lists, parts, epoch=epoch, attempt=context.attempt, write=context.rank == 0)
         carried.setdefault("part_lists", []).append(entry)
-        metrics = {"mean_grad_norm": carried.pop("norm_sum") / self.num_samples}
+        metrics = {metric: carried.pop(key) / self.num_samples for key, (_, metric) in _SUMS.items() if key in carried}
         ids, norms = (carried.pop(name).numpy() for name in ("followed_ids", "followed_norms"))
         if epoch > 0:
             metrics |= _follow_sample(ids, norms, carried)
@@ -204,6 +212,7 @@ def make_scoring_fit(
         initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
     """
     return make_fit(config, dataset, coreset, initial=initial, record_scores=config.score_pass != "eval",
+                    objective=None if config.training == "standard" else config,
                     score_batch_size=config.score_batch_size)  # fmt: skip
 
 

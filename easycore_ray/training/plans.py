@@ -1,35 +1,18 @@
 """What train() would do, without doing it."""
 
-import math
-
 from easycore_ray.config.fields import ADVERSARIAL, format_workers
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
-from easycore_ray.core.eps import check_eps
 from easycore_ray.data.coreset import count_run_rows
-from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.run_identity import run_identity
 from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.engine.shares import batches_per_epoch, training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
-from easycore_ray.storage.artifact import Artifact
-from easycore_ray.storage.errors import EasyCoreError
-
-
-def open_training(config: TrainConfig) -> tuple[Dataset, dict[str, Artifact]]:
-    """The dataset a run trains on, and its parents by role.
-
-    Raises:
-        EasyCoreError: one is missing or foreign, or the attack in training is wider than the images.
-    """
-    dataset, parents = open_run_inputs(config)
-    check_training(config, dataset.image_shape)
-    return dataset, parents
 
 
 def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     """The plan of a training run."""
-    dataset, parents = open_training(config)
+    dataset, parents = open_run_inputs(config)
     num_rows = count_run_rows(dataset, parents)
     steps = training_steps(config, num_rows)
     works = training_works(config, num_rows, dataset.num_rows("val"))
@@ -69,21 +52,3 @@ def training_works(config: TrainConfig, num_rows: int, num_val: int) -> list[Wor
         ),
         Work("validation", -(-steps // steps_per_epoch) * num_val, val_steps),
     ]
-
-
-def check_training(config: TrainConfig, image_shape: tuple[int, ...]) -> None:
-    """Refuse, before any work, an attack in training that is wider than the images."""
-    if config.training in ADVERSARIAL:
-        check_budget(config.eps, config.norm, image_shape)
-
-
-def check_budget(eps: float, norm: str, image_shape: tuple[int, ...]) -> None:
-    """Refuse an eps by which no image of this shape can be changed: 8 for 8/255, above all.
-
-    Raises:
-        EasyCoreError: says what is allowed.
-    """
-    try:
-        check_eps(eps, norm, num_pixels=math.prod(image_shape))
-    except ValueError as error:
-        raise EasyCoreError(str(error)) from error

@@ -28,7 +28,7 @@ from easycore_ray.engine.ray_train import check_resources, fit_tracked
 from easycore_ray.engine.run import fit_here, run_epochs
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
 from easycore_ray.engine.run_identity import claim_run, run_identity
-from easycore_ray.engine.run_inputs import INIT_FROM
+from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -45,7 +45,7 @@ from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
-from easycore_ray.training.plans import open_training, plan_train
+from easycore_ray.training.plans import plan_train
 
 
 class DivergedError(EasyCoreError):
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> Artifact:
             cluster cannot give, or a diverged run: the message says where the model after its last good epoch is kept.
     """
     started = time.monotonic()
-    dataset, parents = open_training(config)
+    dataset, parents = open_run_inputs(config)
     fit = make_training_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM))
     out = paths.absolute(config.out)
     made = claim_run("checkpoint", config, parents)
@@ -118,7 +118,7 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     out = work_folder(paths.absolute(config.out))
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
-    _, parents = open_training(config)
+    _, parents = open_run_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
     return found if found["identity"] == run_identity("checkpoint", config, parents) else None
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from easycore_ray.config import evaluation, experiments, inspection, stages
+from easycore_ray.config import evaluation, experiments, inspection, recipes, stages
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import open_dataset
@@ -22,7 +22,7 @@ TRAINED = {"schedule": "multistep", "threads_per_worker": 2, "batch_size": 120}
 # The least that is needed, and what makes every field count that counts at all.
 NEEDED = {
     PREPARE: {"on_duplicate": "drop", "image_size": 8},
-    SCORE: {"dataset": "d", **TRAINED},
+    SCORE: {"dataset": "d", **TRAINED, "training": "trades", "score_pass": "eval"},
     stages.ReduceConfig: {"scores": "s"},
     stages.CoresetConfig: {"dataset": "d", "scores": "s", "method": "easiest"},
     TRAIN: {"dataset": "d", "training": "pgd", **TRAINED},
@@ -70,6 +70,7 @@ OTHER = {
 SEVERAL = {"beta": (2.0,), "fraction": (0.2,), "method": ("hardest",), "training": ("trades", "pgd")}
 OTHER_OF = {
     stages.CoresetConfig: {"option": ("strata=20",), "method": "stratified"},
+    SCORE: {"training": "mart", "score_pass": "fused"},
     SWEEP: SEVERAL, PIPELINE: SEVERAL, experiments.AnalyzeConfig: {"scores": ("t",), "checkpoint": ("t",)},
 }  # fmt: skip
 PLACES = {"out", "overwrite", "take_over"}
@@ -115,6 +116,8 @@ def beside(kind, name):
     of_a_file = {"weights_file": "w", "model": "resnet18", "normalise": "none"}
     if kind is evaluation.EvaluateConfig and name in {*of_a_file, "width"}:
         return of_a_file | {"checkpoint": None}
+    if kind is SCORE and name == "score_pass":
+        return {"training": "standard"}
     if name == "claim":
         return {"attack": "autoattack"}
     return {}
@@ -163,6 +166,19 @@ def test_options_that_came_later_leave_identities_as_they_were(kind):
     later = {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
 
     assert later & identity_fields(make(kind)).keys() == set()
+
+
+def test_scoring_runs_in_standard_training_are_known_by_what_they_were():
+    """By no field of adversarial training, which came later; and not by beta where the objective has none."""
+    objective = {spec.name for spec in dataclasses.fields(recipes.ScoringObjectiveConfig)}
+    standard, pgd, trades = (
+        identity_fields(make(SCORE, training=training)).keys() for training in ("standard", "pgd", "trades")
+    )
+
+    assert objective == {"training", "beta", "eps", "norm", "attack_steps", "attack_step_size"}
+    assert objective & standard == set()
+    assert pgd - standard == objective - {"beta"}
+    assert trades - standard == objective
 
 
 @pytest.mark.parametrize("kind", [inspection.ExportConfig, inspection.InspectConfig, inspection.CleanConfig])

@@ -29,7 +29,6 @@ from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.score import ScoreRecorder, make_scoring_fit
 from easycore_ray.scoring.score_table import fingerprint, id_checksum, read_part_lists
-from easycore_ray.training.plans import open_training
 from easycore_ray.training.train import make_training_fit, train_here
 from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
 from tests.config.test_identity import OTHER, SAME
@@ -70,7 +69,7 @@ def dataset_ids(dataset):
 
 def run_training(config):
     """Identity and weights."""
-    dataset, parents = open_training(config)
+    dataset, parents = open_run_inputs(config)
     fit = make_training_fit(config, dataset, parents["coreset"], parents["init_from"])
     state = train_here(fit, read_split(dataset, "train", fit.read_sample_ids()))
     return run_identity("checkpoint", config, parents), [tensor.tolist() for tensor in state.model.values()]

@@ -83,7 +83,8 @@ class Case:
 
     def parts(self, state, folder):
         """The listed parts of the score table, of which nothing may be left over."""
-        assert not {"parts", "norm_sum", "followed_ids", "followed_norms"} & state.carried.keys()
+        under_way = {"parts", "norm_sum", "adv_loss_sum", "adv_correct_sum", "followed_ids", "followed_norms"}
+        assert not under_way & state.carried.keys()
         return read_part_lists(f"{folder}/lists", state.carried.get("part_lists", []))
 
     def lost_and_doubled(self, state, folder):
@@ -126,6 +127,8 @@ def draw_case(dataset, rng: random.Random) -> Case:
             score_pass=rng.choice(["eval", "fused", "fused+eval"]), initial_pass=rng.choice([True, False]),
             score_every=rng.choice([1, 1, 2]), input_space=rng.choice(["pixel", "normalised"]),
         )  # fmt: skip
+    if job == "score" and fields["score_pass"] == "eval" and rng.random() < 0.7:
+        fields |= dict(training=rng.choice(["trades", "pgd", "mart"]), norm=rng.choice(["linf", "l2"]), attack_steps=1)
     if job == "pgd":
         fields |= dict(clean_forwards=rng.choice([True, False]))
     return Case(dataset, workers, job, **fields)
