@@ -123,6 +123,20 @@ def test_scoring_is_charged_to_those_who_use_it(scores):
     }
 
 
+def test_scoring_in_adversarial_training_is_charged_with_its_attacks(tmp_path, scores):
+    """A TRADES step with 5 attack steps takes 17 forward passes, an exact pass under them 11 more than one without."""
+    from easycore_ray.storage import paths
+
+    manifest = paths.read_json(f"{scores}/manifest.json")
+    manifest["config"] |= {"training": "trades", "attack_steps": 5}
+    paths.write_json(f"{scores}/manifest.json", manifest)
+    config = sweep_with_rs2(scores=scores, count_scoring=True, method=("easycore",), seeds=(0,), batch_size=10)
+    trials = make_trials(config, "o", {"full_f1": "f", "easycore_f0.5": "e"})
+
+    cost = 4000 * 17 + 4000 * (2.4 + 11)
+    assert [trial.train.charged_steps for trial in trials] == [0, round(cost / 30)]
+
+
 def test_scoring_that_costs_all_steps_is_refused(scores):
     """With what would help."""
     config = sweep_with_rs2().replace(scores=scores)
