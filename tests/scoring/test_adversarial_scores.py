@@ -224,6 +224,28 @@ def test_a_run_that_dies_in_its_scoring_pass_resumes_to_the_same_bits(dataset, t
         assert case.lost_and_doubled(state, folder) == (0, 0)
 
 
+def test_a_run_ends_once_its_scores_are_stable(dataset, tmp_path):
+    """By AIGN, as ever; nothing of the sums under attack is left over."""
+    case, _, state = run(dataset, tmp_path, training="pgd", epochs=9, stop_when_stable=0.05)
+    rows = table_of(case, state, tmp_path)
+
+    assert state.epoch == 2
+    assert rows.keys() == {1, 2}
+    assert {"adv_loss", "adv_correct"} <= set(rows[2].column_names)
+
+
+def test_an_input_space_is_that_of_gradients_and_no_attack(dataset, tmp_path):
+    """Attacks are in pixels; gradients are multiplied by the deviation of the one channel."""
+    case, _, state = run(dataset, tmp_path, epochs=1, initial_pass=True, input_space="normalised")
+    found = table_of(case, state, tmp_path)[0]
+    plain, _, state = run(dataset, tmp_path / "plain", epochs=1, initial_pass=True)
+    pixels = table_of(plain, state, tmp_path / "plain")[0]
+
+    assert found.drop(["grad_norm"]) == pixels.drop(["grad_norm"])
+    (std,) = case.dataset.std
+    np.testing.assert_allclose(found["grad_norm"], std * pixels["grad_norm"].to_numpy(), rtol=1e-6)
+
+
 # ---------------------------------------------------------------- tables
 
 

@@ -68,7 +68,7 @@ class Case:
         return ScoreRecorder(
             table=f"{folder}/table", lists=f"{folder}/lists", epochs=config.epochs, every=config.score_every,
             score_pass=config.score_pass, initial_pass=config.initial_pass, num_samples=len(self.ids),
-            checksum=id_checksum(self.ids),
+            checksum=id_checksum(self.ids), stop_when_stable=config.stop_when_stable,
         )  # fmt: skip
 
     def outcome(self, state, folder):
