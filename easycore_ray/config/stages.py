@@ -37,6 +37,7 @@ from easycore_ray.config.fields import (
     Text,
 )
 from easycore_ray.config.recipes import (
+    ExtraDataConfig,
     InitialWeightsConfig,
     ObjectiveConfig,
     RobustnessConfig,
@@ -121,7 +122,9 @@ class ScoreBatchConfig(Checked):
 
 
 @configuration
-class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
+class ScoreConfig(
+    ScoreBatchConfig, InitialWeightsConfig, ExtraDataConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig
+):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -153,6 +156,11 @@ class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, Tr
             found.append(
                 f"stop_when_stable must be in (0, 1], got {self.stop_when_stable:g}; it is the share of the easiest "
                 "half that stays from one scored epoch to the next"
+            )
+        if self.extra_dataset is not None and self.score_pass != "eval":
+            found.append(
+                f"score_pass {self.score_pass} scores rows as they are trained on, and of extra_dataset not every row "
+                "is in an epoch; pass --score-pass eval"
             )
         return found
 
@@ -259,7 +267,13 @@ def _option_problem(method: str, text: str) -> str:
 
 @configuration
 class TrainConfig(
-    InitialWeightsConfig, SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig
+    InitialWeightsConfig,
+    ExtraDataConfig,
+    SeededRecipeConfig,
+    RobustnessConfig,
+    ObjectiveConfig,
+    TrackingConfig,
+    ComputeConfig,
 ):
     """Train one model on one coreset: standard, TRADES or PGD-AT."""
 

@@ -6,6 +6,7 @@ from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.names import default_width
 from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.extra_data import open_extra_parents
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -14,7 +15,9 @@ INIT_FROM = "init_from"
 
 
 def open_run_inputs(config: TrainConfig | ScoreConfig) -> tuple[Dataset, dict[str, Artifact]]:
-    """The dataset a run reads, and its parents by role: ``dataset`` and, if given, ``coreset`` and ``init_from``.
+    """The dataset a run reads, and its parents by role.
+
+    They are ``dataset`` and, if given, ``coreset``, ``init_from``, ``extra_dataset`` and ``extra_coreset``.
 
     Raises:
         EasyCoreError: one is missing, unfinished or does not belong to the others.
@@ -22,7 +25,7 @@ def open_run_inputs(config: TrainConfig | ScoreConfig) -> tuple[Dataset, dict[st
     dataset, parents = open_run_data(config.dataset, config.coreset)
     if config.init_from is not None:
         parents[INIT_FROM] = _open_initial(config, config.init_from, dataset)
-    return dataset, parents
+    return dataset, parents | open_extra_parents(config, dataset)
 
 
 def _open_initial(config: TrainConfig | ScoreConfig, path: str, dataset: Dataset) -> Artifact:

@@ -11,6 +11,7 @@ from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
+from easycore_ray.engine.extra_data import open_extra_parents
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
@@ -39,7 +40,8 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     check_threats(threats, dataset.image_shape)
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
-    return dataset, hardness, {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+    parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+    return dataset, hardness, parents | open_extra_parents(config, dataset)
 
 
 def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
