@@ -70,6 +70,15 @@ def _of_extra(carried: dict[str, Any]) -> Iterator[dict[str, Any]]:
     carried.update({CARRIED_EXTRA + name: value for name, value in own.items()})
 
 
+def extra_history(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Metrics of every epoch with those of the extra rows' scores in the place of the main rows'."""
+    found = []
+    for entry in history:
+        own = {name.removeprefix("extra_"): value for name, value in entry.items() if name.startswith("extra_")}
+        found.append({name: value for name, value in entry.items() if not name.startswith("extra_")} | own)
+    return found
+
+
 def extra_parents(parents: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """Parents of the extra rows' tables, by role: ``dataset`` and ``coreset`` are theirs, the others ``main_…``."""
     roles = {EXTRA_DATASET: "dataset", EXTRA_CORESET: "coreset", "dataset": "main_dataset", "coreset": "main_coreset"}

@@ -9,7 +9,7 @@ diverge: after any failure the table is the one of an uninterrupted run.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
-from easycore_ray.scoring.extra_scores import MixedRecorder, extra_parents
+from easycore_ray.scoring.extra_scores import MixedRecorder, extra_history, extra_parents
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.scoring.reduce import reduce
@@ -283,7 +283,8 @@ def _finish_run(
     if fit.extra is not None:
         parts = read_part_lists(paths.join(lists, EXTRA_SCORES), state.carried[CARRIED_EXTRA + "part_lists"])
         inside = made.inside(EXTRA_SCORES, "scoring_run", content_hash(made.identity, EXTRA_SCORES))
-        extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), state, parts, seconds)
+        other = replace(state, history=extra_history(state.history))
+        extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), other, parts, seconds)
     parts = read_part_lists(lists, state.carried["part_lists"])
     details = fit.describe_sources(state.step)
     return _finish_scores(config, made, parents, state, parts, seconds, more_parents=extra, **details)

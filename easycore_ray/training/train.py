@@ -89,7 +89,8 @@ def train(config: TrainConfig) -> Artifact:
             say(f"warning: train: {problem}; take the best epoch, or lower --eps or --attack-step-size")
         waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
         taken = duration(time.monotonic() - started)
-        say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
+        also = "" if extra is None else f" and {extra.num_rows:,} extra ones"
+        say(f"train: {fit.num_rows:,} samples{also}, {state.step:,} steps in {taken}, {waited} → {out}")
     return artifact
 
 
