@@ -137,7 +137,7 @@ class InitialWeightsConfig(Checked):
     weights. It must be of the same network, for images and classes like those of the dataset. Known by its content."""
 
 
-# Rebuffi et al. 2021 and Wang et al. 2023 mix in generated images at this share on CIFAR-10.
+# Wang et al. 2023 mix in generated images at this share.
 _EXTRA_FRACTION = 0.7
 
 
