@@ -1,4 +1,4 @@
-"""Runs on real Ray that mix a second dataset into every batch: both are scored, selected by source, and survive kills."""
+"""Runs on real Ray that mix a second dataset into every batch: both are scored, selected from, and survive kills."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_both_sources_are_scored_selected_and_trained_on(settings, extra, tmp_pa
     assert set(kept.sample_ids().tolist()) < set(ids)
     assert len(kept.sample_ids()) == 31
     assert reduce(scores=own, out=f"{tmp_path}/reduced").fingerprint == open_hardness(own).fingerprint
-    with pytest.raises(EasyCoreError, match="holds scores of .*pass the dataset that was scored"):
+    with pytest.raises(EasyCoreError, match=r"holds scores of .*pass the dataset that was scored"):
         select(**fields | {"dataset": settings("o")["dataset"]}, out=f"{tmp_path}/wrong")
 
     facts = inspect(path=run.path, verify=True)
