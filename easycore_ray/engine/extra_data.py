@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from easycore_ray.config.recipes import ExtraDataConfig, extra_batch_rows
-from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.data.coreset import Coreset, open_coreset
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.storage.artifact import Artifact
@@ -75,9 +74,7 @@ def open_extra_parents(config: ExtraDataConfig, dataset: Dataset) -> dict[str, A
     return parents
 
 
-def extra_data(
-    config: TrainConfig | ScoreConfig, dataset: Dataset, parents: Mapping[str, Artifact]
-) -> ExtraData | None:
+def extra_data(config: ExtraDataConfig, dataset: Dataset, parents: Mapping[str, Artifact]) -> ExtraData | None:
     """The extra rows of a run.
 
     Args:

@@ -194,7 +194,9 @@ def test_all_trials_of_a_sweep_mix_in_the_same(root, tmp_path):
     trials = make_trials(config, config.out, coreset_folders(config, config.out))
     assert {(trial.train.extra_dataset, trial.train.extra_fraction) for trial in trials} == {(f"{root}/extra", 0.5)}
     # The full data takes 8 steps an epoch, half of it 4.
-    assert sweep.plan(config).steps == sum(20 * (8 if trial.fraction == 1 else 4) for trial in trials)
+    plan = sweep.plan(config)
+    assert "; 6 of 12 rows of each batch are of 30 in " in plan.work
+    assert plan.steps == sum(20 * (8 if trial.fraction == 1 else 4) for trial in trials)
 
     whole = PipelineConfig(dataset=f"{root}/main", out=f"{tmp_path}/pipeline", score_epochs=1, **mixed)
     assert whole.score_config("d").extra_dataset is None
