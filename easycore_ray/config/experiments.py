@@ -41,6 +41,7 @@ from easycore_ray.config.fields import (
     Weight,
 )
 from easycore_ray.config.recipes import (
+    ExtraDataConfig,
     RecipeConfig,
     RobustnessConfig,
     ScoringObjectiveConfig,
@@ -110,7 +111,7 @@ class TrialsConfig(EvalBatchConfig):
 
 
 @configuration
-class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig):
+class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ExtraDataConfig, ThreatConfig):
     """What a sweep and a pipeline train: arms × fractions × objectives × seeds."""
 
     method: Several[ArmName] = setting(
@@ -292,8 +293,9 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
         return stage_config(self, PrepareConfig, out=f"{self.out}/dataset")
 
     def score_config(self, dataset: str, coreset: str | None = None) -> ScoreConfig:
-        """The scoring run this pipeline makes."""
-        own = {"out": f"{self.out}/scores", "dataset": dataset, "coreset": coreset}
+        """The scoring run this pipeline makes; extra data is for the models that are compared."""
+        own = {"out": f"{self.out}/scores", "dataset": dataset, "coreset": coreset, "extra_dataset": None,
+               "extra_coreset": None, "extra_fraction": None}  # fmt: skip
         return stage_config(self, ScoreConfig, **own, epochs=self.score_epochs)
 
     def sweep_config(self, dataset: str, scores: str) -> SweepConfig:

@@ -140,6 +140,58 @@ class InitialWeightsConfig(Checked):
     weights. It must be of the same network, for images and classes like those of the dataset. Known by its content."""
 
 
+# Wang et al. 2023 mix in generated images at this share.
+_EXTRA_FRACTION = 0.7
+
+
+def extra_fraction_of(config: Any) -> float:
+    """Share of extra rows in a batch, in (0, 1), where there is an extra dataset."""
+    return _EXTRA_FRACTION if config.extra_fraction is None else float(config.extra_fraction)
+
+
+def extra_batch_rows(config: Any) -> int:
+    """Extra rows of a global batch: their share of it to the nearest row, never none nor all; 0 without extra data."""
+    if config.extra_dataset is None:
+        return 0
+    return max(1, min(config.batch_size - 1, round(extra_fraction_of(config) * config.batch_size)))
+
+
+@configuration
+class ExtraDataConfig(Checked):
+    """A second dataset that is mixed into every batch."""
+
+    extra_dataset: Text | None = setting(default=None, identity=False, group="data")
+    """Folder of a second prepared dataset, e.g. of generated images, mixed into every batch of training at a fixed
+    share. Images of the same shape; its classes are matched by name. An epoch stays one pass over --dataset, in more
+    steps."""
+    extra_coreset: Text | None = setting(default=None, identity=False, group="data")
+    """Folder of a coreset of --extra-dataset, whose samples alone are mixed in; all of its training samples if left
+    out."""
+    extra_fraction: Number | None = setting(
+        default=None, identity=if_given("extra_dataset"), group="data", held=extra_fraction_of
+    )
+    """Share of the rows of each batch that come from --extra-dataset, in (0, 1), to the nearest row; 0.7 if left
+    out."""
+
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
+        found = super().problems()
+        if self.extra_dataset is None:
+            return found + [
+                f"{name} goes with extra_dataset, which is missing; pass --extra-dataset as well, or leave it out"
+                for name in ("extra_coreset", "extra_fraction")
+                if getattr(self, name) is not None
+            ]
+        if not 0 < extra_fraction_of(self) < 1:
+            found.append(
+                f"extra_fraction must be in (0, 1), got {self.extra_fraction:g}; it is the share of a batch that "
+                "comes from the extra dataset"
+            )
+        if getattr(self, "batch_size", 2) < 2:
+            found.append("batch_size 1 has no room for extra rows beside others; pass 2 or more with --extra-dataset")
+        return found
+
+
 @configuration
 class RobustnessConfig(Checked):
     """What is done in training beside the objective, most of it for more robustness."""

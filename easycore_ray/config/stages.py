@@ -37,6 +37,7 @@ from easycore_ray.config.fields import (
     Text,
 )
 from easycore_ray.config.recipes import (
+    ExtraDataConfig,
     InitialWeightsConfig,
     ObjectiveConfig,
     RobustnessConfig,
@@ -123,7 +124,13 @@ class ScoreBatchConfig(Checked):
 
 @configuration
 class ScoreConfig(
-    ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, ScoringObjectiveConfig, TrackingConfig, ComputeConfig
+    ScoreBatchConfig,
+    InitialWeightsConfig,
+    ExtraDataConfig,
+    SeededRecipeConfig,
+    ScoringObjectiveConfig,
+    TrackingConfig,
+    ComputeConfig,
 ):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
@@ -161,6 +168,11 @@ class ScoreConfig(
             found.append(
                 f"score_pass must be eval with training {self.training}, got {self.score_pass!r}: a training step's "
                 "input gradient is not that of the clean loss; pass --score-pass eval"
+            )
+        if self.extra_dataset is not None and self.score_pass != "eval":
+            found.append(
+                f"score_pass {self.score_pass} scores rows as they are trained on, and of extra_dataset not every row "
+                "is in an epoch; pass --score-pass eval"
             )
         return found
 
@@ -267,7 +279,13 @@ def _option_problem(method: str, text: str) -> str:
 
 @configuration
 class TrainConfig(
-    InitialWeightsConfig, SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig
+    InitialWeightsConfig,
+    ExtraDataConfig,
+    SeededRecipeConfig,
+    RobustnessConfig,
+    ObjectiveConfig,
+    TrackingConfig,
+    ComputeConfig,
 ):
     """Train one model on one coreset: standard, TRADES or PGD-AT."""
 

@@ -26,10 +26,9 @@ from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.sgd import SGD
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import load_initial
-from easycore_ray.engine.loader import Loader, MemoryLoader
+from easycore_ray.engine.loader import Loader, open_loader
 from easycore_ray.engine.machine_use import MachineUse
 from easycore_ray.engine.plan import Fit
-from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.state import EpochProgress, HaltedError, State, load_optimizer, optimizer_tensors
 from easycore_ray.engine.validation import ValidationBlocks
 from easycore_ray.engine.worker_group import Context
@@ -230,7 +229,7 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
     # Rows of all workers, batch by batch, are arithmetic; nothing need travel.
     global_sizes = run.loader.segments.global_batch_sizes(progress.trained)
     sizes = iter(global_sizes)
-    ends = (epoch - 1) * fit.num_rows + progress.num_rows + np.cumsum(global_sizes)
+    ends = (epoch - 1) * fit.epoch_rows + progress.num_rows + np.cumsum(global_sizes)
     done = iter(ends.tolist())
 
     def combine(tensors: list[Tensor], rows: int) -> int:
@@ -286,18 +285,18 @@ def _exact_pass(run: _Run, state: State, progress: EpochProgress) -> int | None:
 def _score(run: _Run, state: State, progress: EpochProgress) -> None:
     """Score the segments of the epoch's exact pass that are left, if it has one."""
     epoch, segments = _exact_pass(run, state, progress), run.loader.segments
-    if epoch is None or progress.scored == segments.count:
+    if epoch is None or progress.scored == segments.scored_segments:
         return
     assert run.recorder is not None
-    while progress.scored < segments.count:
+    while progress.scored < segments.scored_segments:
         segment, started = progress.scored, time.monotonic()
         columns = score_epoch(run.model, run.loader.ordered(segment), input_space=run.fit.plan.input_space,
                               attack=ScoreAttack.of_plan(run.fit.plan, epoch), limit=run.scored_at_once)  # fmt: skip
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
-                            rows=segments.global_rows(segment), carried=state.carried)  # fmt: skip
+                            rows=segments.scored_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1
         progress.segments += 1
-        last = progress.scored == segments.count
+        last = progress.scored == segments.scored_segments
         if last:
             progress.metrics |= run.recorder.complete(run.context, epoch, state.carried)
         progress.score_seconds += time.monotonic() - started
@@ -338,6 +337,4 @@ def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: s
 
 def fit_here(fit: Fit, rows: Samples, context: Context, recorder: Recorder | None = None) -> State:
     """Run in this process, on rows that are in memory."""
-    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images)
-    loader = MemoryLoader(rows, segments=segments, seed=fit.plan.seed)
-    return run_epochs(fit, context, loader, recorder)
+    return run_epochs(fit, context, open_loader(fit, rows=rows), recorder)

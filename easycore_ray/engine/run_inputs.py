@@ -9,6 +9,7 @@ from easycore_ray.core.eps import check_eps
 from easycore_ray.core.names import default_width
 from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.extra_data import open_extra_parents
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -17,7 +18,9 @@ INIT_FROM = "init_from"
 
 
 def open_run_inputs(config: TrainConfig | ScoreConfig) -> tuple[Dataset, dict[str, Artifact]]:
-    """The dataset a run reads, and its parents by role: ``dataset`` and, if given, ``coreset`` and ``init_from``.
+    """The dataset a run reads, and its parents by role.
+
+    They are ``dataset`` and, if given, ``coreset``, ``init_from``, ``extra_dataset`` and ``extra_coreset``.
 
     Raises:
         EasyCoreError: one is missing, unfinished or does not belong to the others, or the attack in training is wider
@@ -27,7 +30,7 @@ def open_run_inputs(config: TrainConfig | ScoreConfig) -> tuple[Dataset, dict[st
     check_training(config, dataset.image_shape)
     if config.init_from is not None:
         parents[INIT_FROM] = _open_initial(config, config.init_from, dataset)
-    return dataset, parents
+    return dataset, parents | open_extra_parents(config, dataset)
 
 
 def check_training(config: TrainConfig | ScoreConfig, image_shape: tuple[int, ...]) -> None:

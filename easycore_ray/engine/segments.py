@@ -71,6 +71,15 @@ class Segments:
         """Rows of a segment over all workers."""
         return sum(self.global_batch_sizes(segment))
 
+    @property
+    def scored_segments(self) -> int:
+        """Segments of a pass that scores rows at fixed weights."""
+        return self.count
+
+    def scored_rows(self, segment: int) -> int:
+        """Rows of a segment of such a pass over all workers."""
+        return self.global_rows(segment)
+
     def _start(self, batch: int, rows: int) -> int:
         """Where a batch begins in a block of so many rows; the first batches have one more where they are uneven."""
         least, more = divmod(rows, self.num_batches)

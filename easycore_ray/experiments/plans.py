@@ -11,6 +11,7 @@ from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
+from easycore_ray.engine.extra_data import extra_data, open_extra_parents
 from easycore_ray.engine.run_inputs import check_budget
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
@@ -40,7 +41,8 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     check_threats(threats, dataset.image_shape)
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
-    return dataset, hardness, {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+    parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+    return dataset, hardness, parents | open_extra_parents(config, dataset)
 
 
 def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
@@ -51,13 +53,14 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     done = [each.trial for each in read_finished(trials).values()]
     names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
     plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
+    extra = extra_data(config, dataset, parents)
     return plan_for(
         "sweep",
         config,
         "sweep",
         artifact_identity("sweep", config, parents),
         work=f"run {len(trials) - len(done)} of {len(trials)} trials ({names}; {len(config.seeds)} seeds) on "
-        f"{count:,} samples of {dataset.path}",
+        f"{count:,} samples of {dataset.path}" + ("" if extra is None else f"; {extra.describe(config.batch_size)}"),
         **_details(plan),
         finished=tuple(trial.train.out for trial in done),
         makes=(paths.join(out, "coresets"), paths.join(out, "trials"), paths.join(out, "summary.json")),

@@ -13,6 +13,7 @@ from typing import Any
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import SweepConfig
+from easycore_ray.engine.extra_data import extra_data
 from easycore_ray.experiments.finished_trials import FinishedTrial, read_finished
 from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep
 from easycore_ray.experiments.results import (
@@ -70,6 +71,8 @@ def sweep(config: SweepConfig) -> Artifact:
     with giving_back(made):
         cluster.connect()
         cluster.check_demand(trial_demand(config))
+    if (extra := extra_data(config, dataset, parents)) is not None:
+        say(f"sweep: {extra.describe(config.batch_size)}")
     trials = make_trials(config, made.path, select_coresets(config, dataset, made.path))
     finished = read_finished(trials)
     if finished:

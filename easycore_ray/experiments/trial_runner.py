@@ -14,7 +14,8 @@ from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
-from easycore_ray.engine.ray_train import decodes_beside, demand_of
+from easycore_ray.engine.extra_data import EXTRA_DATASET, count_extra_rows, extra_data, open_extra
+from easycore_ray.engine.ray_train import decodes_beside, decodes_extra, demand_of
 from easycore_ray.engine.run_history import local_commit_file
 from easycore_ray.engine.run_identity import claim_run, keeps_rows
 from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
@@ -60,6 +61,11 @@ def trial_demand(config: SweepConfig) -> cluster.Demand:
     """What a trial must at least be given."""
     dataset = open_dataset(config.dataset)
     decodes = decodes_beside(dataset, dataset.num_rows("train"), config.trial_workers, config.cache_gib, config.augment)
+    if extra := open_extra(config):
+        other = open_dataset(extra[EXTRA_DATASET].path), count_extra_rows(extra)
+        decodes |= decodes_extra(
+            dataset, dataset.num_rows("train"), *other, config.trial_workers, config.cache_gib, config.augment
+        )
     several = config.trial_workers > 1
     demand = demand_of(config, config.trial_workers, decodes=decodes) if several else task_demand(config)
     return replace(demand, decodes=decodes, driver_cpus=_DRIVER_CPUS if several else 0.0)
@@ -280,7 +286,8 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     checkpoint = made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
-        fit = make_training_fit(trial.train, dataset, parents.get("coreset"), parents.get(INIT_FROM))
+        extra = extra_data(trial.train, dataset, parents)
+        fit = make_training_fit(trial.train, dataset, parents.get("coreset"), parents.get(INIT_FROM), extra)
         keeps = keeps_rows(dataset, fit.num_rows, 1, fit.cache_gib, fit.plan.augment)
         rows = _read_rows(dataset, "train", fit.read_sample_ids()) if keeps else None
         commit_file = local_commit_file(made.path, "train", {"identity": made.identity, "nonce": made.nonce})

@@ -125,10 +125,22 @@ def _details(facts: Facts) -> Iterator[str]:
         yield from _line(
             "counts", f"{count_text(counts['trials'], 'trial')}, {count_text(counts['rows'], 'result row')}{lost}"
         )
+    if "sources" in details:
+        yield from _line("sources", _sources(details["sources"]))
     if kind in ("scoring_run", "score_table") and details.get("epochs"):
         yield from _line("training", _epochs(details["epochs"]))
     if kind == "hardness_table" and details.get("score_pass"):
         yield from _line("score pass", details["score_pass"] + _conditions(details))
+
+
+def _sources(sources: Facts) -> str:
+    """Where the rows of a run came from, see ``Fit.describe_sources``."""
+    main, extra = sources["main"], sources["extra"]
+    return (
+        f"{main['rows_per_epoch']:,} rows an epoch of {main['samples']:,} samples, and {extra['rows_per_epoch']:,} of "
+        f"{extra['samples']:,} extra samples, {extra['batch_rows']:,} in each whole batch; in all {main['rows']:,} and "
+        f"{extra['rows']:,}, {extra['passes']:.3g} passes over the extra samples"
+    )
 
 
 def _dataset(details: Facts) -> Iterator[str]:

@@ -87,6 +87,12 @@ _ENCODINGS = {
 _ROW_GROUP_ROWS = 1 << 18
 
 
+EXTRA_SCORES = "extra"
+"""Folder, in that of a scoring run, of what holds the scores of its extra rows, a scoring run itself."""
+CARRIED_EXTRA = EXTRA_SCORES + "."
+"""What names of what a training state carries of them begin with."""
+
+
 _SAMPLES = "samples.parquet"
 
 

@@ -12,7 +12,7 @@ from easycore_ray.storage.errors import EasyCoreError
 
 # Training states and Ray Train's record of them, score parts, finished shards of an evaluation or analysis, and how a
 # run diverged. Everything else is written after the work, and is written again.
-_STATE = re.compile(r"(commits|table|last_good|shards-[0-9a-f]{8})/.+|diverged\.json")
+_STATE = re.compile(r"(commits|table|extra/table|last_good|shards-[0-9a-f]{8})/.+|diverged\.json")
 _ATTEMPTS = 30
 _PAUSE_SECONDS = 1.0
 

@@ -4,9 +4,10 @@ from easycore_ray.config.fields import ADVERSARIAL, format_workers
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.data.coreset import count_run_rows
+from easycore_ray.engine.extra_data import count_extra_rows
 from easycore_ray.engine.run_identity import run_identity
 from easycore_ray.engine.run_inputs import open_run_inputs
-from easycore_ray.engine.shares import batches_per_epoch, training_steps
+from easycore_ray.engine.shares import describe_rows, rows_per_epoch, steps_per_epoch, training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 
 
@@ -14,7 +15,7 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     """The plan of a training run."""
     dataset, parents = open_run_inputs(config)
     num_rows = count_run_rows(dataset, parents)
-    steps = training_steps(config, num_rows)
+    steps, rows = training_steps(config, num_rows), describe_rows(config, num_rows, count_extra_rows(parents))
     works = training_works(config, num_rows, dataset.num_rows("val"))
     network = network_of(config, dataset.image_shape)
     plan = plan_for(
@@ -22,7 +23,7 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
         config,
         "checkpoint",
         run_identity("checkpoint", config, parents),
-        work=f"train {config.model} ({config.training}) for {steps:,} steps on {num_rows:,} samples with "
+        work=f"train {config.model} ({config.training}) for {steps:,} steps on {rows} with "
         f"{format_workers(config.num_workers)} workers",
         steps=steps,
         samples=num_rows,
@@ -38,7 +39,7 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
 
 def training_works(config: TrainConfig, num_rows: int, num_val: int) -> list[Work]:
     """What images go through in a run: training steps and, after each epoch, validation."""
-    steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
+    per_epoch = steps_per_epoch(config, num_rows)
     steps = training_steps(config, num_rows)
     adversarial = config.training in ADVERSARIAL
     # A validation attack of k steps costs as much as PGD-AT's attack without its update.
@@ -46,9 +47,9 @@ def training_works(config: TrainConfig, num_rows: int, num_val: int) -> list[Wor
     return [
         Work(
             config.training,
-            round(steps / steps_per_epoch * num_rows),
+            round(steps / per_epoch * rows_per_epoch(config, num_rows)),
             config.attack_steps if adversarial else 0,
             perturbs=config.awp is not None,
         ),
-        Work("validation", -(-steps // steps_per_epoch) * num_val, val_steps),
+        Work("validation", -(-steps // per_epoch) * num_val, val_steps),
     ]

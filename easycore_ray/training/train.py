@@ -22,6 +22,7 @@ from easycore_ray.engine.checkpoint_files import (
     overfitted_epochs,
     overfitting_text,
 )
+from easycore_ray.engine.extra_data import ExtraData, extra_data
 from easycore_ray.engine.loader import open_loader
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
@@ -65,7 +66,8 @@ def train(config: TrainConfig) -> Artifact:
     """
     started = time.monotonic()
     dataset, parents = open_run_inputs(config)
-    fit = make_training_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM))
+    extra = extra_data(config, dataset, parents)
+    fit = make_training_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM), extra)
     out = paths.absolute(config.out)
     made = claim_run("checkpoint", config, parents)
     if isinstance(made, Artifact):
@@ -87,12 +89,17 @@ def train(config: TrainConfig) -> Artifact:
             say(f"warning: train: {problem}; take the best epoch, or lower --eps or --attack-step-size")
         waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
         taken = duration(time.monotonic() - started)
-        say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
+        also = "" if extra is None else f" and {extra.num_rows:,} extra ones"
+        say(f"train: {fit.num_rows:,} samples{also}, {state.step:,} steps in {taken}, {waited} → {out}")
     return artifact
 
 
 def make_training_fit(
-    config: TrainConfig, dataset: Dataset, coreset: Artifact | None, initial: Artifact | None = None
+    config: TrainConfig,
+    dataset: Dataset,
+    coreset: Artifact | None,
+    initial: Artifact | None = None,
+    extra: ExtraData | None = None,
 ) -> Fit:
     """The run that a configuration describes.
 
@@ -101,12 +108,14 @@ def make_training_fit(
         dataset: a finished one.
         coreset: whose samples are trained on; the whole training split if None.
         initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
+        extra: rows that are mixed into every batch, from ``extra_data.extra_data``; None without ``extra_dataset``.
     """
     return make_fit(
         config,
         dataset,
         coreset,
         initial=initial,
+        extra=extra,
         objective=config,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
@@ -178,6 +187,7 @@ def finish_checkpoint(
         best_value=best,
         overfitted_epochs=overfitted_epochs(state.history),
         epochs=state.history,
+        **fit.describe_sources(state.step),
         **details,
     )
 

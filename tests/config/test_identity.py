@@ -45,6 +45,7 @@ OTHER = {
     "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "crop_reflect": True,
     "cutoff": 0.1,
     "cuda_graphs": False, "dataset": "t", "ema": 0.9, "eval_batch_size": 9,
+    "extra_coreset": "t", "extra_dataset": "t", "extra_fraction": 0.5,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "final_lr": 0.001,
     "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
@@ -77,15 +78,16 @@ PLACES = {"out", "overwrite", "take_over"}
 TRACKING = {"tracking_uri", "experiment"}
 RESERVED = {"cpus_per_worker", "max_failures", "cluster_max"}
 COMMITS = {"commit_minutes", "cuda_graphs"}
+EXTRA = {"extra_dataset", "extra_coreset"}
 TRIALS = {"max_concurrent_trials", "keep_going"}
 # What is in no identity. Inputs are known by their fingerprints. tests/experiments/test_equal_results.py runs each of
 # these fields of a stage; of what runs stages, a test below compares the stages.
 SAME = {
     PREPARE: PLACES | {"allow_one_class", "source_check"},
-    SCORE: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset", "init_from"},
+    SCORE: PLACES | TRACKING | RESERVED | COMMITS | EXTRA | {"dataset", "coreset", "init_from"},
     stages.ReduceConfig: PLACES | {"scores", "bucket_rows"},
     stages.CoresetConfig: PLACES | TRACKING | {"scores", "dataset", "user_scores", "materialize"},
-    TRAIN: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset", "init_from"},
+    TRAIN: PLACES | TRACKING | RESERVED | COMMITS | EXTRA | {"dataset", "coreset", "init_from"},
     evaluation.EvaluateConfig: PLACES
     | TRACKING
     | RESERVED
@@ -95,9 +97,16 @@ SAME = {
     | TRACKING
     | RESERVED
     | {"scores", "checkpoint", "dataset", "num_workers", "cache_gib"},
-    SWEEP: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | {"dataset", "scores"},
+    SWEEP: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | EXTRA | {"dataset", "scores"},
     STUDY: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "results"},
-    PIPELINE: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | {"allow_one_class", "source_check"},
+    PIPELINE: PLACES
+    | TRACKING
+    | {"register"}
+    | RESERVED
+    | COMMITS
+    | TRIALS
+    | EXTRA
+    | {"allow_one_class", "source_check"},
 }
 
 
@@ -118,6 +127,8 @@ def beside(kind, name):
         return of_a_file | {"checkpoint": None}
     if kind is SCORE and name == "score_pass":
         return {"training": "standard"}
+    if name.startswith("extra_"):
+        return {"extra_dataset": "e"} | ({"score_pass": "eval"} if kind is SCORE else {})
     if name == "claim":
         return {"attack": "autoattack"}
     return {}
@@ -163,7 +174,16 @@ def test_a_field_changes_the_identity_unless_it_is_known_to_change_no_result(kin
 @pytest.mark.parametrize("kind", NEEDED)
 def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
-    later = {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
+    later = {
+        "awp",
+        "clean_forwards",
+        "crop_reflect",
+        "ema",
+        "extra_fraction",
+        "final_lr",
+        "input_space",
+        "label_smoothing",
+    }
 
     assert later & identity_fields(make(kind)).keys() == set()
 

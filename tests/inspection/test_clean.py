@@ -193,7 +193,7 @@ def test_an_interrupted_run_keeps_all_it_can_go_on_from(root, epoch):
     assert cleaned(root / "scores") == lost | overtaken
     after = read_commits(survey(str(root / "scores"))[0])
     assert after == before
-    assert all((root / "scores" / "table" / part).exists() for part in after.parts)
+    assert all((root / "scores" / part).exists() for part in after.parts)
 
 
 def test_a_run_within_an_epoch_keeps_the_parts_of_its_segments(root):
