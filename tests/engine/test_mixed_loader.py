@@ -232,8 +232,12 @@ def test_streamed_batches_have_the_same_shares_and_passes(datasets, tmp_path, en
                 assert ends[0] == ends[1]
                 again = [batch.sample_ids.tolist() for batch in open_loader(streamed, rank, world).shuffled(2, 3)]
                 assert again == [batch.sample_ids.tolist() for batch in loaders[1].shuffled(2, 3)]
-                scored = [torch.cat([batch.sample_ids for batch in loader.ordered(7)]) for loader in loaders]
-                assert sorted(scored[0].tolist()) == sorted(scored[1].tolist())
+                scored = [
+                    [i for at in range(9) for batch in loader.ordered(at) for i in batch.sample_ids.tolist()]
+                    for loader in loaders
+                ]
+                assert loaders[0].segments.scored_segments == 7 + 2
+                assert sorted(scored[0]) == sorted(scored[1])
 
 
 # ---------------------------------------------------------------- runs
