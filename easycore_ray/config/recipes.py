@@ -287,8 +287,8 @@ class ScoringObjectiveConfig(ThreatConfig):
 
     training: ScoringTraining = setting(default="standard", identity=scores_attacked, group="training")
     """standard: cross-entropy. trades, pgd, mart: adversarial training, see train; needs --score-pass eval. The exact
-    pass then also records each sample's loss under attack and whether the attack succeeds, from which reduce makes the
-    scores adv_loss and problematic; all others stay those of the clean images."""
+    pass then also records each sample's loss under attack and whether it is classified right there, from which reduce
+    makes the scores adv_loss and problematic; all others stay those of the clean images."""
     beta: Weight = setting(default=6.0, identity=scores_weighted, group="training")
     """Weight of the robustness term of trades and mart, usually in [1, 10]; the others have none."""
     eps: Eps = setting(default=8 / 255, identity=scores_attacked, group="attack")

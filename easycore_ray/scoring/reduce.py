@@ -35,7 +35,7 @@ def reduce(config: ReduceConfig) -> Artifact:
     ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al. 2019,
     arXiv 1812.05159). ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
     Of a run in adversarial training also ``adv_loss``, the mean of the rows' ``adv_loss``, and ``problematic``, the
-    number of scored epochs whose attack succeeded (Dong et al. 2021, arXiv 2102.07437).
+    number of scored epochs in which the attacked image is misclassified (Dong et al. 2021, arXiv 2102.07437).
     With ``epoch_range`` A:B all of them are over the scored epochs A..B, and parts of later or
     earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
     of other scores are not read and null in the result.

@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def attacks(self) -> bool:
-        """Whether it is counted how often the attack succeeded."""
+        """Whether it is counted how often the attacked image was misclassified."""
         return "problematic" in self.schema.names
 
 
