@@ -14,7 +14,9 @@ from easycore_ray.data.ingest.plans import plan_prepare
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
+from easycore_ray.experiments.comparison_rules import check_comparable, rungs_of
 from easycore_ray.experiments.finished_trials import read_finished
+from easycore_ray.experiments.search_points import planned_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
 from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.scoring.plans import plan_score
@@ -39,6 +41,7 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     check_threats(threats, dataset.image_shape)
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
+    check_comparable(config, dataset)
     return dataset, hardness, {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
 
 
@@ -46,7 +49,7 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     """The plan of a sweep."""
     dataset, hardness, parents = open_sweep_inputs(config)
     out, count = paths.absolute(config.out), hardness.manifest["counts"]["samples"]
-    trials = make_trials(config, out, coreset_folders(config, out))
+    trials = planned_trials(config, out)
     done = [each.trial for each in read_finished(trials).values()]
     names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
     plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
@@ -56,11 +59,22 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
         "sweep",
         artifact_identity("sweep", config, parents),
         work=f"run {len(trials) - len(done)} of {len(trials)} trials ({names}; {len(config.seeds)} seeds) on "
-        f"{count:,} samples of {dataset.path}",
+        f"{count:,} samples of {dataset.path}{_choice_text(config)}",
         **_details(plan),
         finished=tuple(trial.train.out for trial in done),
         makes=(paths.join(out, "coresets"), paths.join(out, "trials"), paths.join(out, "summary.json")),
     )
+
+
+def _choice_text(config: SweepConfig) -> str:
+    """That there may be less to do than planned."""
+    found = ""
+    if config.search != "none":
+        found += f"; {config.num_trials} of them at points that are searched for, each with at most this many steps"
+    if config.scheduler != "none":
+        shares = ", ".join(f"{rung / 10:.3g}" for rung in rungs_of(config))
+        found += f"; at most: those that are behind after {shares} % of their steps are stopped"
+    return found
 
 
 def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
