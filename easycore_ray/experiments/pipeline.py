@@ -15,6 +15,7 @@ from easycore_ray.config.inspection import ReportConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.evaluation.threats import AUTOATTACK, require_autoattack
+from easycore_ray.experiments.comparison_rules import check_comparable
 from easycore_ray.experiments.plans import plan_pipeline
 from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import describe_sweep, sweep
@@ -62,6 +63,8 @@ def pipeline(config: PipelineConfig) -> Artifact:
     if AUTOATTACK in config.attack:
         require_autoattack()  # before hours of scoring
     parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset)}
+    for dataset in parents.values():
+        check_comparable(config.sweep_config(dataset.path, "scores"), dataset)
     key = pipeline_identity(config, parents)
     made = claim(out, "pipeline", key, overwrite=config.overwrite, take_over=config.take_over)
     warn_of_other_machines(made, parents.values())

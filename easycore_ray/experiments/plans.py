@@ -58,8 +58,8 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
         config,
         "sweep",
         artifact_identity("sweep", config, parents),
-        work=f"run {len(trials) - len(done)} of {len(trials)} trials ({names}; {len(config.seeds)} seeds) on "
-        f"{count:,} samples of {dataset.path}{_choice_text(config)}",
+        work=f"run {len(trials) - len(done)} of {len(trials)} trials{_choice_text(config)} ({names}; "
+        f"{len(config.seeds)} seeds) on {count:,} samples of {dataset.path}",
         **_details(plan),
         finished=tuple(trial.train.out for trial in done),
         makes=(paths.join(out, "coresets"), paths.join(out, "trials"), paths.join(out, "summary.json")),
@@ -70,10 +70,10 @@ def _choice_text(config: SweepConfig) -> str:
     """That there may be less to do than planned."""
     found = ""
     if config.search != "none":
-        found += f"; {config.num_trials} of them at points that are searched for, each with at most this many steps"
+        found += f" ({config.num_trials} of them at points that are searched for, each planned at its largest)"
     if config.scheduler != "none":
         shares = ", ".join(f"{rung / 10:.3g}" for rung in rungs_of(config))
-        found += f"; at most: those that are behind after {shares} % of their steps are stopped"
+        found += f" (at most: those that are behind after {shares} % of their steps are stopped)"
     return found
 
 
@@ -112,7 +112,7 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
     where = config.dataset or (prepared if is_finished(prepared) else None)
     sweep = config.sweep_config(where or "dataset", "scores")
     trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
-    work = f"score for {config.score_epochs} epochs, run {len(trials)} trials and report"
+    work = f"score for {config.score_epochs} epochs, run {len(trials)} trials{_choice_text(sweep)} and report"
     if where is None:
         plan = join_plans("pipeline", work, out, [plan_prepare(config.prepare_config())])
         return plan.replace(

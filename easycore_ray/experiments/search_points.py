@@ -6,7 +6,8 @@ from typing import Any
 
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.experiments.trials import FULL, Trial, coreset_folders, make_trials, select_coresets
+from easycore_ray.experiments.trials import FULL, Trial, coreset_folders, is_finished, make_trials
+from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
 
 POINTS = "search.json"
@@ -48,7 +49,11 @@ def point_trial(config: SweepConfig, folder: str, point: Point) -> Trial:
 
 def select_point(config: SweepConfig, dataset: Dataset, folder: str, point: Point) -> None:
     """Select the coreset of a point, unless an earlier one had the same."""
-    select_coresets(grid_of(config, point), dataset, folder)
+    trial = point_trial(config, folder, point)
+    out = trial.train.coreset or ""
+    if not trial.arm.is_dynamic and not is_finished(out):
+        select(arm_config(trial.arm, out=out, scores=config.scores, dataset=dataset.path, fraction=trial.fraction,
+                          seed=trial.seed))  # fmt: skip
 
 
 def sweep_trials(config: SweepConfig, folder: str) -> list[Trial]:

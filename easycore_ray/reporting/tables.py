@@ -234,7 +234,9 @@ def result_tables(
 
 def budget_text(rows: Sequence[Row]) -> str:
     """What the models of a comparison have in common: steps, or epochs and so the steps of a coreset's size."""
-    equal = all(len({row["steps"] for row in members}) == 1 for members in grouped(rows, objective).values())
+    equal = all(
+        len({row["steps"] for row in same}) == 1 for same in grouped(rows, lambda row: row["training"]).values()
+    )
     charged = sorted({row["charged_steps"] for row in rows if row.get("charged_steps")})
     text = "budget: equal steps" if equal else "budget: equal epochs, a smaller coreset takes fewer steps"
     if any(row["method"] in DYNAMIC for row in rows):
@@ -281,9 +283,7 @@ def _other_accuracy(row: Row, name: str) -> str:
 
 def _marks(row: Row) -> str:
     """What a reader must know of a row's robust accuracy: that it is doubtful, that seeds are missing."""
-    marks = {
-        "suspicious": _DOUBT, "diverged_seeds": _LOST, "stopped_seeds": _STOPPED, "overfitted_seeds": _OVERFITTED
-    }  # fmt: skip
+    marks = {"suspicious": _DOUBT, "diverged_seeds": _LOST, "stopped_seeds": _STOPPED, "overfitted_seeds": _OVERFITTED}
     return "".join(mark for key, mark in marks.items() if row.get(key))
 
 
@@ -338,8 +338,8 @@ def print_table(rows: Sequence[Row], diverged: Sequence[Row] = (), stopped: Sequ
     notes += textwrap.wrap(budget_text(rows), 110)
     if any(row.get("suspicious") for row in rows):
         notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
-    marks = {"diverged_seeds": f"{_LOST} {_LOST_NOTE}", "stopped_seeds": f"{_STOPPED} {_STOPPED_NOTE}",
-             "overfitted_seeds": f"{_OVERFITTED} {_OVERFITTED_NOTE}"}  # fmt: skip
+    marks = {"diverged_seeds": f"{_LOST} {_LOST_NOTE}", "stopped_seeds": f"{_STOPPED} {_STOPPED_NOTE}"}
+    marks["overfitted_seeds"] = f"{_OVERFITTED} {_OVERFITTED_NOTE}"
     notes += [note for key, note in marks.items() if any(row.get(key) for row in rows)]
     if "best" in others:
         notes.append("best: robust under PGD-20 after the best epoch by validation, where that is not the last")
