@@ -29,7 +29,7 @@ class EarlyStoppingConfig(Checked):
     training competes with itself. The full data are never stopped. Which trials are stopped depends on timing, and is
     recorded; a trial that ends has the weights it would have without."""
     reduction_factor: Number = setting(default=3.0, identity=stops_early, group="training")
-    """asha: at each comparison about one of so many trials goes on, until so many times as many steps are done."""
+    """asha: about one in this many trials goes on after each comparison; the next is at this many times the share."""
     grace_fraction: Number = setting(default=0.111, identity=stops_early, group="training")
     """asha: share of a trial's steps before the first comparison, in (0, 1)."""
 
