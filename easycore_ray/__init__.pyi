@@ -294,12 +294,14 @@ class _Sweep(Protocol):
         eval_batch_size: int | None = None, pgd_restarts: int = 1, corruptions: str | Sequence[str] = (),
         train_epochs: int = 20, adversarial_epochs: int | None = None, num_eval_samples: int | None = None,
         trial_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False,
+        scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
+        search: Literal["none", "optuna"] = "none", num_trials: int = 20,
     ) -> Sweep: ...
     @overload
     def plan(self, config: SweepConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -324,13 +326,14 @@ class _Sweep(Protocol):
         eval_batch_size: int | None = None, pgd_restarts: int = 1, corruptions: str | Sequence[str] = (),
         train_epochs: int = 20, adversarial_epochs: int | None = None, num_eval_samples: int | None = None,
         trial_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False,
+        scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
         eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
-        measure: bool = False,
+        search: Literal["none", "optuna"] = "none", num_trials: int = 20, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Report(Protocol):
@@ -447,6 +450,7 @@ class _Pipeline(Protocol):
         pgd_restarts: int = 1, corruptions: str | Sequence[str] = (), train_epochs: int = 20,
         adversarial_epochs: int | None = None, num_eval_samples: int | None = None, trial_workers: int = 1,
         max_concurrent_trials: int | None = None, keep_going: bool = False,
+        scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
@@ -487,6 +491,7 @@ class _Pipeline(Protocol):
         pgd_restarts: int = 1, corruptions: str | Sequence[str] = (), train_epochs: int = 20,
         adversarial_epochs: int | None = None, num_eval_samples: int | None = None, trial_workers: int = 1,
         max_concurrent_trials: int | None = None, keep_going: bool = False,
+        scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),

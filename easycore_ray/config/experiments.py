@@ -51,6 +51,12 @@ from easycore_ray.config.recipes import (
     objective_problems,
 )
 from easycore_ray.config.stages import PrepareConfig, ScoreBatchConfig, ScoreConfig
+from easycore_ray.config.trial_choice import (
+    EarlyStoppingConfig,
+    SearchConfig,
+    early_stopping_problems,
+    search_problems,
+)
 from easycore_ray.storage.errors import FieldsError
 
 Stage = TypeVar("Stage", bound=Checked)
@@ -111,7 +117,7 @@ class TrialsConfig(EvalBatchConfig):
 
 
 @configuration
-class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ExtraDataConfig, ThreatConfig):
+class GridConfig(EarlyStoppingConfig, TrialsConfig, EvalMeasureConfig, RobustnessConfig, ExtraDataConfig, ThreatConfig):
     """What a sweep and a pipeline train: arms × fractions × objectives × seeds."""
 
     method: Several[ArmName] = setting(
@@ -147,7 +153,7 @@ class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ExtraDataCon
         """See ``Checked.problems``."""
         found = super().problems() + eps_problems("eval_eps", self.eval_eps, self.norm)
         found += _needs_values(self, "fraction", "training", "seeds", "eval_eps")
-        found += objective_problems(self)
+        found += objective_problems(self) + early_stopping_problems(self)
         if WEIGHTED & {*self.training} and not self.beta:
             found.append("beta needs at least one value for trades and mart")
         if "pgd20" not in self.attack:
@@ -156,7 +162,7 @@ class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ExtraDataCon
 
 
 @configuration
-class SweepConfig(GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
+class SweepConfig(SearchConfig, GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
     """Train and evaluate every arm × fraction × training × seed; the full data is always among them."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -166,7 +172,7 @@ class SweepConfig(GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
-        return super().problems() + batch_size_problems(self.batch_size, self.trial_workers)
+        return super().problems() + search_problems(self) + batch_size_problems(self.batch_size, self.trial_workers)
 
 
 @configuration

@@ -16,6 +16,7 @@ from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
 from easycore_ray.engine.extra_data import open_extra, open_extra_parents
 from easycore_ray.evaluation.threats import AUTOATTACK, require_autoattack
+from easycore_ray.experiments.comparison_rules import check_comparable
 from easycore_ray.experiments.plans import plan_pipeline
 from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import describe_sweep, sweep
@@ -65,6 +66,7 @@ def pipeline(config: PipelineConfig) -> Artifact:
     parents = open_extra(config)
     if config.dataset is not None:
         dataset = open_dataset(config.dataset)
+        check_comparable(config.sweep_config(dataset.path, "scores"), dataset)
         parents |= {"dataset": dataset, **open_extra_parents(config, dataset)}
     key = pipeline_identity(config, parents)
     made = claim(out, "pipeline", key, overwrite=config.overwrite, take_over=config.take_over)

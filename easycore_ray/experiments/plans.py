@@ -16,7 +16,9 @@ from easycore_ray.engine.run_inputs import check_budget
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
+from easycore_ray.experiments.comparison_rules import check_comparable, rungs_of
 from easycore_ray.experiments.finished_trials import read_finished
+from easycore_ray.experiments.search_points import planned_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
 from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.scoring.plans import plan_score
@@ -41,6 +43,7 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     check_threats(threats, dataset.image_shape)
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
+    check_comparable(config, dataset)
     parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
     return dataset, hardness, parents | open_extra_parents(config, dataset)
 
@@ -49,7 +52,7 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     """The plan of a sweep."""
     dataset, hardness, parents = open_sweep_inputs(config)
     out, count = paths.absolute(config.out), hardness.manifest["counts"]["samples"]
-    trials = make_trials(config, out, coreset_folders(config, out))
+    trials = planned_trials(config, out)
     done = [each.trial for each in read_finished(trials).values()]
     names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
     plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
@@ -59,12 +62,24 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
         config,
         "sweep",
         artifact_identity("sweep", config, parents),
-        work=f"run {len(trials) - len(done)} of {len(trials)} trials ({names}; {len(config.seeds)} seeds) on "
-        f"{count:,} samples of {dataset.path}" + ("" if extra is None else f"; {extra.describe(config.batch_size)}"),
+        work=f"run {len(trials) - len(done)} of {len(trials)} trials{_choice_text(config)} ({names}; "
+        f"{len(config.seeds)} seeds) on {count:,} samples of {dataset.path}"
+        + ("" if extra is None else f"; {extra.describe(config.batch_size)}"),
         **_details(plan),
         finished=tuple(trial.train.out for trial in done),
         makes=(paths.join(out, "coresets"), paths.join(out, "trials"), paths.join(out, "summary.json")),
     )
+
+
+def _choice_text(config: SweepConfig) -> str:
+    """That there may be less to do than planned."""
+    found = ""
+    if config.search != "none":
+        found += f" ({config.num_trials} of them at points that are searched for, each planned at its largest)"
+    if config.scheduler != "none":
+        shares = ", ".join(f"{rung / 10:.3g}" for rung in rungs_of(config))
+        found += f" (at most: those that are behind after {shares} % of their steps are stopped)"
+    return found
 
 
 def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
@@ -102,7 +117,7 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
     where = config.dataset or (prepared if is_finished(prepared) else None)
     sweep = config.sweep_config(where or "dataset", "scores")
     trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
-    work = f"score for {config.score_epochs} epochs, run {len(trials)} trials and report"
+    work = f"score for {config.score_epochs} epochs, run {len(trials)} trials{_choice_text(sweep)} and report"
     if where is None:
         plan = join_plans("pipeline", work, out, [plan_prepare(config.prepare_config())])
         return plan.replace(

@@ -19,7 +19,10 @@ CURVES = ("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy")
 
 
 def result_rows(
-    finished: Iterable[FinishedTrial], scores: Artifact, diverged: Sequence[Trial] = ()
+    finished: Iterable[FinishedTrial],
+    scores: Artifact,
+    diverged: Sequence[Trial] = (),
+    stopped: Sequence[Trial] = (),
 ) -> list[dict[str, Any]]:
     """One row per arm, fraction, objective and eps: mean and standard deviation over seeds.
 
@@ -27,12 +30,15 @@ def result_rows(
         finished: trials with what they have made.
         scores: the scoring run behind their coresets.
         diverged: trials without results, whose seeds the rows of the others name.
+        stopped: trials that were stopped early, whose seeds the rows of the others name as well.
     """
     rows = []
     for members in _over_seeds(finished):
         first = members[0].trial
         arm = _without_seed(first)
         missing = {"diverged_seeds": [trial.seed for trial in diverged if _without_seed(trial) == arm]}
+        if stopped:
+            missing["stopped_seeds"] = [trial.seed for trial in stopped if _without_seed(trial) == arm]
         rows += [_result_row(members, eps, scores) | missing for eps in first.evaluate.eval_eps]
     return rows
 

@@ -62,8 +62,10 @@ def is_finished(out: str) -> bool:
 
 
 def sweep_arms(config: SweepConfig) -> list[tuple[Arm, float]]:
-    """(arm, fraction) pairs; full data first, once."""
+    """(arm, fraction) pairs of the grid; full data first, once, and alone where points are searched for."""
     chosen = [parse_arm(text) for text in config.method]
+    if config.search != "none":
+        chosen = []  # see ``search_points``
     pairs = [(arm, fraction) for arm in chosen if arm.method != "full" for fraction in config.fraction]
     return [(FULL, 1.0), *dict.fromkeys(pairs)]
 

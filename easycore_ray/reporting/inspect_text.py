@@ -121,7 +121,8 @@ def _details(facts: Facts) -> Iterator[str]:
             yield from _line(claim["key"], f"{claim['outcome']}: {claim['sentence']}")
     elif kind == "sweep":
         counts = facts["counts"]
-        lost = f", {counts['diverged']:,} diverged" if "diverged" in counts else ""
+        ended = {"diverged": "diverged", "stopped": "stopped early"}
+        lost = "".join(f", {counts[name]:,} {word}" for name, word in ended.items() if name in counts)
         yield from _line(
             "counts", f"{count_text(counts['trials'], 'trial')}, {count_text(counts['rows'], 'result row')}{lost}"
         )
@@ -207,9 +208,10 @@ def _unfinished(facts: Facts) -> Iterator[str]:
         yield from _line("committed", f"{count_text(progress['committed_epochs'], 'epoch')}{segments}{rows}")
         if progress["epochs"]:
             yield from _line("training", _epochs(progress["epochs"]))
-    if "diverged" in progress:
-        yield from _line("diverged", progress["diverged"])
-        return
+    for name in ("diverged", "stopped"):
+        if name in progress:
+            yield from _line(name, progress[name])
+            return
     yield from _line("go on", "run the same command again; it starts from what is committed or finished")
 
 
@@ -240,7 +242,7 @@ def _inside(facts: Facts) -> Iterator[str]:
     yield f"Artifacts inside ({len(facts['inside'])})"
     width = min(54, max(len(inner["path"]) for inner in facts["inside"]))
     for inner in facts["inside"]:
-        state = "DIVERGED" if inner.get("diverged") else "UNFINISHED"
+        state = "DIVERGED" if inner.get("diverged") else "STOPPED" if inner.get("stopped") else "UNFINISHED"
         what = inner["kind"].replace("_", " ") + ("" if inner["state"] == "finished" else f", {state}")
         counts = _counts(inner.get("counts", {}))
         if "summary" in inner:

@@ -48,17 +48,19 @@ OTHER = {
     "extra_coreset": "t", "extra_dataset": "t", "extra_fraction": 0.5,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "final_lr": 0.001,
-    "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
+    "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "grace_fraction": 0.2,
+    "image_column": "t", "image_size": 9,
     "init_from": "t", "initial_pass": True, "input_space": "normalised", "keep_going": True, "label_column": "t",
     "label_smoothing": 0.1, "lr": 0.2, "materialize": True, "max_failures": 9,
     "max_concurrent_trials": 5, "method": "hardest", "milestones": (0.5,), "model": "cnn", "momentum": 0.5,
     "nesterov": False, "norm": "l2", "normalise": "half", "note": "t",
-    "num_autoattack_samples": 7, "num_eval_samples": 7,
+    "num_autoattack_samples": 7, "num_eval_samples": 7, "num_trials": 9,
     "num_train_samples": 70, "num_workers": 4, "on_bad_sample": "skip", "on_duplicate": "keep", "only": ("aign",),
     "option": ("strata=20",), "out": "t", "overwrite": True, "parts": ("trades",),
-    "pgd_restarts": 3, "precision": "bf16", "results": "t",
-    "resize_size": 10, "shard_mib": 9.0, "schedule": "cosine", "score": "el2n", "score_epochs": 3, "score_every": 2,
-    "score_pass": "eval", "scores": "t", "score_batch_size": 9, "seed": 5,
+    "pgd_restarts": 3, "precision": "bf16", "reduction_factor": 4.0, "results": "t",
+    "resize_size": 10, "shard_mib": 9.0, "schedule": "cosine", "scheduler": "asha",
+    "score": "el2n", "score_epochs": 3, "score_every": 2,
+    "score_pass": "eval", "scores": "t", "score_batch_size": 9, "search": "optuna", "seed": 5,
     "segment_images": 480, "seeds": (5,), "source": "t", "source_check": False, "split": "val",
     "standard_eval_eps": (0.01,), "steps": 5, "steps_fraction": 0.5, "stop_when_stable": 0.9,
     "store": "pixels", "subset": 9, "sweep": "t",
@@ -131,6 +133,10 @@ def beside(kind, name):
         return {"extra_dataset": "e"} | ({"score_pass": "eval"} if kind is SCORE else {})
     if name == "claim":
         return {"attack": "autoattack"}
+    if name in {"scheduler", "reduction_factor", "grace_fraction"}:
+        return {"trial_workers": 1} | ({} if name == "scheduler" else {"scheduler": "asha"})
+    if name in {"search", "num_trials"}:
+        return {"seeds": (0,)} | ({} if name == "search" else {"search": "optuna"})
     return {}
 
 
@@ -174,16 +180,8 @@ def test_a_field_changes_the_identity_unless_it_is_known_to_change_no_result(kin
 @pytest.mark.parametrize("kind", NEEDED)
 def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
-    later = {
-        "awp",
-        "clean_forwards",
-        "crop_reflect",
-        "ema",
-        "extra_fraction",
-        "final_lr",
-        "input_space",
-        "label_smoothing",
-    }
+    later = {"scheduler", "reduction_factor", "grace_fraction", "search", "num_trials", "extra_fraction"}
+    later |= {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
 
     assert later & identity_fields(make(kind)).keys() == set()
 
@@ -230,7 +228,8 @@ def stages_of(config):
 def test_what_is_not_identity_of_a_sweep_is_none_of_its_stages(kind, trial_workers):
     """A finished sweep, study or pipeline is reused without a look at its stages."""
     base = make(kind, trial_workers=trial_workers)
-    for name in fields_of(kind) - {"trial_workers"}:
+    # Early stopping, which is identity, takes one worker.
+    for name in fields_of(kind) - {"trial_workers", "scheduler", "reduction_factor", "grace_fraction"}:
         other = change(kind, name).replace(trial_workers=trial_workers)
         if identity_of(other, None) == identity_of(base, None):
             assert stages_of(other) == stages_of(base), name
