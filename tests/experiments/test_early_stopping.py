@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from easycore_ray import pipeline
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.engine.run_history import local_commit_file
 from easycore_ray.experiments.comparison_rules import SHARE, VALIDATION, check_comparable, mixed_order, rungs_of
@@ -21,6 +22,7 @@ from easycore_ray.experiments.stopped_trials import (
 from easycore_ray.experiments.trials import coreset_folders, make_trials
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError, FieldsError
+from tests.artifacts import make_image_dataset
 
 STOP, CONTINUE = "STOP", "CONTINUE"
 
@@ -254,3 +256,11 @@ def test_a_dataset_without_a_validation_split_is_refused():
     check_comparable(config_of(scheduler="none"), dataset)
     with pytest.raises(EasyCoreError, match=r"--scheduler asha compares trials .* and /data/set has none; prepare it"):
         check_comparable(config_of(), dataset)
+
+
+def test_a_pipeline_is_refused_before_it_scores(tmp_path):
+    """Not hours later, by its sweep."""
+    dataset = make_image_dataset(tmp_path / "dataset", [0, 1] * 10).path
+    with pytest.raises(EasyCoreError, match=r"--scheduler asha compares trials .* has none"):
+        pipeline(dataset=dataset, scheduler="asha", model="cnn", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
