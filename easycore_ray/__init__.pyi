@@ -187,7 +187,8 @@ class _Train(Protocol):
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
         cuda_graphs: bool = True, seed: int = 0, init_from: StrPath | None = None, coreset: StrPath | None = None,
-        epochs: int = 20, steps: int | None = None, steps_fraction: float | None = None, charged_steps: int = 0,
+        epochs: int = 20, steps: int | None = None, steps_fraction: float | None = None,
+        pruning: Literal["none", "infobatch"] = "none", prune_ratio: float = 0.5, charged_steps: int = 0,
     ) -> Checkpoint: ...
     @overload
     def plan(self, config: TrainConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -211,7 +212,8 @@ class _Train(Protocol):
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
         cuda_graphs: bool = True, seed: int = 0, init_from: StrPath | None = None, coreset: StrPath | None = None,
-        epochs: int = 20, steps: int | None = None, steps_fraction: float | None = None, charged_steps: int = 0,
+        epochs: int = 20, steps: int | None = None, steps_fraction: float | None = None,
+        pruning: Literal["none", "infobatch"] = "none", prune_ratio: float = 0.5, charged_steps: int = 0,
         measure: bool = False,
     ) -> WorkPlan: ...
 

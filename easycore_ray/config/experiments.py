@@ -115,8 +115,9 @@ class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig
     method: Several[ArmName] = setting(
         default=("easycore", "easycore/class", "random", "hardest"), identity=True, group="data"
     )
-    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection; or rs2: all
-    data, in another order each time, for the steps of a coreset."""
+    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection. Or, for the
+    steps of a coreset: rs2, all data, in another order each time; infobatch, all data, those of low loss less often
+    (see --pruning of train)."""
     fraction: Several[Fraction] = setting(default=(0.3, 0.5), identity=True, group="data")
     """Shares of the samples that are kept, each in (0, 1]."""
     training: Several[Training] = setting(default=("standard", "trades"), identity=True, group="training")

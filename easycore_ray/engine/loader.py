@@ -6,11 +6,13 @@ ahead by tasks of Ray Data. Which rows are in which batch is arithmetic in both 
 """
 
 import contextlib
+import copy
 import queue
 import threading
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -39,6 +41,19 @@ class Loader(Protocol):
     """One worker's rows, in batches: ids int64 (B,), images uint8 (B, C, H, W), labels int64 (B,)."""
 
     segments: Segments
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """Ids of the worker's rows, (n,), in the loader's own order."""
+        ...
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> "Loader":
+        """A loader of some of the worker's rows, which reads no others.
+
+        Args:
+            places: int64 (m,), ascending, in ``sample_ids``.
+            segments: of an epoch of those rows, of all workers.
+        """
+        ...
 
     def num_batches(self, segment: int) -> int:
         """Training batches of a segment, the same on every worker."""
@@ -76,8 +91,22 @@ class MemoryLoader:
             order = torch.argsort(rows.sample_ids)
             rows = Samples(*(column[order] for column in rows))
         self._rows = rows
+        self._chosen: Tensor | None = None
+        """Places int64 (m,) of the rows that are used; None: all."""
         self.segments, self._seed, self._rank = segments, seed, rank
         assert len(rows.sample_ids) == segments.rows_of_worker(rank)
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """See ``Loader``: (n,), ascending."""
+        ids = self._rows.sample_ids
+        return (ids if self._chosen is None else ids[self._chosen]).numpy()
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> Self:
+        """See ``Loader``, which says the shapes; the images are not copied."""
+        found, chosen = copy.copy(self), torch.from_numpy(places)
+        found._chosen, found.segments = chosen if self._chosen is None else self._chosen[chosen], segments
+        assert len(places) == segments.rows_of_worker(self._rank)
+        return found
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
@@ -85,8 +114,9 @@ class MemoryLoader:
 
     def shuffled(self, epoch: int, segment: int) -> Iterator[Samples]:
         """See ``Loader``."""
-        count = len(self._rows.sample_ids)
+        count = self.segments.rows_of_worker(self._rank)
         order = torch.randperm(count, generator=generator("order", self._seed, epoch, self._rank))
+        order = order if self._chosen is None else self._chosen[order]
         places = self.segments.rows(segment, self._rank)
         for chosen in order[places.start : places.stop].split(self.segments.batch_sizes(segment, self._rank)):
             yield Samples(*(column[chosen] for column in self._rows))
@@ -126,10 +156,24 @@ class StreamLoader:
         pin: bool = False,
     ) -> None:
         self.segments = segments
+        self._rows = rows
+        self._of_rows = partial(StreamLoader, dataset=dataset, seed=seed, rank=rank, augment=augment, pin=pin)
         self._source = _Source(rows, dataset, segments, seed, rank, augment, pin)
         self._ahead: _Ahead | None = None
         self._next: tuple[int, int] | None = None
         assert len(rows.row) == segments.rows_of_worker(rank)
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """See ``Loader``: (n,), in stored order; ``place_rows`` must have been asked for them."""
+        assert self._rows.sample_ids is not None
+        return self._rows.sample_ids
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> "StreamLoader":
+        """See ``Loader``, which says the shapes."""
+        rows = self._rows._replace(
+            shard=self._rows.shard[places], row=self._rows.row[places], sample_ids=self.sample_ids()[places]
+        )
+        return self._of_rows(rows, segments=segments)
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
@@ -370,7 +414,7 @@ def open_loader(fit: Fit, rank: int = 0, world_size: int = 1) -> Loader:
         return MemoryLoader(rows, segments=segments, seed=seed, rank=rank)
     cluster.connect()
     return StreamLoader(
-        place_rows(*own),
+        place_rows(*own, with_ids=fit.prune_ratio is not None),
         dataset,
         segments=segments,
         seed=seed,

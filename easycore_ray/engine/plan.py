@@ -32,6 +32,7 @@ class Fit:
     """Arguments of ``core.models.build_model``."""
     plan: TrainingPlan
     epochs: int
+    """Passes over all samples; of pruned epochs there are more."""
     batch_size: int
     """Samples per step over all workers."""
     segment_images: int
@@ -52,6 +53,9 @@ class Fit:
     """Steps of the attack on the validation split after each epoch; 0: none."""
     score_batch_size: int | None = None
     """Samples in a batch of an exact scoring pass; by the size of the images if None."""
+    prune_ratio: float | None = None
+    """Share of the samples with a loss below the mean that an epoch leaves out, see ``core.pruning``; None: no epoch
+    is pruned."""
     initial: Artifact | None = None
     """The checkpoint whose weights it starts from; random ones if None."""
 
@@ -73,6 +77,16 @@ class Fit:
                 f"{self.coreset.path} has {len(ids):,} samples, {self.num_rows:,} when the run began; it was replaced"
             )
         return ids
+
+    @property
+    def progress_unit(self) -> str:
+        """What progress is counted in: how many images pruned epochs have is not known before."""
+        return "images" if self.prune_ratio is None else "steps"
+
+    @property
+    def progress_total(self) -> int:
+        """How many of them there are in all."""
+        return self.epochs * self.num_rows if self.prune_ratio is None else self.plan.total_steps
 
     @property
     def selected_by(self) -> str:

@@ -66,7 +66,7 @@ def fit_on_ray(
     """
     paths.make_dir(storage)
     check_committed_states(paths.join(storage, name))
-    with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as actor, _quiet():
+    with watching(label, fit.progress_total, fit.progress_unit, on_metrics) as actor, _quiet():
         work = {"fit": fit, "recorder": recorder, "progress_actor": actor, "claim": made, "device": config.device}
         make_trainer = _trainer_factory(work, config, storage, name)
         result = _fit_with_retries(make_trainer, config.max_failures, label)

@@ -174,6 +174,7 @@ def _make_trial(
         num_workers=config.trial_workers,
         tracking_uri="none",
         steps_fraction=fraction if arm.is_dynamic and config.steps is None else None,
+        pruning="infobatch" if arm.method == "infobatch" else "none",
         charged_steps=charged_steps,
     )
     evaluation = stage_config(

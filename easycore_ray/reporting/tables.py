@@ -232,8 +232,8 @@ def budget_text(rows: Sequence[Row]) -> str:
     equal = all(len({row["steps"] for row in members}) == 1 for members in grouped(rows, objective).values())
     charged = sorted({row["charged_steps"] for row in rows if row.get("charged_steps")})
     text = "budget: equal steps" if equal else "budget: equal epochs, a smaller coreset takes fewer steps"
-    if any(row["method"] in DYNAMIC for row in rows):
-        text += "; rs2: all data, for the steps of a coreset"
+    if dynamic := [name for name in DYNAMIC if any(row["method"] == name for row in rows)]:
+        text += f"; {' and '.join(dynamic)}: all data, for the steps of a coreset"
     if charged:
         steps = " to ".join(f"{count:,}" for count in dict.fromkeys((charged[0], charged[-1])))
         text += f"; for scoring, {steps} steps are taken off a model that goes by scores"

@@ -110,6 +110,7 @@ def make_training_fit(
         objective=config,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
+        prune_ratio=config.prune_ratio if config.pruning != "none" else None,
     )
 
 

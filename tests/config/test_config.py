@@ -180,11 +180,26 @@ BAD = [
     (TrainConfig, {"training": "nfgsm", "norm": "l2"}, "nfgsm steps along the sign .* for norm linf alone; got 'l2'"),
     (TrainConfig, {"steps": 0}, "steps must be >= 1"),
     (TrainConfig, {"steps": 9, "steps_fraction": 0.5}, "steps is 9 and steps_fraction 0.5; pass one of them"),
+    (
+        TrainConfig,
+        {"pruning": "infobatch", "prune_ratio": 0.0},
+        r"prune_ratio must be in \(0, 1\), got 0; leave --prun",
+    ),
+    (
+        TrainConfig,
+        {"pruning": "infobatch", "batch_size": 12, "num_workers": (1, 4)},
+        "pruning infobatch needs at least four samples a worker in a batch, got batch_size 12 for 4 workers; raise",
+    ),
     (TrainConfig, {"steps_fraction": 1.5}, r"steps_fraction must be in \(0, 1\], got 1.5"),
     (
         SweepConfig,
         {"method": ("rs2:aign",)},
         "method rs2 draws from all samples by no score, got 'rs2:aign'; write rs2",
+    ),
+    (
+        SweepConfig,
+        {"method": ("infobatch:loss",)},
+        "method infobatch draws from all samples by no score, got 'infobatch",
     ),
     (SweepConfig, {"method": ("rs2/class",)}, "method rs2 draws from all samples by no score, got 'rs2/class'; write"),
     (TrainConfig, {"epochs": 0}, "epochs must be >= 1"),

@@ -55,6 +55,7 @@ OTHER = {
     "num_autoattack_samples": 7, "num_eval_samples": 7,
     "num_train_samples": 70, "num_workers": 4, "on_bad_sample": "skip", "on_duplicate": "keep", "only": ("aign",),
     "option": ("strata=20",), "out": "t", "overwrite": True, "parts": ("trades",),
+    "prune_ratio": 0.3, "pruning": "infobatch",
     "pgd_restarts": 3, "precision": "bf16", "results": "t",
     "resize_size": 10, "shard_mib": 9.0, "schedule": "cosine", "score": "el2n", "score_epochs": 3, "score_every": 2,
     "score_pass": "eval", "scores": "t", "score_batch_size": 9, "seed": 5,
@@ -117,6 +118,8 @@ def beside(kind, name):
         return of_a_file | {"checkpoint": None}
     if name == "claim":
         return {"attack": "autoattack"}
+    if name == "prune_ratio":
+        return {"pruning": "infobatch"}
     return {}
 
 
@@ -160,7 +163,8 @@ def test_a_field_changes_the_identity_unless_it_is_known_to_change_no_result(kin
 @pytest.mark.parametrize("kind", NEEDED)
 def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
-    later = {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
+    later = {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing",
+             "prune_ratio", "pruning"}  # fmt: skip
 
     assert later & identity_fields(make(kind)).keys() == set()
 

@@ -126,6 +126,8 @@ def draw_case(dataset, rng: random.Random) -> Case:
             score_pass=rng.choice(["eval", "fused", "fused+eval"]), initial_pass=rng.choice([True, False]),
             score_every=rng.choice([1, 1, 2]), input_space=rng.choice(["pixel", "normalised"]),
         )  # fmt: skip
+    if job != "score":
+        fields |= dict(pruning=rng.choice(["none", "infobatch"]))
     if job == "pgd":
         fields |= dict(clean_forwards=rng.choice([True, False]))
     return Case(dataset, workers, job, **fields)
