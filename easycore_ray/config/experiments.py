@@ -46,6 +46,7 @@ from easycore_ray.config.recipes import (
     SeededRecipeConfig,
     ThreatConfig,
     attacks_validation,
+    budget_problems,
     objective_problems,
 )
 from easycore_ray.config.stages import PrepareConfig, ScoreBatchConfig, ScoreConfig
@@ -128,6 +129,10 @@ class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig
     """One training run per seed; random arms draw anew with each."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
+    device_seconds: Positive | None = setting(default=None, identity=if_given("device_seconds"), group="training")
+    """Seconds of training of each model instead of epochs or steps: a step of each objective is timed once before the
+    start, and as many are taken as fit, the same number whatever the size of the coreset. Recorded in --out, so that a
+    sweep that is resumed has the same steps. With several workers, seconds of all together."""
     count_scoring: Flag = setting(default=False, identity=lambda config: config.count_scoring, group="training")
     """Take off the steps of models whose coresets go by scores what the scoring run cost, in passes through the
     network, divided by the number of those models."""
@@ -165,7 +170,7 @@ class SweepConfig(GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
-        return super().problems() + batch_size_problems(self.batch_size, self.trial_workers)
+        return super().problems() + budget_problems(self) + batch_size_problems(self.batch_size, self.trial_workers)
 
 
 @configuration

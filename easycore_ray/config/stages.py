@@ -41,6 +41,7 @@ from easycore_ray.config.recipes import (
     ObjectiveConfig,
     RobustnessConfig,
     SeededRecipeConfig,
+    budget_problems,
     objective_problems,
 )
 from easycore_ray.core.selection import METHODS
@@ -275,6 +276,9 @@ class TrainConfig(
     """Passes over the samples."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
+    device_seconds: Positive | None = setting(default=None, identity=if_given("device_seconds"), group="training")
+    """Seconds of training, of all workers together, instead of epochs or steps: a step is timed once before the start,
+    and as many are taken as fit. Recorded in --out, so that a run that is resumed has the same steps."""
     steps_fraction: Fraction | None = setting(default=None, identity=if_given("steps_fraction"), group="training")
     """As many steps as a coreset of this share of the samples takes in --epochs; as all of them, if left out. All data
     with 0.5 is repeated random sampling (RS2): in each pass over a half another half, till all were seen."""
@@ -292,8 +296,12 @@ class TrainConfig(
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
         found = super().problems() + objective_problems(self)
+        found += budget_problems(self)
         if self.steps is not None and self.steps_fraction is not None:
             found.append(f"steps is {self.steps} and steps_fraction {self.steps_fraction:g}; pass one of them")
+        if self.device_seconds is not None and self.steps_fraction is not None:
+            both = f"device_seconds is {self.device_seconds:g} and steps_fraction {self.steps_fraction:g}"
+            found.append(f"{both}; pass one of them")
         if self.pruning != "none":
             found += _pruning_problems(self)
         return found + batch_size_problems(self.batch_size, self.num_workers)

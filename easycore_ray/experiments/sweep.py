@@ -24,7 +24,14 @@ from easycore_ray.experiments.results import (
 )
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials, keep_best_models
 from easycore_ray.experiments.trial_runner import run_trials, trial_demand
-from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials, select_coresets
+from easycore_ray.experiments.trials import (
+    Trial,
+    budget_columns,
+    coreset_folders,
+    make_trials,
+    select_coresets,
+    settle_steps,
+)
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import duration, say
@@ -70,6 +77,7 @@ def sweep(config: SweepConfig) -> Artifact:
     with giving_back(made):
         cluster.connect()
         cluster.check_demand(trial_demand(config))
+        settle_steps(config, made)
     trials = make_trials(config, made.path, select_coresets(config, dataset, made.path))
     finished = read_finished(trials)
     if finished:
@@ -121,7 +129,8 @@ def _finish(
     made_by = [finished[trial.place] for trial in trials if trial.name not in diverged]
     if not made_by:
         raise EasyCoreError(f"all {len(lost)} trials diverged, the first with: {diverged[lost[0].name]['problem']}")
-    rows = result_rows(made_by, parents["scores"], lost)
+    budget = budget_columns(config, made.path)
+    rows = [row | budget.get(row["training"], {}) for row in result_rows(made_by, parents["scores"], lost)]
     summary = {
         "rows": rows,
         "curves": training_curves(made_by),
@@ -141,6 +150,7 @@ def _finish(
         counts={"trials": len(made_by), "rows": len(rows)} | ({"diverged": len(lost)} if lost else {}),
         wall_seconds=time.monotonic() - started,
         device_seconds=sum(spent) + sum(note["device_seconds"] for note in diverged.values()),
+        **({"budget": budget} if budget else {}),
     )
 
 

@@ -8,6 +8,7 @@ from easycore_ray.config.work_plan import WorkPlan, plan_for
 from easycore_ray.core.eps import check_eps
 from easycore_ray.data.coreset import count_run_rows
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.budget import plan_steps, with_steps, without_steps
 from easycore_ray.engine.run_identity import run_identity
 from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.engine.shares import batches_per_epoch, training_steps
@@ -31,26 +32,31 @@ def plan_train(config: TrainConfig, measure: bool = False) -> WorkPlan:
     """The plan of a training run."""
     dataset, parents = open_training(config)
     num_rows = count_run_rows(dataset, parents)
-    steps = training_steps(config, num_rows)
-    works = training_works(config, num_rows, dataset.num_rows("val"))
+    settled, known = config, True
+    if config.device_seconds is not None:
+        planned = plan_steps(config.out, config, [config.training], config.device_seconds, dataset, measure)
+        settled, known = with_steps(config, (planned or {}).get(config.training, 1)), planned is not None
+    steps = training_steps(settled, num_rows)
+    works = training_works(settled, num_rows, dataset.num_rows("val"))
     network = network_of(config, dataset.image_shape)
+    length = f"{steps:,} steps" if config.device_seconds is None else f"{config.device_seconds:g} device-seconds"
     plan = plan_for(
         "train",
         config,
         "checkpoint",
         run_identity("checkpoint", config, parents),
-        work=f"train {config.model} ({config.training}) for {steps:,} steps on {num_rows:,} samples with "
+        work=f"train {config.model} ({config.training}) for {length} on {num_rows:,} samples with "
         f"{format_workers(config.num_workers)} workers",
         steps=steps,
         samples=num_rows,
         bytes_written=checkpoint_bytes(config.model, config.width),
         estimates=estimates_of(works, assumed_rates(network, config.batch_size), config.max_workers),
     )
-    if not measure:
-        return plan
-    from easycore_ray.engine.measure import measure_plan
+    if measure:
+        from easycore_ray.engine.measure import measure_plan
 
-    return measure_plan(plan, config, dataset, works)
+        plan = measure_plan(plan, config, dataset, works)
+    return plan if known else without_steps(plan)
 
 
 def training_works(config: TrainConfig, num_rows: int, num_val: int) -> list[Work]:

@@ -13,6 +13,7 @@ from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
+from easycore_ray.engine.budget import settle_budget, with_steps
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
 from easycore_ray.engine.checkpoint_files import (
     AVERAGED,
@@ -73,6 +74,11 @@ def train(config: TrainConfig) -> Artifact:
         reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
     check_resources(fit, config, made, "train")
+    budget = None
+    if config.device_seconds is not None:
+        budget = settle_budget("train", made, config, [config.training], config.device_seconds)[config.training]
+        settled = with_steps(config, budget.steps)
+        fit = make_training_fit(settled, dataset, parents.get("coreset"), parents.get(INIT_FROM))
     for text in dataset.describe_constant_channels():
         say(f"train: {text}")
     with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:
@@ -81,7 +87,8 @@ def train(config: TrainConfig) -> Artifact:
             state = fit_tracked(fit, config, made, run, tracker, label="train")
         except HaltedError as halted:
             raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
-        artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
+        timed = {} if budget is None else {"seconds_per_step": budget.seconds_per_step}
+        artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started, **timed)
         say(f"train: best epoch: {best_epoch_text(artifact.manifest)}")
         if problem := overfitting_text(state.history):
             say(f"warning: train: {problem}; take the best epoch, or lower --eps or --attack-step-size")

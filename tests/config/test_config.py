@@ -179,6 +179,11 @@ BAD = [
     ),
     (TrainConfig, {"training": "nfgsm", "norm": "l2"}, "nfgsm steps along the sign .* for norm linf alone; got 'l2'"),
     (TrainConfig, {"steps": 0}, "steps must be >= 1"),
+    (TrainConfig, {"steps": 9, "device_seconds": 60}, "steps is 9 and device_seconds 60; pass one of them"),
+    (SweepConfig, {"steps": 9, "device_seconds": 60}, "steps is 9 and device_seconds 60; pass one of them"),
+    (TrainConfig, {"steps_fraction": 0.5, "device_seconds": 60}, "device_seconds is 60 and steps_fraction 0.5; pass"),
+    (TrainConfig, {"compile": True, "device_seconds": 60}, "device_seconds times plain steps before the start, not"),
+    (TrainConfig, {"device_seconds": 0.0}, "device_seconds must be a positive number, got 0"),
     (TrainConfig, {"steps": 9, "steps_fraction": 0.5}, "steps is 9 and steps_fraction 0.5; pass one of them"),
     (
         TrainConfig,

@@ -44,7 +44,7 @@ OTHER = {
     "commit_minutes": 0.0, "compile": True, "corruptions": ("contrast",),
     "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "crop_reflect": True,
     "cutoff": 0.1,
-    "cuda_graphs": False, "dataset": "t", "ema": 0.9, "eval_batch_size": 9,
+    "cuda_graphs": False, "dataset": "t", "device_seconds": 9.0, "ema": 0.9, "eval_batch_size": 9,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "final_lr": 0.001,
     "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
@@ -164,7 +164,7 @@ def test_a_field_changes_the_identity_unless_it_is_known_to_change_no_result(kin
 def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
     later = {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing",
-             "prune_ratio", "pruning"}  # fmt: skip
+             "device_seconds", "prune_ratio", "pruning"}  # fmt: skip
 
     assert later & identity_fields(make(kind)).keys() == set()
 
