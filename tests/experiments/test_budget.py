@@ -14,7 +14,8 @@ from easycore_ray.engine.shares import training_steps
 from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep
 from easycore_ray.experiments.sweep import sweep
 from easycore_ray.experiments.trials import make_trials
-from easycore_ray.reporting.tables import budget_text, print_table
+from easycore_ray.reporting.budgets import budget_text
+from easycore_ray.reporting.tables import print_table
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.scoring.score import score
 from easycore_ray.storage.artifact import open_artifact

@@ -5,8 +5,8 @@ import pytest
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.experiments.trials import make_trials
+from easycore_ray.reporting.budgets import budget_text
 from easycore_ray.reporting.figures import objective
-from easycore_ray.reporting.tables import budget_text
 from easycore_ray.storage.errors import EasyCoreError
 
 
