@@ -210,6 +210,8 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim, label: str) ->
         cluster.preflight(demand, label)
     if (words := describe_streaming(fit, config.max_workers)) is not None:
         say(words)
+    if fit.prune_ratio is not None and fit.cuda_graphs and config.gpus_per_worker:
+        say(f"{label}: pruned epochs are computed without a CUDA graph, since the sizes of their batches change")
     idle = int(demand.cpus_per_worker)
     if config.threads < idle and not config.gpus_per_worker and config.threads_per_worker is None:
         say(f"each worker has {idle} CPUs and uses one of them; --threads-per-worker {idle} uses all, as another run")

@@ -13,7 +13,7 @@ from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
-from easycore_ray.engine.budget import settle_budget, with_steps
+from easycore_ray.engine.budget import StepBudget, settle_budget, with_steps
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
 from easycore_ray.engine.checkpoint_files import (
     AVERAGED,
@@ -40,6 +40,7 @@ from easycore_ray.storage.artifact import (
     Artifact,
     Claim,
     finish,
+    giving_back,
     work_folder,
 )
 from easycore_ray.storage.errors import EasyCoreError
@@ -74,9 +75,8 @@ def train(config: TrainConfig) -> Artifact:
         reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
     check_resources(fit, config, made, "train")
-    budget = None
-    if config.device_seconds is not None:
-        budget = settle_budget("train", made, config, [config.training], config.device_seconds)[config.training]
+    budget = _settle(config, made)
+    if budget is not None:
         settled = with_steps(config, budget.steps)
         fit = make_training_fit(settled, dataset, parents.get("coreset"), parents.get(INIT_FROM))
     for text in dataset.describe_constant_channels():
@@ -96,6 +96,14 @@ def train(config: TrainConfig) -> Artifact:
         taken = duration(time.monotonic() - started)
         say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
     return artifact
+
+
+def _settle(config: TrainConfig, made: Claim) -> StepBudget | None:
+    """The steps of a run that was given device-seconds."""
+    if config.device_seconds is None:
+        return None
+    with giving_back(made):
+        return settle_budget("train", made, config, [config.training], config.device_seconds)[config.training]
 
 
 def make_training_fit(

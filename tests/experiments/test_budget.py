@@ -18,7 +18,7 @@ from easycore_ray.reporting.budgets import budget_text
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.scoring.score import score
-from easycore_ray.storage.artifact import open_artifact
+from easycore_ray.storage.artifact import Claim, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.training.plans import open_training, plan_train
 from easycore_ray.training.train import train
@@ -139,6 +139,9 @@ class TestRuns:
             EasyCoreError, match=r"device_seconds is 1e-06, and one step of trades takes .* pass at least"
         ):
             train(config)
+        # The folder is free again, for a run with more.
+        more = config.replace(device_seconds=5.0)
+        assert isinstance(claim_run("checkpoint", more, open_training(more)[1]), Claim)
 
     def test_a_sweep_has_equal_steps_for_all_arms(self, dataset, tmp_path):
         """Those of its record; its table, summary and manifest say what they were made from."""
