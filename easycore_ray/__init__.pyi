@@ -197,7 +197,8 @@ class _Train(Protocol):
         cuda_graphs: bool = True, seed: int = 0, extra_dataset: StrPath | None = None,
         extra_coreset: StrPath | None = None, extra_fraction: float | None = None, init_from: StrPath | None = None,
         coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
-        steps_fraction: float | None = None, charged_steps: int = 0,
+        device_seconds: float | None = None, steps_fraction: float | None = None,
+        pruning: Literal["none", "infobatch"] = "none", prune_ratio: float = 0.5, charged_steps: int = 0,
     ) -> Checkpoint: ...
     @overload
     def plan(self, config: TrainConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -223,7 +224,9 @@ class _Train(Protocol):
         cuda_graphs: bool = True, seed: int = 0, extra_dataset: StrPath | None = None,
         extra_coreset: StrPath | None = None, extra_fraction: float | None = None, init_from: StrPath | None = None,
         coreset: StrPath | None = None, epochs: int = 20, steps: int | None = None,
-        steps_fraction: float | None = None, charged_steps: int = 0, measure: bool = False,
+        device_seconds: float | None = None, steps_fraction: float | None = None,
+        pruning: Literal["none", "infobatch"] = "none", prune_ratio: float = 0.5, charged_steps: int = 0,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Evaluate(Protocol):
@@ -299,9 +302,9 @@ class _Sweep(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
-        search: Literal["none", "optuna"] = "none", num_trials: int = 20,
+        device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        register: str | None = None, search: Literal["none", "optuna"] = "none", num_trials: int = 20,
     ) -> Sweep: ...
     @overload
     def plan(self, config: SweepConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -331,9 +334,10 @@ class _Sweep(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
-        search: Literal["none", "optuna"] = "none", num_trials: int = 20, measure: bool = False,
+        device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        register: str | None = None, search: Literal["none", "optuna"] = "none", num_trials: int = 20,
+        measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Report(Protocol):
@@ -455,9 +459,9 @@ class _Pipeline(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
-        dataset: StrPath | None = None, source: StrPath = "digits",
+        device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        register: str | None = None, dataset: StrPath | None = None, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         image_size: int | None = None, resize_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate",
         store: Literal["auto", "pixels", "encoded", "resized"] = "auto", shard_mib: float = 256.0,
@@ -496,9 +500,9 @@ class _Pipeline(Protocol):
         fraction: float | Sequence[float] = (0.3, 0.5),
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
-        count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",), val_attack_steps: int = 10,
-        eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,), register: str | None = None,
-        dataset: StrPath | None = None, source: StrPath = "digits",
+        device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
+        val_attack_steps: int = 10, eval_eps: float | str | Sequence[float | str] = (0.03137254901960784,),
+        register: str | None = None, dataset: StrPath | None = None, source: StrPath = "digits",
         format: Literal["auto", "imagefolder", "parquet", "webdataset"] = "auto", test_source: StrPath | None = None,
         image_size: int | None = None, resize_size: int | None = None, exif: Literal["rotate", "ignore"] = "rotate",
         store: Literal["auto", "pixels", "encoded", "resized"] = "auto", shard_mib: float = 256.0,

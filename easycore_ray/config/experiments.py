@@ -48,6 +48,7 @@ from easycore_ray.config.recipes import (
     SeededRecipeConfig,
     ThreatConfig,
     attacks_validation,
+    budget_problems,
     objective_problems,
 )
 from easycore_ray.config.stages import PrepareConfig, ScoreBatchConfig, ScoreConfig
@@ -123,8 +124,9 @@ class GridConfig(EarlyStoppingConfig, TrialsConfig, EvalMeasureConfig, Robustnes
     method: Several[ArmName] = setting(
         default=("easycore", "easycore/class", "random", "hardest"), identity=True, group="data"
     )
-    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection; or rs2: all
-    data, in another order each time, for the steps of a coreset."""
+    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection. Or, for the
+    steps of a coreset: rs2, all data, in another order each time; infobatch, all data, those of low loss less often
+    (see --pruning of train)."""
     fraction: Several[Fraction] = setting(default=(0.3, 0.5), identity=True, group="data")
     """Shares of the samples that are kept, each in (0, 1]."""
     training: Several[Training] = setting(default=("standard", "trades"), identity=True, group="training")
@@ -135,6 +137,10 @@ class GridConfig(EarlyStoppingConfig, TrialsConfig, EvalMeasureConfig, Robustnes
     """One training run per seed; random arms draw anew with each."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
+    device_seconds: Positive | None = setting(default=None, identity=if_given("device_seconds"), group="training")
+    """Seconds of training of each model instead of epochs or steps: a step of each objective is timed once before the
+    start, and as many are taken as fit, the same number whatever the size of the coreset. Recorded in --out, so that a
+    sweep that is resumed has the same steps. With several workers, seconds of all together."""
     count_scoring: Flag = setting(default=False, identity=lambda config: config.count_scoring, group="training")
     """Take off the steps of models whose coresets go by scores what the scoring run cost, in passes through the
     network, divided by the number of those models."""
@@ -156,6 +162,8 @@ class GridConfig(EarlyStoppingConfig, TrialsConfig, EvalMeasureConfig, Robustnes
         found += objective_problems(self) + early_stopping_problems(self)
         if WEIGHTED & {*self.training} and not self.beta:
             found.append("beta needs at least one value for trades and mart")
+        if "infobatch" in self.method and self.extra_dataset is not None:
+            found.append("method infobatch cannot go with extra_dataset, whose rows have a share of every batch")
         if "pgd20" not in self.attack:
             found.append(f"attack must include pgd20, the attack all sweeps share, got {' '.join(self.attack)!r}")
         return found
@@ -172,7 +180,8 @@ class SweepConfig(SearchConfig, GridConfig, RecipeConfig, TrackingConfig, Resour
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
-        return super().problems() + search_problems(self) + batch_size_problems(self.batch_size, self.trial_workers)
+        found = super().problems() + search_problems(self) + budget_problems(self)
+        return found + batch_size_problems(self.batch_size, self.trial_workers)
 
 
 @configuration

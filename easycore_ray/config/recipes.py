@@ -233,6 +233,18 @@ def objective_problems(config: Any) -> list[str]:
     return found
 
 
+def budget_problems(config: Any) -> list[str]:
+    """What is wrong with the steps of a configuration that may have device-seconds instead, a sentence each."""
+    if config.device_seconds is None:
+        return []
+    found = []
+    if config.steps is not None:
+        found.append(f"steps is {config.steps} and device_seconds {config.device_seconds:g}; pass one of them")
+    if config.compile:
+        found.append("device_seconds times plain steps before the start, not compiled ones; pass --steps instead")
+    return found
+
+
 @configuration
 class ThreatConfig(Checked):
     """The attack that adversarial objectives (trades, pgd, mart, nfgsm) train against."""

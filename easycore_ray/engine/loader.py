@@ -6,11 +6,13 @@ ahead by tasks of Ray Data. Which rows are in which batch is arithmetic in both 
 """
 
 import contextlib
+import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -62,6 +64,24 @@ class Loader(Protocol):
         ...
 
 
+@runtime_checkable
+class PrunableLoader(Loader, Protocol):
+    """A loader whose epochs may leave rows out."""
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """Ids of the worker's rows, (n,), in the loader's own order."""
+        ...
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> "PrunableLoader":
+        """A loader of some of the worker's rows, which reads no others.
+
+        Args:
+            places: int64 (m,), ascending, in ``sample_ids``.
+            segments: of an epoch of those rows, of all workers.
+        """
+        ...
+
+
 class MemoryLoader:
     """Rows kept in memory; each epoch is a fresh permutation, cut into segments and nearly equal batches.
 
@@ -78,8 +98,22 @@ class MemoryLoader:
             order = torch.argsort(rows.sample_ids)
             rows = Samples(*(column[order] for column in rows))
         self._rows = rows
+        self._chosen: Tensor | None = None
+        """Places int64 (m,) of the rows that are used; None: all."""
         self.segments, self._seed, self._rank = segments, seed, rank
         assert len(rows.sample_ids) == segments.rows_of_worker(rank)
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """See ``PrunableLoader``: (n,), ascending."""
+        ids = self._rows.sample_ids
+        return (ids if self._chosen is None else ids[self._chosen]).numpy()
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> Self:
+        """See ``PrunableLoader``, which says the shapes; the images are not copied."""
+        found, chosen = copy.copy(self), torch.from_numpy(places)
+        found._chosen, found.segments = chosen if self._chosen is None else self._chosen[chosen], segments
+        assert len(places) == segments.rows_of_worker(self._rank)
+        return found
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
@@ -87,8 +121,9 @@ class MemoryLoader:
 
     def shuffled(self, epoch: int, segment: int) -> Iterator[Samples]:
         """See ``Loader``."""
-        count = len(self._rows.sample_ids)
+        count = self.segments.rows_of_worker(self._rank)
         order = torch.randperm(count, generator=generator("order", self._seed, epoch, self._rank))
+        order = order if self._chosen is None else self._chosen[order]
         places = self.segments.rows(segment, self._rank)
         for chosen in order[places.start : places.stop].split(self.segments.batch_sizes(segment, self._rank)):
             yield Samples(*(column[chosen] for column in self._rows))
@@ -130,10 +165,25 @@ class StreamLoader:
         streams: int = 1,
     ) -> None:
         self.segments = segments
+        self._rows = rows
+        self._of_rows = partial(StreamLoader, dataset=dataset, seed=seed, rank=rank, augment=augment, pin=pin,
+                                streams=streams)  # fmt: skip
         self._source = _Source(rows, dataset, segments, seed, rank, augment=augment, pin=pin, streams=streams)
         self._ahead: _Ahead | None = None
         self._next: tuple[int, int] | None = None
         assert len(rows.row) == segments.rows_of_worker(rank)
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """See ``PrunableLoader``: (n,), in stored order; ``place_rows`` must have been asked for them."""
+        assert self._rows.sample_ids is not None
+        return self._rows.sample_ids
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> "StreamLoader":
+        """See ``PrunableLoader``, which says the shapes."""
+        rows = self._rows._replace(
+            shard=self._rows.shard[places], row=self._rows.row[places], sample_ids=self.sample_ids()[places]
+        )
+        return self._of_rows(rows, segments=segments)
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
@@ -403,7 +453,8 @@ def open_loader(fit: Fit, rank: int = 0, world_size: int = 1, *, rows: Samples |
     """
     segments, seed = fit.segments(world_size), fit.plan.seed
     keeps, keeps_extra = (True, True) if rows is not None and fit.extra is None else rows_in_memory(fit, world_size)
-    how: dict[str, Any] = {"rank": rank, "world_size": world_size, "augment": fit.plan.augment == "imagenet"}
+    how: dict[str, Any] = {"rank": rank, "world_size": world_size, "augment": fit.plan.augment == "imagenet",
+                           "with_ids": fit.prune_ratio is not None}  # fmt: skip
     how["streams"] = max(1, (not keeps) + (not keeps_extra))
     if rows is not None:
         main: Loader = MemoryLoader(rows, segments=segments, seed=seed, rank=rank)
@@ -427,6 +478,7 @@ def _opener(
     keeps: bool,
     augment: bool,
     streams: int,
+    with_ids: bool = False,
 ) -> Callable[[Segments, int], Loader]:
     """Reads or locates a worker's share once; gives the loader of any segments of it, and a seed."""
     own = (dataset, "train", sample_ids, rank, world_size)
@@ -434,7 +486,8 @@ def _opener(
         rows = read_split(dataset, "train", block_of_split(*own))
         return lambda segments, seed: MemoryLoader(rows, segments=segments, seed=seed, rank=rank)
     cluster.connect()
-    places, pin = place_rows(*own), torch.cuda.is_available()
+    # Ids are asked for by what prunes epochs, which goes without extra rows.
+    places, pin = place_rows(*own, with_ids=with_ids), torch.cuda.is_available()
     return lambda segments, seed: StreamLoader(
         places, dataset, segments=segments, seed=seed, rank=rank, augment=augment, pin=pin, streams=streams
     )

@@ -35,6 +35,7 @@ class Fit:
     """Arguments of ``core.models.build_model``."""
     plan: TrainingPlan
     epochs: int
+    """Passes over all samples; of pruned epochs there are more."""
     batch_size: int
     """Samples per step over all workers."""
     segment_images: int
@@ -55,6 +56,9 @@ class Fit:
     """Steps of the attack on the validation split after each epoch; 0: none."""
     score_batch_size: int | None = None
     """Samples in a batch of an exact scoring pass; by the size of the images if None."""
+    prune_ratio: float | None = None
+    """Share of the samples with a loss below the mean that an epoch leaves out, see ``core.pruning``; None: no epoch
+    is pruned."""
     initial: Artifact | None = None
     """The checkpoint whose weights it starts from; random ones if None."""
     extra: ExtraData | None = None
@@ -112,6 +116,16 @@ class Fit:
         """The same of the extra data, of which there is some."""
         assert self.extra is not None
         return _read_ids(self.extra.coreset, self.extra.num_rows)
+
+    @property
+    def progress_unit(self) -> str:
+        """What progress is counted in: how many images pruned epochs have is not known before."""
+        return "images" if self.prune_ratio is None else "steps"
+
+    @property
+    def progress_total(self) -> int:
+        """How many of them there are in all."""
+        return self.epochs * self.epoch_rows if self.prune_ratio is None else self.plan.total_steps
 
     @property
     def selected_by(self) -> str:

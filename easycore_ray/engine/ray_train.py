@@ -66,7 +66,7 @@ def fit_on_ray(
     """
     paths.make_dir(storage)
     check_committed_states(paths.join(storage, name))
-    with watching(label, fit.epochs * fit.epoch_rows, "images", on_metrics) as actor, _quiet():
+    with watching(label, fit.progress_total, fit.progress_unit, on_metrics) as actor, _quiet():
         work = {"fit": fit, "recorder": recorder, "progress_actor": actor, "claim": made, "device": config.device}
         make_trainer = _trainer_factory(work, config, storage, name)
         result = _fit_with_retries(make_trainer, config.max_failures, label)
@@ -216,6 +216,8 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim, label: str) ->
         say(f"{label}: {fit.extra.describe(fit.batch_size)}")
     if (words := describe_streaming(fit, config.max_workers)) is not None:
         say(words)
+    if fit.prune_ratio is not None and fit.cuda_graphs and config.gpus_per_worker:
+        say(f"{label}: pruned epochs are computed without a CUDA graph, since the sizes of their batches change")
     idle = int(demand.cpus_per_worker)
     if config.threads < idle and not config.gpus_per_worker and config.threads_per_worker is None:
         say(f"each worker has {idle} CPUs and uses one of them; --threads-per-worker {idle} uses all, as another run")

@@ -1,6 +1,6 @@
 """What sweep(), study() and pipeline() would do, without doing it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepConfig
@@ -11,6 +11,7 @@ from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
+from easycore_ray.engine.budget import plan_steps, without_steps
 from easycore_ray.engine.extra_data import extra_data, open_extra_parents
 from easycore_ray.engine.run_inputs import check_budget
 from easycore_ray.engine.shares import training_steps
@@ -52,10 +53,12 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     """The plan of a sweep."""
     dataset, hardness, parents = open_sweep_inputs(config)
     out, count = paths.absolute(config.out), hardness.manifest["counts"]["samples"]
-    trials = planned_trials(config, out)
+    steps = _planned_steps(config, dataset, measure)
+    trials = planned_trials(config, out, steps)
     done = [each.trial for each in read_finished(trials).values()]
     names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
     plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
+    plan = without_steps(plan) if steps == {} else plan
     extra = extra_data(config, dataset, parents)
     return plan_for(
         "sweep",
@@ -116,7 +119,8 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
     prepared = config.prepare_config().out
     where = config.dataset or (prepared if is_finished(prepared) else None)
     sweep = config.sweep_config(where or "dataset", "scores")
-    trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
+    steps = None if where is None else _planned_steps(sweep, open_dataset(where), measure)
+    trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out), steps)
     work = f"score for {config.score_epochs} epochs, run {len(trials)} trials{_choice_text(sweep)} and report"
     if where is None:
         plan = join_plans("pipeline", work, out, [plan_prepare(config.prepare_config())])
@@ -133,11 +137,20 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
     count = config.subset or dataset.num_rows("train")
     scoring = plan_score(config.score_config(where), measure, num_rows=count)
     todo = [trial for trial in trials if not is_finished(trial.evaluate.out)]
-    plan = join_plans("pipeline", work, out, [scoring, _plan_trials(sweep, dataset, todo, count, measure)])
+    planned = _plan_trials(sweep, dataset, todo, count, measure)
+    plan = join_plans("pipeline", work, out, [scoring, without_steps(planned) if steps == {} else planned])
     return plan.replace(
         makes=(*plan.makes, paths.join(out, "sweep"), paths.join(out, "report"), paths.join(out, "summary.json")),
         finished=(*plan.finished, *(trial.train.out for trial in trials if trial not in todo)),
     )
+
+
+def _planned_steps(config: SweepConfig, dataset: Dataset, measure: bool) -> Mapping[str, int] | None:
+    """About the steps of each objective where they follow from device-seconds; empty where nobody knows them yet."""
+    if config.device_seconds is None:
+        return None
+    first = make_trials(config, config.out, coreset_folders(config, config.out), {})[0].train
+    return plan_steps(config.out, first, config.training, config.device_seconds, dataset, measure) or {}
 
 
 def _plan_trials(config: SweepConfig, dataset: Dataset, trials: Sequence[Trial], count: int, measure: bool) -> WorkPlan:

@@ -1,6 +1,7 @@
 """The points that a search has chosen, as trials of its sweep; nothing of Ray and Optuna is needed to read them."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,10 @@ def grid_of(config: SweepConfig, point: Point) -> SweepConfig:
     return config.replace(search="none", method=(point.method,), fraction=(point.fraction,), beta=beta)
 
 
-def point_trial(config: SweepConfig, folder: str, point: Point) -> Trial:
-    """The trial of a point; ``folder``: that of the sweep's files."""
+def point_trial(config: SweepConfig, folder: str, point: Point, steps: Mapping[str, int] | None = None) -> Trial:
+    """The trial of a point; ``folder``: that of the sweep's files, ``steps``: see ``make_trials``."""
     grid = grid_of(config, point)
-    return make_trials(grid, folder, coreset_folders(grid, folder))[-1]
+    return make_trials(grid, folder, coreset_folders(grid, folder), steps)[-1]
 
 
 def select_point(config: SweepConfig, dataset: Dataset, folder: str, point: Point) -> None:
@@ -56,20 +57,26 @@ def select_point(config: SweepConfig, dataset: Dataset, folder: str, point: Poin
                           seed=trial.seed))  # fmt: skip
 
 
-def sweep_trials(config: SweepConfig, folder: str) -> list[Trial]:
-    """The trials of a sweep: those of its grid, and those of the points that its search has chosen so far."""
+def sweep_trials(config: SweepConfig, folder: str, steps: Mapping[str, int] | None = None) -> list[Trial]:
+    """The trials of a sweep: those of its grid, and those of the points that its search has chosen so far.
+
+    Args:
+        config: of the sweep.
+        folder: of its files.
+        steps: see ``make_trials``.
+    """
     points = read_points(folder) if config.search != "none" else []
-    grid = make_trials(config, folder, coreset_folders(config, folder))
-    return grid + [point_trial(config, folder, point) for point in points]
+    grid = make_trials(config, folder, coreset_folders(config, folder), steps)
+    return grid + [point_trial(config, folder, point, steps) for point in points]
 
 
-def planned_trials(config: SweepConfig, folder: str) -> list[Trial]:
+def planned_trials(config: SweepConfig, folder: str, steps: Mapping[str, int] | None = None) -> list[Trial]:
     """All trials that a sweep may come to: points that are not chosen yet count as the largest that may be."""
-    trials = sweep_trials(config, folder)
+    trials = sweep_trials(config, folder, steps)
     if config.search == "none":
         return trials
     weight = max(config.beta) if trials[0].beta is not None else None
     arm = next(name for name in config.method if name != "full")
-    largest = point_trial(config, folder, Point(arm, max(config.fraction), weight))
+    largest = point_trial(config, folder, Point(arm, max(config.fraction), weight), steps)
     chosen = sum(trial.arm != FULL for trial in trials)
     return trials + [largest] * (config.num_trials - chosen)

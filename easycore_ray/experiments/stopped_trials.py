@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from easycore_ray.engine.run_history import STOPPED, read_committed_history, train_run_name
-from easycore_ray.engine.shares import batches_per_epoch, training_steps
+from easycore_ray.engine.shares import steps_per_epoch, training_steps
 from easycore_ray.experiments.comparison_rules import SHARE, VALIDATION, WHOLE, compared_by
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.storage import paths
@@ -26,9 +26,13 @@ def standings(trial: Trial, history: Iterable[Mapping[str, float]]) -> list[dict
     """
     num_rows = open_artifact(trial.train.coreset or "", "coreset").manifest["counts"]["samples"]
     total, metric = training_steps(trial.train, num_rows), compared_by(trial.training)
-    per_epoch = batches_per_epoch(num_rows, trial.train.batch_size)
+    per_epoch = steps_per_epoch(trial.train, num_rows)
+    # Pruned epochs say how many steps were done; all others have as many each.
     return [
-        {SHARE: round(WHOLE * min(int(entry["epoch"]) * per_epoch, total) / total), VALIDATION: entry[metric]}
+        {
+            SHARE: round(WHOLE * min(entry.get("steps", entry["epoch"] * per_epoch), total) / total),
+            VALIDATION: entry[metric],
+        }
         for entry in history
         if metric in entry
     ]

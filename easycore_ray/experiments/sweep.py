@@ -31,7 +31,7 @@ from easycore_ray.experiments.search_points import sweep_trials
 from easycore_ray.experiments.stopped_trials import read_stops, stopped_row
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials, keep_best_models
 from easycore_ray.experiments.trial_runner import run_trials, trial_demand
-from easycore_ray.experiments.trials import FULL, Trial, select_coresets
+from easycore_ray.experiments.trials import FULL, Trial, budget_columns, select_coresets, settle_steps
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import duration, say
@@ -79,6 +79,7 @@ def sweep(config: SweepConfig) -> Artifact:
     with giving_back(made):
         cluster.connect()
         cluster.check_demand(trial_demand(config))
+        settle_steps(config, made)
     if (extra := extra_data(config, dataset, parents)) is not None:
         say(f"sweep: {extra.describe(config.batch_size)}")
     select_coresets(config, dataset, made.path)
@@ -180,7 +181,9 @@ def _finish(
     made_by = [outcome.finished[trial.place] for trial in trials if trial.place in outcome.finished]
     if not made_by:
         raise EasyCoreError(f"all {len(lost)} trials diverged, the first with: {diverged[lost[0].name]['problem']}")
-    rows = result_rows(made_by, parents["scores"], lost, stopped)
+    budget = budget_columns(config, made.path)
+    found = result_rows(made_by, parents["scores"], lost, stopped)
+    rows = [row | budget.get(row["training"], {}) for row in found]
     summary = {
         "rows": rows,
         "curves": training_curves(made_by),
@@ -204,6 +207,7 @@ def _finish(
         | {name: len(ended) for name, ended in (("diverged", lost), ("stopped", stopped)) if ended},
         wall_seconds=time.monotonic() - started,
         device_seconds=sum(spent) + sum(note["device_seconds"] for note in (*diverged.values(), *notes.values())),
+        **({"budget": budget} if budget else {}),
     )
 
 

@@ -9,6 +9,7 @@ from easycore_ray.config.arms import DYNAMIC
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.paired_differences import PairedDifference, paired_difference
 from easycore_ray.core.selection import METHODS
+from easycore_ray.reporting.budgets import budget_text
 from easycore_ray.reporting.figures import (
     ATTACK_TITLES,
     OBJECTIVE_TITLES,
@@ -230,21 +231,6 @@ def result_tables(
         intro += f"<p>The line <i>averaged</i> is the accuracy with the {term('averaged weights')}.</p>"
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
     return intro + "".join(tables) + _notes(rows, diverged, stopped)
-
-
-def budget_text(rows: Sequence[Row]) -> str:
-    """What the models of a comparison have in common: steps, or epochs and so the steps of a coreset's size."""
-    equal = all(
-        len({row["steps"] for row in same}) == 1 for same in grouped(rows, lambda row: row["training"]).values()
-    )
-    charged = sorted({row["charged_steps"] for row in rows if row.get("charged_steps")})
-    text = "budget: equal steps" if equal else "budget: equal epochs, a smaller coreset takes fewer steps"
-    if any(row["method"] in DYNAMIC for row in rows):
-        text += "; rs2: all data, for the steps of a coreset"
-    if charged:
-        steps = " to ".join(f"{count:,}" for count in dict.fromkeys((charged[0], charged[-1])))
-        text += f"; for scoring, {steps} steps are taken off a model that goes by scores"
-    return text
 
 
 def _notes(rows: Sequence[Row], diverged: Sequence[Row], stopped: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
+from easycore_ray.engine.budget import StepBudget, settle_budget, with_steps
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
 from easycore_ray.engine.checkpoint_files import (
     AVERAGED,
@@ -40,6 +41,7 @@ from easycore_ray.storage.artifact import (
     Artifact,
     Claim,
     finish,
+    giving_back,
     work_folder,
 )
 from easycore_ray.storage.errors import EasyCoreError
@@ -75,6 +77,10 @@ def train(config: TrainConfig) -> Artifact:
         reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
     check_resources(fit, config, made, "train")
+    budget = _settle(config, made)
+    if budget is not None:
+        settled = with_steps(config, budget.steps)
+        fit = make_training_fit(settled, dataset, parents.get("coreset"), parents.get(INIT_FROM))
     for text in dataset.describe_constant_channels():
         say(f"train: {text}")
     with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:
@@ -83,7 +89,8 @@ def train(config: TrainConfig) -> Artifact:
             state = fit_tracked(fit, config, made, run, tracker, label="train")
         except HaltedError as halted:
             raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
-        artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
+        timed = {} if budget is None else {"seconds_per_step": budget.seconds_per_step}
+        artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started, **timed)
         say(f"train: best epoch: {best_epoch_text(artifact.manifest)}")
         if problem := overfitting_text(state.history):
             say(f"warning: train: {problem}; take the best epoch, or lower --eps or --attack-step-size")
@@ -92,6 +99,14 @@ def train(config: TrainConfig) -> Artifact:
         also = "" if extra is None else f" and {extra.num_rows:,} extra ones"
         say(f"train: {fit.num_rows:,} samples{also}, {state.step:,} steps in {taken}, {waited} → {out}")
     return artifact
+
+
+def _settle(config: TrainConfig, made: Claim) -> StepBudget | None:
+    """The steps of a run that was given device-seconds."""
+    if config.device_seconds is None:
+        return None
+    with giving_back(made):
+        return settle_budget("train", made, config, [config.training], config.device_seconds)[config.training]
 
 
 def make_training_fit(
@@ -119,6 +134,7 @@ def make_training_fit(
         objective=config,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
+        prune_ratio=config.prune_ratio if config.pruning != "none" else None,
     )
 
 

@@ -44,7 +44,7 @@ OTHER = {
     "commit_minutes": 0.0, "compile": True, "corruptions": ("contrast",),
     "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "crop_reflect": True,
     "cutoff": 0.1,
-    "cuda_graphs": False, "dataset": "t", "ema": 0.9, "eval_batch_size": 9,
+    "cuda_graphs": False, "dataset": "t", "device_seconds": 9.0, "ema": 0.9, "eval_batch_size": 9,
     "extra_coreset": "t", "extra_dataset": "t", "extra_fraction": 0.5,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "final_lr": 0.001,
@@ -57,6 +57,7 @@ OTHER = {
     "num_autoattack_samples": 7, "num_eval_samples": 7, "num_trials": 9,
     "num_train_samples": 70, "num_workers": 4, "on_bad_sample": "skip", "on_duplicate": "keep", "only": ("aign",),
     "option": ("strata=20",), "out": "t", "overwrite": True, "parts": ("trades",),
+    "prune_ratio": 0.3, "pruning": "infobatch",
     "pgd_restarts": 3, "precision": "bf16", "reduction_factor": 4.0, "results": "t",
     "resize_size": 10, "shard_mib": 9.0, "schedule": "cosine", "scheduler": "asha",
     "score": "el2n", "score_epochs": 3, "score_every": 2,
@@ -137,6 +138,8 @@ def beside(kind, name):
         return {"trial_workers": 1} | ({} if name == "scheduler" else {"scheduler": "asha"})
     if name in {"search", "num_trials"}:
         return {"seeds": (0,)} | ({} if name == "search" else {"search": "optuna"})
+    if name == "prune_ratio":
+        return {"pruning": "infobatch"}
     return {}
 
 
@@ -182,6 +185,7 @@ def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
     later = {"scheduler", "reduction_factor", "grace_fraction", "search", "num_trials", "extra_fraction"}
     later |= {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
+    later |= {"device_seconds", "prune_ratio", "pruning"}
 
     assert later & identity_fields(make(kind)).keys() == set()
 

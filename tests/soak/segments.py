@@ -135,6 +135,8 @@ def draw_case(dataset, rng: random.Random) -> Case:
         )  # fmt: skip
     if job == "score" and fields["score_pass"] == "eval" and rng.random() < 0.7:
         fields |= dict(training=rng.choice(["trades", "pgd", "mart"]), norm=rng.choice(["linf", "l2"]), attack_steps=1)
+    if job != "score":
+        fields |= dict(pruning=rng.choice(["none", "infobatch"]))
     if job == "pgd":
         fields |= dict(clean_forwards=rng.choice([True, False]))
     return Case(dataset, workers, job, **fields)
