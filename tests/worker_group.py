@@ -176,6 +176,12 @@ class WatchedLoader:
     def __init__(self, loader, context):
         self.loader, self.context, self.segments = loader, context, loader.segments
 
+    def sample_ids(self):
+        return self.loader.sample_ids()
+
+    def part(self, places, segments):
+        return WatchedLoader(self.loader.part(places, segments), self.context)
+
     def shuffled(self, epoch, segment):
         return self.watch(self.loader.shuffled(epoch, segment), ("trained", epoch, segment))
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -64,7 +64,6 @@ class Loader(Protocol):
         ...
 
 
-@runtime_checkable
 class PrunableLoader(Loader, Protocol):
     """A loader whose epochs may leave rows out."""
 

@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -128,10 +128,8 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
     graphed = fit.cuda_graphs and context.device.type == "cuda"
     gradients = GraphedGradients() if graphed else compute_gradients
     use = MachineUse(context.device)
-    pruner = None
-    if fit.prune_ratio is not None:
-        assert isinstance(loader, PrunableLoader)
-        pruner = Pruner(fit, context, loader)
+    # Runs that prune have no extra rows, and all other loaders can leave rows out.
+    pruner = None if fit.prune_ratio is None else Pruner(fit, context, cast(PrunableLoader, loader))
     run = _Run(fit, context, loader, model, trained, gradients, optimizer, averaged, recorder, validation, use,
                fit.row_limit(fit.score_batch_size), pruner, PrunedEpoch(loader, None, fit.plan.total_steps),
                time.monotonic())  # fmt: skip

@@ -10,6 +10,7 @@ from easycore_ray.config.stages import TrainConfig
 from easycore_ray.engine import budget
 from easycore_ray.engine.budget import read_budget, settle_budget
 from easycore_ray.engine.run_identity import claim_run
+from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.experiments.plans import open_sweep_inputs, plan_sweep
 from easycore_ray.experiments.sweep import sweep
@@ -20,7 +21,7 @@ from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.scoring.score import score
 from easycore_ray.storage.artifact import Claim, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import open_training, plan_train
+from easycore_ray.training.plans import plan_train
 from easycore_ray.training.train import train
 from tests.artifacts import make_image_dataset
 
@@ -99,7 +100,7 @@ def test_plans_say_the_steps_where_they_are_known(dataset, tmp_path):
     assert plan.steps == 0
     assert any("steps and time are known once a step of each objective was timed" in text for text in plan.warnings)
     begun = settings(dataset, tmp_path / "begun")
-    claim_run("checkpoint", begun, open_training(begun)[1])
+    claim_run("checkpoint", begun, open_run_inputs(begun)[1])
     record(tmp_path / "begun", trades=7)
     assert plan_train(begun).steps == 7
 
@@ -118,7 +119,7 @@ class TestRuns:
     def test_steps_are_timed_once(self, dataset, tmp_path, monkeypatch):
         """Recorded before training, and what was recorded is taken by the run that goes on."""
         config = settings(dataset, tmp_path / "run")
-        made = claim_run("checkpoint", config, open_training(config)[1])
+        made = claim_run("checkpoint", config, open_run_inputs(config)[1])
         [found] = settle_budget("train", made, config, ["trades"], 5.0).values()
         assert found.steps == int(5.0 / found.seconds_per_step) >= 1
         assert read_budget(made.path, 5.0) == {"trades": found}
@@ -141,7 +142,7 @@ class TestRuns:
             train(config)
         # The folder is free again, for a run with more.
         more = config.replace(device_seconds=5.0)
-        assert isinstance(claim_run("checkpoint", more, open_training(more)[1]), Claim)
+        assert isinstance(claim_run("checkpoint", more, open_run_inputs(more)[1]), Claim)
 
     def test_a_sweep_has_equal_steps_for_all_arms(self, dataset, tmp_path):
         """Those of its record; its table, summary and manifest say what they were made from."""

@@ -109,6 +109,8 @@ def test_shares_are_of_a_trials_own_steps(tmp_path):
     assert [entry[SHARE] for entry in standings(small, history_of(0.1, 0.2))] == [67, 133]
     assert [entry[SHARE] for entry in standings(half, history_of(0.1, 0.2, 0.3))] == [333, 667, 1000]
     assert standings(small, [{"epoch": 1, "val_accuracy": 0.9}]) == [], "adversarial trials are compared under attack"
+    pruned = [{**entry, "steps": steps} for entry, steps in zip(history_of(0.1, 0.2), (3, 5), strict=True)]
+    assert [entry[SHARE] for entry in standings(small, pruned)] == [200, 333], "pruned epochs are of several lengths"
 
 
 def test_a_trial_that_is_behind_is_stopped_and_noted(trials):
