@@ -52,11 +52,15 @@ def make_dataset(folder: Path | str, labels: Sequence[int], *, ids: Sequence[int
     )
 
 
-def draw_rows(ids: np.ndarray, labels: np.ndarray, epochs: Sequence[int], seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Random score rows of every (sample, epoch): one dict of columns per epoch, in the order of ``ids``."""
-    rng = np.random.default_rng(seed)
-    count = len(ids)
-    return [
+def draw_rows(
+    ids: np.ndarray, labels: np.ndarray, epochs: Sequence[int], seed: int = 0, *, attacked: bool = False
+) -> list[dict[str, np.ndarray]]:
+    """Random score rows of every (sample, epoch): one dict of columns per epoch, in the order of ``ids``.
+
+    If attacked, with the columns of adversarial training; the others are the same.
+    """
+    rng, count = np.random.default_rng(seed), len(ids)
+    rows = [
         {
             "sample_id": np.asarray(ids, np.int64),
             "epoch": np.full(count, epoch, np.int32),
@@ -69,6 +73,10 @@ def draw_rows(ids: np.ndarray, labels: np.ndarray, epochs: Sequence[int], seed: 
         }
         for epoch in epochs
     ]
+    for columns in rows if attacked else ():
+        columns["adv_loss"] = rng.gamma(2.0, 1.0, count).astype(np.float32)
+        columns["adv_correct"] = rng.random(count) < 0.4
+    return rows
 
 
 def write_parts(table: Path | str, rows: list[dict[str, np.ndarray]], rank_of_row: np.ndarray) -> list[ScorePart]:
@@ -90,6 +98,7 @@ def finish_table(
     dataset: Artifact | None = None,
     *,
     num_samples: int | None = None,
+    training: str = "standard",
 ) -> None:
     """Complete ``run/table`` with its samples and its manifest."""
     table = f"{run}/table"
@@ -98,7 +107,7 @@ def finish_table(
     artifact.finish(
         Claim(table, "score_table", "identity", "nonce", resumed=False),
         fingerprint=score_table.fingerprint(parts),
-        config={"score_pass": "eval"},
+        config={"score_pass": "eval", "training": training},
         parents={"dataset": parent},
         counts={"samples": samples.num_rows if num_samples is None else num_samples},
         wall_seconds=0.0,
@@ -206,12 +215,12 @@ def _norm(image: bytes, layout: shards.Layout) -> float:
 def make_checkpoint(folder: Path | str, dataset: str, **fields: Any) -> Artifact:
     """A checkpoint trained in this process, for one step unless the fields say more."""
     from easycore_ray.data.samples import read_split
+    from easycore_ray.engine.run_inputs import open_run_inputs
     from easycore_ray.training import train as training
-    from easycore_ray.training.plans import open_training
 
     config = TrainConfig(**{"out": str(folder), "dataset": dataset, "model": "cnn", "width": 4, "steps": 1,
                             "augment": "none", "num_workers": 1, **fields})  # fmt: skip
-    opened, parents = open_training(config)
+    opened, parents = open_run_inputs(config)
     made = claim_run("checkpoint", config, parents)
     assert isinstance(made, Claim)
     fit = training.make_training_fit(config, opened, parents.get("coreset"), parents.get("init_from"))
@@ -224,10 +233,10 @@ def weights_trained_here(config: TrainConfig) -> dict[str, Any]:
     import torch
 
     from easycore_ray.data.samples import read_split
+    from easycore_ray.engine.run_inputs import open_run_inputs
     from easycore_ray.training import train as training
-    from easycore_ray.training.plans import open_training
 
-    dataset, parents = open_training(config)
+    dataset, parents = open_run_inputs(config)
     threads = torch.get_num_threads()
     try:
         fit = training.make_training_fit(config, dataset, parents.get("coreset"), parents.get("init_from"))

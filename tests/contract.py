@@ -18,7 +18,7 @@ import pytest
 
 from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_quotas
 from easycore_ray.core.selection_methods import METHODS
-from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, write_hardness
+from easycore_ray.scoring.hardness_table import ADVERSARIAL_HARDNESS_SCHEMA, write_hardness
 from easycore_ray.selection import exact_cut, partitions
 from easycore_ray.selection.user_scores import with_user_scores
 from easycore_ray.storage.artifact import Artifact
@@ -43,6 +43,8 @@ def columns():
         "first_learned_epoch": rng.choice([-1, 1, 2], COUNT).astype(np.int32),
         "input_norm": rng.integers(1, 20, COUNT).astype(np.float32),
         "aign_epoch0": rng.random(COUNT).astype(np.float32),
+        "adv_loss": rng.gamma(2.0, 1.0, COUNT),
+        "problematic": rng.integers(0, 10, COUNT, np.int32),
     }
 
 
@@ -60,7 +62,7 @@ def table(num_files=1, id_scale=SCALE):
     folder = tempfile.mkdtemp(prefix="contract-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     renamed = columns() | {"sample_id": np.arange(COUNT) * id_scale + 5}
-    rows = pa.table(renamed, schema=HARDNESS_SCHEMA)
+    rows = pa.table(renamed, schema=ADVERSARIAL_HARDNESS_SCHEMA)
     bounds = np.linspace(0, COUNT, num_files + 1).astype(int).tolist()
     files = [
         write_hardness(folder, number, rows.slice(low, high - low))

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from easycore_ray.config.stages import ReduceConfig
-from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, read_hardness
+from easycore_ray.scoring.hardness_table import ADVERSARIAL_HARDNESS_SCHEMA, HARDNESS_SCHEMA, read_hardness
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.reduce_task import make_plan, reduce_range
 from easycore_ray.scoring.score_reader import open_table
@@ -23,7 +23,9 @@ def population(count=37, seed=0):
 
 def expected(rows, samples):
     """The hardness table by a plain loop over samples and their rows, in order of epochs."""
-    found = {name: [] for name in HARDNESS_SCHEMA.names}
+    attacked = "adv_loss" in rows[0]
+    schema = ADVERSARIAL_HARDNESS_SCHEMA if attacked else HARDNESS_SCHEMA
+    found = {name: [] for name in schema.names}
     for sample in samples.to_pylist():
         mine = []
         for columns in sorted(rows, key=lambda columns: columns["epoch"][0]):
@@ -32,7 +34,7 @@ def expected(rows, samples):
         control = [row["grad_norm"] for row in mine if row["epoch"] == 0]
         mine = [row for row in mine if row["epoch"] > 0]
         learned = [row["epoch"] for row in mine if row["correct"]]
-        sums = dict.fromkeys(("grad_norm", "el2n", "loss", "margin"), 0.0)
+        sums = dict.fromkeys(("grad_norm", "el2n", "loss", "margin", *["adv_loss"] * attacked), 0.0)
         forgotten, before = 0, False
         for row in mine:
             for name in sums:
@@ -52,9 +54,12 @@ def expected(rows, samples):
             "input_norm": np.float32(sample["input_norm"]).item(),
             "aign_epoch0": control[0] if control else None,
         }
-        for name in HARDNESS_SCHEMA.names:
+        if attacked:
+            row["adv_loss"] = sums["adv_loss"] / len(mine)
+            row["problematic"] = sum(not each["adv_correct"] for each in mine)
+        for name in schema.names:
             found[name].append(row[name])
-    return pa.table(found, schema=HARDNESS_SCHEMA)
+    return pa.table(found, schema=schema)
 
 
 def reduced(run, **options):

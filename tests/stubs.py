@@ -15,7 +15,8 @@ from easycore_ray.config.fields import Eps, Workers
 STUB = Path(easycore_ray.__file__).with_suffix(".pyi")
 PATHS = {
     "out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes", "path", "images",
-    "results", "source", "test_source", "init_from", "weights_file", "claim",
+    "results", "source", "test_source", "init_from", "weights_file", "claim", "extra_dataset",
+    "extra_coreset",
 }  # fmt: skip
 HEADER = '''"""Signatures of the verbs, generated from the configurations by ``python -m tests.stubs``."""
 

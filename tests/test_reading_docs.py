@@ -132,7 +132,7 @@ def test_a_subset_by_key(folders, ids):
 
 def test_the_page_names_every_column_with_its_type():
     """Of both tables; so that a changed schema changes the page."""
-    for schema in (score_table.SCORE_SCHEMA, hardness_table.HARDNESS_SCHEMA):
+    for schema in (score_table.ADVERSARIAL_SCORE_SCHEMA, hardness_table.ADVERSARIAL_HARDNESS_SCHEMA):
         for field in schema:
             (line,) = [line for line in TEXT.splitlines() if re.match(rf"\| .*`{field.name}`.* \| ", line)
                        and str(field.type) in line.split("|")[2]][:1]  # fmt: skip

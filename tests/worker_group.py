@@ -14,11 +14,8 @@ from types import SimpleNamespace
 import torch
 
 from easycore_ray.core.models import build_model
-from easycore_ray.data.dataset import open_dataset
-from easycore_ray.data.samples import block_of_split, read_split
 from easycore_ray.engine import run
-from easycore_ray.engine.loader import MemoryLoader
-from easycore_ray.engine.segments import Segments
+from easycore_ray.engine.loader import open_loader
 from easycore_ray.engine.state import load_state, save_state
 
 MINUTE = 60.0
@@ -75,7 +72,9 @@ class Group:
         def work(rank):
             try:
                 context = GroupContext(self, rank)
-                self.states[rank] = run.run_epochs(fit, context, open_watched(fit, context), recorder)
+                self.states[rank] = run.run_epochs(
+                    fit, context, WatchedLoader(open_loader(fit, rank, self.world_size), context), recorder
+                )
             except threading.BrokenBarrierError:
                 pass  # a peer has died
             except BaseException as error:
@@ -171,28 +170,25 @@ class GroupContext:
         return values
 
 
-class WatchedLoader(MemoryLoader):
-    """Each batch that it gives is an event."""
+class WatchedLoader:
+    """Each batch that a loader gives is an event."""
 
-    context = None
+    def __init__(self, loader, context):
+        self.loader, self.context, self.segments = loader, context, loader.segments
+
+    def sample_ids(self):
+        return self.loader.sample_ids()
+
+    def part(self, places, segments):
+        return WatchedLoader(self.loader.part(places, segments), self.context)
 
     def shuffled(self, epoch, segment):
-        return self.watch(super().shuffled(epoch, segment), ("trained", epoch, segment))
+        return self.watch(self.loader.shuffled(epoch, segment), ("trained", epoch, segment))
 
     def ordered(self, segment):
-        return self.watch(super().ordered(segment), ("scored", segment))
+        return self.watch(self.loader.ordered(segment), ("scored", segment))
 
     def watch(self, batches, what):
         for number, batch in enumerate(batches):
             self.context.group.event(self.context.rank, ("batch", *what, number))
             yield batch
-
-
-def open_watched(fit, context):
-    """The loader of one of the workers."""
-    dataset = open_dataset(fit.dataset)
-    ids = block_of_split(dataset, "train", fit.read_sample_ids(), context.rank, context.world_size)
-    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images, context.world_size)
-    loader = WatchedLoader(read_split(dataset, "train", ids), segments=segments, seed=fit.plan.seed, rank=context.rank)
-    loader.context = context
-    return loader

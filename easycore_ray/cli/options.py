@@ -26,7 +26,7 @@ GROUPS = get_args(Group)
 _SOURCES = {"source", "test_source"}
 _PATHS = {
     "out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes", "path", "images",
-    "results", "init_from", "weights_file", "claim",
+    "results", "init_from", "weights_file", "claim", "extra_dataset", "extra_coreset",
 } | _SOURCES  # fmt: skip
 
 

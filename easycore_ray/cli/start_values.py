@@ -51,6 +51,8 @@ def preset_fields(kind: type[Any], preset: str) -> dict[str, Any]:
         "dataset",
         "scores",
         "coreset",
+        "extra_dataset",
+        "extra_coreset",
         *_OF_ONE_CALL,
     }
     found = {key: value for key, value in vars(source).items() if key in names}

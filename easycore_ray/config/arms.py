@@ -9,11 +9,15 @@ from easycore_ray.config.fields import Balance, Text, cli_option
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.storage.errors import EasyCoreError
 
-DYNAMIC = {"rs2": "All samples, in another order each time, for the steps of a coreset of this size."}
+DYNAMIC = {
+    "rs2": "All samples, in another order each time, for the steps of a coreset of this size.",
+    "infobatch": "All samples with a loss of at least the mean and a random half of the others, weighted for all and "
+    "drawn anew in each epoch, for the steps of a coreset of this size.",
+}
 """Arms of a comparison that select no coreset, but draw their samples anew while they train, and what they do.
 
 ``rs2``: repeated random sampling (Okanovic et al. 2024, arXiv 2305.18424), without replacement until all samples were
-seen.
+seen. ``infobatch``: see ``core.pruning``.
 """
 
 

@@ -41,14 +41,23 @@ from easycore_ray.config.fields import (
     Weight,
 )
 from easycore_ray.config.recipes import (
+    ExtraDataConfig,
     RecipeConfig,
     RobustnessConfig,
+    ScoringObjectiveConfig,
     SeededRecipeConfig,
     ThreatConfig,
     attacks_validation,
+    budget_problems,
     objective_problems,
 )
 from easycore_ray.config.stages import PrepareConfig, ScoreBatchConfig, ScoreConfig
+from easycore_ray.config.trial_choice import (
+    EarlyStoppingConfig,
+    SearchConfig,
+    early_stopping_problems,
+    search_problems,
+)
 from easycore_ray.storage.errors import FieldsError
 
 Stage = TypeVar("Stage", bound=Checked)
@@ -109,14 +118,15 @@ class TrialsConfig(EvalBatchConfig):
 
 
 @configuration
-class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig):
+class GridConfig(EarlyStoppingConfig, TrialsConfig, EvalMeasureConfig, RobustnessConfig, ExtraDataConfig, ThreatConfig):
     """What a sweep and a pipeline train: arms × fractions × objectives × seeds."""
 
     method: Several[ArmName] = setting(
         default=("easycore", "easycore/class", "random", "hardest"), identity=True, group="data"
     )
-    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection; or rs2: all
-    data, in another order each time, for the steps of a coreset."""
+    """Arms: METHOD, METHOD:SCORE (e.g. easiest:el2n), either with /class for class-balanced selection. Or, for the
+    steps of a coreset: rs2, all data, in another order each time; infobatch, all data, those of low loss less often
+    (see --pruning of train)."""
     fraction: Several[Fraction] = setting(default=(0.3, 0.5), identity=True, group="data")
     """Shares of the samples that are kept, each in (0, 1]."""
     training: Several[Training] = setting(default=("standard", "trades"), identity=True, group="training")
@@ -127,6 +137,10 @@ class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig
     """One training run per seed; random arms draw anew with each."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
+    device_seconds: Positive | None = setting(default=None, identity=if_given("device_seconds"), group="training")
+    """Seconds of training of each model instead of epochs or steps: a step of each objective is timed once before the
+    start, and as many are taken as fit, the same number whatever the size of the coreset. Recorded in --out, so that a
+    sweep that is resumed has the same steps. With several workers, seconds of all together."""
     count_scoring: Flag = setting(default=False, identity=lambda config: config.count_scoring, group="training")
     """Take off the steps of models whose coresets go by scores what the scoring run cost, in passes through the
     network, divided by the number of those models."""
@@ -145,16 +159,18 @@ class GridConfig(TrialsConfig, EvalMeasureConfig, RobustnessConfig, ThreatConfig
         """See ``Checked.problems``."""
         found = super().problems() + eps_problems("eval_eps", self.eval_eps, self.norm)
         found += _needs_values(self, "fraction", "training", "seeds", "eval_eps")
-        found += objective_problems(self)
+        found += objective_problems(self) + early_stopping_problems(self)
         if WEIGHTED & {*self.training} and not self.beta:
             found.append("beta needs at least one value for trades and mart")
+        if "infobatch" in self.method and self.extra_dataset is not None:
+            found.append("method infobatch cannot go with extra_dataset, whose rows have a share of every batch")
         if "pgd20" not in self.attack:
             found.append(f"attack must include pgd20, the attack all sweeps share, got {' '.join(self.attack)!r}")
         return found
 
 
 @configuration
-class SweepConfig(GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
+class SweepConfig(SearchConfig, GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
     """Train and evaluate every arm × fraction × training × seed; the full data is always among them."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -164,7 +180,8 @@ class SweepConfig(GridConfig, RecipeConfig, TrackingConfig, ResourceConfig):
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
-        return super().problems() + batch_size_problems(self.batch_size, self.trial_workers)
+        found = super().problems() + search_problems(self) + budget_problems(self)
+        return found + batch_size_problems(self.batch_size, self.trial_workers)
 
 
 @configuration
@@ -291,8 +308,9 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
         return stage_config(self, PrepareConfig, out=f"{self.out}/dataset")
 
     def score_config(self, dataset: str, coreset: str | None = None) -> ScoreConfig:
-        """The scoring run this pipeline makes."""
-        own = {"out": f"{self.out}/scores", "dataset": dataset, "coreset": coreset}
+        """The scoring run this pipeline makes; extra data is for the models that are compared."""
+        own = {"out": f"{self.out}/scores", "dataset": dataset, "coreset": coreset, "extra_dataset": None,
+               "extra_coreset": None, "extra_fraction": None}  # fmt: skip
         return stage_config(self, ScoreConfig, **own, epochs=self.score_epochs)
 
     def sweep_config(self, dataset: str, scores: str) -> SweepConfig:
@@ -308,6 +326,9 @@ def stage_config(config: Any, kind: type[Stage], **own: Any) -> Stage:
     """
     names = {spec.name for spec in dataclasses.fields(kind)}  # type: ignore[arg-type]
     names -= set(OF_WEIGHTS_FILE) if kind is EvaluateConfig else set()
+    if kind is ScoreConfig:
+        # A sweep's or study's objectives are those of the models it compares; scores are taken in standard training.
+        names -= {spec.name for spec in dataclasses.fields(ScoringObjectiveConfig)}
     return kind(**{**{name: value for name, value in vars(config).items() if name in names}, **own})
 
 

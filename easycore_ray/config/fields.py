@@ -222,6 +222,7 @@ SweepAttackName = Annotated[Text, _listed("attack", SWEEP_ATTACKS), _choices(SWE
 CORRUPTION_CHOICES = ("all", *CORRUPTION_NAMES)
 CorruptionName = Annotated[Text, _listed("corruption", CORRUPTION_CHOICES), _choices(CORRUPTION_CHOICES)]
 Training = Literal["standard", "trades", "pgd", "mart", "nfgsm"]
+ScoringTraining = Literal["standard", "trades", "pgd", "mart"]
 ADVERSARIAL = {"trades", "pgd", "mart", "nfgsm"}
 """Objectives that train against an attacker."""
 WEIGHTED = {"trades", "mart"}

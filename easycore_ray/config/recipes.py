@@ -1,5 +1,6 @@
 """Configuration of training: the recipe, and what a model is trained for."""
 
+import dataclasses
 import itertools
 from collections.abc import Collection
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from easycore_ray.config.base import Checked, configuration, eps_problems, if_given, if_set, setting
 from easycore_ray.config.fields import (
     ADVERSARIAL,
+    WEIGHTED,
     Count,
     Decay,
     Eps,
@@ -18,6 +20,7 @@ from easycore_ray.config.fields import (
     Number,
     PartialShare,
     Positive,
+    ScoringTraining,
     Several,
     Text,
     Training,
@@ -137,6 +140,58 @@ class InitialWeightsConfig(Checked):
     weights. It must be of the same network, for images and classes like those of the dataset. Known by its content."""
 
 
+# Wang et al. 2023 mix in generated images at this share.
+_EXTRA_FRACTION = 0.7
+
+
+def extra_fraction_of(config: Any) -> float:
+    """Share of extra rows in a batch, in (0, 1), where there is an extra dataset."""
+    return _EXTRA_FRACTION if config.extra_fraction is None else float(config.extra_fraction)
+
+
+def extra_batch_rows(config: Any) -> int:
+    """Extra rows of a global batch: their share of it to the nearest row, never none nor all; 0 without extra data."""
+    if config.extra_dataset is None:
+        return 0
+    return max(1, min(config.batch_size - 1, round(extra_fraction_of(config) * config.batch_size)))
+
+
+@configuration
+class ExtraDataConfig(Checked):
+    """A second dataset that is mixed into every batch."""
+
+    extra_dataset: Text | None = setting(default=None, identity=False, group="data")
+    """Folder of a second prepared dataset, e.g. of generated images, mixed into every batch of training at a fixed
+    share. Images of the same shape; its classes are matched by name. An epoch stays one pass over --dataset, in more
+    steps."""
+    extra_coreset: Text | None = setting(default=None, identity=False, group="data")
+    """Folder of a coreset of --extra-dataset, whose samples alone are mixed in; all of its training samples if left
+    out."""
+    extra_fraction: Number | None = setting(
+        default=None, identity=if_given("extra_dataset"), group="data", held=extra_fraction_of
+    )
+    """Share of the rows of each batch that come from --extra-dataset, in (0, 1), to the nearest row; 0.7 if left
+    out."""
+
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
+        found = super().problems()
+        if self.extra_dataset is None:
+            return found + [
+                f"{name} goes with extra_dataset, which is missing; pass --extra-dataset as well, or leave it out"
+                for name in ("extra_coreset", "extra_fraction")
+                if getattr(self, name) is not None
+            ]
+        if not 0 < extra_fraction_of(self) < 1:
+            found.append(
+                f"extra_fraction must be in (0, 1), got {self.extra_fraction:g}; it is the share of a batch that "
+                "comes from the extra dataset"
+            )
+        if getattr(self, "batch_size", 2) < 2:
+            found.append("batch_size 1 has no room for extra rows beside others; pass 2 or more with --extra-dataset")
+        return found
+
+
 @configuration
 class RobustnessConfig(Checked):
     """What is done in training beside the objective, most of it for more robustness."""
@@ -178,6 +233,18 @@ def objective_problems(config: Any) -> list[str]:
     return found
 
 
+def budget_problems(config: Any) -> list[str]:
+    """What is wrong with the steps of a configuration that may have device-seconds instead, a sentence each."""
+    if config.device_seconds is None:
+        return []
+    found = []
+    if config.steps is not None:
+        found.append(f"steps is {config.steps} and device_seconds {config.device_seconds:g}; pass one of them")
+    if config.compile:
+        found.append("device_seconds times plain steps before the start, not compiled ones; pass --steps instead")
+    return found
+
+
 @configuration
 class ThreatConfig(Checked):
     """The attack that adversarial objectives (trades, pgd, mart, nfgsm) train against."""
@@ -214,3 +281,50 @@ class ObjectiveConfig(ThreatConfig):
     """Gradient steps of the attack on the validation split after each epoch (adversarial training), at --eps: the best
     epoch is the one most robust under it. 0: no attack, the best epoch is that of the highest clean accuracy. Never
     changes the last weights."""
+
+
+def scores_attacked(config: Any) -> bool:
+    """Identity of the threat of a scoring run, which decides nothing in standard training."""
+    return bool(config.training != "standard")
+
+
+def scores_weighted(config: Any) -> bool:
+    """Identity of beta in a scoring run."""
+    return config.training in WEIGHTED
+
+
+@configuration
+class ScoringObjectiveConfig(ThreatConfig):
+    """What the model of a scoring run is trained for, and the attack under which samples are scored as well."""
+
+    training: ScoringTraining = setting(default="standard", identity=scores_attacked, group="training")
+    """standard: cross-entropy. trades, pgd, mart: adversarial training, see train; needs --score-pass eval. The exact
+    pass then also records each sample's loss under attack and whether it is classified right there, from which reduce
+    makes the scores adv_loss and problematic; all others stay those of the clean images."""
+    beta: Weight = setting(default=6.0, identity=scores_weighted, group="training")
+    """Weight of the robustness term of trades and mart, usually in [1, 10]; the others have none."""
+    eps: Eps = setting(default=8 / 255, identity=scores_attacked, group="attack")
+    """Largest perturbation of the attack, in training and in scoring (adversarial training), in [0, 1] pixel units,
+    e.g. 8/255."""
+    norm: Norm = setting(default="linf", identity=scores_attacked, group="attack")
+    """Norm in which perturbations are bounded."""
+    attack_steps: Count = setting(default=10, identity=scores_attacked, group="attack")
+    """Gradient steps of the attack, in training and in scoring. With 10 a step of trades costs 9 times a standard one,
+    and an exact pass 10 times one without attack: 2 forward passes more for each step, and 1."""
+    attack_step_size: Eps | None = setting(default=None, identity=scores_attacked, group="attack")
+    """Size of one such step, in [0, 1] pixel units; by default 2.5 · eps / attack_steps."""
+
+    def problems(self) -> list[str]:
+        """See ``Checked.problems``."""
+        found = super().problems()
+        for spec in dataclasses.fields(ScoringObjectiveConfig):
+            value = getattr(self, spec.name)
+            if spec.name == "training" or value == spec.default or spec.metadata["identity"](self):
+                continue
+            shown = f"{value:g}" if isinstance(value, float) else value
+            meant = "trades or mart" if spec.name == "beta" else "trades, pgd or mart"
+            found.append(
+                f"{spec.name} {shown} decides nothing where scores are taken in {self.training} training; pass "
+                f"--training {meant}, or leave it out"
+            )
+        return found

@@ -37,10 +37,13 @@ from easycore_ray.config.fields import (
     Text,
 )
 from easycore_ray.config.recipes import (
+    ExtraDataConfig,
     InitialWeightsConfig,
     ObjectiveConfig,
     RobustnessConfig,
+    ScoringObjectiveConfig,
     SeededRecipeConfig,
+    budget_problems,
     objective_problems,
 )
 from easycore_ray.core.selection import METHODS
@@ -121,7 +124,15 @@ class ScoreBatchConfig(Checked):
 
 
 @configuration
-class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, TrackingConfig, ComputeConfig):
+class ScoreConfig(
+    ScoreBatchConfig,
+    InitialWeightsConfig,
+    ExtraDataConfig,
+    SeededRecipeConfig,
+    ScoringObjectiveConfig,
+    TrackingConfig,
+    ComputeConfig,
+):
     """Train on all samples and record every sample's input gradient norm; then reduce."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -153,6 +164,16 @@ class ScoreConfig(ScoreBatchConfig, InitialWeightsConfig, SeededRecipeConfig, Tr
             found.append(
                 f"stop_when_stable must be in (0, 1], got {self.stop_when_stable:g}; it is the share of the easiest "
                 "half that stays from one scored epoch to the next"
+            )
+        if self.training != "standard" and self.score_pass != "eval":
+            found.append(
+                f"score_pass must be eval with training {self.training}, got {self.score_pass!r}: a training step's "
+                "input gradient is not that of the clean loss; pass --score-pass eval"
+            )
+        if self.extra_dataset is not None and self.score_pass != "eval":
+            found.append(
+                f"score_pass {self.score_pass} scores rows as they are trained on, and of extra_dataset not every row "
+                "is in an epoch; pass --score-pass eval"
             )
         return found
 
@@ -257,9 +278,19 @@ def _option_problem(method: str, text: str) -> str:
     return ""
 
 
+def _is_pruned(config: Any) -> bool:
+    return bool(config.pruning != "none")
+
+
 @configuration
 class TrainConfig(
-    InitialWeightsConfig, SeededRecipeConfig, RobustnessConfig, ObjectiveConfig, TrackingConfig, ComputeConfig
+    InitialWeightsConfig,
+    ExtraDataConfig,
+    SeededRecipeConfig,
+    RobustnessConfig,
+    ObjectiveConfig,
+    TrackingConfig,
+    ComputeConfig,
 ):
     """Train one model on one coreset: standard, TRADES or PGD-AT."""
 
@@ -271,15 +302,49 @@ class TrainConfig(
     """Passes over the samples."""
     steps: Count | None = setting(default=None, identity=True, group="training")
     """Optimizer steps of a training run instead of epochs: the same number whatever the size of the coreset."""
+    device_seconds: Positive | None = setting(default=None, identity=if_given("device_seconds"), group="training")
+    """Seconds of training, of all workers together, instead of epochs or steps: a step is timed once before the start,
+    and as many are taken as fit. Recorded in --out, so that a run that is resumed has the same steps."""
     steps_fraction: Fraction | None = setting(default=None, identity=if_given("steps_fraction"), group="training")
     """As many steps as a coreset of this share of the samples takes in --epochs; as all of them, if left out. All data
     with 0.5 is repeated random sampling (RS2): in each pass over a half another half, till all were seen."""
+    pruning: Literal["none", "infobatch"] = setting(default="none", identity=_is_pruned, group="training")
+    """infobatch: leave out samples whose last loss is below the mean, each with probability --prune-ratio, anew in each
+    epoch, and weigh those that stay for those that went (InfoBatch, Qin et al. 2024); all samples in the first epoch
+    and in the last eighth of the steps. The steps are the same with and without it, so that there are more, shorter
+    epochs. An epoch in which some worker would have less than two samples in some step has all. On a GPU, pruned
+    epochs are computed without a CUDA graph, since the sizes of their batches change."""
+    prune_ratio: PartialShare = setting(default=0.5, identity=_is_pruned, group="training")
+    """Share of the samples with a loss below the mean that infobatch leaves out of an epoch, in (0, 1)."""
     charged_steps: Natural = setting(default=0, identity=lambda config: config.charged_steps > 0, group="training")
     """Steps that are taken off, for what scoring cost: see --count-scoring of sweep."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
         found = super().problems() + objective_problems(self)
+        found += budget_problems(self)
         if self.steps is not None and self.steps_fraction is not None:
             found.append(f"steps is {self.steps} and steps_fraction {self.steps_fraction:g}; pass one of them")
+        if self.device_seconds is not None and self.steps_fraction is not None:
+            both = f"device_seconds is {self.device_seconds:g} and steps_fraction {self.steps_fraction:g}"
+            found.append(f"{both}; pass one of them")
+        if self.pruning != "none":
+            found += _pruning_problems(self)
         return found + batch_size_problems(self.batch_size, self.num_workers)
+
+
+def _pruning_problems(config: TrainConfig) -> list[str]:
+    found = []
+    if config.prune_ratio == 0:
+        found.append("prune_ratio must be in (0, 1), got 0; leave --pruning out to train on all samples")
+    if config.batch_size < 4 * config.max_workers:
+        found.append(
+            f"pruning {config.pruning} needs at least four samples a worker in a batch, got batch_size "
+            f"{config.batch_size} for {config.max_workers} workers; raise --batch-size or lower --num-workers"
+        )
+    if config.extra_dataset is not None:
+        found.append(
+            f"pruning {config.pruning} leaves rows out by their losses, and extra_dataset has a share of every batch; "
+            "pass one of them"
+        )
+    return found

@@ -36,14 +36,29 @@ class Gradients(Protocol):
     """Computes a batch: afterwards every parameter that was used holds the gradient of the summed loss."""
 
     def __call__(
-        self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        labels: Tensor,
+        start: Tensor | None,
+        plan: TrainingPlan,
+        weights: Tensor | None = None,
     ) -> BatchResult:
-        """Of inputs (B, C, H, W), which may require a gradient, labels int64 (B,), ``start`` from ``draw_start``."""
+        """Of inputs (B, C, H, W), which may require a gradient, labels int64 (B,), ``start`` from ``draw_start``.
+
+        With ``weights``, float32 (B,), the loss of each row is multiplied by its own in that sum, and as it is in the
+        result.
+        """
         ...
 
 
 def compute_gradients(
-    model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    start: Tensor | None,
+    plan: TrainingPlan,
+    weights: Tensor | None = None,
 ) -> BatchResult:
     """See ``Gradients``, which says the shapes."""
     for parameter in model.parameters():
@@ -51,9 +66,9 @@ def compute_gradients(
     with _autocast(inputs.device, plan.precision):
         adv_inputs = attack_batch(model, inputs, labels, start, plan)
     loss = partial(_losses, model, inputs, adv_inputs, labels, plan)
-    with perturbed_weights(model, plan.awp, lambda: loss()[0].sum()):
+    with perturbed_weights(model, plan.awp, lambda: _total(loss()[0], weights)):
         losses, logits = loss()
-        losses.sum().backward()
+        _total(losses, weights).backward()
     forward_clean(model, inputs, plan)
     return BatchResult(losses.detach(), logits.detach(), inputs.grad)
 
@@ -83,6 +98,10 @@ def _losses(
         return loss_rows(model, inputs, adv_inputs, labels, plan)
 
 
+def _total(losses: Tensor, weights: Tensor | None) -> Tensor:
+    return losses.sum() if weights is None else (losses * weights).sum()
+
+
 def _autocast(device: torch.device, precision: str) -> Any:
     """Context of the forward passes: autocast to bfloat16 for ``bf16``, no change (float32) for ``fp32``."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -91,8 +110,9 @@ def _autocast(device: torch.device, precision: str) -> Any:
 class GraphedGradients:
     """``compute_gradients`` of a run on a GPU, recorded in a CUDA graph and replayed for batches of the same shape.
 
-    Batches of other shapes, such as the last of an epoch, are computed step by step. So is every batch of a network
-    that cannot be recorded: one that asks the GPU for a number, or that leaves no memory for the graph's own.
+    Batches of other shapes, such as the last of an epoch, are computed step by step. So are batches with weights, whose
+    shapes change from epoch to epoch, and every batch of a network that cannot be recorded: one that asks the GPU for a
+    number, or that leaves no memory for the graph's own.
     """
 
     def __init__(self) -> None:
@@ -102,9 +122,17 @@ class GraphedGradients:
         """Why nothing is recorded; empty while it can be."""
 
     def __call__(
-        self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor | None, plan: TrainingPlan
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        labels: Tensor,
+        start: Tensor | None,
+        plan: TrainingPlan,
+        weights: Tensor | None = None,
     ) -> BatchResult:
         """See ``Gradients``; the network and the plan must be the same in every call."""
+        if weights is not None:
+            return compute_gradients(model, inputs, labels, start, plan, weights)
         if self._recorded is None and not self.message:
             self._seen[inputs.shape] = self._seen.get(inputs.shape, 0) + 1
             if self._seen[inputs.shape] > _BATCHES_BEFORE_RECORDING:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class EpochResult:
     steps: int
     scores: dict[str, np.ndarray] | None
     """Fused scores with ``sample_id`` and ``label``, one entry a row, if they were requested."""
+    row_losses: dict[str, np.ndarray] | None = None
+    """``sample_id`` int64 (num_rows,) and ``loss`` float32 (num_rows,), without weights, if they were requested."""
     stall_share: float = 0.0
     """Share of the epoch's time in which the device did nothing but wait for the next batch, in [0, 1]."""
 
@@ -98,14 +101,16 @@ def train_epoch(
     record_scores: bool = False,
     on_step: Callable[[int], None] | None = None,
     gradients: Gradients = compute_gradients,
+    weigh: Callable[[Tensor], Tensor] | None = None,
+    record_losses: bool = False,
 ) -> EpochResult:
-    """Train on every batch of an epoch, or of one of its segments, once.
+    """Train on every batch of an epoch, or of one of its segments, once; returns sums over this worker's rows.
 
     Args:
         model: the bare module; left in training mode.
         optimizer: from ``make_optimizer``.
         batches: this worker's share; every worker has the same number of batches, none empty.
-        plan: the run's plan.
+        plan: of the run.
         epoch: number of the epoch, from 1.
         step: optimizer steps done before; the epoch ends early at ``plan.total_steps``.
         segment: of the epoch, from 0; epoch, segment and rank seed attack noise and dropout.
@@ -114,28 +119,26 @@ def train_epoch(
         record_scores: also take per-sample scores from each step's own input gradient (fused); not for pgd.
         on_step: called after each step, with the number of steps done.
         gradients: computes a batch; a ``GraphedGradients`` of this run and its network starts a GPU's work faster.
-
-    Returns:
-        Sums over this worker's rows.
+        weigh: from ids (B,) the weights of their losses in the gradient, float32 (B,); all 1 if None.
+        record_losses: also give the loss of each row.
 
     Raises:
         NotFiniteError: the loss over all workers' rows or the weights after the last step are not finite. Names the
             first such step, the same on every worker; no worker is left waiting.
     """
-    device = next(model.parameters()).device
-    attack_draws = generator("attack", plan.seed, epoch, segment, rank)
+    device, attack_draws = next(model.parameters()).device, generator("attack", plan.seed, epoch, segment, rank)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     watch = _DivergenceWatch(plan, epoch, _STEPS_PER_LOOK.get(device.type, _STEPS_PER_LOOK_ON_DEVICES))
-    sums, timed, first_step = _EpochSums(model, plan, record_scores), _TimedBatches(batches, device), step
+    sums = _EpochSums(model, plan, record_scores, record_losses)
+    timed = _TimedBatches(islice(batches, max(plan.total_steps - step, 0)), device)
     model.train()
     # Layers such as dropout draw from torch's global generator.
     with seeded("layers", plan.seed, epoch, segment, rank):
         for sample_ids, images, labels in timed:
-            if step >= plan.total_steps:
-                break
             images, labels = to_device(images, device), to_device(labels, device)
+            weights = None if weigh is None else to_device(weigh(sample_ids), device)
             inputs = prepare_inputs(_views(images, sample_ids, plan, epoch), device).requires_grad_(record_scores)
-            result = gradients(model, inputs, labels, draw_start(inputs, plan, attack_draws), plan)
+            result = gradients(model, inputs, labels, draw_start(inputs, plan, attack_draws), plan, weights)
             watch.see(step, _update(optimizer, parameters, result.losses, combine, _rate(plan, step)))
             forward_clean(model, inputs, plan)
             sums.add(sample_ids, labels, *result)
@@ -143,19 +146,20 @@ def train_epoch(
             if on_step is not None:
                 on_step(step)
     watch.finish(parameters, step)
-    return sums.to_result(step - first_step, timed.waiting_share())
+    return sums.to_result(timed)
 
 
 class _EpochSums:
     """Sums over an epoch's rows, kept on the device: fetching them in each step would make a GPU wait."""
 
-    def __init__(self, model: nn.Module, plan: TrainingPlan, record_scores: bool) -> None:
+    def __init__(self, model: nn.Module, plan: TrainingPlan, record_scores: bool, record_losses: bool) -> None:
         device = next(model.parameters()).device
         self._scale = pixel_scale(model, plan.input_space)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._num_rows = 0
+        self._num_rows = self._steps = 0
         self._scores = ScoreColumns() if record_scores else None
+        self._row_losses = ScoreColumns() if record_losses else None
 
     def add(
         self, sample_ids: Tensor, labels: Tensor, losses: Tensor, logits: Tensor, input_grad: Tensor | None
@@ -165,14 +169,20 @@ class _EpochSums:
             assert input_grad is not None
             scores = fused_scores(input_grad, logits.float(), labels, grad_scale=1.0, scale=self._scale)
             self._scores.add({"sample_id": sample_ids, "label": labels, **scores})
+        if self._row_losses is not None:
+            self._row_losses.add({"sample_id": sample_ids, "loss": losses})
         self._loss += losses.sum(dtype=torch.float64)
         self._correct += (logits.argmax(dim=1) == labels).sum()
         self._num_rows += len(labels)
+        self._steps += 1
 
-    def to_result(self, steps: int, stall_share: float) -> EpochResult:
-        """The sums as numbers."""
-        scores = None if self._scores is None else self._scores.to_numpy()
-        return EpochResult(float(self._loss), int(self._correct), self._num_rows, steps, scores, stall_share)
+    def to_result(self, timed: "_TimedBatches") -> EpochResult:
+        """The sums as numbers, and how long was waited for the batches."""
+        scores, row_losses = (
+            None if columns is None else columns.to_numpy() for columns in (self._scores, self._row_losses)
+        )
+        return EpochResult(float(self._loss), int(self._correct), self._num_rows, self._steps, scores, row_losses,
+                           timed.waiting_share())  # fmt: skip
 
 
 class _TimedBatches:

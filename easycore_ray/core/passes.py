@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from easycore_ray.core.ascent import Ascent, climb, worst_of
 from easycore_ray.core.attacks import fgsm, frozen_eval, pgd
 from easycore_ray.core.augment import to_device
 from easycore_ray.core.loop import Batches, prepare_inputs
@@ -23,6 +24,40 @@ from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import pixel_scale, score_batch
 from easycore_ray.core.seeding import generator
+from easycore_ray.core.threat import random_point
+from easycore_ray.core.training_plan import TrainingPlan
+
+
+@dataclass(frozen=True)
+class ScoreAttack:
+    """The attack under which an exact pass also scores: ``attacks.pgd`` from one random start for each sample."""
+
+    ascent: Ascent
+    seed: int
+    epoch: int
+    """Under which the scores are recorded. A sample's start follows from seed, epoch and its id alone."""
+
+    @classmethod
+    def of_plan(cls, plan: TrainingPlan, epoch: int) -> "ScoreAttack | None":
+        """That of a run, of the same size and steps as its training attack; None for standard training."""
+        if plan.training == "standard":
+            return None
+        return cls(Ascent(plan.eps, plan.norm, plan.attack_steps, plan.attack_step_size), plan.seed, epoch)
+
+    def score(self, model: nn.Module, sample_ids: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """``adv_loss`` and ``adv_correct`` of rows, see ``scores.ADVERSARIAL_FIELDS``.
+
+        Args:
+            model: returns logits; left as it was.
+            sample_ids: int64 (B,).
+            inputs: (B, C, H, W) float32 pixels in [0, 1].
+            labels: int64 (B,).
+        """
+        streams = [generator("score attack", self.seed, self.epoch, sample_id) for sample_id in sample_ids.tolist()]
+        start = random_point(inputs, self.ascent.eps, self.ascent.norm, streams)
+        with frozen_eval(model), torch.autocast(device_type=inputs.device.type, enabled=False):
+            worst = worst_of(climb(model, inputs, start, labels, self.ascent))
+        return {"adv_loss": worst.loss, "adv_correct": ~worst.wrong}
 
 
 def score_epoch(
@@ -30,6 +65,7 @@ def score_epoch(
     batches: Batches,
     *,
     input_space: str = "pixel",
+    attack: ScoreAttack | None = None,
     limit: RowLimit | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -39,13 +75,14 @@ def score_epoch(
         model: left as it was.
         batches: rows to score, images uint8 (B, C, H, W), in batches of any size; they are cut anew.
         input_space: inputs that gradients are taken with respect to, one of ``scores.INPUT_SPACES``.
+        attack: under which rows are scored as well; the other scores are the same to the bit.
         limit: rows that are scored at once; another number changes a score by rounding only. By default what
             ``memory.default_rows`` says.
         on_batch: called with the number of rows after each batch.
 
     Returns:
         ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
-        (N,); in the order of the batches.
+        (N,); in the order of the batches. With an attack also ``adv_loss`` float32 (N,) and ``adv_correct`` bool (N,).
 
     Raises:
         ValueError: there are no batches.
@@ -58,7 +95,7 @@ def score_epoch(
     limit = limit or _limit_for(first[1])
     found = ScoreColumns()
     for batch in _cut_anew(itertools.chain([first], source), limit.rows):
-        for scores in limit.map(partial(_score_rows, model, device, scale), *batch):
+        for scores in limit.map(partial(_score_rows, model, device, scale, attack), *batch):
             found.add(scores)
         if on_batch is not None:
             on_batch(len(batch[0]))
@@ -96,12 +133,20 @@ def _slice(batch: tuple[Tensor, Tensor, Tensor], start: int, stop: int) -> tuple
 
 
 def _score_rows(
-    model: nn.Module, device: torch.device, scale: Tensor | None, sample_ids: Tensor, images: Tensor, labels: Tensor
+    model: nn.Module,
+    device: torch.device,
+    scale: Tensor | None,
+    attack: ScoreAttack | None,
+    sample_ids: Tensor,
+    images: Tensor,
+    labels: Tensor,
 ) -> dict[str, Tensor]:
     inputs, truth = prepare_inputs(images, device), to_device(labels, device)
     with _full_float32(device):
         # Bytes divided by 255 are in [0, 1]: nothing to check, for which a GPU would have to be waited for.
         scores = score_batch(model, inputs, truth, scale=scale, check=False)
+        if attack is not None:
+            scores |= attack.score(model, sample_ids, inputs, truth)
     return {"sample_id": sample_ids, "label": truth, **scores}
 
 

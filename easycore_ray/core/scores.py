@@ -19,6 +19,9 @@ from easycore_ray.core.models import Normalise
 from easycore_ray.core.threat import check_inputs, l2_norms
 
 SCORE_FIELDS = ("grad_norm", "loss", "margin", "el2n", "correct")
+ADVERSARIAL_FIELDS = ("adv_loss", "adv_correct")
+"""What an exact pass under an attack adds: the cross-entropy in nats at the attacked image, higher is harder, and
+whether the highest logit there is the label's."""
 INPUT_SPACES = ("pixel", "normalised")
 """Inputs that gradients are taken with respect to: pixels in [0, 1], or what ``Normalise`` makes of them."""
 

@@ -46,6 +46,8 @@ HIGHER_IS_HARDER = {
     "aum": False,
     "input_norm": True,
     "aign_epoch0": True,
+    "adv_loss": True,
+    "problematic": True,
 }
 """Which end of each score is hard. A score that is not listed (a user's own) counts as higher = harder."""
 

@@ -141,7 +141,11 @@ def sparse_step(points: Tensor, gradient: Tensor, length: float, pixels: int) ->
     return (start + moved.reshape(points.shape).to(points)).clamp(0.0, 1.0)
 
 
-def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
+Draws = torch.Generator | Sequence[torch.Generator]
+"""Where random numbers of a batch come from: one stream, or one for each row, whose draws then depend on no other."""
+
+
+def random_point(inputs: Tensor, eps: float, norm: str, generator: Draws | None) -> Tensor:
     """A point drawn uniformly from the eps-ball around each input, then moved into [0, 1].
 
     Drawn in float32 on the generator's device: a CPU generator gives the same start on every device.
@@ -150,7 +154,7 @@ def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generat
         inputs: (B, …) pixels in [0, 1].
         eps: radius in [0, 1] pixel units.
         norm: one of NORMS.
-        generator: the stream to draw from; torch's global one on the inputs' device if None.
+        generator: the stream or streams to draw from; torch's global one on the inputs' device if None.
 
     Returns:
         Like ``inputs``.
@@ -171,18 +175,21 @@ def random_point(inputs: Tensor, eps: float, norm: str, generator: torch.Generat
     return (inputs + offsets.to(inputs)).clamp(0.0, 1.0)
 
 
-def draw(
-    kind: Callable[..., Tensor], shape: Sequence[int], device: torch.device, generator: torch.Generator | None
-) -> Tensor:
+def draw(kind: Callable[..., Tensor], shape: Sequence[int], device: torch.device, generator: Draws | None) -> Tensor:
     """Random numbers on a device, float32, without waiting for it.
 
     Args:
         kind: ``torch.rand`` or ``torch.randn``.
-        shape: of the result.
+        shape: of the result, (B, …).
         device: where it is wanted.
         generator: drawn from on its own device, so that a CPU generator gives the same numbers on every device;
-            torch's global one on ``device`` if None.
+            torch's global one on ``device`` if None. B of them, on the CPU, draw a row each.
     """
+    if isinstance(generator, Sequence):
+        values = torch.empty(tuple(shape), pin_memory=device.type == "cuda")
+        for row, stream in zip(values, generator, strict=True):
+            row.copy_(kind(tuple(shape)[1:], generator=stream))
+        return values.to(device, non_blocking=True)
     source = device if generator is None else generator.device
     # A GPU fetches by itself from pinned memory only.
     pinned = source.type == "cpu" and device.type == "cuda"

@@ -55,6 +55,8 @@ class StoredRows(NamedTuple):
     """(n,), position in the shard, ascending within a shard."""
     group_rows: list[int]
     """Rows of a row group, for each shard."""
+    sample_ids: NDArray[np.int64] | None = None
+    """(n,), where they were asked for."""
 
 
 class StreamedRows(NamedTuple):
@@ -76,7 +78,13 @@ class Augmentation(NamedTuple):
 
 
 def place_rows(
-    dataset: Dataset, split: str, sample_ids: NDArray[np.integer] | None, number: int = 0, count: int = 1
+    dataset: Dataset,
+    split: str,
+    sample_ids: NDArray[np.integer] | None,
+    number: int = 0,
+    count: int = 1,
+    *,
+    with_ids: bool = False,
 ) -> StoredRows:
     """Where the rows of ``samples.block_of_split`` lie; arguments and errors as there.
 
@@ -86,12 +94,14 @@ def place_rows(
         sample_ids: integers (N,), unique, in any order; all of the split if None.
         number: of the part, 0 .. count − 1.
         count: of parts.
+        with_ids: also say which samples they are of.
     """
-    places = locate_samples(dataset, split, sample_ids, ["shard", "row"])
+    places = locate_samples(dataset, split, sample_ids, ["shard", "row", *["sample_id"] * with_ids])
     chosen = part_in_stored_order(places, number, count)
     shard, row = places["shard"].to_numpy()[chosen], places["row"].to_numpy()[chosen]
     group_rows = [shards.rows_per_group(entry["rows"], entry["bytes"]) for entry in dataset.manifest["shards"][split]]
-    return StoredRows(dataset.shards(split), shard, row, group_rows)
+    ids = places["sample_id"].to_numpy()[chosen] if with_ids else None
+    return StoredRows(dataset.shards(split), shard, row, group_rows, ids)
 
 
 def stream_rows(

@@ -6,25 +6,29 @@ ahead by tasks of Ray Data. Which rows are in which batch is arithmetic in both 
 """
 
 import contextlib
+import copy
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from easycore_ray.core.seeding import generator, numpy_rng
+from easycore_ray.core.seeding import derive_seed, generator, numpy_rng
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, block_of_split, read_split
 from easycore_ray.data.shards import rows_per_group
 from easycore_ray.data.stream import Augmentation, StoredRows, StreamedRows, place_rows, stream_rows
 from easycore_ray.data.stream_order import Buffer, cut_blocks, permute_blocks, shuffle_batches, size_buffer
+from easycore_ray.engine.mixed_loader import MixedLoader
+from easycore_ray.engine.mixed_segments import MixedSegments
 from easycore_ray.engine.plan import Fit
-from easycore_ray.engine.run_identity import keeps_rows
+from easycore_ray.engine.run_identity import keeps_extra_rows, keeps_rows
 from easycore_ray.engine.segments import Segments
 from easycore_ray.runtime import cluster
 
@@ -60,6 +64,23 @@ class Loader(Protocol):
         ...
 
 
+class PrunableLoader(Loader, Protocol):
+    """A loader whose epochs may leave rows out."""
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """Ids of the worker's rows, (n,), in the loader's own order."""
+        ...
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> "PrunableLoader":
+        """A loader of some of the worker's rows, which reads no others.
+
+        Args:
+            places: int64 (m,), ascending, in ``sample_ids``.
+            segments: of an epoch of those rows, of all workers.
+        """
+        ...
+
+
 class MemoryLoader:
     """Rows kept in memory; each epoch is a fresh permutation, cut into segments and nearly equal batches.
 
@@ -76,8 +97,22 @@ class MemoryLoader:
             order = torch.argsort(rows.sample_ids)
             rows = Samples(*(column[order] for column in rows))
         self._rows = rows
+        self._chosen: Tensor | None = None
+        """Places int64 (m,) of the rows that are used; None: all."""
         self.segments, self._seed, self._rank = segments, seed, rank
         assert len(rows.sample_ids) == segments.rows_of_worker(rank)
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """See ``PrunableLoader``: (n,), ascending."""
+        ids = self._rows.sample_ids
+        return (ids if self._chosen is None else ids[self._chosen]).numpy()
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> Self:
+        """See ``PrunableLoader``, which says the shapes; the images are not copied."""
+        found, chosen = copy.copy(self), torch.from_numpy(places)
+        found._chosen, found.segments = chosen if self._chosen is None else self._chosen[chosen], segments
+        assert len(places) == segments.rows_of_worker(self._rank)
+        return found
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
@@ -85,8 +120,9 @@ class MemoryLoader:
 
     def shuffled(self, epoch: int, segment: int) -> Iterator[Samples]:
         """See ``Loader``."""
-        count = len(self._rows.sample_ids)
+        count = self.segments.rows_of_worker(self._rank)
         order = torch.randperm(count, generator=generator("order", self._seed, epoch, self._rank))
+        order = order if self._chosen is None else self._chosen[order]
         places = self.segments.rows(segment, self._rank)
         for chosen in order[places.start : places.stop].split(self.segments.batch_sizes(segment, self._rank)):
             yield Samples(*(column[chosen] for column in self._rows))
@@ -112,6 +148,7 @@ class StreamLoader:
         rank: of the worker.
         augment: draw the views of training batches while images are decoded.
         pin: put batches in memory from which a GPU fetches by itself.
+        streams: of each worker that are read at the same time.
     """
 
     def __init__(
@@ -124,12 +161,28 @@ class StreamLoader:
         rank: int = 0,
         augment: bool = False,
         pin: bool = False,
+        streams: int = 1,
     ) -> None:
         self.segments = segments
-        self._source = _Source(rows, dataset, segments, seed, rank, augment, pin)
+        self._rows = rows
+        self._of_rows = partial(StreamLoader, dataset=dataset, seed=seed, rank=rank, augment=augment, pin=pin,
+                                streams=streams)  # fmt: skip
+        self._source = _Source(rows, dataset, segments, seed, rank, augment=augment, pin=pin, streams=streams)
         self._ahead: _Ahead | None = None
         self._next: tuple[int, int] | None = None
         assert len(rows.row) == segments.rows_of_worker(rank)
+
+    def sample_ids(self) -> NDArray[np.int64]:
+        """See ``PrunableLoader``: (n,), in stored order; ``place_rows`` must have been asked for them."""
+        assert self._rows.sample_ids is not None
+        return self._rows.sample_ids
+
+    def part(self, places: NDArray[np.int64], segments: Segments) -> "StreamLoader":
+        """See ``PrunableLoader``, which says the shapes."""
+        rows = self._rows._replace(
+            shard=self._rows.shard[places], row=self._rows.row[places], sample_ids=self.sample_ids()[places]
+        )
+        return self._of_rows(rows, segments=segments)
 
     def num_batches(self, segment: int) -> int:
         """See ``Loader``."""
@@ -176,11 +229,20 @@ class _Source:
     """Makes the batches of a pass; see ``StreamLoader``."""
 
     def __init__(
-        self, rows: StoredRows, dataset: Dataset, segments: Segments, seed: int, rank: int, augment: bool, pin: bool
+        self,
+        rows: StoredRows,
+        dataset: Dataset,
+        segments: Segments,
+        seed: int,
+        rank: int,
+        *,
+        augment: bool,
+        pin: bool,
+        streams: int = 1,
     ) -> None:
         self.rank = rank
         self._rows, self._layout, self._segments, self._seed = rows, dataset.layout, segments, seed
-        self._augment, self._pin = augment, pin
+        self._augment, self._pin, self._streams = augment, pin, streams * segments.world_size
         self._blocks = cut_blocks(rows.shard, rows.row, rows.group_rows)
         block_rows = len(rows.row) / max(len(self._blocks) - 1, 1)
         self._buffer = size_buffer(segments.num_rows, block_rows, segments.world_size)
@@ -197,7 +259,7 @@ class _Source:
                 order[places[0].start : places[-1].stop],
                 self._layout,
                 augmentation=Augmentation(self._seed, epoch) if training and self._augment else None,
-                streams=self._segments.world_size,
+                streams=self._streams,
             )
         )
         pool = _Pool(
@@ -218,8 +280,9 @@ class _Source:
 
 def rows_held(segments: Segments, buffer: Buffer, rank: int) -> int:
     """Rows of a worker's shuffle buffer: it never holds less than two batches, nor more than a segment."""
-    sizes = segments.batch_sizes(0, rank)
-    return min(max(buffer.full, buffer.start, 2 * max(sizes)), sum(sizes))
+    sizes = [segments.batch_sizes(segment, rank) for segment in range(segments.count)]
+    largest = max((size for batches in sizes for size in batches), default=0)
+    return min(max(buffer.full, buffer.start, 2 * largest), max(map(sum, sizes)))
 
 
 def _in_order(count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -344,37 +407,86 @@ def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
 
 def describe_streaming(fit: Fit, workers: int) -> str | None:
     """What streaming costs each of so many workers, for people; None if they keep their rows."""
-    dataset = open_dataset(fit.dataset)
-    if keeps_rows(dataset, fit.num_rows, workers, fit.cache_gib, fit.plan.augment):
-        return None
+    found = []
+    keeps, keeps_extra = rows_in_memory(fit, workers)
+    if not keeps:
+        found.append(f"images are streamed; {_describe_buffer(open_dataset(fit.dataset), fit.segments(workers))}")
+    if not keeps_extra:
+        assert fit.extra is not None
+        # As large as for passes of their own.
+        segments = Segments(fit.extra.num_rows, fit.extra.batch_rows, fit.segment_images, workers)
+        found.append(f"extra images are streamed; {_describe_buffer(open_dataset(fit.extra.dataset), segments)}")
+    return "; ".join(found) or None
+
+
+def _describe_buffer(dataset: Dataset, segments: Segments) -> str:
     rows = max(entry["rows"] for entry in dataset.manifest["shards"]["train"])
     group = max(rows_per_group(entry["rows"], entry["bytes"]) for entry in dataset.manifest["shards"]["train"])
-    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images, workers)
     # Of a coreset fewer rows of each row group are wanted.
-    wanted = max(1.0, min(group, rows) * fit.num_rows / max(dataset.num_rows("train"), 1))
-    held = rows_held(segments, size_buffer(fit.num_rows, wanted, workers), rank=0)
+    wanted = max(1.0, min(group, rows) * segments.num_rows / max(dataset.num_rows("train"), 1))
+    held = rows_held(segments, size_buffer(segments.num_rows, wanted, segments.world_size), rank=0)
     size = held * dataset.layout.image_bytes / 2**20
-    return f"images are streamed; each worker's shuffle buffer holds about {held:,} of them, {size:,.0f} MiB"
+    return f"each worker's shuffle buffer holds about {held:,} of them, {size:,.0f} MiB"
 
 
-def open_loader(fit: Fit, rank: int = 0, world_size: int = 1) -> Loader:
+def rows_in_memory(fit: Fit, workers: int) -> tuple[bool, bool]:
+    """Whether each of so many workers keeps its rows, and its extra rows; True where it has none."""
+    dataset, cache = open_dataset(fit.dataset), (workers, fit.cache_gib, fit.plan.augment)
+    keeps = keeps_rows(dataset, fit.num_rows, *cache)
+    if fit.extra is None:
+        return keeps, True
+    extra = open_dataset(fit.extra.dataset)
+    return keeps, keeps_extra_rows(dataset, fit.num_rows, extra, fit.extra.num_rows, *cache)
+
+
+def open_loader(fit: Fit, rank: int = 0, world_size: int = 1, *, rows: Samples | None = None) -> Loader:
     """A worker's loader: in memory if its share takes at most ``fit.cache_gib`` GiB of uint8 pixels, else streamed.
 
     A share that is kept is read from the shards themselves, so that Ray Data has nothing to start.
+
+    Args:
+        fit: the run.
+        rank: of the worker.
+        world_size: number of workers.
+        rows: of the worker, where they are in memory already; without extra rows.
     """
-    dataset, seed = open_dataset(fit.dataset), fit.plan.seed
-    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images, world_size)
-    own = (dataset, "train", fit.read_sample_ids(), rank, world_size)
-    if keeps_rows(dataset, fit.num_rows, world_size, fit.cache_gib, fit.plan.augment):
+    segments, seed = fit.segments(world_size), fit.plan.seed
+    keeps, keeps_extra = (True, True) if rows is not None and fit.extra is None else rows_in_memory(fit, world_size)
+    how: dict[str, Any] = {"rank": rank, "world_size": world_size, "augment": fit.plan.augment == "imagenet",
+                           "with_ids": fit.prune_ratio is not None}  # fmt: skip
+    how["streams"] = max(1, (not keeps) + (not keeps_extra))
+    if rows is not None:
+        main: Loader = MemoryLoader(rows, segments=segments, seed=seed, rank=rank)
+    else:
+        main = _opener(open_dataset(fit.dataset), fit.read_sample_ids(), keeps=keeps, **how)(segments, seed)
+    if not isinstance(segments, MixedSegments):
+        return main
+    assert fit.extra is not None
+    open_rows = _opener(open_dataset(fit.extra.dataset), fit.read_extra_ids(), keeps=keeps_extra, **how)
+    # Passes over two datasets of one size are no more alike than two epochs.
+    extra_seed = derive_seed("extra", seed)
+    return MixedLoader(main, lambda cut: open_rows(cut, extra_seed), torch.tensor(fit.extra.labels), segments)
+
+
+def _opener(
+    dataset: Dataset,
+    sample_ids: NDArray[np.integer] | None,
+    *,
+    rank: int,
+    world_size: int,
+    keeps: bool,
+    augment: bool,
+    streams: int,
+    with_ids: bool = False,
+) -> Callable[[Segments, int], Loader]:
+    """Reads or locates a worker's share once; gives the loader of any segments of it, and a seed."""
+    own = (dataset, "train", sample_ids, rank, world_size)
+    if keeps:
         rows = read_split(dataset, "train", block_of_split(*own))
-        return MemoryLoader(rows, segments=segments, seed=seed, rank=rank)
+        return lambda segments, seed: MemoryLoader(rows, segments=segments, seed=seed, rank=rank)
     cluster.connect()
-    return StreamLoader(
-        place_rows(*own),
-        dataset,
-        segments=segments,
-        seed=seed,
-        rank=rank,
-        augment=fit.plan.augment == "imagenet",
-        pin=torch.cuda.is_available(),
+    # Ids are asked for by what prunes epochs, which goes without extra rows.
+    places, pin = place_rows(*own, with_ids=with_ids), torch.cuda.is_available()
+    return lambda segments, seed: StreamLoader(
+        places, dataset, segments=segments, seed=seed, rank=rank, augment=augment, pin=pin, streams=streams
     )

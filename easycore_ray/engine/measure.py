@@ -12,8 +12,9 @@ from easycore_ray.config.base import ComputeConfig
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.work_plan import WorkPlan
 from easycore_ray.core.attacks import fgsm, pgd
+from easycore_ray.core.gradients import GraphedGradients, compute_gradients
 from easycore_ray.core.loop import make_optimizer, prepare_inputs, train_epoch
-from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.seeding import generator
 from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.dataset import Dataset
@@ -85,9 +86,17 @@ def idle_or_missing(config: ComputeConfig, there: cluster.Capacity) -> list[str]
 
 
 def measure_rates(
-    config: Any, dataset: Dataset, works: list[Work], device: str, model: nn.Module | None = None
+    config: Any,
+    dataset: Dataset,
+    works: list[Work],
+    device: str,
+    model: nn.Module | None = None,
+    seconds: float = _SECONDS,
 ) -> Rates:
-    """Images per second of this process for each kind of work; AutoAttack, which takes minutes, is not measured."""
+    """Images per second of this process for each kind of work, measured for so many seconds in all.
+
+    AutoAttack, which takes minutes, is not measured.
+    """
     kinds = list({(work.task, work.attack_steps): work for work in works if work.images}.values())
     batch_size = getattr(config, "batch_size", 128)
     batch_size = max(1, batch_size // config.max_workers) if model is None else batch_size
@@ -99,7 +108,7 @@ def measure_rates(
         if work.task == "autoattack":
             found[work.kind] = (None, "not measured: AutoAttack takes minutes")
             continue
-        rate, size = _images_per_second(_step_of(work, config, network, device), rows, device, _SECONDS / len(kinds))
+        rate, size = _images_per_second(_step_of(work, config, network, device), rows, device, seconds / len(kinds))
         where = "a GPU" if device == "cuda" else f"a CPU with {torch.get_num_threads()} threads"
         found[work.kind] = (rate, f"measured in this process: {where}, batch {size}")
     return lambda work: found[work.kind]
@@ -113,13 +122,17 @@ def _first_rows(dataset: Dataset, count: int) -> Samples:
 def _step_of(work: Work, config: Any, model: nn.Module, device: str) -> Step:
     """One batch of a kind of work."""
     if work.task == "exact":
-        return lambda rows: score_epoch(model, [rows])
+        training = config.training if work.attack_steps else "standard"
+        attack = ScoreAttack.of_plan(_loop_plan(replace(work, task=training), config), 1)
+        return lambda rows: score_epoch(model, [rows], attack=attack)
     if work.task in ("validation", "clean", "fgsm", "pgd20"):
         return lambda rows: _attack(work, config, model, rows, torch.device(device))
     plan = _loop_plan(work, config)
     optimizer = make_optimizer(model, plan)
     fused = work.task == "fused"
-    return lambda rows: train_epoch(model, optimizer, [rows], plan, epoch=1, step=0, record_scores=fused)
+    gradients = GraphedGradients() if device == "cuda" and config.cuda_graphs else compute_gradients
+    return lambda rows: train_epoch(model, optimizer, [rows], plan, epoch=1, step=0, record_scores=fused,
+                                    gradients=gradients)  # fmt: skip
 
 
 def _loop_plan(work: Work, config: Any) -> TrainingPlan:
@@ -158,7 +171,9 @@ def _images_per_second(step: Step, rows: Samples, device: str, seconds: float) -
     # Of one image, batch norm may have a single value for each channel, which it refuses.
     size = min(len(rows.labels), max(2, int(min(_STEP_SECONDS, seconds) / per_image)))
     batch = Samples(*(column[:size] for column in rows))
-    # A second step may find memory and kernels ready that the first one had to make.
+    # Later steps may find memory and kernels ready that the first one had to make. The third records a CUDA graph.
+    for _ in range(3 if device == "cuda" else 0):
+        _timed(step, batch, device)
     taken, done = _timed(step, batch, device), 1
     if taken < seconds / 3:
         started, done = time.perf_counter(), 0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from easycore_ray.config.recipes import ObjectiveConfig, SeededRecipeConfig
+from easycore_ray.config.recipes import ObjectiveConfig, ScoringObjectiveConfig, SeededRecipeConfig
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
 from easycore_ray.core.memory import RowLimit, default_rows
 from easycore_ray.core.models import build_model
@@ -15,7 +15,10 @@ from easycore_ray.core.names import MODEL_NAMES, default_width
 from easycore_ray.core.training_plan import TrainingPlan
 from easycore_ray.data.coreset import Coreset
 from easycore_ray.data.dataset import Dataset
-from easycore_ray.engine.shares import batches_per_epoch, training_steps
+from easycore_ray.engine.extra_data import ExtraData
+from easycore_ray.engine.mixed_segments import MixedSegments
+from easycore_ray.engine.segments import Segments
+from easycore_ray.engine.shares import steps_per_epoch, training_steps
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -32,6 +35,7 @@ class Fit:
     """Arguments of ``core.models.build_model``."""
     plan: TrainingPlan
     epochs: int
+    """Passes over all samples; of pruned epochs there are more."""
     batch_size: int
     """Samples per step over all workers."""
     segment_images: int
@@ -52,12 +56,53 @@ class Fit:
     """Steps of the attack on the validation split after each epoch; 0: none."""
     score_batch_size: int | None = None
     """Samples in a batch of an exact scoring pass; by the size of the images if None."""
+    prune_ratio: float | None = None
+    """Share of the samples with a loss below the mean that an epoch leaves out, see ``core.pruning``; None: no epoch
+    is pruned."""
     initial: Artifact | None = None
     """The checkpoint whose weights it starts from; random ones if None."""
+    extra: ExtraData | None = None
+    """Rows that are mixed into every batch."""
+
+    def segments(self, world_size: int = 1) -> Segments:
+        """How an epoch is cut and shared by so many workers."""
+        cut = (self.num_rows, self.batch_size, self.segment_images, world_size)
+        if self.extra is None:
+            return Segments(*cut)
+        return MixedSegments(*cut, extra_rows=self.extra.num_rows, extra_batch_rows=self.extra.batch_rows)
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows that are trained on in an epoch, extra ones included."""
+        segments = self.segments()
+        return self.num_rows + (segments.extra_per_epoch if isinstance(segments, MixedSegments) else 0)
 
     def row_limit(self, batch_size: int | None = None) -> RowLimit:
         """A limit of so many rows without gradients of the weights, by default what the images' size says."""
         return RowLimit(batch_size or default_rows(math.prod(self.model["image_shape"])))
+
+    def describe_sources(self, steps: int) -> dict[str, Any]:
+        """Entry of a manifest, ``sources``, after so many steps: where rows came from, and how many; {} of one source.
+
+        Of each source ``samples``, its rows in a whole epoch (``rows_per_epoch``), and in all steps (``rows``); of the
+        extra one also its rows in a whole batch (``batch_rows``), and how often all its samples were seen (``passes``).
+        """
+        segments = self.segments()
+        if self.extra is None or not isinstance(segments, MixedSegments):
+            return {}
+        main, extra = segments.rows_seen(steps)
+        return {
+            "sources": {
+                "main": {"samples": self.num_rows, "rows_per_epoch": self.num_rows, "rows": main},
+                "extra": {
+                    "samples": self.extra.num_rows,
+                    "batch_rows": self.extra.batch_rows,
+                    "rows_per_epoch": segments.extra_per_epoch,
+                    "rows": extra,
+                    "passes": round(extra / self.extra.num_rows, 3),
+                },
+            }
+        }
 
     def read_sample_ids(self) -> np.ndarray | None:
         """Ids of the samples to train on: int64 (num_rows,), ascending; None for the whole training split.
@@ -65,19 +110,39 @@ class Fit:
         Raises:
             EasyCoreError: they are not there any more, damaged, or another coreset's.
         """
-        if self.coreset is None:
-            return None
-        ids = self.coreset.sample_ids()
-        if len(ids) != self.num_rows:
-            raise EasyCoreError(
-                f"{self.coreset.path} has {len(ids):,} samples, {self.num_rows:,} when the run began; it was replaced"
-            )
-        return ids
+        return _read_ids(self.coreset, self.num_rows)
+
+    def read_extra_ids(self) -> np.ndarray | None:
+        """The same of the extra data, of which there is some."""
+        assert self.extra is not None
+        return _read_ids(self.extra.coreset, self.extra.num_rows)
+
+    @property
+    def progress_unit(self) -> str:
+        """What progress is counted in: how many images pruned epochs have is not known before."""
+        return "images" if self.prune_ratio is None else "steps"
+
+    @property
+    def progress_total(self) -> int:
+        """How many of them there are in all."""
+        return self.epochs * self.epoch_rows if self.prune_ratio is None else self.plan.total_steps
 
     @property
     def selected_by(self) -> str:
         """The metric that the best epoch has the highest value of."""
         return "val_robust_accuracy" if self.val_attack_steps else "val_accuracy"
+
+
+def _read_ids(coreset: Coreset | None, num_rows: int) -> np.ndarray | None:
+    """Ids of a coreset that had so many samples when the run began; None without one."""
+    if coreset is None:
+        return None
+    ids = coreset.sample_ids()
+    if len(ids) != num_rows:
+        raise EasyCoreError(
+            f"{coreset.path} has {len(ids):,} samples, {num_rows:,} when the run began; it was replaced"
+        )
+    return ids
 
 
 def model_arguments(recipe: SeededRecipeConfig, dataset: Dataset, initial: Artifact | None = None) -> dict[str, Any]:
@@ -120,7 +185,8 @@ def make_fit(
     coreset: Artifact | None,
     *,
     initial: Artifact | None = None,
-    objective: ObjectiveConfig | None = None,
+    objective: ObjectiveConfig | ScoringObjectiveConfig | None = None,
+    extra: ExtraData | None = None,
     **details: Any,
 ) -> Fit:
     """The run of a configuration on a dataset.
@@ -131,11 +197,13 @@ def make_fit(
         coreset: whose samples are trained on; the whole training split if None.
         initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
         objective: what it trains for; standard training if None.
+        extra: rows that are mixed into every batch, from ``extra_data.extra_data``; None without ``extra_dataset``.
         details: further fields of ``Fit``.
     """
+    assert (extra is None) == (config.extra_dataset is None)
     num_rows = dataset.num_rows("train") if coreset is None else coreset.manifest["counts"]["samples"]
-    steps_per_epoch = batches_per_epoch(num_rows, config.batch_size)
-    steps = config.epochs * steps_per_epoch if isinstance(config, ScoreConfig) else training_steps(config, num_rows)
+    per_epoch = steps_per_epoch(config, num_rows)
+    steps = config.epochs * per_epoch if isinstance(config, ScoreConfig) else training_steps(config, num_rows)
     names = ("training", "beta", "eps", "norm", "attack_steps", "attack_step_size")
     fields = {} if objective is None else {name: getattr(objective, name) for name in names}
     fields |= {
@@ -149,7 +217,7 @@ def make_fit(
         model=model_arguments(config, dataset, initial),
         initial=initial,
         plan=make_training_plan(config, total_steps=steps, **fields),
-        epochs=-(-steps // steps_per_epoch),
+        epochs=-(-steps // per_epoch),
         batch_size=config.batch_size,
         segment_images=config.segment_images,
         commit_minutes=config.commit_minutes,
@@ -157,6 +225,7 @@ def make_fit(
         threads=config.threads,
         compile=config.compile,
         cuda_graphs=config.cuda_graphs,
+        extra=extra,
         **details,
     )
 

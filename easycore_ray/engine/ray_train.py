@@ -15,7 +15,7 @@ from easycore_ray.engine.loader import describe_streaming, open_loader
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.run import Recorder, run_epochs
 from easycore_ray.engine.run_history import check_committed_states, train_run_name
-from easycore_ray.engine.run_identity import keeps_rows
+from easycore_ray.engine.run_identity import keeps_extra_rows, keeps_rows
 from easycore_ray.engine.shares import check_share
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.validation import keeps_validation
@@ -66,7 +66,7 @@ def fit_on_ray(
     """
     paths.make_dir(storage)
     check_committed_states(paths.join(storage, name))
-    with watching(label, fit.epochs * fit.num_rows, "images", on_metrics) as actor, _quiet():
+    with watching(label, fit.progress_total, fit.progress_unit, on_metrics) as actor, _quiet():
         work = {"fit": fit, "recorder": recorder, "progress_actor": actor, "claim": made, "device": config.device}
         make_trainer = _trainer_factory(work, config, storage, name)
         result = _fit_with_retries(make_trainer, config.max_failures, label)
@@ -204,12 +204,20 @@ def check_resources(fit: Fit, config: ComputeConfig, made: Claim, label: str) ->
         EasyCoreError: see ``check_share`` and ``cluster.preflight``; a fresh claim is given back.
     """
     with giving_back(made):
-        check_share(fit.num_rows, fit.batch_size, range(config.min_workers, config.max_workers + 1))
+        workers = range(config.min_workers, config.max_workers + 1)
+        extra_rows = 0 if fit.extra is None else fit.extra.batch_rows
+        check_share(fit.num_rows, fit.batch_size, workers, extra_rows=extra_rows)
+        if fit.extra is not None:
+            check_share(fit.extra.num_rows, fit.batch_size, workers)
         cluster.connect()
         demand = demand_of(config, config.num_workers, decodes=_decodes(fit, config))
         cluster.preflight(demand, label)
+    if fit.extra is not None:
+        say(f"{label}: {fit.extra.describe(fit.batch_size)}")
     if (words := describe_streaming(fit, config.max_workers)) is not None:
         say(words)
+    if fit.prune_ratio is not None and fit.cuda_graphs and config.gpus_per_worker:
+        say(f"{label}: pruned epochs are computed without a CUDA graph, since the sizes of their batches change")
     idle = int(demand.cpus_per_worker)
     if config.threads < idle and not config.gpus_per_worker and config.threads_per_worker is None:
         say(f"each worker has {idle} CPUs and uses one of them; --threads-per-worker {idle} uses all, as another run")
@@ -219,7 +227,20 @@ def _decodes(fit: Fit, config: ComputeConfig) -> bool:
     """Whether tasks beside the workers decode images while they train, with any number of workers it may have."""
     dataset, augment = open_dataset(fit.dataset), fit.plan.augment
     workers = range(config.min_workers, config.max_workers + 1)
-    return any(decodes_beside(dataset, fit.num_rows, count, fit.cache_gib, augment) for count in workers)
+    if any(decodes_beside(dataset, fit.num_rows, count, fit.cache_gib, augment) for count in workers):
+        return True
+    if fit.extra is None:
+        return False
+    extra = open_dataset(fit.extra.dataset), fit.extra.num_rows
+    return any(decodes_extra(dataset, fit.num_rows, *extra, count, fit.cache_gib, augment) for count in workers)
+
+
+def decodes_extra(
+    dataset: Dataset, num_rows: int, extra: Dataset, extra_rows: int, workers: int, cache_gib: float, augment: str
+) -> bool:
+    """Whether so many workers need CPUs beside them for extra rows; arguments as of ``keeps_extra_rows``."""
+    kept = keeps_extra_rows(dataset, num_rows, extra, extra_rows, workers, cache_gib, augment)
+    return not kept and takes_cpus(extra.layout, augment == "imagenet")
 
 
 def decodes_beside(dataset: Dataset, num_rows: int, workers: int, cache_gib: float, augment: str) -> bool:

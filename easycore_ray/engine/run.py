@@ -11,7 +11,8 @@ depend on where commits fell.
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,14 +23,14 @@ from easycore_ray.core.gradients import Gradients, GraphedGradients, compute_gra
 from easycore_ray.core.loop import EpochResult, NotFiniteError, make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import build_model, compiled
-from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.sgd import SGD
 from easycore_ray.data.samples import Samples
 from easycore_ray.engine.checkpoint import load_initial
-from easycore_ray.engine.loader import Loader, MemoryLoader
+from easycore_ray.engine.loader import Loader, PrunableLoader, open_loader
 from easycore_ray.engine.machine_use import MachineUse
 from easycore_ray.engine.plan import Fit
-from easycore_ray.engine.segments import Segments
+from easycore_ray.engine.pruning import PrunedEpoch, Pruner
 from easycore_ray.engine.state import EpochProgress, HaltedError, State, load_optimizer, optimizer_tensors
 from easycore_ray.engine.validation import ValidationBlocks
 from easycore_ray.engine.worker_group import Context
@@ -75,6 +76,7 @@ class _Run:
     fit: Fit
     context: Context
     loader: Loader
+    """Of all of this worker's rows."""
     model: nn.Module
     trained: nn.Module
     """``model``, or its compiled form."""
@@ -87,6 +89,10 @@ class _Run:
     use: MachineUse
     scored_at_once: RowLimit
     """Rows of an exact pass; it stays halved from segment to segment."""
+    pruner: Pruner | None
+    """Where epochs are pruned."""
+    epoch: PrunedEpoch
+    """What the epoch under way trains on: all rows of the loader, unless it is pruned."""
     committed: float
     """When the last commit was made, or the run began: ``time.monotonic``."""
 
@@ -122,9 +128,12 @@ def run_epochs(fit: Fit, context: Context, loader: Loader, recorder: Recorder | 
     graphed = fit.cuda_graphs and context.device.type == "cuda"
     gradients = GraphedGradients() if graphed else compute_gradients
     use = MachineUse(context.device)
+    # Runs that prune have no extra rows, and all other loaders can leave rows out.
+    pruner = None if fit.prune_ratio is None else Pruner(fit, context, cast(PrunableLoader, loader))
     run = _Run(fit, context, loader, model, trained, gradients, optimizer, averaged, recorder, validation, use,
-               fit.row_limit(fit.score_batch_size), time.monotonic())  # fmt: skip
-    while state.progress is not None or (state.epoch < fit.epochs and not state.carried.get("stopped")):
+               fit.row_limit(fit.score_batch_size), pruner, PrunedEpoch(loader, None, fit.plan.total_steps),
+               time.monotonic())  # fmt: skip
+    while state.progress is not None or (state.step < fit.plan.total_steps and not state.carried.get("stopped")):
         state = _run_epoch(run, state, state.progress or EpochProgress(state.epoch + 1, context.world_size))
         context.commit(state)
         run.committed = time.monotonic()
@@ -150,6 +159,8 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
     if progress.epoch == 0:
         _score(run, state, progress)
         progress = EpochProgress(1, progress.world_size, segments=progress.segments)
+    if run.pruner is not None:
+        run.epoch = run.pruner.begin(state.carried, progress.epoch, state.step)
     _train(run, state, progress)
     _score(run, state, progress)
     context = run.context
@@ -164,6 +175,8 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
     rows = max(progress.num_rows, 1)
     metrics["train_loss"] = progress.loss_sum / rows
     metrics["train_accuracy"] = progress.num_correct / rows
+    if run.pruner is not None:
+        metrics |= {**run.pruner.end(state.carried), "steps": float(state.step + progress.steps)}
     metrics["stall_share"] = progress.wait_seconds / max(progress.train_seconds, 1e-9)
     metrics |= _validate(run)
     metrics |= run.use.measure(context)
@@ -200,13 +213,15 @@ def _make_equal(run: _Run) -> None:
 
 def _train(run: _Run, state: State, progress: EpochProgress) -> None:
     """Train on the segments of the epoch that are left."""
-    segments, recorder = run.loader.segments, run.recorder
+    segments, recorder = run.epoch.loader.segments, run.recorder
     while not _is_trained(run, state, progress):
         segment, started = progress.trained, time.monotonic()
         result = _train_segment(run, state, progress)
         ended = time.monotonic()
         _make_equal(run)
-        _add(run.context, progress, result, ended - started)
+        results = _add(run.context, progress, result, ended - started)
+        if run.pruner is not None:
+            run.pruner.record(state.carried, results)
         last = _is_trained(run, state, progress)
         if recorder is not None and recorder.records_steps(progress.epoch):
             assert result.scores is not None
@@ -221,16 +236,18 @@ def _train(run: _Run, state: State, progress: EpochProgress) -> None:
 
 def _is_trained(run: _Run, state: State, progress: EpochProgress) -> bool:
     """Whether nothing is left to train in the epoch under way."""
-    return progress.trained == run.loader.segments.count or state.step + progress.steps >= run.fit.plan.total_steps
+    return progress.trained == run.epoch.loader.segments.count or state.step + progress.steps >= run.epoch.last_step
 
 
 def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochResult:
-    """Train on every batch of this worker's next segment once, reporting progress in rows of all workers."""
-    fit, context, epoch = run.fit, run.context, progress.epoch
+    """Train on every batch of this worker's next segment once, reporting progress in rows of all workers, or steps."""
+    fit, context, epoch, loader = run.fit, run.context, progress.epoch, run.epoch.loader
+    step, pruned = state.step + progress.steps, run.pruner is not None
+    note = f"epoch {epoch}, {loader.segments.num_rows:,} samples" if pruned else f"epoch {epoch} of {fit.epochs}"
     # Rows of all workers, batch by batch, are arithmetic; nothing need travel.
-    global_sizes = run.loader.segments.global_batch_sizes(progress.trained)
+    global_sizes = loader.segments.global_batch_sizes(progress.trained)
     sizes = iter(global_sizes)
-    ends = (epoch - 1) * fit.num_rows + progress.num_rows + np.cumsum(global_sizes)
+    ends = (epoch - 1) * fit.epoch_rows + progress.num_rows + np.cumsum(global_sizes)
     done = iter(ends.tolist())
 
     def combine(tensors: list[Tensor], rows: int) -> int:
@@ -241,22 +258,24 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
     def on_step(step: int) -> None:
         if run.averaged is not None:
             run.averaged.update(step)
-        context.post(next(done), f"epoch {epoch} of {fit.epochs}")
+        context.post(step if pruned else next(done), note)
 
     try:
         return train_epoch(
             run.trained,
             run.optimizer,
-            run.loader.shuffled(epoch, progress.trained),
+            islice(loader.shuffled(epoch, progress.trained), run.epoch.last_step - step),
             fit.plan,
             epoch=epoch,
-            step=state.step + progress.steps,
+            step=step,
             segment=progress.trained,
             rank=context.rank,
             combine=combine if context.world_size > 1 else None,
             record_scores=fit.record_scores,
             on_step=on_step,
             gradients=run.gradients,
+            weigh=run.epoch.weigh,
+            record_losses=pruned,
         )
     except NotFiniteError as error:
         # All workers see the same loss, so all stop here, and none waits for another.
@@ -264,8 +283,8 @@ def _train_segment(run: _Run, state: State, progress: EpochProgress) -> EpochRes
         raise HaltedError(str(error), last if last is not None and last.epoch else None) from error
 
 
-def _add(context: Context, progress: EpochProgress, result: EpochResult, seconds: float) -> None:
-    """Add a segment's sums over all workers, in the order of their ranks."""
+def _add(context: Context, progress: EpochProgress, result: EpochResult, seconds: float) -> list[EpochResult]:
+    """Add a segment's sums over all workers, in the order of their ranks; returns those of each."""
     parts: list[EpochResult] = context.gather(replace(result, scores=None))
     progress.trained += 1
     progress.segments += 1
@@ -276,6 +295,7 @@ def _add(context: Context, progress: EpochProgress, result: EpochResult, seconds
     progress.train_seconds += seconds
     # In a step all workers wait for the last one.
     progress.wait_seconds += seconds * max(part.stall_share for part in parts)
+    return parts
 
 
 def _exact_pass(run: _Run, state: State, progress: EpochProgress) -> int | None:
@@ -286,18 +306,18 @@ def _exact_pass(run: _Run, state: State, progress: EpochProgress) -> int | None:
 def _score(run: _Run, state: State, progress: EpochProgress) -> None:
     """Score the segments of the epoch's exact pass that are left, if it has one."""
     epoch, segments = _exact_pass(run, state, progress), run.loader.segments
-    if epoch is None or progress.scored == segments.count:
+    if epoch is None or progress.scored == segments.scored_segments:
         return
     assert run.recorder is not None
-    while progress.scored < segments.count:
+    while progress.scored < segments.scored_segments:
         segment, started = progress.scored, time.monotonic()
         columns = score_epoch(run.model, run.loader.ordered(segment), input_space=run.fit.plan.input_space,
-                              limit=run.scored_at_once)  # fmt: skip
+                              attack=ScoreAttack.of_plan(run.fit.plan, epoch), limit=run.scored_at_once)  # fmt: skip
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
-                            rows=segments.global_rows(segment), carried=state.carried)  # fmt: skip
+                            rows=segments.scored_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1
         progress.segments += 1
-        last = progress.scored == segments.count
+        last = progress.scored == segments.scored_segments
         if last:
             progress.metrics |= run.recorder.complete(run.context, epoch, state.carried)
         progress.score_seconds += time.monotonic() - started
@@ -338,6 +358,4 @@ def _is_best(metrics: dict[str, float], history: list[dict[str, float]], name: s
 
 def fit_here(fit: Fit, rows: Samples, context: Context, recorder: Recorder | None = None) -> State:
     """Run in this process, on rows that are in memory."""
-    segments = Segments(fit.num_rows, fit.batch_size, fit.segment_images)
-    loader = MemoryLoader(rows, segments=segments, seed=fit.plan.seed)
-    return run_epochs(fit, context, loader, recorder)
+    return run_epochs(fit, context, open_loader(fit, rows=rows), recorder)

@@ -15,6 +15,9 @@ from easycore_ray.tracking.runs import TrackedRun, data_of, describe_job
 LAST_GOOD = "last_good"
 """Folder, inside that of a diverged run, of the checkpoint after its last good epoch."""
 
+STOPPED = "stopped.json"
+"""In an unfinished training run: that the sweep it is a trial of has stopped it early, as in ``artifact.DIVERGED``."""
+
 COMMIT_NAME: re.Pattern[str] = re.compile(r"epoch-(\d{5,})(?:-(\d{5,}))?-[0-9a-f]{12}")
 """Names of the folders of training states, see ``commit_name``."""
 
@@ -118,6 +121,8 @@ def describe_training_run(path: str, verb: str, kind: str, config: Mapping[str, 
         status = "FAILED"
         if paths.exists(paths.join(path, LAST_GOOD, MANIFEST)):
             history = paths.read_json(paths.join(path, LAST_GOOD, MANIFEST))["epochs"]
+    elif paths.exists(paths.join(path, STOPPED)):
+        status = "KILLED"
     points = {int(entry["epoch"]): dict(entry) for entry in history}
     if best is not None and points:
         points[max(points)]["best_epoch"] = best

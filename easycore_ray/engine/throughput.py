@@ -30,7 +30,7 @@ class Work:
     autoattack evaluation."""
     images: int
     attack_steps: int = 0
-    """Gradient steps of the training attack."""
+    """Gradient steps of the attack in training, validation or exact scoring."""
     perturbs: bool = False
     """Whether weights are perturbed, which takes the passes of the update once more."""
 
@@ -49,7 +49,8 @@ class Work:
             "mart": 2.0 * self.attack_steps + 2 * _STANDARD,
             "nfgsm": 2.0 + _STANDARD,
             "fused": _FUSED,
-            "exact": _EXACT,
+            # The start and every iterate are classified, the last without a gradient.
+            "exact": _EXACT + (2.0 * self.attack_steps + 1 if self.attack_steps else 0),
             "validation": 2.0 * self.attack_steps + 1,
             "clean": 1,
             "fgsm": 3,
@@ -71,7 +72,7 @@ class Work:
         if self.task == "validation":
             return self.task
         if self.task in ("fused", "exact"):
-            return f"{self.task} scoring"
+            return f"{self.task} scoring{' under attack' if self.attack_steps else ''}"
         return f"{self.task} {'training' if self.in_training else 'evaluation'}"
 
 

@@ -7,9 +7,9 @@ from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.names import SEVERITIES, chosen_corruptions
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.run_inputs import check_budget
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import check_budget
 
 AUTOATTACK = "autoattack"
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.engine.run_identity import claim_run, run_identity
+from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import MANIFEST, Artifact, from_manifest, open_artifact
@@ -83,12 +83,12 @@ def _read(trial: Trial, manifests: dict[str, paths.Entry]) -> FinishedTrial | No
 
 def _check_made_by(found: Sequence[FinishedTrial]) -> None:
     """Refuse checkpoints of other configurations or inputs; those that trials share are opened once."""
-    opened: dict[tuple[str, str | None], tuple[Dataset, dict[str, Artifact]]] = {}
+    opened: dict[tuple[str | None, ...], tuple[Dataset, dict[str, Artifact]]] = {}
     for each in found:
         config = each.trial.train
-        inputs = config.dataset, config.coreset
+        inputs = config.dataset, config.coreset, config.extra_dataset, config.extra_coreset
         if inputs not in opened:
-            opened[inputs] = open_run_data(*inputs)
+            opened[inputs] = open_run_inputs(config)
         _, parents = opened[inputs]
         if each.checkpoint.manifest["identity"] != run_identity("checkpoint", config, parents):
             claim_run("checkpoint", config, parents)  # says what is there

@@ -14,7 +14,9 @@ from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.inspection import ReportConfig
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.ingest.pipeline import prepare
+from easycore_ray.engine.extra_data import open_extra, open_extra_parents
 from easycore_ray.evaluation.threats import AUTOATTACK, require_autoattack
+from easycore_ray.experiments.comparison_rules import check_comparable
 from easycore_ray.experiments.plans import plan_pipeline
 from easycore_ray.experiments.results import read_result_rows
 from easycore_ray.experiments.sweep import describe_sweep, sweep
@@ -61,7 +63,11 @@ def pipeline(config: PipelineConfig) -> Artifact:
     config = config.replace(out=out, tracking_uri=config.tracking_uri or default_uri(out))
     if AUTOATTACK in config.attack:
         require_autoattack()  # before hours of scoring
-    parents = {} if config.dataset is None else {"dataset": open_dataset(config.dataset)}
+    parents = open_extra(config)
+    if config.dataset is not None:
+        dataset = open_dataset(config.dataset)
+        check_comparable(config.sweep_config(dataset.path, "scores"), dataset)
+        parents |= {"dataset": dataset, **open_extra_parents(config, dataset)}
     key = pipeline_identity(config, parents)
     made = claim(out, "pipeline", key, overwrite=config.overwrite, take_over=config.take_over)
     warn_of_other_machines(made, parents.values())
@@ -80,9 +86,10 @@ def _run_stages(config: PipelineConfig, made: Claim, parents: Mapping[str, Artif
     """Whatever of the stages is not finished, and the pipeline's own files."""
     out = made.replaces or made.path
     dataset = parents.get("dataset") or prepare(config.prepare_config())
-    pool = None
+    opened, pool = open_dataset(dataset.path), None
+    extra = open_extra_parents(config, opened)  # before hours of scoring
     if config.subset is not None:
-        pool = draw_subset(open_dataset(dataset.path), paths.join(made.path, "subset"), config.subset, config.seed)
+        pool = draw_subset(opened, paths.join(made.path, "subset"), config.subset, config.seed)
     scores = score(config.score_config(dataset.path, pool.path if pool else None))
     swept = sweep(config.sweep_config(dataset.path, scores.path))
     page = report(ReportConfig(out=paths.join(made.path, "report"), sweep=swept.path, note=config.note))
@@ -92,7 +99,7 @@ def _run_stages(config: PipelineConfig, made: Claim, parents: Mapping[str, Artif
         made,
         fingerprint=content_hash(swept.fingerprint),
         config=to_dict(config.replace(out=out)),
-        parents={"dataset": dataset, "scores": scores, "sweep": swept, "report": page},
+        parents={"dataset": dataset, **extra, "scores": scores, "sweep": swept, "report": page},
         counts=swept.manifest["counts"],
         wall_seconds=time.monotonic() - started,
         device_seconds=scores.manifest["device_seconds"] + swept.manifest["device_seconds"],

@@ -1,6 +1,6 @@
 """What sweep(), study() and pipeline() would do, without doing it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepConfig
@@ -11,17 +11,22 @@ from easycore_ray.core.names import chosen_corruptions
 from easycore_ray.core.selection import budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
+from easycore_ray.engine.budget import plan_steps, without_steps
+from easycore_ray.engine.extra_data import extra_data, open_extra_parents
+from easycore_ray.engine.run_inputs import check_budget
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.engine.throughput import Work, assumed_rates, checkpoint_bytes, estimates_of, network_of
 from easycore_ray.evaluation.plans import attack_works, image_count
+from easycore_ray.experiments.comparison_rules import check_comparable, rungs_of
 from easycore_ray.experiments.finished_trials import read_finished
+from easycore_ray.experiments.search_points import planned_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
 from easycore_ray.scoring.hardness_table import open_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import check_budget, training_works
+from easycore_ray.training.plans import training_works
 
 
 def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str, Artifact]]:
@@ -39,28 +44,45 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     check_threats(threats, dataset.image_shape)
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
-    return dataset, hardness, {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+    check_comparable(config, dataset)
+    parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+    return dataset, hardness, parents | open_extra_parents(config, dataset)
 
 
 def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     """The plan of a sweep."""
     dataset, hardness, parents = open_sweep_inputs(config)
     out, count = paths.absolute(config.out), hardness.manifest["counts"]["samples"]
-    trials = make_trials(config, out, coreset_folders(config, out))
+    steps = _planned_steps(config, dataset, measure)
+    trials = planned_trials(config, out, steps)
     done = [each.trial for each in read_finished(trials).values()]
     names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
     plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
+    plan = without_steps(plan) if steps == {} else plan
+    extra = extra_data(config, dataset, parents)
     return plan_for(
         "sweep",
         config,
         "sweep",
         artifact_identity("sweep", config, parents),
-        work=f"run {len(trials) - len(done)} of {len(trials)} trials ({names}; {len(config.seeds)} seeds) on "
-        f"{count:,} samples of {dataset.path}",
+        work=f"run {len(trials) - len(done)} of {len(trials)} trials{_choice_text(config)} ({names}; "
+        f"{len(config.seeds)} seeds) on {count:,} samples of {dataset.path}"
+        + ("" if extra is None else f"; {extra.describe(config.batch_size)}"),
         **_details(plan),
         finished=tuple(trial.train.out for trial in done),
         makes=(paths.join(out, "coresets"), paths.join(out, "trials"), paths.join(out, "summary.json")),
     )
+
+
+def _choice_text(config: SweepConfig) -> str:
+    """That there may be less to do than planned."""
+    found = ""
+    if config.search != "none":
+        found += f" ({config.num_trials} of them at points that are searched for, each planned at its largest)"
+    if config.scheduler != "none":
+        shares = ", ".join(f"{rung / 10:.3g}" for rung in rungs_of(config))
+        found += f" (at most: those that are behind after {shares} % of their steps are stopped)"
+    return found
 
 
 def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
@@ -97,8 +119,9 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
     prepared = config.prepare_config().out
     where = config.dataset or (prepared if is_finished(prepared) else None)
     sweep = config.sweep_config(where or "dataset", "scores")
-    trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
-    work = f"score for {config.score_epochs} epochs, run {len(trials)} trials and report"
+    steps = None if where is None else _planned_steps(sweep, open_dataset(where), measure)
+    trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out), steps)
+    work = f"score for {config.score_epochs} epochs, run {len(trials)} trials{_choice_text(sweep)} and report"
     if where is None:
         plan = join_plans("pipeline", work, out, [plan_prepare(config.prepare_config())])
         return plan.replace(
@@ -114,11 +137,20 @@ def plan_pipeline(config: PipelineConfig, measure: bool = False) -> WorkPlan:
     count = config.subset or dataset.num_rows("train")
     scoring = plan_score(config.score_config(where), measure, num_rows=count)
     todo = [trial for trial in trials if not is_finished(trial.evaluate.out)]
-    plan = join_plans("pipeline", work, out, [scoring, _plan_trials(sweep, dataset, todo, count, measure)])
+    planned = _plan_trials(sweep, dataset, todo, count, measure)
+    plan = join_plans("pipeline", work, out, [scoring, without_steps(planned) if steps == {} else planned])
     return plan.replace(
         makes=(*plan.makes, paths.join(out, "sweep"), paths.join(out, "report"), paths.join(out, "summary.json")),
         finished=(*plan.finished, *(trial.train.out for trial in trials if trial not in todo)),
     )
+
+
+def _planned_steps(config: SweepConfig, dataset: Dataset, measure: bool) -> Mapping[str, int] | None:
+    """About the steps of each objective where they follow from device-seconds; empty where nobody knows them yet."""
+    if config.device_seconds is None:
+        return None
+    first = make_trials(config, config.out, coreset_folders(config, config.out), {})[0].train
+    return plan_steps(config.out, first, config.training, config.device_seconds, dataset, measure) or {}
 
 
 def _plan_trials(config: SweepConfig, dataset: Dataset, trials: Sequence[Trial], count: int, measure: bool) -> WorkPlan:

@@ -19,7 +19,10 @@ CURVES = ("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy")
 
 
 def result_rows(
-    finished: Iterable[FinishedTrial], scores: Artifact, diverged: Sequence[Trial] = ()
+    finished: Iterable[FinishedTrial],
+    scores: Artifact,
+    diverged: Sequence[Trial] = (),
+    stopped: Sequence[Trial] = (),
 ) -> list[dict[str, Any]]:
     """One row per arm, fraction, objective and eps: mean and standard deviation over seeds.
 
@@ -27,12 +30,15 @@ def result_rows(
         finished: trials with what they have made.
         scores: the scoring run behind their coresets.
         diverged: trials without results, whose seeds the rows of the others name.
+        stopped: trials that were stopped early, whose seeds the rows of the others name as well.
     """
     rows = []
     for members in _over_seeds(finished):
         first = members[0].trial
         arm = _without_seed(first)
         missing = {"diverged_seeds": [trial.seed for trial in diverged if _without_seed(trial) == arm]}
+        if stopped:
+            missing["stopped_seeds"] = [trial.seed for trial in stopped if _without_seed(trial) == arm]
         rows += [_result_row(members, eps, scores) | missing for eps in first.evaluate.eval_eps]
     return rows
 
@@ -198,7 +204,8 @@ def machine_cost(finished: FinishedTrial) -> dict[str, float]:
     """
     checkpoint, evaluation = finished.checkpoint.manifest, finished.evaluations[0].manifest
     epochs, counts = checkpoint["epochs"], checkpoint["counts"]
-    images = min(counts["samples"] * counts["epochs"], checkpoint["steps"] * finished.trial.train.batch_size)
+    trained = sum(entry.get("kept_samples", counts["samples"]) for entry in epochs)
+    images = min(trained, checkpoint["steps"] * finished.trial.train.batch_size)
     seconds = sum(entry["train_seconds"] for entry in epochs)
     name = SYSTEM + ("gpu_memory_usage_megabytes" if finished.trial.train.gpus_per_worker else "peak_memory_megabytes")
     memory = [entry[name] for entry in epochs if name in entry]

@@ -7,12 +7,12 @@ from typing import Any
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.engine.run_inputs import check_training
 from easycore_ray.evaluation.threats import check_threats, threats_of
 from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, Artifact, Claim, refuse_other_format
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import check_training
 
 _HALF = ("random", "random/class", "easycore", "easycore/class", "hardest", "easiest:el2n", "easiest:aum")
 

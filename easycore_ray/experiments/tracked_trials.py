@@ -9,6 +9,7 @@ from easycore_ray.core.eps import format_eps
 from easycore_ray.engine.run_history import describe_training_run
 from easycore_ray.evaluation.tracked_evaluation import SUSPICIOUS, flat_metrics, tags_of
 from easycore_ray.experiments.finished_trials import FinishedTrial
+from easycore_ray.experiments.stopped_trials import read_stop
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.reporting.tables import print_table
 from easycore_ray.storage import paths
@@ -32,7 +33,7 @@ def describe_parent(config: JobConfig, path: str, kind: str, status: str) -> Tra
     if status != "FINISHED" or not paths.exists(paths.join(path, "summary.json")):
         return replace(run, status=status)
     manifest, summary = paths.read_json(paths.join(path, MANIFEST)), paths.read_json(paths.join(path, "summary.json"))
-    rows, lost = summary["rows"], summary["diverged"]
+    rows = summary["rows"]
     metrics = {key: value for row in rows for key, value in _row_metrics(row).items()}
     metrics |= {name: float(value) for name, value in manifest["counts"].items()}
     metrics["device_hours"] = manifest["device_seconds"] / 3600
@@ -43,7 +44,7 @@ def describe_parent(config: JobConfig, path: str, kind: str, status: str) -> Tra
         run,
         points={0: metrics},
         tags={**run.tags, "easycore.best_arm": f"{_arm_text(best)} at eps {format_eps(best['eps'])}",
-              "mlflow.note.content": _note(run, rows, lost), **({SUSPICIOUS: doubtful} if doubtful else {})},
+              "mlflow.note.content": _note(run, summary), **({SUSPICIOUS: doubtful} if doubtful else {})},
         files=_shown_files(path),
         data=data_of(manifest["parents"]),
         status=status,
@@ -87,14 +88,15 @@ def _row_metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def _note(run: TrackedRun, rows: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any]]) -> str:
+def _note(run: TrackedRun, summary: Mapping[str, Any]) -> str:
     """The description on the run's page, in Markdown."""
+    rows = summary["rows"]
     arms, seeds = len({_arm_text(row) for row in rows}), sorted({seed for row in rows for seed in row["seeds"]})
     head = (
         f"{arms} arms (method, fraction, objective), seeds {', '.join(map(str, seeds))}; the artifacts lie in "
         f"`{run.tags['easycore.folder']}`.\n\n```\n"
     )
-    lines, text = print_table(rows, lost).splitlines(), head
+    lines, text = print_table(rows, summary["diverged"], summary.get("stopped", ())).splitlines(), head
     for line in lines:
         if len(text) + len(line) > _NOTE_CHARS:
             text += "…\n"
@@ -133,9 +135,10 @@ def describe_begun_trial(trial: Trial, parent: TrackedRun, status: str) -> Track
     new = new_trial_run(trial, parent)
     run = describe_training_run(trial.train.out, "train", "trial", to_dict(trial.train), status)
     status = status if run.status == "FINISHED" else run.status  # a checkpoint alone is no finished trial
-    return replace(
-        run, key=new.key, name=new.name, params=new.params, parent=parent, tags={**run.tags, **new.tags}, status=status
-    )
+    tags = {**run.tags, **new.tags}
+    if status == "KILLED" and (note := read_stop(trial)) is not None:
+        tags["easycore.stopped"] = note["problem"]
+    return replace(run, key=new.key, name=new.name, params=new.params, parent=parent, tags=tags, status=status)
 
 
 def describe_trials(

@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,17 +14,21 @@ from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.data.samples import Samples, read_split
-from easycore_ray.engine.ray_train import decodes_beside, demand_of
+from easycore_ray.engine.extra_data import EXTRA_DATASET, count_extra_rows, extra_data, open_extra
+from easycore_ray.engine.ray_train import decodes_beside, decodes_extra, demand_of
 from easycore_ray.engine.run_history import local_commit_file
 from easycore_ray.engine.run_identity import claim_run, keeps_rows
-from easycore_ray.engine.run_inputs import INIT_FROM
+from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
 from easycore_ray.engine.state import HaltedError
 from easycore_ray.engine.worker_group import segment_file
 from easycore_ray.evaluation.attack_shards import attack_in_shards, task_demand
 from easycore_ray.evaluation.attacked_model import load_attacked, open_attacked
 from easycore_ray.evaluation.evaluate import evaluate, evaluation_ids, finish_evaluation
 from easycore_ray.evaluation.threats import threats_of
+from easycore_ray.experiments.comparison_rules import mixed_order
+from easycore_ray.experiments.early_stopping import EarlyStopping
 from easycore_ray.experiments.finished_trials import FinishedTrial
+from easycore_ray.experiments.stopped_trials import committed_history, standings
 from easycore_ray.experiments.tracked_trials import new_trial_run, trial_summary
 from easycore_ray.experiments.trials import Trial
 from easycore_ray.runtime import cluster
@@ -38,7 +42,6 @@ from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.lease import working_under
 from easycore_ray.tracking.mlflow import Tracker
 from easycore_ray.tracking.runs import TrackedRun
-from easycore_ray.training.plans import open_training
 from easycore_ray.training.train import (
     DivergedError,
     finish_checkpoint,
@@ -48,6 +51,9 @@ from easycore_ray.training.train import (
     train,
     train_here,
 )
+
+if TYPE_CHECKING:
+    from easycore_ray.experiments.point_search import PointSearch  # Optuna takes long to import
 
 # A trial reports its epochs to the driver at most this often: reporting costs more than a tiny epoch.
 _REPORT_SECONDS = 5.0
@@ -61,6 +67,11 @@ def trial_demand(config: SweepConfig) -> cluster.Demand:
     """What a trial must at least be given."""
     dataset = open_dataset(config.dataset)
     decodes = decodes_beside(dataset, dataset.num_rows("train"), config.trial_workers, config.cache_gib, config.augment)
+    if extra := open_extra(config):
+        other = open_dataset(extra[EXTRA_DATASET].path), count_extra_rows(extra)
+        decodes |= decodes_extra(
+            dataset, dataset.num_rows("train"), *other, config.trial_workers, config.cache_gib, config.augment
+        )
     several = config.trial_workers > 1
     demand = demand_of(config, config.trial_workers, decodes=decodes) if several else task_demand(config)
     return replace(demand, decodes=decodes, driver_cpus=_DRIVER_CPUS if several else 0.0)
@@ -90,6 +101,8 @@ def run_trials(
     tracker: Tracker,
     parent: TrackedRun,
     on_finished: Callable[[Trial], None] | None = None,
+    stopping: EarlyStopping | None = None,
+    points: "PointSearch | None" = None,
 ) -> dict[str, dict[str, Any]]:
     """Run the trials with Ray Tune and send what they report to MLflow.
 
@@ -100,6 +113,8 @@ def run_trials(
         tracker: where their epochs go.
         parent: the run in MLflow that theirs are children of.
         on_finished: called in this process with each trial whose artifacts are there.
+        stopping: what stops trials early, and notes which; none is if left out.
+        points: what chooses trials, in the place of ``trials``.
 
     Returns:
         With ``config.keep_going`` what is noted of each trial whose training diverged, now or before, by name.
@@ -111,21 +126,22 @@ def run_trials(
     if config.keep_going:
         diverged = {trial.name: note for trial in trials if (note := read_divergence(trial.train)) is not None}
     trials = [trial for trial in trials if trial.name not in diverged]
-    if not trials:
+    count = len(trials) if points is None else points.missing
+    if not count:
         return diverged
     tracker.send(replace(parent, status="RUNNING", files={}))
-    callback = _TrialCallback(trials, tracker, parent, made.kind, on_finished)
-    problems = callback.problems + _tune(config, made, trials, callback)
+    callback = _TrialCallback(count, tracker, parent, made.kind, on_finished, stopping)
+    problems = callback.problems + _tune(config, made, trials, callback, stopping, points)
     if not config.keep_going:
         problems += [f"{trial.name}: {problem}" for trial, problem in callback.diverged]
-    if not problems and callback.finished + len(callback.diverged) < len(trials):
+    if not problems and callback.ended < count and not (points and points.exhausted):
         # Tune takes Ctrl-C for a wish to end early, and returns what there is.
         raise KeyboardInterrupt
     if problems:
         lost = callback.diverged and not config.keep_going
         hint = " (with --keep-going, without those that diverged)" if lost else ""
         raise EasyCoreError(
-            f"{len(problems)} of {len(trials)} trials failed, the first with: {problems[0]}; "
+            f"{len(problems)} of {count} trials failed, the first with: {problems[0]}; "
             f"finished trials are kept, run the same command again to go on{hint}"
         )
     for trial, _ in callback.diverged:
@@ -135,7 +151,14 @@ def run_trials(
     return diverged
 
 
-def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.Callback) -> list[str]:
+def _tune(
+    config: SweepConfig,
+    made: Claim,
+    trials: list[Trial],
+    callback: tune.Callback,
+    stopping: EarlyStopping | None,
+    points: "PointSearch | None",
+) -> list[str]:
     """Run the trials with Ray Tune; what ended those that crashed, a line each."""
     cluster.preflight(trial_demand(config), made.kind)
     run = _trial_here if config.trial_workers == 1 else _trial_on_ray
@@ -147,8 +170,18 @@ def _tune(config: SweepConfig, made: Claim, trials: list[Trial], callback: tune.
     filesystem, root = paths.locate(paths.join(made.path, "tune"))
     tuner = tune.Tuner(
         tune.with_resources(run, resources),
-        param_space={"trial": tune.grid_search(trials), "lease": made.lease},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency_of(config), reuse_actors=True),
+        param_space={
+            **({} if points else {"trial": tune.grid_search(mixed_order(trials) if stopping else trials)}),
+            "lease": made.lease,
+            "compared": stopping is not None or points is not None,
+        },
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=concurrency_of(config),
+            reuse_actors=True,
+            scheduler=stopping,
+            search_alg=points,
+            num_samples=points.missing if points else 1,
+        ),
         run_config=tune.RunConfig(
             name=f"{made.nonce}-{int(time.time())}",
             storage_path=root,
@@ -170,15 +203,16 @@ class _TrialCallback(tune.Callback):
 
     def __init__(
         self,
-        trials: list[Trial],
+        count: int,
         tracker: Tracker,
         parent: TrackedRun,
         label: str,
         on_finished: Callable[[Trial], None] | None,
+        stopping: EarlyStopping | None,
     ) -> None:
-        self._tracker, self._parent, self._on_finished = tracker, parent, on_finished
+        self._tracker, self._parent, self._on_finished, self._stopping = tracker, parent, on_finished, stopping
         self._runs: dict[str, TrackedRun] = {}
-        self._progress = Progress(label, len(trials), "trials")
+        self._progress = Progress(label, count, "trials")
         self.finished = 0
         self.problems: list[str] = []
         self.diverged: list[tuple[Trial, str]] = []
@@ -186,6 +220,11 @@ class _TrialCallback(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for Tuner.restore, which is never used here.
         return {}
+
+    @property
+    def ended(self) -> int:
+        """Trials that are not to be run again: finished, diverged or stopped."""
+        return self.finished + len(self.diverged) + len(self._stopping.stopped if self._stopping else ())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the trial's MLflow run."""
@@ -204,16 +243,19 @@ class _TrialCallback(tune.Callback):
             self._send(spec, {}, status="FAILED")
             if result["diverged"]:
                 self.diverged.append((spec, result["problem"]))
-                self._progress.update(self.finished + len(self.diverged), f"{spec.name}: DIVERGED")
+                self._progress.update(self.ended, f"{spec.name}: DIVERGED")
             else:
                 self.problems.append(f"{spec.name}: {result['problem']}")
+        if self._stopping is not None and spec.name in self._stopping.stopped:
+            self._send(spec, {}, status="KILLED")
+            self._progress.update(self.ended, f"{spec.name}: {self._stopping.stopped[spec.name]['problem']}")
         if "summary" in result:
             summary = result["summary"]
             self._send(spec, {summary["epoch"]: summary["metrics"]}, status="FINISHED")
             self.finished += 1
             if self._on_finished is not None:
                 self._on_finished(spec)
-            self._progress.update(self.finished + len(self.diverged), f"{spec.name}: {summary['words']}")
+            self._progress.update(self.ended, f"{spec.name}: {summary['words']}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close the trial's MLflow run as failed."""
@@ -231,7 +273,7 @@ class _TrialCallback(tune.Callback):
 def _trial_here(params: dict[str, Any]) -> None:
     """A trial in its own process: train, evaluate, write both artifacts."""
     with working_under(params["lease"]):
-        _reporting_problems(params["trial"], _train_and_attack)
+        _reporting_problems(params["trial"], _train_and_attack, compared=params["compared"])
 
 
 def _trial_on_ray(params: dict[str, Any]) -> None:
@@ -245,31 +287,43 @@ def _trial_on_ray(params: dict[str, Any]) -> None:
         return FinishedTrial(trial, checkpoint, tuple(map(evaluate, trial.evaluations(checkpoint.manifest))))
 
     with working_under(params["lease"]):
-        _reporting_problems(params["trial"], work)
+        _reporting_problems(params["trial"], work, compared=params["compared"])
 
 
 def _reporting_problems(
-    trial: Trial, work: Callable[[Trial, Callable[[dict[str, float]], None]], FinishedTrial]
+    trial: Trial,
+    work: Callable[[Trial, Callable[[dict[str, float]], None]], FinishedTrial],
+    *,
+    compared: bool = False,
 ) -> None:
-    """Do the work and report epochs, summary, or what is wrong (which no retry would mend)."""
+    """Do the work and report epochs, summary, or what is wrong (which no retry would mend).
+
+    A trial that is ``compared`` with others waits after each epoch for what Tune decides. When it is stopped, Tune ends
+    this thread inside the report, by SystemExit.
+    """
     waiting: list[dict[str, float]] = []
     last = time.monotonic()
 
     def report(entry: dict[str, float]) -> None:
         nonlocal last
         waiting.append(entry)
-        if time.monotonic() - last > _REPORT_SECONDS:
-            tune.report({"epochs": list(waiting)})
+        (standing,) = standings(trial, [entry]) if compared else ({},)
+        if compared or time.monotonic() - last > _REPORT_SECONDS:
+            tune.report({"epochs": list(waiting), **standing})
             waiting.clear()
             last = time.monotonic()
 
     try:
-        summary = trial_summary(work(trial, report))
+        for entry in committed_history(trial)[-1:] if compared else ():
+            report(entry)  # whether it goes on may not have been decided
+        finished = work(trial, report)
+        summary = trial_summary(finished)
     except ValueError as error:
         diverged = isinstance(error, DivergedError)
         tune.report({"epochs": waiting, "problem": str(error), "diverged": diverged})
         return
-    tune.report({"epochs": waiting, "summary": summary})
+    (standing,) = standings(trial, finished.checkpoint.manifest["epochs"][-1:]) if compared else ({},)
+    tune.report({"epochs": waiting, "summary": summary, **standing})
 
 
 def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) -> FinishedTrial:
@@ -277,11 +331,12 @@ def _train_and_attack(trial: Trial, report: Callable[[dict[str, float]], None]) 
     torch.set_num_threads(trial.train.threads)
     device = trial.train.device
     check_device(device)
-    dataset, parents = open_training(trial.train)
+    dataset, parents = open_run_inputs(trial.train)
     checkpoint = made = claim_run("checkpoint", trial.train, parents)
     if isinstance(made, Claim):
         started = time.monotonic()
-        fit = make_training_fit(trial.train, dataset, parents.get("coreset"), parents.get(INIT_FROM))
+        extra = extra_data(trial.train, dataset, parents)
+        fit = make_training_fit(trial.train, dataset, parents.get("coreset"), parents.get(INIT_FROM), extra)
         keeps = keeps_rows(dataset, fit.num_rows, 1, fit.cache_gib, fit.plan.augment)
         rows = _read_rows(dataset, "train", fit.read_sample_ids()) if keeps else None
         commit_file = local_commit_file(made.path, "train", {"identity": made.identity, "nonce": made.nonce})

@@ -11,12 +11,13 @@ from easycore_ray.config.experiments import SweepConfig, stage_config
 from easycore_ray.config.fields import ADVERSARIAL, WEIGHTED
 from easycore_ray.config.stages import CoresetConfig, ScoreConfig, TrainConfig
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.budget import read_budget, settle_budget, with_steps
 from easycore_ray.engine.checkpoint_files import weights_files
 from easycore_ray.engine.throughput import Work
 from easycore_ray.scoring.plans import scoring_works
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import open_artifact
+from easycore_ray.storage.artifact import Claim, open_artifact
 
 FULL = Arm("full", None, "none")
 
@@ -62,8 +63,10 @@ def is_finished(out: str) -> bool:
 
 
 def sweep_arms(config: SweepConfig) -> list[tuple[Arm, float]]:
-    """(arm, fraction) pairs; full data first, once."""
+    """(arm, fraction) pairs of the grid; full data first, once, and alone where points are searched for."""
     chosen = [parse_arm(text) for text in config.method]
+    if config.search != "none":
+        chosen = []  # see ``search_points``
     pairs = [(arm, fraction) for arm in chosen if arm.method != "full" for fraction in config.fraction]
     return [(FULL, 1.0), *dict.fromkeys(pairs)]
 
@@ -112,16 +115,50 @@ def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str
     return folders
 
 
-def make_trials(config: SweepConfig, out: str, coresets: dict[str, str]) -> list[Trial]:
-    """Every training run of the sweep."""
+def make_trials(
+    config: SweepConfig, out: str, coresets: dict[str, str], steps: Mapping[str, int] | None = None
+) -> list[Trial]:
+    """Every training run of the sweep.
+
+    Args:
+        config: of the sweep.
+        out: its folder.
+        coresets: folders by name.
+        steps: of each objective, in the place of ``config.device_seconds``; as recorded in ``out`` if left out, else
+            those of the epochs.
+    """
     trials, charges = [], _charges(config) if config.count_scoring else {}
+    if config.device_seconds is not None and steps is None:
+        recorded = read_budget(out, config.device_seconds) or {}
+        steps = {name: entry.steps for name, entry in recorded.items()}
+    own: dict[str, SweepConfig] = {
+        name: config if steps is None else with_steps(config, steps.get(name)) for name in config.training
+    }
     for arm, fraction in sweep_arms(config):
         for objective in sweep_objectives(config):
             for seed in config.seeds:
                 coreset = coresets[_coreset_name(arm, fraction, seed)]
                 charged = charges.get(objective[0], 0) if arm.needs_score else 0
-                trials.append(_make_trial(config, out, coreset, (arm, fraction), objective, seed, charged))
+                trials.append(_make_trial(own[objective[0]], out, coreset, (arm, fraction), objective, seed, charged))
     return trials
+
+
+def settle_steps(config: SweepConfig, made: Claim) -> None:
+    """Turn the device-seconds of a sweep, if it has any, into steps, or read those: see ``engine.budget``."""
+    if config.device_seconds is not None:
+        first = make_trials(config, made.path, coreset_folders(config, made.path))[0].train
+        settle_budget("sweep", made, first, config.training, config.device_seconds)
+
+
+def budget_columns(config: SweepConfig, out: str) -> dict[str, dict[str, float]]:
+    """Columns of result rows that say of each objective what its steps were made from; empty without device-seconds."""
+    if config.device_seconds is None:
+        return {}
+    recorded = read_budget(out, config.device_seconds) or {}
+    return {
+        name: {"budget_device_seconds": config.device_seconds, "seconds_per_step": entry.seconds_per_step}
+        for name, entry in recorded.items()
+    }
 
 
 def _charges(config: SweepConfig) -> dict[str, int]:
@@ -134,7 +171,8 @@ def _charges(config: SweepConfig) -> dict[str, int]:
         return {}
     scoring = open_artifact(config.scores, "scoring_run").manifest
     counts, scored_by = scoring["counts"], from_dict(ScoreConfig, scoring["config"])
-    works = scoring_works(scored_by, counts["samples"], counts["rows"] // counts["samples"])
+    extra = scoring["sources"]["extra"]["samples"] if "sources" in scoring else 0
+    works = scoring_works(scored_by, counts["samples"], counts["rows"] // counts["samples"], extra)
     cost = sum(work.images * (work.forward_passes or 0.0) for work in works)
     objectives = sweep_objectives(config)
     models = sum(arm.needs_score for arm, _ in sweep_arms(config)) * len(objectives) * len(config.seeds)
@@ -174,6 +212,7 @@ def _make_trial(
         num_workers=config.trial_workers,
         tracking_uri="none",
         steps_fraction=fraction if arm.is_dynamic and config.steps is None else None,
+        pruning="infobatch" if arm.method == "infobatch" else "none",
         charged_steps=charged_steps,
     )
     evaluation = stage_config(

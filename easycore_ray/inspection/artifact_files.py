@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from easycore_ray.engine.run_history import COMMIT_NAME, read_local_commit, train_run_name
-from easycore_ray.scoring.score_table import read_part_lists
+from easycore_ray.scoring.score_table import CARRIED_EXTRA, EXTRA_SCORES, read_part_lists
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, GENERATION, GENERATIONS, MANIFEST, RUN
 from easycore_ray.storage.errors import EasyCoreError
@@ -65,7 +65,7 @@ class Commits:
     segments: int
     """Segments done since then."""
     parts: frozenset[str]
-    """Score parts, as paths within ``table/``, that any of them lists."""
+    """Score parts, as paths within the folder, that any of them lists."""
     rows: int
     """Score rows the newest one lists."""
     history: tuple[dict[str, float], ...]
@@ -137,7 +137,12 @@ def read_commits(folder: Folder) -> Commits | None:
             int(last["epoch"]),
             int((last.get("progress") or {"segments": 0})["segments"]),
             _listed_parts(paths.join(folder.path, at), states),
-            sum(entry["rows"] for name in ("parts", "part_lists") for entry in last["carried"].get(name, [])),
+            sum(
+                entry["rows"]
+                for kind in ("", CARRIED_EXTRA)
+                for name in ("parts", "part_lists")
+                for entry in last["carried"].get(kind + name, [])
+            ),
             tuple(last["history"]),
         )
     except (EasyCoreError, KeyError, TypeError, AttributeError):
@@ -157,9 +162,13 @@ def _read_local_commits(folder: Folder, names: tuple[str, ...]) -> Commits | Non
 
 def _listed_parts(storage: str, states: list[dict[str, Any]]) -> frozenset[str]:
     """Paths of the score parts that training states name, of the epoch under way and in lists of those before."""
-    named = [entry["path"] for state in states for entry in state["carried"].get("parts", [])]
-    lists = {entry["path"]: entry for state in states for entry in state["carried"].get("part_lists", [])}
-    return frozenset([*named, *(part.path for part in read_part_lists(storage, lists.values()))])
+    found: list[str] = []
+    for kind, below in (("", ""), (CARRIED_EXTRA, EXTRA_SCORES + "/")):
+        named = [entry["path"] for state in states for entry in state["carried"].get(f"{kind}parts", [])]
+        lists = {entry["path"]: entry for state in states for entry in state["carried"].get(f"{kind}part_lists", [])}
+        named += [part.path for part in read_part_lists(paths.join(storage, below), lists.values())]
+        found += [f"{below}table/{path}" for path in named]
+    return frozenset(found)
 
 
 def commits_folder(folder: Folder) -> str | None:

@@ -17,6 +17,7 @@ from easycore_ray.config.base import verb
 from easycore_ray.config.inspection import CleanConfig
 from easycore_ray.engine.run_history import COMMIT_NAME
 from easycore_ray.inspection.artifact_files import Commits, Folder, commits_folder, read_commits, survey
+from easycore_ray.scoring.score_table import EXTRA_SCORES
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import MANIFEST, NOT_REPLACED, RUN
 from easycore_ray.storage.lease import LEASE, LEASE_FILES, is_live
@@ -25,6 +26,7 @@ from easycore_ray.storage.paths import Entry
 # As paths.write_bytes names them: .NAME.XXXXXXXX.tmp beside NAME.
 _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.[a-z0-9_]{8}\.tmp")
 _PART = re.compile(r"epoch=(\d{5})/part-(?:\d{5}-)?[0-9a-f]+-r\d{5}\.parquet")
+_PART_IN_RUN = re.compile(rf"(?:{EXTRA_SCORES}/)?table/{_PART.pattern}")
 _COMMIT = re.compile(rf"(commits/(?:score|train)-[0-9a-f]{{12}}-[0-9a-f]{{8}})/({COMMIT_NAME.pattern})/[^/]+")
 _SHARD = re.compile(r"shards-[0-9a-f]{8}/[^/]+\.parquet")
 _STAGED = re.compile(r"staging-[0-9a-f]{8}/\d{6,}-\d{5,}(\.rows)?")
@@ -32,7 +34,7 @@ _STATES = {"state.json", "model.safetensors", "best.safetensors", "optimizer.saf
 # What lies beside the states: Ray Train's record, lists of score parts, and the states of a run in one process.
 _BESIDE_STATES = re.compile(
     r"commits/(?:score|train)-[0-9a-f]{12}-[0-9a-f]{8}"
-    r"(?:/checkpoint_manager_snapshot\.json|/\.validate_storage_marker|/parts-\d{5,}-[0-9a-f]{12}\.json"
+    r"(?:/checkpoint_manager_snapshot\.json|/\.validate_storage_marker|(?:/extra)?/parts-\d{5,}-[0-9a-f]{12}\.json"
     r"|(?:\.segments)?\.zip)"
 )
 _NUMBERED = {
@@ -172,11 +174,10 @@ def _has_live_lease(folder: Folder) -> bool:
 
 
 def _is_lost_part(folder: Folder, name: str, commits: Commits, quiet: bool) -> bool:
-    if folder.kind != "scoring_run" or not name.startswith("table/"):
+    if folder.kind != "scoring_run":
         return False
-    part = name.removeprefix("table/")
-    match = _PART.fullmatch(part)
-    return match is not None and part not in commits.parts and (quiet or int(match[1]) <= commits.epoch)
+    match = _PART_IN_RUN.fullmatch(name)
+    return match is not None and name not in commits.parts and (quiet or int(match[1]) <= commits.epoch)
 
 
 def _is_superseded(folder: Folder, name: str, commits: Commits) -> bool:

@@ -16,9 +16,10 @@ from easycore_ray.config import evaluation, experiments, inspection, stages
 from easycore_ray.config.base import verb
 from easycore_ray.config.inspection import InspectConfig
 from easycore_ray.data.index import read_index_rows
+from easycore_ray.engine.run_history import STOPPED
 from easycore_ray.inspection.artifact_files import Folder, current, read_commits, survey
 from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecordedError, ScoreSummary, summarise_scores
-from easycore_ray.scoring.score_reader import input_space_of
+from easycore_ray.scoring.score_reader import input_space_of, training_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, open_artifact, work_folder
 from easycore_ray.storage.errors import EasyCoreError
@@ -123,8 +124,8 @@ def _unfinished(folder: Folder) -> dict[str, Any]:
         if folder.kind == "scoring_run":
             progress["committed_rows"] = commits.rows
             progress["committed_parts"] = len(commits.parts)
-    if _diverged(folder):
-        progress["diverged"] = paths.read_json(paths.join(folder.path, DIVERGED))["problem"]
+    if (end := _early_end(folder)) is not None:
+        progress[end] = paths.read_json(paths.join(folder.path, f"{end}.json"))["problem"]
     return {
         "path": folder.path,
         "kind": folder.kind,
@@ -136,11 +137,14 @@ def _unfinished(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _diverged(folder: Folder) -> bool:
-    """Whether an unfinished training run is so because it diverged, it and no other that was here before."""
-    if folder.claim is None or DIVERGED not in map(folder.relative, folder.files):
-        return False
-    return paths.read_json(paths.join(folder.path, DIVERGED))["identity"] == folder.claim["identity"]
+def _early_end(folder: Folder) -> str | None:
+    """Why an unfinished training run, it and no other that was here before, ends there: ``diverged`` or ``stopped``."""
+    names = {DIVERGED: "diverged", STOPPED: "stopped"}
+    for name in names.keys() & set(map(folder.relative, folder.files)):
+        note = paths.read_json(paths.join(folder.path, name))
+        if folder.claim is not None and note["identity"] == folder.claim["identity"]:
+            return names[name]
+    return None
 
 
 def _details(kind: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,6 +182,7 @@ def _coverage(folder: Folder) -> dict[str, Any] | None:
         "every_sample_once": all(count == samples for count in rows.values()),
         "score_pass": manifest["config"].get("score_pass"),
         "input_space": manifest["config"].get("input_space", "pixel"),
+        "training": manifest["config"].get("training", "standard"),
     }
 
 
@@ -260,8 +265,8 @@ def _summarize_inner(inner: Folder, folder: Folder) -> dict[str, Any]:
         "state": "finished" if inner.finished else "unfinished",
         "bytes": sum(entry.size for entry in inner.files),
     }
-    if not inner.finished and _diverged(inner):
-        found["diverged"] = True
+    if not inner.finished and (end := _early_end(inner)) is not None:
+        found[end] = True
     if inner.manifest is not None:
         found["counts"] = inner.manifest.get("counts", {})
         if "summary" in inner.manifest:
@@ -276,8 +281,8 @@ def _verified(folders: list[Folder]) -> list[dict[str, Any]]:
     found = []
     for folder in folders:
         if folder.manifest is None:
-            # A run that diverged is what the sweep around it says it is.
-            expected = _diverged(folder) and folder is not folders[0]
+            # A run that diverged or was stopped is what the sweep around it says it is.
+            expected = _early_end(folder) is not None and folder is not folders[0]
             problems = [] if expected else ["is unfinished; nothing to verify yet"]
             found.append({"path": folder.path, "kind": folder.kind, "problems": problems})
             continue
@@ -316,6 +321,7 @@ def _scores(hardness: Artifact, config: InspectConfig) -> dict[str, Any]:
         "score": config.score,
         "score_pass": hardness.manifest.get("score_pass"),
         "input_space": input_space_of(hardness),
+        "training": training_of(hardness),
         "dataset": None if dataset is None else dataset.path,
     }
     for name, rows in (("easiest", summary.easiest), ("hardest", summary.hardest)):

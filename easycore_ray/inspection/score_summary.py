@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from easycore_ray.core.hashing import mix64
 from easycore_ray.core.selection import HIGHER_IS_HARDER
-from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, read_hardness_file
+from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, not_recorded, read_hardness_file
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -80,9 +80,7 @@ def summarise_scores(hardness: Artifact, *, score: str = "aign", count: int = 10
                 chosen[name].append(values[keep])
                 ends[name].append((float(values.min()), float(values.max())))
         if score in missing:
-            raise NotRecordedError(
-                f"the scoring run did not record {score}, or it was reduced without it (--only); choose another --score"
-            )
+            raise NotRecordedError(not_recorded(score))
         values = _values(table, score)
         assert values is not None
         mine = Extremes(ids, table["label"].to_numpy().astype(np.int64), values)

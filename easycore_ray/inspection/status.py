@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from easycore_ray.config.base import verb
 from easycore_ray.config.inspection import StatusConfig
+from easycore_ray.engine.run_history import STOPPED
 from easycore_ray.storage import lease, paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, open_artifact, work_folder
 
@@ -45,7 +46,8 @@ def status(config: StatusConfig) -> Status:
 def _why_unfinished(path: str) -> str:
     if (holder := lease.holder(path)) is not None:
         return f"being written by {holder}"
-    diverged = paths.join(work_folder(path), DIVERGED)
-    if paths.exists(diverged):
-        return str(paths.read_json(diverged)["problem"])
+    for name in (DIVERGED, STOPPED):
+        note = paths.join(work_folder(path), name)
+        if paths.exists(note):
+            return str(paths.read_json(note)["problem"])
     return "and nobody is at work on it; run the same command again to go on"

@@ -105,7 +105,7 @@ def _score_table(artifact: Artifact) -> Iterator[str]:
         yield _differs("rows of samples.parquet", samples.num_rows, counts["samples"])
     checksum = score_table.id_checksum(samples["sample_id"].to_numpy())
     for part in table.parts:
-        yield from _score_part(table.path, part, samples)
+        yield from _score_part(table, part, samples)
     for epoch in table.epochs():
         try:
             score_table.check_coverage(table.parts, epoch=epoch, num_samples=samples.num_rows, checksum=checksum)
@@ -130,13 +130,13 @@ def _scored_epochs(table: ScoreTable, manifest: dict[str, Any]) -> Iterator[str]
         yield _differs("scored epochs", table.epochs(), expected)
 
 
-def _score_part(table: str, part: ScorePart, samples: pa.Table) -> Iterator[str]:
+def _score_part(table: ScoreTable, part: ScorePart, samples: pa.Table) -> Iterator[str]:
     """One part: its checksum, and that its rows are what its descriptor says of them."""
-    columns = score_table.SCORE_SCHEMA.names
+    schema = table.schema
     try:
         whole = (-(2**63), 2**63 - 1)
-        found = score_reader.read_range(table, part, *whole, columns, verify=True)
-        rows = pa.Table.from_batches((some.to_batch() for some in found), schema=score_table.SCORE_SCHEMA)
+        found = score_reader.read_range(table.path, part, *whole, schema.names, schema=schema, verify=True)
+        rows = pa.Table.from_batches((some.to_batch() for some in found), schema=schema)
     except EasyCoreError as error:
         yield str(error)
         return
@@ -149,7 +149,7 @@ def _score_part(table: str, part: ScorePart, samples: pa.Table) -> Iterator[str]
         return
     if len(ids) and (rows["epoch"].to_numpy() != part.epoch).any():
         yield f"{part.path} holds rows of another epoch than {part.epoch}"
-    for name in ("grad_norm", "loss", "margin", "el2n"):
+    for name in (name for name in score_table.FLOAT_SCORES if name in schema.names):
         if not np.isfinite(rows[name].to_numpy()).all():
             yield f"{part.path} holds {name} that is not finite"
     known = samples["sample_id"].to_numpy()
@@ -170,7 +170,8 @@ def _hardness_table(artifact: Artifact) -> Iterator[str]:
             yield str(error)
             continue
         schema = _schema(paths.join(artifact.path, entry["path"]))
-        if schema != hardness_table.schema_of(artifact.manifest.get("only")):
+        attacked = score_reader.training_of(artifact) != "standard"
+        if schema != hardness_table.schema_of(artifact.manifest.get("only"), attacked=attacked):
             yield f"{entry['path']} has another schema than a hardness table: {schema.names}"
             continue
         ids = table["sample_id"].to_numpy()

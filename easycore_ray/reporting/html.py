@@ -35,6 +35,8 @@ class ReportData:
     """Metrics of the training runs by epoch, as in ``summary.json``."""
     diverged: Sequence[Row] = ()
     """Runs without results, as in ``summary.json``."""
+    stopped: Sequence[Row] = ()
+    """Runs that were stopped early, as in ``summary.json``."""
     mixes: Sequence[Mix]
     """Class histograms of the coresets."""
     classes: Sequence[str]
@@ -80,7 +82,7 @@ def render_report(findings: ReportData, plots: Sequence[Plot]) -> str:
     looks = styles(findings.rows)
     sections = [
         ("glance", "At a glance", glance(findings.rows, looks)),
-        ("results", "Results", result_tables(findings.rows, looks, findings.diverged)),
+        ("results", "Results", result_tables(findings.rows, looks, findings.diverged, findings.stopped)),
         *((plot.name, _HEADINGS[plot.name], figure(plot, looks, _CAPTIONS[plot.name])) for plot in plots),
         ("images", "The easiest and the hardest images", _images(findings)),
         ("lineage", "Where this comes from", lineage_tables(findings.lineage, "Configuration of the sweep")),

@@ -21,6 +21,8 @@ _METRICS = {
     "val_accuracy": "val accuracy",
     "val_robust_accuracy": "val robust accuracy",
     "mean_grad_norm": "mean gradient norm",
+    "mean_adv_loss": "mean adversarial loss",
+    "adv_accuracy": "adversarial accuracy",
 }
 
 Facts = Mapping[str, Any]
@@ -75,14 +77,15 @@ def _coverage(coverage: Facts) -> str:
     return (
         f"{count_text(len(scored), 'scored epoch')} ({_ranges(scored)}){control} × {coverage['samples']:,} samples = "
         f"{coverage['rows']:,} rows in {count_text(coverage['parts'], 'part')}: {once}, by the manifest; "
-        f"score pass {coverage['score_pass']}{_space(coverage)}"
+        f"score pass {coverage['score_pass']}{_conditions(coverage)}"
     )
 
 
-def _space(facts: Facts) -> str:
-    """The input space of gradients, where it is not that of pixels."""
-    space = facts.get("input_space", "pixel")
-    return "" if space == "pixel" else f", input space {space}"
+def _conditions(facts: Facts) -> str:
+    """The input space of gradients, where it is not that of pixels, and the training, where it is not standard."""
+    space, training = facts.get("input_space", "pixel"), facts.get("training", "standard")
+    of_inputs = "" if space == "pixel" else f", input space {space}"
+    return of_inputs + ("" if training == "standard" else f", training {training}")
 
 
 def _details(facts: Facts) -> Iterator[str]:
@@ -118,14 +121,27 @@ def _details(facts: Facts) -> Iterator[str]:
             yield from _line(claim["key"], f"{claim['outcome']}: {claim['sentence']}")
     elif kind == "sweep":
         counts = facts["counts"]
-        lost = f", {counts['diverged']:,} diverged" if "diverged" in counts else ""
+        ended = {"diverged": "diverged", "stopped": "stopped early"}
+        lost = "".join(f", {counts[name]:,} {word}" for name, word in ended.items() if name in counts)
         yield from _line(
             "counts", f"{count_text(counts['trials'], 'trial')}, {count_text(counts['rows'], 'result row')}{lost}"
         )
+    if "sources" in details:
+        yield from _line("sources", _sources(details["sources"]))
     if kind in ("scoring_run", "score_table") and details.get("epochs"):
         yield from _line("training", _epochs(details["epochs"]))
     if kind == "hardness_table" and details.get("score_pass"):
-        yield from _line("score pass", details["score_pass"] + _space(details))
+        yield from _line("score pass", details["score_pass"] + _conditions(details))
+
+
+def _sources(sources: Facts) -> str:
+    """Where the rows of a run came from, see ``Fit.describe_sources``."""
+    main, extra = sources["main"], sources["extra"]
+    return (
+        f"{main['rows_per_epoch']:,} rows an epoch of {main['samples']:,} samples, and {extra['rows_per_epoch']:,} of "
+        f"{extra['samples']:,} extra samples, {extra['batch_rows']:,} in each whole batch; in all {main['rows']:,} and "
+        f"{extra['rows']:,}, {extra['passes']:.3g} passes over the extra samples"
+    )
 
 
 def _dataset(details: Facts) -> Iterator[str]:
@@ -192,9 +208,10 @@ def _unfinished(facts: Facts) -> Iterator[str]:
         yield from _line("committed", f"{count_text(progress['committed_epochs'], 'epoch')}{segments}{rows}")
         if progress["epochs"]:
             yield from _line("training", _epochs(progress["epochs"]))
-    if "diverged" in progress:
-        yield from _line("diverged", progress["diverged"])
-        return
+    for name in ("diverged", "stopped"):
+        if name in progress:
+            yield from _line(name, progress[name])
+            return
     yield from _line("go on", "run the same command again; it starts from what is committed or finished")
 
 
@@ -225,7 +242,7 @@ def _inside(facts: Facts) -> Iterator[str]:
     yield f"Artifacts inside ({len(facts['inside'])})"
     width = min(54, max(len(inner["path"]) for inner in facts["inside"]))
     for inner in facts["inside"]:
-        state = "DIVERGED" if inner.get("diverged") else "UNFINISHED"
+        state = "DIVERGED" if inner.get("diverged") else "STOPPED" if inner.get("stopped") else "UNFINISHED"
         what = inner["kind"].replace("_", " ") + ("" if inner["state"] == "finished" else f", {state}")
         counts = _counts(inner.get("counts", {}))
         if "summary" in inner:

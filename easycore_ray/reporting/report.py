@@ -82,7 +82,8 @@ def report(config: ReportConfig) -> Artifact:
 def print_summary(folder: str) -> str:
     """The table of what a sweep, study or pipeline found, for a terminal; see ``print_table``."""
     summary = paths.read_json(paths.join(folder, "summary.json"))
-    return print_table(summary["rows"], summary.get("diverged", ()))  # older releases wrote no such list
+    # Older releases wrote no such lists.
+    return print_table(summary["rows"], summary.get("diverged", ()), summary.get("stopped", ()))
 
 
 def write_report(findings: ReportData, out: str) -> dict[str, bytes]:
@@ -139,6 +140,7 @@ def gather(config: ReportConfig, sweep: Artifact) -> ReportData:
         rows=summary["rows"],
         curves=summary.get("curves", []),  # sweeps of older releases have none
         diverged=summary.get("diverged", []),
+        stopped=summary.get("stopped", []),
         hardness=hardness,
         epochs=open_artifact(paths.join(scores, "table"), "score_table").manifest["epochs"],
         mixes=_mixes(sweep),

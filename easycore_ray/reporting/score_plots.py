@@ -57,9 +57,10 @@ def plot_class_mix(mixes: Sequence[Mix], dataset: NDArray[np.integer], classes: 
 
 def scoring_run(epochs: Sequence[Mapping[str, float]]) -> Plot:
     """Loss, accuracy and mean input gradient norm of the scoring run, epoch by epoch, as far as recorded."""
+    accuracies = {"train_accuracy": "training", "adv_accuracy": "attacked", "val_accuracy": "validation"}
     wanted = (
-        ("Loss", "cross-entropy", {"train_loss": "training"}),
-        ("Accuracy", "accuracy, %", {"train_accuracy": "training", "val_accuracy": "validation"}),
+        ("Loss", "cross-entropy", {"train_loss": "training", "mean_adv_loss": "attacked"}),
+        ("Accuracy", "accuracy, %", accuracies),
         ("Mean input gradient norm", "loss per unit of pixel change", {"mean_grad_norm": "mean"}),
     )
     panels = []

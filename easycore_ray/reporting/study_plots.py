@@ -29,8 +29,9 @@ from easycore_ray.reporting.figures import (
     styles,
     to_png,
 )
+from easycore_ray.reporting.missing_runs import lost_runs
 from easycore_ray.reporting.sweep_plots import trade_off
-from easycore_ray.reporting.tables import difference_text, lost_runs, spread_text
+from easycore_ray.reporting.tables import difference_text, spread_text
 from easycore_ray.storage import paths
 
 Record = Mapping[str, Any]

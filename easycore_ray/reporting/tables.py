@@ -9,6 +9,7 @@ from easycore_ray.config.arms import DYNAMIC
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.paired_differences import PairedDifference, paired_difference
 from easycore_ray.core.selection import METHODS
+from easycore_ray.reporting.budgets import budget_text
 from easycore_ray.reporting.figures import (
     ATTACK_TITLES,
     OBJECTIVE_TITLES,
@@ -25,6 +26,7 @@ from easycore_ray.reporting.figures import (
     split_full,
     value,
 )
+from easycore_ray.reporting.missing_runs import lost_runs, stopped_runs
 from easycore_ray.runtime.console import duration
 
 _GLOSSARY = {
@@ -64,6 +66,8 @@ _DOUBT = "‡"
 _DOUBT_NOTE = "signs of overestimated robustness in the evaluation of at least one seed"
 _LOST = "†"
 _LOST_NOTE = "training diverged with at least one seed, which the mean is without"
+_STOPPED = "¶"
+_STOPPED_NOTE = "at least one seed was stopped early; the mean is over the others, which were ahead, and flatters"
 _OVERFITTED = "§"
 _OVERFITTED_NOTE = (
     "with at least one seed the last epoch had overfitted to single-step attacks: FGSM leaves far more than PGD on the "
@@ -209,7 +213,9 @@ def _gain(found: MainResult) -> str:
     return f"{mean}<small>{rest.strip('()') if found.paired.std is None else rest}</small>"
 
 
-def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Sequence[Row] = ()) -> str:
+def result_tables(
+    rows: Sequence[Row], looks: Mapping[str, Style], diverged: Sequence[Row] = (), stopped: Sequence[Row] = ()
+) -> str:
     """A sortable table per objective; a column per eps; the best coreset of each size is marked. Then the lost runs."""
     intro = (
         f"<p>Per cent, mean {term('±')} spread; below, the {term('worst class')}. Green: the best coreset of its size "
@@ -224,36 +230,18 @@ def result_tables(rows: Sequence[Row], looks: Mapping[str, Style], diverged: Seq
     if any("robust_accuracy_averaged_mean" in row for row in rows):
         intro += f"<p>The line <i>averaged</i> is the accuracy with the {term('averaged weights')}.</p>"
     tables = [f"<h3>{name}</h3>{_table(members, looks)}" for name, members in grouped(rows, objective).items()]
-    return intro + "".join(tables) + _notes(rows, diverged)
+    return intro + "".join(tables) + _notes(rows, diverged, stopped)
 
 
-def budget_text(rows: Sequence[Row]) -> str:
-    """What the models of a comparison have in common: steps, or epochs and so the steps of a coreset's size."""
-    equal = all(len({row["steps"] for row in members}) == 1 for members in grouped(rows, objective).values())
-    charged = sorted({row["charged_steps"] for row in rows if row.get("charged_steps")})
-    text = "budget: equal steps" if equal else "budget: equal epochs, a smaller coreset takes fewer steps"
-    if any(row["method"] in DYNAMIC for row in rows):
-        text += "; rs2: all data, for the steps of a coreset"
-    if charged:
-        steps = " to ".join(f"{count:,}" for count in dict.fromkeys((charged[0], charged[-1])))
-        text += f"; for scoring, {steps} steps are taken off a model that goes by scores"
-    return text
-
-
-def lost_runs(diverged: Sequence[Row]) -> list[str]:
-    """Runs without results, a sentence each; ``diverged`` as in a sweep's ``summary.json``."""
-    return [
-        f"{objective(row)}, {arm_name(row)}, {percent(row['fraction'])}, seed {row['seed']}: {row['problem']}"
-        for row in diverged
-    ]
-
-
-def _notes(rows: Sequence[Row], diverged: Sequence[Row]) -> str:
-    """Below the tables: runs that diverged, and what the evaluations say of themselves, each sentence once."""
+def _notes(rows: Sequence[Row], diverged: Sequence[Row], stopped: Sequence[Row]) -> str:
+    """Below the tables: missing runs, and what the evaluations say of themselves, each sentence once."""
     found = []
     if diverged:
         mark = f'<span class="doubt">{_LOST}</span>'
         found.append(f"<h3>{mark} Diverged, without results</h3>{bullet_list(lost_runs(diverged))}")
+    if stopped:
+        mark = f'<span class="doubt">{_STOPPED}</span>'
+        found.append(f"<h3>{mark} Stopped early, in no mean</h3>{bullet_list(stopped_runs(stopped))}")
     for key, heading in (
         ("suspicious", f'<span class="doubt">{_DOUBT}</span> {_DOUBT_NOTE.capitalize()}'),
         ("warnings", "Warnings of AutoAttack"),
@@ -281,7 +269,7 @@ def _other_accuracy(row: Row, name: str) -> str:
 
 def _marks(row: Row) -> str:
     """What a reader must know of a row's robust accuracy: that it is doubtful, that seeds are missing."""
-    marks = {"suspicious": _DOUBT, "diverged_seeds": _LOST, "overfitted_seeds": _OVERFITTED}
+    marks = {"suspicious": _DOUBT, "diverged_seeds": _LOST, "stopped_seeds": _STOPPED, "overfitted_seeds": _OVERFITTED}
     return "".join(mark for key, mark in marks.items() if row.get(key))
 
 
@@ -290,12 +278,13 @@ def _marks_tag(row: Row) -> str:
     return f'<span class="doubt">{_marks(row)}</span>' if _marks(row) else ""
 
 
-def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
+def print_table(rows: Sequence[Row], diverged: Sequence[Row] = (), stopped: Sequence[Row] = ()) -> str:
     """Result rows as aligned text for a terminal, at most 110 columns wide; accuracies in per cent.
 
-    Below them the runs without results, ``diverged`` as in a sweep's ``summary.json``.
+    Below them the runs without results, ``diverged`` and ``stopped`` as in a sweep's ``summary.json``.
     """
     without = [f"without results: {line}" for line in lost_runs(diverged)]
+    without += [f"stopped early: {line}" for line in stopped_runs(stopped)]
     if not rows:
         return "\n".join(without)
     # With several attacks each has a column, in the place of what the line can do without.
@@ -335,10 +324,9 @@ def print_table(rows: Sequence[Row], diverged: Sequence[Row] = ()) -> str:
     notes += textwrap.wrap(budget_text(rows), 110)
     if any(row.get("suspicious") for row in rows):
         notes.append(f'{_DOUBT} {_DOUBT_NOTE}: read "suspicious" in summary.json, and docs/evaluation.md')
-    if any(row.get("diverged_seeds") for row in rows):
-        notes.append(f"{_LOST} {_LOST_NOTE}")
-    if any(row.get("overfitted_seeds") for row in rows):
-        notes.append(f"{_OVERFITTED} {_OVERFITTED_NOTE}")
+    marks = {"diverged_seeds": f"{_LOST} {_LOST_NOTE}", "stopped_seeds": f"{_STOPPED} {_STOPPED_NOTE}"}
+    marks["overfitted_seeds"] = f"{_OVERFITTED} {_OVERFITTED_NOTE}"
+    notes += [note for key, note in marks.items() if any(row.get(key) for row in rows)]
     if "best" in others:
         notes.append("best: robust under PGD-20 after the best epoch by validation, where that is not the last")
     if has_average:

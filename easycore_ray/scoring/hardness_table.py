@@ -32,10 +32,18 @@ HARDNESS_SCHEMA = pa.schema(
         pa.field("aign_epoch0", pa.float32(), nullable=True),
     ]
 )
+"""Of a scoring run in standard training."""
+
+ADVERSARIAL_HARDNESS_SCHEMA = pa.schema(
+    [*HARDNESS_SCHEMA, pa.field("adv_loss", pa.float64()), pa.field("problematic", pa.int32())]
+)
+"""Of one in adversarial training."""
 
 # As in the score table: ids and counts as deltas, floats plain, so that one column is read at memory speed.
-_DELTA = ("sample_id", "label", "num_scores", "forgetting_events", "first_learned_epoch")
-_ENCODINGS = {spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAIN" for spec in HARDNESS_SCHEMA}
+_DELTA = ("sample_id", "label", "num_scores", "forgetting_events", "first_learned_epoch", "problematic")
+_ENCODINGS = {
+    spec.name: "DELTA_BINARY_PACKED" if spec.name in _DELTA else "PLAIN" for spec in ADVERSARIAL_HARDNESS_SCHEMA
+}
 # A group is a page for each column, which a reader of one column takes as it lies.
 _ROW_GROUP_ROWS = 1 << 18
 
@@ -43,16 +51,27 @@ _ROW_GROUP_ROWS = 1 << 18
 COLUMNS_OF_SCORE = {
     **{name: (name,) for name in ("aign", "el2n", "loss", "aum", "input_norm", "aign_epoch0")},
     "forgetting": ("forgetting_events", "first_learned_epoch", "num_scores"),
+    "adv_loss": ("adv_loss",),
+    "problematic": ("problematic",),
 }
 """The columns each score is made of."""
 
+ADVERSARIAL_SCORES = ("adv_loss", "problematic")
+"""Scores that only scoring in adversarial training gives."""
 
-def schema_of(only: Collection[str] | None) -> pa.Schema:
-    """``HARDNESS_SCHEMA``, or what a table has that was reduced to some scores: their columns, ids and labels."""
+
+def schema_of(only: Collection[str] | None, *, attacked: bool) -> pa.Schema:
+    """The schema of a table; of one that was reduced to some scores their columns, ids and labels.
+
+    Args:
+        only: those scores; None for all.
+        attacked: whether samples were scored under attack.
+    """
+    schema = ADVERSARIAL_HARDNESS_SCHEMA if attacked else HARDNESS_SCHEMA
     if only is None:
-        return HARDNESS_SCHEMA
+        return schema
     names = {"sample_id", "label", *(name for score in only for name in COLUMNS_OF_SCORE[score])}
-    return pa.schema([spec for spec in HARDNESS_SCHEMA if spec.name in names])
+    return pa.schema([spec for spec in schema if spec.name in names])
 
 
 def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) -> dict[str, Any]:
@@ -61,7 +80,7 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
     Args:
         folder: of the hardness table.
         number: place of the file in id order.
-        rows: of ``HARDNESS_SCHEMA`` or some columns of it, sorted by ``sample_id``.
+        rows: of ``ADVERSARIAL_HARDNESS_SCHEMA`` or some columns of it, sorted by ``sample_id``.
         count: files of the table. It is part of the name: a late task of a killed job that cut ids otherwise
             cannot replace a file of this one.
     """
@@ -124,7 +143,8 @@ def open_hardness(path: str) -> HardnessTable:
 def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
     """One file of the table, as the manifest lists it; local files are memory-mapped.
 
-    Columns of scores that were left out of the table (``reduce --only``) are null.
+    Columns of scores that were left out of the table (``reduce --only``) are null, and so are those of scores under
+    attack in a table that has none, if they are asked for by name.
 
     Raises:
         EasyCoreError: if it is missing, damaged, or has another number of rows than the manifest says.
@@ -134,23 +154,24 @@ def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | 
         source = pa.BufferReader(paths.read_bytes(where)) if paths.is_remote(where) else pa.memory_map(where)
         with pq.ParquetFile(source) as file:
             there = set(file.schema_arrow.names)
-            rows = file.read([name for name in columns or HARDNESS_SCHEMA.names if name in there])
+            extra = [name for name in ADVERSARIAL_SCORES if name in there]
+            columns = columns or [*HARDNESS_SCHEMA.names, *extra]
+            rows = file.read([name for name in columns if name in there])
     except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, EasyCoreError):
             raise
         raise EasyCoreError(f"{where} is listed in the manifest but cannot be read: {error}") from error
     if rows.num_rows != entry["rows"]:
         raise EasyCoreError(f"{where} has {rows.num_rows:,} rows, the manifest lists {entry['rows']:,}; it is damaged")
-    return _filled(rows, columns or HARDNESS_SCHEMA.names)
+    return _filled(rows, columns)
 
 
 def _filled(rows: pa.Table, columns: list[str]) -> pa.Table:
     """The rows with all these columns, null where there are none."""
     missing = [name for name in columns if name not in rows.column_names]
     for name in missing:
-        rows = rows.append_column(
-            pa.field(name, HARDNESS_SCHEMA.field(name).type), pa.nulls(rows.num_rows, HARDNESS_SCHEMA.field(name).type)
-        )
+        kind = ADVERSARIAL_HARDNESS_SCHEMA.field(name).type
+        rows = rows.append_column(pa.field(name, kind), pa.nulls(rows.num_rows, kind))
     return rows.select(columns) if missing else rows
 
 
@@ -159,7 +180,8 @@ def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Ta
 
     Args:
         hardness: the table.
-        columns: names in ``HARDNESS_SCHEMA``; all if left out. Scores are float64, counts int32.
+        columns: names in ``ADVERSARIAL_HARDNESS_SCHEMA``; if left out all of ``HARDNESS_SCHEMA``, and what else there
+            is. Scores are float64, counts int32.
 
     Raises:
         EasyCoreError: see ``read_hardness_file``.
@@ -167,7 +189,13 @@ def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Ta
     return pa.concat_tables(read_hardness_file(hardness.path, entry, columns) for entry in hardness.manifest["files"])
 
 
-NOT_RECORDED = "the scoring run did not record {score}, or it was reduced without it (--only); choose another --score"
+def not_recorded(score: str) -> str:
+    """What is said of a score that a hardness table does not hold, in a sentence."""
+    which = ", which needs scoring in adversarial training (score --training trades --score-pass eval)"
+    return (
+        f"the scoring run did not record {score}{which if score in ADVERSARIAL_SCORES else ''}, or it was reduced "
+        "without it (--only); choose another --score"
+    )
 
 
 def hardness_column(table: pa.Table, score: str) -> pa.ChunkedArray:
@@ -181,7 +209,7 @@ def hardness_column(table: pa.Table, score: str) -> pa.ChunkedArray:
     """
     column = table[COLUMNS_OF_SCORE[score][0]]
     if column.null_count:
-        raise EasyCoreError(NOT_RECORDED.format(score=score))
+        raise EasyCoreError(not_recorded(score))
     values = column if column.type == pa.float64() else column.cast(pa.float64())
     if score == "forgetting":
         never = pc.equal(table["first_learned_epoch"], -1)

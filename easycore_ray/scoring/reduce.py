@@ -13,10 +13,10 @@ from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
-from easycore_ray.scoring.hardness_table import HardnessTable
+from easycore_ray.scoring.hardness_table import ADVERSARIAL_SCORES, HardnessTable, not_recorded
 from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
-from easycore_ray.scoring.score_reader import ScoreTable, input_space_of, open_table, population
+from easycore_ray.scoring.score_reader import ScoreTable, input_space_of, open_table, population, training_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, finish
 from easycore_ray.storage.errors import EasyCoreError
@@ -34,17 +34,19 @@ def reduce(config: ReduceConfig) -> Artifact:
     ``loss`` and ``aum`` (arXiv 2001.10528) are the means of the rows' ``el2n``, ``loss`` and ``margin``.
     ``forgetting_events`` counts correct → wrong between consecutive scored epochs (Toneva et al. 2019,
     arXiv 1812.05159). ``first_learned_epoch`` is the first epoch with a correct prediction, −1 if there is none.
+    Of a run in adversarial training also ``adv_loss``, the mean of the rows' ``adv_loss``, and ``problematic``, the
+    number of scored epochs in which the attacked image is misclassified (Dong et al. 2021, arXiv 2102.07437).
     With ``epoch_range`` A:B all of them are over the scored epochs A..B, and parts of later or
     earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
     of other scores are not read and null in the result.
 
     Returns:
-        The hardness table (``hardness_table.HARDNESS_SCHEMA``: means float64, counts int32), one row per sample,
-        sorted by id; ``config.out`` is usually ``<scores>/hardness``.
+        The hardness table (``hardness_table.schema_of``: means float64, counts int32), one row per sample, sorted by
+        id; ``config.out`` is usually ``<scores>/hardness``.
 
     Raises:
         EasyCoreError: if the table is unfinished or damaged, a sample lacks or doubles a row, or
-            ``epoch_range`` holds no scored epoch or ends after the last one.
+            ``epoch_range`` holds no scored epoch or ends after the last one, or the table lacks a score of ``only``.
     """
     started = time.monotonic()
     table = open_table(paths.join(content_folder(paths.absolute(config.scores)), "table"))
@@ -73,6 +75,7 @@ def reduce(config: ReduceConfig) -> Artifact:
         epoch_range=None if between is None else list(between),
         score_pass=table.artifact.manifest["config"]["score_pass"],
         input_space=input_space_of(table.artifact),
+        training=training_of(table.artifact),
         dataset=table.artifact.manifest["parents"]["dataset"],
     )
     say(f"reduce: {rows:,} samples × {len(epochs)} epochs → {out}")
@@ -83,8 +86,12 @@ def used_epochs(config: ReduceConfig, table: ScoreTable, between: tuple[int, int
     """Epochs to read, ascending: the control, if its column is requested, and the scored ones of the range.
 
     Raises:
-        EasyCoreError: the range holds no scored epoch, or ends after the last one.
+        EasyCoreError: the range holds no scored epoch, or ends after the last one; or a score is requested that needs
+            scoring under attack, and there was none.
     """
+    for score in ADVERSARIAL_SCORES if training_of(table.artifact) == "standard" else ():
+        if score in (config.only or ()):
+            raise EasyCoreError(f"{table.path} has no {score}: {not_recorded(score)}")
     epochs = _epochs_between(table, between)
     if config.only is not None and "aign_epoch0" not in config.only:
         return tuple(epoch for epoch in epochs if epoch > 0)

@@ -9,7 +9,7 @@ tasks; loads neither Ray nor PyTorch, for which a task would wait longer than it
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ from easycore_ray.scoring.score_reader import (
     read_samples,
     verify_part,
 )
-from easycore_ray.scoring.score_table import ScorePart
+from easycore_ray.scoring.score_table import SCORE_SCHEMA, ScorePart
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.read_ahead import read_ahead
 
-_FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin"}
+_FLOATS = {"aign": "grad_norm", "el2n": "el2n", "loss": "loss", "aum": "margin", "adv_loss": "adv_loss"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,22 @@ class Plan:
     @property
     def means(self) -> tuple[str, ...]:
         """Scores that are means over epochs."""
-        return tuple(name for name in _FLOATS if self.only is None or name in self.only)
+        return tuple(name for name in _FLOATS if name in self.schema.names)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the hardness table."""
+        return schema_of(self.only, attacked=self.table.schema != SCORE_SCHEMA)
 
     @property
     def history(self) -> bool:
         """Whether what was learned and forgotten is counted."""
-        return self.only is None or "forgetting" in self.only
+        return "forgetting_events" in self.schema.names
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it is counted how often the attacked image was misclassified."""
+        return "problematic" in self.schema.names
 
 
 def make_plan(
@@ -124,8 +134,8 @@ class Range:
         self._plan = plan
         self._floats = {name: _FLOATS[name] for name in plan.means}
         control = ["grad_norm"] if 0 in plan.epochs else []
-        history = ["correct"] if plan.history else []
-        self._columns = list(dict.fromkeys(["sample_id", *self._floats.values(), *control, *history]))
+        outcomes = ["correct"] * plan.history + ["adv_correct"] * plan.attacks
+        self._columns = list(dict.fromkeys(["sample_id", *self._floats.values(), *control, *outcomes]))
         self._check_pages = plan.only is not None
         self._table = plan.table
         self._low, self._high = plan.ranges[number]
@@ -144,6 +154,8 @@ class Range:
             self._state["forgetting_events"] = np.zeros(size, np.int32)
             self._state["first_learned_epoch"] = np.full(size, -1, np.int32)
             self._state["correct"] = np.zeros(size, bool)
+        if plan.attacks:
+            self._state["problematic"] = np.zeros(size, np.int32)
 
     def reduce(self) -> pa.Table:
         """The range's rows of the hardness table, sorted by id: means float64, counts int32.
@@ -185,7 +197,7 @@ class Range:
         verify = part in self._unverified and part.rows > 0
         for rows in read_range(
             self._table.path, part, self._low, self._high, self._columns,
-            verify=verify, check_pages=self._check_pages,
+            schema=self._table.schema, verify=verify, check_pages=self._check_pages,
         ):  # fmt: skip
             _check_increasing(rows.columns["sample_id"], part.path)
             yield rows
@@ -268,6 +280,8 @@ class Range:
                 block[name] += rows[source]
             if self._plan.history:
                 _add_history(block, rows["correct"], epoch)
+            if self._plan.attacks:
+                block["problematic"] += ~rows["adv_correct"]
         if not isinstance(at, slice):
             for name, values in block.items():
                 self._state[name][at] = values
@@ -296,7 +310,7 @@ class Range:
                     )
 
     def _rows(self) -> pa.Table:
-        schema = schema_of(self._plan.only)
+        schema = self._plan.schema
         known = [name for name in ("sample_id", "label", "input_norm") if name in schema.names]
         samples = read_samples(self._table.path, self._low, self._high, known)
         ranks = self._ranks()

@@ -8,7 +8,8 @@ diverge: after any failure the table is the one of an uninterrupted run.
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,24 @@ import torch
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
 from easycore_ray.core.score_stability import in_sample, stability
-from easycore_ray.data.dataset import Dataset
+from easycore_ray.data.dataset import Dataset, open_dataset
+from easycore_ray.engine.extra_data import ExtraData, extra_data
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
+from easycore_ray.engine.run import Recorder
 from easycore_ray.engine.run_history import describe_training_run, train_run_name
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
 from easycore_ray.engine.state import State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
+from easycore_ray.scoring.extra_scores import MixedRecorder, extra_history, extra_parents
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import (
+    CARRIED_EXTRA,
+    EXTRA_SCORES,
     ScorePart,
     check_coverage,
     check_segment,
@@ -43,10 +49,16 @@ from easycore_ray.scoring.score_table import (
 )
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, finish
+from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import Tracker, reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
 
-_FIELDS = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
+# Sums over an epoch's samples, by the name they travel under: the column, and the metric that is its mean.
+_SUMS = {
+    "norm_sum": ("grad_norm", "mean_grad_norm"),
+    "adv_loss_sum": ("adv_loss", "mean_adv_loss"),
+    "adv_correct_sum": ("adv_correct", "adv_accuracy"),
+}
 
 
 class ScoringRun(Artifact):
@@ -106,16 +118,19 @@ class ScoreRecorder:
         carried: dict[str, Any],
     ) -> None:
         """See ``Recorder``."""
-        part = write_part(self.table, {name: columns[name] for name in _FIELDS}, epoch=epoch, segment=segment,
-                          rank=context.rank, attempt=context.attempt)  # fmt: skip
+        part = write_part(self.table, columns, epoch=epoch, segment=segment, rank=context.rank,
+                          attempt=context.attempt)  # fmt: skip
         chosen = in_sample(columns["sample_id"], self.num_samples)
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
-        total = float(np.sum(columns["grad_norm"], dtype=np.float64))
-        described = context.gather((part.to_dict(), total, sample))
+        totals = {
+            key: float(np.sum(columns[name], dtype=np.float64)) for key, (name, _) in _SUMS.items() if name in columns
+        }
+        described = context.gather((part.to_dict(), totals, sample))
         parts = [ScorePart.from_dict(entry) for entry, _, _ in described]
         check_segment(parts, epoch=epoch, segment=segment, num_rows=rows)
         carried.setdefault("parts", []).extend(part.to_dict() for part in parts)
-        carried["norm_sum"] = carried.get("norm_sum", 0.0) + math.fsum(total for _, total, _ in described)
+        for key in totals:
+            carried[key] = carried.get(key, 0.0) + math.fsum(theirs[key] for _, theirs, _ in described)
         for name, position in (("followed_ids", 0), ("followed_norms", 1)):
             found = [torch.from_numpy(sample[position]) for _, _, sample in described]
             carried[name] = torch.cat([carried[name], *found] if name in carried else found)
@@ -126,7 +141,7 @@ class ScoreRecorder:
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         entry = write_part_list(self.lists, parts, epoch=epoch, attempt=context.attempt, write=context.rank == 0)
         carried.setdefault("part_lists", []).append(entry)
-        metrics = {"mean_grad_norm": carried.pop("norm_sum") / self.num_samples}
+        metrics = {metric: carried.pop(key) / self.num_samples for key, (_, metric) in _SUMS.items() if key in carried}
         ids, norms = (carried.pop(name).numpy() for name in ("followed_ids", "followed_norms"))
         if epoch > 0:
             metrics |= _follow_sample(ids, norms, carried)
@@ -165,7 +180,8 @@ def score(config: ScoreConfig) -> Artifact:
     started = time.monotonic()
     dataset, parents = open_run_inputs(config)
     out = paths.absolute(config.out)
-    fit = make_scoring_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM))
+    extra = extra_data(config, dataset, parents)
+    fit = make_scoring_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM), extra)
     made = claim_run("scoring_run", config, parents)
     if isinstance(made, Artifact):
         say(f"score: {out} is finished, reused")
@@ -174,26 +190,20 @@ def score(config: ScoreConfig) -> Artifact:
     check_resources(fit, config, made, "score")
     with track(config, out, lambda status: [describe_scoring(config, made.path, status)]) as tracker:
         state = _train_and_score(config, fit, dataset, made, tracker)
-        table = _finish_table(config, made, parents, state, fit, time.monotonic() - started)
-        hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))
-        artifact = finish(
-            made,
-            fingerprint=hardness.fingerprint,
-            config=to_dict(config),
-            parents=parents | {"score_table": table, "hardness_table": hardness},
-            counts=table.manifest["counts"],
-            wall_seconds=time.monotonic() - started,
-            device_seconds=table.manifest["device_seconds"],
-            epochs=state.history,
-        )
+        artifact = _finish_run(config, made, parents, state, fit, time.monotonic() - started)
         taken = duration(time.monotonic() - started)
         early = f" (stable: ended {config.epochs - state.epoch} early)" if state.epoch < config.epochs else ""
-        say(f"score: {fit.num_rows:,} samples × {state.epoch} epochs{early} in {taken} → {out}")
+        also = "" if extra is None else f" and {extra.num_rows:,} extra ones"
+        say(f"score: {fit.num_rows:,} samples{also} × {state.epoch} epochs{early} in {taken} → {out}")
     return artifact
 
 
 def make_scoring_fit(
-    config: ScoreConfig, dataset: Dataset, coreset: Artifact | None, initial: Artifact | None = None
+    config: ScoreConfig,
+    dataset: Dataset,
+    coreset: Artifact | None,
+    initial: Artifact | None = None,
+    extra: ExtraData | None = None,
 ) -> Fit:
     """The training run that scores are taken in.
 
@@ -202,8 +212,10 @@ def make_scoring_fit(
         dataset: a finished one.
         coreset: whose samples are scored; the whole training split if None.
         initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
+        extra: rows that are mixed into every batch, from ``extra_data.extra_data``; None without ``extra_dataset``.
     """
-    return make_fit(config, dataset, coreset, initial=initial, record_scores=config.score_pass != "eval",
+    return make_fit(config, dataset, coreset, initial=initial, extra=extra, record_scores=config.score_pass != "eval",
+                    objective=None if config.training == "standard" else config,
                     score_batch_size=config.score_batch_size)  # fmt: skip
 
 
@@ -214,22 +226,43 @@ def describe_scoring(config: ScoreConfig, path: str, status: str) -> TrackedRun:
 
 def _train_and_score(config: ScoreConfig, fit: Fit, dataset: Dataset, made: Claim, tracker: Tracker) -> State:
     """Train and score on Ray Train."""
-    table = paths.join(made.path, "table")
-    samples = scored_samples(dataset, fit.read_sample_ids())
-    write_samples(table, samples)
-    recorder = ScoreRecorder(
-        table=table,
-        lists=_lists_of(made),
-        epochs=config.epochs,
-        every=config.score_every,
-        score_pass=config.score_pass,
-        initial_pass=config.initial_pass,
-        num_samples=fit.num_rows,
-        checksum=id_checksum(samples["sample_id"].to_numpy()),
-        stop_when_stable=config.stop_when_stable,
-    )
+    recorder = make_recorder(config, fit, dataset, made.path, _lists_of(made))
     run = describe_scoring(config, made.path, "RUNNING")
     return fit_tracked(fit, config, made, run, tracker, label="score", recorder=recorder)
+
+
+def make_recorder(config: ScoreConfig, fit: Fit, dataset: Dataset, folder: str, lists: str) -> Recorder:
+    """What records the scores of a run; writes which samples those are.
+
+    Args:
+        config: of the run.
+        fit: its training.
+        dataset: a finished one, of the main rows.
+        folder: of the run: ``table/`` goes there, and ``extra/table/`` where there are extra rows.
+        lists: folder of the lists of parts.
+    """
+
+    def record(samples: pa.Table, folder: str, lists: str, stop_when_stable: float | None) -> ScoreRecorder:
+        table = paths.join(folder, "table")
+        write_samples(table, samples)
+        return ScoreRecorder(
+            table=table,
+            lists=lists,
+            epochs=config.epochs,
+            every=config.score_every,
+            score_pass=config.score_pass,
+            initial_pass=config.initial_pass,
+            num_samples=samples.num_rows,
+            checksum=id_checksum(samples["sample_id"].to_numpy()),
+            stop_when_stable=stop_when_stable,
+        )
+
+    main = record(scored_samples(dataset, fit.read_sample_ids()), folder, lists, config.stop_when_stable)
+    if fit.extra is None:
+        return main
+    samples = scored_samples(open_dataset(fit.extra.dataset), fit.read_extra_ids())
+    extra = record(samples, paths.join(folder, EXTRA_SCORES), paths.join(lists, EXTRA_SCORES), None)
+    return MixedRecorder(main, extra, fit.segments().count, fit.extra.labels)
 
 
 def _lists_of(made: Claim) -> str:
@@ -251,21 +284,43 @@ def scored_samples(dataset: Dataset, sample_ids: np.ndarray | None) -> pa.Table:
     return samples.take(np.searchsorted(samples["sample_id"].to_numpy(), sample_ids))
 
 
-def _finish_table(
+def _finish_run(
     config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State, fit: Fit, seconds: float
 ) -> Artifact:
-    """Write the table's manifest from the lists of parts in the last commit."""
-    parts = read_part_lists(_lists_of(made), state.carried["part_lists"])
+    """Write the manifests of a run and what is in it, that of the run last."""
+    lists, extra = _lists_of(made), {}
+    if fit.extra is not None:
+        parts = read_part_lists(paths.join(lists, EXTRA_SCORES), state.carried[CARRIED_EXTRA + "part_lists"])
+        inside = made.inside(EXTRA_SCORES, "scoring_run", content_hash(made.identity, EXTRA_SCORES))
+        other = replace(state, history=extra_history(state.history))
+        extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), other, parts, seconds)
+    parts = read_part_lists(lists, state.carried["part_lists"])
+    details = fit.describe_sources(state.step)
+    return _finish_scores(config, made, parents, state, parts, seconds, more_parents=extra, **details)
+
+
+def _finish_scores(
+    config: ScoreConfig,
+    made: Claim,
+    parents: dict[str, Artifact],
+    state: State,
+    parts: list[ScorePart],
+    seconds: float,
+    *,
+    more_parents: Mapping[str, Artifact] | None = None,
+    **details: Any,
+) -> Artifact:
+    """Finish the table of these parts, reduce it, and finish the run that holds both."""
     device_seconds = sum(
         (entry["train_seconds"] + entry.get("score_seconds", 0.0)) * entry["num_workers"] for entry in state.history
     )
-    return finish(
+    table = finish(
         made.inside("table", "score_table", made.identity),
         fingerprint=fingerprint(parts),
         config=to_dict(config),
         parents=parents,
         counts={
-            "samples": fit.num_rows,
+            "samples": sum(part.rows for part in parts if part.epoch == parts[-1].epoch),
             "rows": sum(part.rows for part in parts),
             "bytes": sum(part.num_bytes for part in parts),
         },
@@ -276,4 +331,17 @@ def _finish_table(
         steps=state.step,
         epochs=state.history,
         parts=[part.to_dict() for part in parts],
+    )
+    started = time.monotonic()
+    hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))
+    return finish(
+        made,
+        fingerprint=hardness.fingerprint,
+        config=to_dict(config),
+        parents=parents | {"score_table": table, "hardness_table": hardness} | dict(more_parents or {}),
+        counts=table.manifest["counts"],
+        wall_seconds=seconds + time.monotonic() - started,
+        device_seconds=device_seconds,
+        epochs=state.history,
+        **details,
     )

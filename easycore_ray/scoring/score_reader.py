@@ -16,6 +16,7 @@ from easycore_ray.scoring.score_table import (
     _REMOTE_HASH_BYTES,
     _ROW_GROUP_ROWS,
     _SAMPLES,
+    ADVERSARIAL_SCORE_SCHEMA,
     SAMPLES_SCHEMA,
     SCORE_SCHEMA,
     ScorePart,
@@ -83,6 +84,11 @@ class ScoreTable:
         """Folder of the table."""
         return self.artifact.path
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of all its parts: ``ADVERSARIAL_SCORE_SCHEMA`` where scores were taken in adversarial training."""
+        return SCORE_SCHEMA if training_of(self.artifact) == "standard" else ADVERSARIAL_SCORE_SCHEMA
+
     def epochs(self) -> list[int]:
         """Scored epochs, ascending; 0 is the control at initial weights."""
         return sorted({part.epoch for part in self.parts})
@@ -108,6 +114,12 @@ def input_space_of(table: Artifact) -> str:
     return str(manifest.get("input_space") or manifest["config"].get("input_space", "pixel"))
 
 
+def training_of(table: Artifact) -> str:
+    """What the network of a score or hardness table was trained for; ``standard`` where releases had no choice."""
+    manifest = table.manifest
+    return str(manifest.get("training") or manifest["config"].get("training", "standard"))
+
+
 def open_table(path: str) -> ScoreTable:
     """Open a finished score table (the ``table`` folder of a scoring run).
 
@@ -120,7 +132,7 @@ def open_table(path: str) -> ScoreTable:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a part in id order: read-only arrays (n,) by column, with the dtypes of ``score_table.SCORE_SCHEMA``."""
+    """Rows of a part in id order: read-only arrays (n,) by column, with the dtypes of the table's schema."""
 
     columns: dict[str, NDArray]
 
@@ -129,7 +141,7 @@ class Rows:
 
     def to_batch(self) -> pa.RecordBatch:
         """The same rows for Arrow."""
-        schema = pa.schema([SCORE_SCHEMA.field(name) for name in self.columns])
+        schema = pa.schema([ADVERSARIAL_SCORE_SCHEMA.field(name) for name in self.columns])
         # Arrow wants aligned numbers; those in a file need not be.
         return pa.record_batch([pa.array(np.require(own, None, "A")) for own in self.columns.values()], schema=schema)
 
@@ -141,6 +153,7 @@ def read_range(
     high: int,
     columns: list[str],
     *,
+    schema: pa.Schema = SCORE_SCHEMA,
     verify: bool = False,
     check_pages: bool = False,
 ) -> Iterator[Rows]:
@@ -155,6 +168,7 @@ def read_range(
         low: first id wanted.
         high: one past the last id wanted.
         columns: columns to read; ``sample_id`` must be among them.
+        schema: of the table, see ``ScoreTable``; a part with another is refused.
         verify: also compare the whole file with the checksum in the manifest.
         check_pages: also compare the pages that are read with their own checksums, which costs less and sees less.
 
@@ -176,7 +190,7 @@ def read_range(
             verify_part(table, part)
         source = _open_source(where)
     with _parquet(source, where, check_pages=check_pages) as file:
-        _check_part(file, where, part)
+        _check_part(file, where, part, schema)
         groups = _wanted_groups(file, low, high)
         try:
             for batch in _read_groups(file, groups, low, high, columns):
@@ -263,9 +277,9 @@ def _read_groups(
             yield batch.slice(start, stop - start)
 
 
-def _check_part(file: pq.ParquetFile, where: str, part: ScorePart) -> None:
-    if file.schema_arrow != SCORE_SCHEMA:
-        raise EasyCoreError(f"{where} has another schema than a score table part: {file.schema_arrow.names}")
+def _check_part(file: pq.ParquetFile, where: str, part: ScorePart, schema: pa.Schema) -> None:
+    if file.schema_arrow != schema:
+        raise EasyCoreError(f"{where} has another schema than the parts of its table: {file.schema_arrow.names}")
     if file.metadata.num_rows != part.rows:
         raise EasyCoreError(
             f"{where} has {file.metadata.num_rows:,} rows, the manifest lists {part.rows:,}; it is damaged"

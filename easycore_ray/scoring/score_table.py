@@ -35,6 +35,17 @@ SCORE_SCHEMA = pa.schema(
         pa.field("correct", pa.bool_(), nullable=False),
     ]
 )
+"""Of a scoring run in standard training."""
+
+
+ADVERSARIAL_SCORE_SCHEMA = pa.schema(
+    [
+        *SCORE_SCHEMA,
+        pa.field("adv_loss", pa.float32(), nullable=False),
+        pa.field("adv_correct", pa.bool_(), nullable=False),
+    ]
+)
+"""Of one in adversarial training. All parts of a table have the same schema."""
 
 
 SAMPLES_SCHEMA = pa.schema(
@@ -44,6 +55,10 @@ SAMPLES_SCHEMA = pa.schema(
         pa.field("input_norm", pa.float32(), nullable=False),
     ]
 )
+
+
+FLOAT_SCORES = ("grad_norm", "loss", "margin", "el2n", "adv_loss")
+"""Columns of which every value must be finite."""
 
 
 # Part of the contract with the reducer: sorted ids shrink to a bit or two as deltas, a constant epoch to
@@ -61,6 +76,9 @@ _ENCODINGS = {
     "margin": "PLAIN",
     "el2n": "PLAIN",
     "correct": "PLAIN",
+    "adv_loss": "PLAIN",
+    "adv_correct": "PLAIN",
+    "input_norm": "PLAIN",
 }
 
 
@@ -69,10 +87,13 @@ _ENCODINGS = {
 _ROW_GROUP_ROWS = 1 << 18
 
 
+EXTRA_SCORES = "extra"
+"""Folder, in that of a scoring run, of what holds the scores of its extra rows, a scoring run itself."""
+CARRIED_EXTRA = EXTRA_SCORES + "."
+"""What names of what a training state carries of them begin with."""
+
+
 _SAMPLES = "samples.parquet"
-
-
-_SAMPLES_ENCODINGS = {"sample_id": "DELTA_BINARY_PACKED", "label": "DELTA_BINARY_PACKED", "input_norm": "PLAIN"}
 
 
 _PART_PATH = re.compile(r"epoch=\d{5,}/part-[0-9a-z-]+-r\d{5,}\.parquet")
@@ -143,25 +164,27 @@ def write_part(
 
     Args:
         table: folder of the score table.
-        columns: arrays (n,) in any order of rows: ``sample_id`` int64, ``label`` integers, ``correct`` bool, the other
-            score fields float32.
+        columns: arrays (n,) in any order of rows: ``sample_id`` int64, ``label`` integers, ``correct`` and
+            ``adv_correct`` bool, the other score fields float32; those of ``ADVERSARIAL_SCORE_SCHEMA`` if ``adv_loss``
+            is among them, else of ``SCORE_SCHEMA``.
         epoch: completed training epochs (0: initial weights).
         rank: the worker that writes.
         attempt: unique for every start of the worker group, so that no name is used twice.
         segment: of the epoch.
 
     Raises:
-        EasyCoreError: if a gradient norm or loss is not finite (the run has diverged), naming the
+        EasyCoreError: if a score is not finite (the run has diverged), naming the
             epoch and the first ids.
     """
     order = np.argsort(columns["sample_id"], kind="stable")
     ids = np.asarray(columns["sample_id"])[order]
     _refuse_non_finite(columns, epoch)
+    schema = ADVERSARIAL_SCORE_SCHEMA if "adv_loss" in columns else SCORE_SCHEMA
     arrays = [
-        np.full(len(ids), epoch) if name == "epoch" else np.asarray(columns[name])[order] for name in SCORE_SCHEMA.names
+        np.full(len(ids), epoch) if name == "epoch" else np.asarray(columns[name])[order] for name in schema.names
     ]
     rows = pa.table(
-        [pa.array(array).cast(spec.type) for array, spec in zip(arrays, SCORE_SCHEMA, strict=True)], schema=SCORE_SCHEMA
+        [pa.array(array).cast(spec.type) for array, spec in zip(arrays, schema, strict=True)], schema=schema
     )
     content = _encode(rows)
     path = f"epoch={epoch:05d}/part-{segment:05d}-{attempt}-r{rank:05d}.parquet"
@@ -236,7 +259,7 @@ def read_part_lists(folder: str, lists: Iterable[Mapping[str, Any]]) -> list[Sco
 
 
 def _refuse_non_finite(columns: Mapping[str, np.ndarray], epoch: int) -> None:
-    for name in ("grad_norm", "loss", "margin", "el2n"):
+    for name in (name for name in FLOAT_SCORES if name in columns):
         bad = ~np.isfinite(columns[name])
         if bad.any():
             ids = sorted(np.asarray(columns["sample_id"])[bad].tolist())
@@ -246,14 +269,14 @@ def _refuse_non_finite(columns: Mapping[str, np.ndarray], epoch: int) -> None:
             )
 
 
-def _encode(rows: pa.Table, encodings: dict[str, str] = _ENCODINGS) -> pa.Buffer:
+def _encode(rows: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     pq.write_table(
         rows,
         sink,
         compression="NONE",
         use_dictionary=False,
-        column_encoding=encodings,
+        column_encoding={name: _ENCODINGS[name] for name in rows.column_names},
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
         write_page_checksum=True,
@@ -335,4 +358,4 @@ def write_samples(table: str, samples: pa.Table) -> None:
         samples: sorted by id: sample_id int64, label int32, input_norm float32 (L2 norm in [0, 1] pixel units).
     """
     rows = samples.select(SAMPLES_SCHEMA.names).cast(SAMPLES_SCHEMA)
-    paths.write_bytes(paths.join(table, _SAMPLES), _encode(rows, _SAMPLES_ENCODINGS))
+    paths.write_bytes(paths.join(table, _SAMPLES), _encode(rows))

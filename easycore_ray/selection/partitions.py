@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from easycore_ray.data import index as dataset_index
-from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, NOT_RECORDED, hardness_column
+from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, hardness_column, not_recorded
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -117,7 +117,7 @@ class Partition:
             stream = filesystem.open_input_file(inner) if paths.is_remote(self.source) else pa.memory_map(inner)
             with stream, pq.ParquetFile(stream) as file:
                 if not set(of_score) <= set(file.schema_arrow.names):
-                    raise EasyCoreError(NOT_RECORDED.format(score=self.score))
+                    raise EasyCoreError(not_recorded(self.score or ""))
                 groups = range(file.num_row_groups)
                 for group in groups if rng is None else _draw(groups, rng):
                     ids = _unbroken_ids(file, group)

@@ -11,8 +11,8 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
 # Training states and Ray Train's record of them, score parts, finished shards of an evaluation or analysis, and how a
-# run diverged. Everything else is written after the work, and is written again.
-_STATE = re.compile(r"(commits|table|last_good|shards-[0-9a-f]{8})/.+|diverged\.json")
+# run diverged or why it was stopped. Everything else is written after the work, and is written again.
+_STATE = re.compile(r"(commits|table|extra/table|last_good|shards-[0-9a-f]{8})/.+|(diverged|stopped)\.json")
 _ATTEMPTS = 30
 _PAUSE_SECONDS = 1.0
 

@@ -115,7 +115,8 @@ def describe_job(
 
 def params_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What MLflow shows of a configuration: without how the command was given, or epochs that steps replace."""
-    left_out = {*_NOT_PARAMS, *(("epochs", "train_epochs") if config.get("steps") is not None else ())}
+    replaced = config.get("steps") is not None or config.get("device_seconds") is not None
+    left_out = {*_NOT_PARAMS, *(("epochs", "train_epochs") if replaced else ())}
     return {name: value for name, value in config.items() if name not in left_out}
 
 

@@ -13,6 +13,7 @@ from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.stages import TrainConfig
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.data.samples import Samples
+from easycore_ray.engine.budget import StepBudget, settle_budget, with_steps
 from easycore_ray.engine.checkpoint import Checkpoint, write_model
 from easycore_ray.engine.checkpoint_files import (
     AVERAGED,
@@ -22,13 +23,14 @@ from easycore_ray.engine.checkpoint_files import (
     overfitted_epochs,
     overfitting_text,
 )
+from easycore_ray.engine.extra_data import ExtraData, extra_data
 from easycore_ray.engine.loader import open_loader
 from easycore_ray.engine.plan import Fit, make_fit
 from easycore_ray.engine.ray_train import check_resources, fit_tracked
 from easycore_ray.engine.run import fit_here, run_epochs
 from easycore_ray.engine.run_history import LAST_GOOD, describe_training_run
 from easycore_ray.engine.run_identity import claim_run, run_identity
-from easycore_ray.engine.run_inputs import INIT_FROM
+from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
 from easycore_ray.engine.state import HaltedError, State
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.runtime.console import duration, say
@@ -39,13 +41,14 @@ from easycore_ray.storage.artifact import (
     Artifact,
     Claim,
     finish,
+    giving_back,
     work_folder,
 )
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
-from easycore_ray.training.plans import open_training, plan_train
+from easycore_ray.training.plans import plan_train
 
 
 class DivergedError(EasyCoreError):
@@ -64,8 +67,9 @@ def train(config: TrainConfig) -> Artifact:
             cluster cannot give, or a diverged run: the message says where the model after its last good epoch is kept.
     """
     started = time.monotonic()
-    dataset, parents = open_training(config)
-    fit = make_training_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM))
+    dataset, parents = open_run_inputs(config)
+    extra = extra_data(config, dataset, parents)
+    fit = make_training_fit(config, dataset, parents.get("coreset"), parents.get(INIT_FROM), extra)
     out = paths.absolute(config.out)
     made = claim_run("checkpoint", config, parents)
     if isinstance(made, Artifact):
@@ -73,6 +77,10 @@ def train(config: TrainConfig) -> Artifact:
         reconcile(config, out, lambda status: [describe_training(config, made.path, status)])
         return made
     check_resources(fit, config, made, "train")
+    budget = _settle(config, made)
+    if budget is not None:
+        settled = with_steps(config, budget.steps)
+        fit = make_training_fit(settled, dataset, parents.get("coreset"), parents.get(INIT_FROM))
     for text in dataset.describe_constant_channels():
         say(f"train: {text}")
     with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:
@@ -81,18 +89,32 @@ def train(config: TrainConfig) -> Artifact:
             state = fit_tracked(fit, config, made, run, tracker, label="train")
         except HaltedError as halted:
             raise keep_last_good(config, made, parents, fit, halted, time.monotonic() - started) from halted
-        artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started)
+        timed = {} if budget is None else {"seconds_per_step": budget.seconds_per_step}
+        artifact = finish_checkpoint(config, made, parents, fit, state, time.monotonic() - started, **timed)
         say(f"train: best epoch: {best_epoch_text(artifact.manifest)}")
         if problem := overfitting_text(state.history):
             say(f"warning: train: {problem}; take the best epoch, or lower --eps or --attack-step-size")
         waited = f"{100 * stall_share(state.history):.1f} % of training waiting for data"
         taken = duration(time.monotonic() - started)
-        say(f"train: {fit.num_rows:,} samples, {state.step:,} steps in {taken}, {waited} → {out}")
+        also = "" if extra is None else f" and {extra.num_rows:,} extra ones"
+        say(f"train: {fit.num_rows:,} samples{also}, {state.step:,} steps in {taken}, {waited} → {out}")
     return artifact
 
 
+def _settle(config: TrainConfig, made: Claim) -> StepBudget | None:
+    """The steps of a run that was given device-seconds."""
+    if config.device_seconds is None:
+        return None
+    with giving_back(made):
+        return settle_budget("train", made, config, [config.training], config.device_seconds)[config.training]
+
+
 def make_training_fit(
-    config: TrainConfig, dataset: Dataset, coreset: Artifact | None, initial: Artifact | None = None
+    config: TrainConfig,
+    dataset: Dataset,
+    coreset: Artifact | None,
+    initial: Artifact | None = None,
+    extra: ExtraData | None = None,
 ) -> Fit:
     """The run that a configuration describes.
 
@@ -101,15 +123,18 @@ def make_training_fit(
         dataset: a finished one.
         coreset: whose samples are trained on; the whole training split if None.
         initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
+        extra: rows that are mixed into every batch, from ``extra_data.extra_data``; None without ``extra_dataset``.
     """
     return make_fit(
         config,
         dataset,
         coreset,
         initial=initial,
+        extra=extra,
         objective=config,
         keep_best=True,
         val_attack_steps=config.val_attack_steps if config.training in ADVERSARIAL else 0,
+        prune_ratio=config.prune_ratio if config.pruning != "none" else None,
     )
 
 
@@ -118,7 +143,7 @@ def read_divergence(config: TrainConfig) -> dict[str, Any] | None:
     out = work_folder(paths.absolute(config.out))
     if paths.exists(paths.join(out, MANIFEST)) or not paths.exists(paths.join(out, DIVERGED)):
         return None
-    _, parents = open_training(config)
+    _, parents = open_run_inputs(config)
     found = paths.read_json(paths.join(out, DIVERGED))
     return found if found["identity"] == run_identity("checkpoint", config, parents) else None
 
@@ -178,6 +203,7 @@ def finish_checkpoint(
         best_value=best,
         overfitted_epochs=overfitted_epochs(state.history),
         epochs=state.history,
+        **fit.describe_sources(state.step),
         **details,
     )
 

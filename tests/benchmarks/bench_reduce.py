@@ -304,7 +304,7 @@ def _show_phases(table: ScoreTable) -> None:
 def _compare_encodings(table: ScoreTable) -> None:
     part = table.of_epoch(1)[0]
     rows = pq.read_table(f"{table.path}/{part.path}", partitioning=None)
-    plain = dict(score_table._ENCODINGS)
+    plain = {name: score_table._ENCODINGS[name] for name in rows.column_names}
     split = plain | dict.fromkeys(("grad_norm", "loss", "margin", "el2n"), "BYTE_STREAM_SPLIT")
     variants: dict[str, tuple[dict[str, str], str]] = {
         "current": (plain, "NONE"),

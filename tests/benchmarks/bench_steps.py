@@ -1,4 +1,4 @@
-"""What scoring costs against a plain training epoch, or what averaged weights and others cost against a TRADES epoch.
+"""What scoring costs against a plain training epoch, what averaged weights and others cost against a TRADES epoch.
 
     python tests/benchmarks/bench_steps.py [--of scoring] [--images 4096] [--width 16] [--precision fp32] [--repeats 7]
 
@@ -18,14 +18,14 @@ import torch
 from easycore_ray.core.averaging import AveragedWeights
 from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.models import build_model
-from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.training_plan import TrainingPlan
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--of", choices=("scoring", "trades"), default="scoring", help="what is compared")
+    parser.add_argument("--of", choices=("scoring", "trades", "attacked"), default="scoring", help="what is compared")
     parser.add_argument("--images", type=int, default=4096, help="images per epoch")
     parser.add_argument("--width", type=int, default=16, help="width of the ResNet-18")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="training arithmetic")
@@ -65,6 +65,14 @@ def main() -> None:
             "nfgsm": lambda: epoch(nfgsm),
             "standard": lambda: epoch(plain),
         }
+    if options.of == "attacked":
+        attack = ScoreAttack.of_plan(trades, 1)
+        variants = {
+            "plain": lambda: epoch(plain),
+            "eval pass": lambda: score_epoch(model, batches),
+            "trades": lambda: epoch(trades),
+            "attacked eval pass": lambda: score_epoch(model, batches, attack=attack),
+        }
     seconds = _alternate(variants, options.repeats, options.device)
     print(f"ResNet-18 width {options.width}, {options.images:,} images, {options.precision}, "
           f"{options.threads} threads, {options.device}, medians of {options.repeats}")  # fmt: skip
@@ -72,7 +80,7 @@ def main() -> None:
     for name, times in seconds.items():
         ratios = [mine / theirs for mine, theirs in zip(times, seconds[first], strict=True)]
         rate = options.images / statistics.median(times)
-        print(f"{name:>10}: {rate:8,.0f} images/s   {statistics.median(ratios):.3f} × {first} "
+        print(f"{name:>18}: {rate:8,.0f} images/s   {statistics.median(ratios):.3f} × {first} "
               f"[{min(ratios):.3f}, {max(ratios):.3f}]")  # fmt: skip
 
 

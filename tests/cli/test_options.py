@@ -267,7 +267,7 @@ def never(config):
         (ScoreConfig, ["--preset"], "--preset needs a value"),
         (ScoreConfig, ["--preset", "tiny", "--config", "x"], "--preset and --config are both given"),
         (ScoreConfig, ["--config", "/nowhere/manifest.json"], "/nowhere/manifest.json cannot be read"),
-        (CoresetConfig, ["--method", "easiest", "--score", "agin"], "unknown score 'agin'; allowed are aign"),
+        (CoresetConfig, ["--method", "easiest", "--score", "agin"], "unknown score 'agin'; allowed are adv_loss, aign"),
         (CoresetConfig, ["--fraction", "0"], r"fraction must be in \(0, 1\], got 0; .*to drop 30 % .* pass 0.7"),
         (CoresetConfig, ["--out", ""], "a path is empty"),
         (TrainConfig, ["--eps", "8"], r"eps.*got 8.*did you mean 8/255\?"),

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from easycore_ray.config import evaluation, experiments, inspection, stages
+from easycore_ray.config import evaluation, experiments, inspection, recipes, stages
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.data.coreset import open_run_data
 from easycore_ray.data.dataset import open_dataset
@@ -22,7 +22,7 @@ TRAINED = {"schedule": "multistep", "threads_per_worker": 2, "batch_size": 120}
 # The least that is needed, and what makes every field count that counts at all.
 NEEDED = {
     PREPARE: {"on_duplicate": "drop", "image_size": 8},
-    SCORE: {"dataset": "d", **TRAINED},
+    SCORE: {"dataset": "d", **TRAINED, "training": "trades", "score_pass": "eval"},
     stages.ReduceConfig: {"scores": "s"},
     stages.CoresetConfig: {"dataset": "d", "scores": "s", "method": "easiest"},
     TRAIN: {"dataset": "d", "training": "pgd", **TRAINED},
@@ -44,20 +44,24 @@ OTHER = {
     "commit_minutes": 0.0, "compile": True, "corruptions": ("contrast",),
     "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "crop_reflect": True,
     "cutoff": 0.1,
-    "cuda_graphs": False, "dataset": "t", "ema": 0.9, "eval_batch_size": 9,
+    "cuda_graphs": False, "dataset": "t", "device_seconds": 9.0, "ema": 0.9, "eval_batch_size": 9,
+    "extra_coreset": "t", "extra_dataset": "t", "extra_fraction": 0.5,
     "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
     "final_lr": 0.001,
-    "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "image_column": "t", "image_size": 9,
+    "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "grace_fraction": 0.2,
+    "image_column": "t", "image_size": 9,
     "init_from": "t", "initial_pass": True, "input_space": "normalised", "keep_going": True, "label_column": "t",
     "label_smoothing": 0.1, "lr": 0.2, "materialize": True, "max_failures": 9,
     "max_concurrent_trials": 5, "method": "hardest", "milestones": (0.5,), "model": "cnn", "momentum": 0.5,
     "nesterov": False, "norm": "l2", "normalise": "half", "note": "t",
-    "num_autoattack_samples": 7, "num_eval_samples": 7,
+    "num_autoattack_samples": 7, "num_eval_samples": 7, "num_trials": 9,
     "num_train_samples": 70, "num_workers": 4, "on_bad_sample": "skip", "on_duplicate": "keep", "only": ("aign",),
     "option": ("strata=20",), "out": "t", "overwrite": True, "parts": ("trades",),
-    "pgd_restarts": 3, "precision": "bf16", "results": "t",
-    "resize_size": 10, "shard_mib": 9.0, "schedule": "cosine", "score": "el2n", "score_epochs": 3, "score_every": 2,
-    "score_pass": "eval", "scores": "t", "score_batch_size": 9, "seed": 5,
+    "prune_ratio": 0.3, "pruning": "infobatch",
+    "pgd_restarts": 3, "precision": "bf16", "reduction_factor": 4.0, "results": "t",
+    "resize_size": 10, "shard_mib": 9.0, "schedule": "cosine", "scheduler": "asha",
+    "score": "el2n", "score_epochs": 3, "score_every": 2,
+    "score_pass": "eval", "scores": "t", "score_batch_size": 9, "search": "optuna", "seed": 5,
     "segment_images": 480, "seeds": (5,), "source": "t", "source_check": False, "split": "val",
     "standard_eval_eps": (0.01,), "steps": 5, "steps_fraction": 0.5, "stop_when_stable": 0.9,
     "store": "pixels", "subset": 9, "sweep": "t",
@@ -70,21 +74,23 @@ OTHER = {
 SEVERAL = {"beta": (2.0,), "fraction": (0.2,), "method": ("hardest",), "training": ("trades", "pgd")}
 OTHER_OF = {
     stages.CoresetConfig: {"option": ("strata=20",), "method": "stratified"},
+    SCORE: {"training": "mart", "score_pass": "fused"},
     SWEEP: SEVERAL, PIPELINE: SEVERAL, experiments.AnalyzeConfig: {"scores": ("t",), "checkpoint": ("t",)},
 }  # fmt: skip
 PLACES = {"out", "overwrite", "take_over"}
 TRACKING = {"tracking_uri", "experiment"}
 RESERVED = {"cpus_per_worker", "max_failures", "cluster_max"}
 COMMITS = {"commit_minutes", "cuda_graphs"}
+EXTRA = {"extra_dataset", "extra_coreset"}
 TRIALS = {"max_concurrent_trials", "keep_going"}
 # What is in no identity. Inputs are known by their fingerprints. tests/experiments/test_equal_results.py runs each of
 # these fields of a stage; of what runs stages, a test below compares the stages.
 SAME = {
     PREPARE: PLACES | {"allow_one_class", "source_check"},
-    SCORE: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset", "init_from"},
+    SCORE: PLACES | TRACKING | RESERVED | COMMITS | EXTRA | {"dataset", "coreset", "init_from"},
     stages.ReduceConfig: PLACES | {"scores", "bucket_rows"},
     stages.CoresetConfig: PLACES | TRACKING | {"scores", "dataset", "user_scores", "materialize"},
-    TRAIN: PLACES | TRACKING | RESERVED | COMMITS | {"dataset", "coreset", "init_from"},
+    TRAIN: PLACES | TRACKING | RESERVED | COMMITS | EXTRA | {"dataset", "coreset", "init_from"},
     evaluation.EvaluateConfig: PLACES
     | TRACKING
     | RESERVED
@@ -94,9 +100,16 @@ SAME = {
     | TRACKING
     | RESERVED
     | {"scores", "checkpoint", "dataset", "num_workers", "cache_gib"},
-    SWEEP: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | {"dataset", "scores"},
+    SWEEP: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | EXTRA | {"dataset", "scores"},
     STUDY: PLACES | TRACKING | RESERVED | COMMITS | TRIALS | {"dataset", "results"},
-    PIPELINE: PLACES | TRACKING | {"register"} | RESERVED | COMMITS | TRIALS | {"allow_one_class", "source_check"},
+    PIPELINE: PLACES
+    | TRACKING
+    | {"register"}
+    | RESERVED
+    | COMMITS
+    | TRIALS
+    | EXTRA
+    | {"allow_one_class", "source_check"},
 }
 
 
@@ -115,8 +128,18 @@ def beside(kind, name):
     of_a_file = {"weights_file": "w", "model": "resnet18", "normalise": "none"}
     if kind is evaluation.EvaluateConfig and name in {*of_a_file, "width"}:
         return of_a_file | {"checkpoint": None}
+    if kind is SCORE and name == "score_pass":
+        return {"training": "standard"}
+    if name.startswith("extra_"):
+        return {"extra_dataset": "e"} | ({"score_pass": "eval"} if kind is SCORE else {})
     if name == "claim":
         return {"attack": "autoattack"}
+    if name in {"scheduler", "reduction_factor", "grace_fraction"}:
+        return {"trial_workers": 1} | ({} if name == "scheduler" else {"scheduler": "asha"})
+    if name in {"search", "num_trials"}:
+        return {"seeds": (0,)} | ({} if name == "search" else {"search": "optuna"})
+    if name == "prune_ratio":
+        return {"pruning": "infobatch"}
     return {}
 
 
@@ -160,9 +183,24 @@ def test_a_field_changes_the_identity_unless_it_is_known_to_change_no_result(kin
 @pytest.mark.parametrize("kind", NEEDED)
 def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
-    later = {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
+    later = {"scheduler", "reduction_factor", "grace_fraction", "search", "num_trials", "extra_fraction"}
+    later |= {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
+    later |= {"device_seconds", "prune_ratio", "pruning"}
 
     assert later & identity_fields(make(kind)).keys() == set()
+
+
+def test_scoring_runs_in_standard_training_are_known_by_what_they_were():
+    """By no field of adversarial training, which came later; and not by beta where the objective has none."""
+    objective = {spec.name for spec in dataclasses.fields(recipes.ScoringObjectiveConfig)}
+    standard, pgd, trades = (
+        identity_fields(make(SCORE, training=training)).keys() for training in ("standard", "pgd", "trades")
+    )
+
+    assert objective == {"training", "beta", "eps", "norm", "attack_steps", "attack_step_size"}
+    assert objective & standard == set()
+    assert pgd - standard == objective - {"beta"}
+    assert trades - standard == objective
 
 
 @pytest.mark.parametrize("kind", [inspection.ExportConfig, inspection.InspectConfig, inspection.CleanConfig])
@@ -194,7 +232,8 @@ def stages_of(config):
 def test_what_is_not_identity_of_a_sweep_is_none_of_its_stages(kind, trial_workers):
     """A finished sweep, study or pipeline is reused without a look at its stages."""
     base = make(kind, trial_workers=trial_workers)
-    for name in fields_of(kind) - {"trial_workers"}:
+    # Early stopping, which is identity, takes one worker.
+    for name in fields_of(kind) - {"trial_workers", "scheduler", "reduction_factor", "grace_fraction"}:
         other = change(kind, name).replace(trial_workers=trial_workers)
         if identity_of(other, None) == identity_of(base, None):
             assert stages_of(other) == stages_of(base), name

@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from easycore_ray.core import attacks, distance, loop, scores
+from easycore_ray.core.ascent import Ascent
 from easycore_ray.core.augment import AUGMENTATIONS, augment
 from easycore_ray.core.averaging import AveragedWeights
 from easycore_ray.core.loop import make_optimizer, train_epoch
 from easycore_ray.core.memory import RowLimit
 from easycore_ray.core.models import MODELS, build_model
-from easycore_ray.core.passes import score_epoch
+from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.score_columns import ScoreColumns
 from easycore_ray.core.scores import INPUT_SPACES
 from easycore_ray.core.training_plan import TRAINING, TrainingPlan
@@ -155,12 +156,14 @@ def test_every_network_trains_on_one_device(asked, monkeypatch, name):
 
 @pytest.mark.usefixtures("pixels_are_trusted", "asked")
 @pytest.mark.parametrize("input_space", INPUT_SPACES)
-def test_exact_scores_are_taken_on_one_device(monkeypatch, input_space):
-    """A batch at a time; all are fetched at the end."""
+@pytest.mark.parametrize("norm", [None, "linf", "l2"])
+def test_exact_scores_are_taken_on_one_device(monkeypatch, input_space, norm):
+    """A batch at a time, under an attack as well; all are fetched at the end."""
     monkeypatch.setattr(torch, "autocast", lambda **_: nullcontext())  # meta has none
     kept = kept_on_the_device(monkeypatch)
     with OneDevice():
-        scores = score_epoch(model_on(DEVICE), batches(2), input_space=input_space, limit=RowLimit(4))
+        attack = norm and ScoreAttack(Ascent(0.1, norm, 2, 0.1), seed=0, epoch=1)
+        scores = score_epoch(model_on(DEVICE), batches(2), input_space=input_space, attack=attack, limit=RowLimit(4))
 
     assert kept == [(4, "meta")] * 2
     assert scores == "fetched"

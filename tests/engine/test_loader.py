@@ -1,5 +1,7 @@
 """Loaders: every row once in every epoch, the same number of batches for every worker, none of them empty."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,9 +14,11 @@ from easycore_ray.core.augment import augment
 from easycore_ray.data import shards
 from easycore_ray.data.dataset import locate_samples, open_dataset
 from easycore_ray.data.samples import Samples, block_of_split, read_split
-from easycore_ray.data.stream import place_rows
+from easycore_ray.data.stream import place_rows, stream_rows
 from easycore_ray.data.stream_order import Buffer
+from easycore_ray.engine import loader as loader_module
 from easycore_ray.engine.loader import SCORE_BATCH, MemoryLoader, StreamLoader, describe_streaming, rows_held
+from easycore_ray.engine.pruning import Pruner
 from easycore_ray.engine.segments import Segments
 from easycore_ray.engine.shares import batches_per_epoch, check_share
 from easycore_ray.storage.errors import EasyCoreError
@@ -208,9 +212,9 @@ def encoded(tmp_path_factory):
     )
 
 
-def stream(dataset, world=1, rank=0, *, batch_size=8, images=16, seed=1, ids=None, **options):
+def stream(dataset, world=1, rank=0, *, batch_size=8, images=16, seed=1, ids=None, with_ids=False, **options):
     """One worker's loader."""
-    own = place_rows(dataset, "train", ids, rank, world)
+    own = place_rows(dataset, "train", ids, rank, world, with_ids=with_ids)
     segments = Segments(61 if ids is None else len(ids), batch_size, images, world)
     return StreamLoader(own, dataset, segments=segments, seed=seed, rank=rank, **options)
 
@@ -262,6 +266,60 @@ class TestStreams:
         batches.close()
         list(loader.shuffled(2, 1))
         assert drawn(loader, 1) == expected
+
+    def test_a_part_reads_its_rows_alone(self, encoded, monkeypatch):
+        """Streamed as in memory: the same samples, whole, and no other is asked for."""
+        asked, places = [], np.flatnonzero(np.random.default_rng(0).random(61) < 0.6)
+        whole = stream(encoded, with_ids=True)
+        chosen = np.sort(whole.sample_ids()[places])
+        kept = MemoryLoader(read_split(encoded, "train"), segments=Segments(61, 8, 16), seed=1)
+        assert sorted(whole.sample_ids().tolist()) == kept.sample_ids().tolist()
+
+        def watched(rows, positions, *args, **options):
+            asked.extend(zip(rows.shard[positions], rows.row[positions], strict=True))
+            return stream_rows(rows, positions, *args, **options)
+
+        monkeypatch.setattr(loader_module, "stream_rows", watched)
+        segments = Segments(len(places), 8, 16, 1, (len(places),))
+        found = {}
+        for part in (whole.part(places, segments), kept.part(chosen, segments)):
+            batches = [batch for segment in range(segments.count) for batch in part.shuffled(2, segment)]
+            assert [len(batch.labels) for batch in batches] == [
+                size for segment in range(segments.count) for size in segments.batch_sizes(segment, 0)
+            ]
+            columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+            found[type(part)] = [column[torch.argsort(columns[0])] for column in columns]
+        assert all(map(torch.equal, *found.values()))
+        assert found[MemoryLoader][0].tolist() == chosen.tolist()
+        assert len(asked) == len(set(asked)) == len(places)
+
+    def test_the_way_of_loading_does_not_change_which_samples_are_pruned(self, encoded):
+        """Each worker of two: from the same losses the same samples with the same weights, in every epoch."""
+        config = TrainConfig(out="o", dataset=encoded.path, batch_size=8, epochs=4, pruning="infobatch", num_workers=2)
+        fit = make_training_fit(config, encoded, None)
+        segments, losses = Segments(61, 8, 16, 2), torch.rand(61, generator=torch.Generator().manual_seed(0))
+        for epoch in (2, 3):
+            drawn_by = []
+            for way in ("memory", "stream"):
+                loaders = [
+                    stream(encoded, 2, rank, with_ids=True)
+                    if way == "stream"
+                    else MemoryLoader(
+                        read_split(encoded, "train", block_of_split(encoded, "train", None, rank, 2)),
+                        segments=segments, seed=1, rank=rank,
+                    )
+                    for rank in range(2)
+                ]  # fmt: skip
+                blocks = [own.sample_ids() for own in loaders]
+                drawn_by.append([])
+                for rank, own in enumerate(loaders):
+                    context = SimpleNamespace(rank=rank, gather=lambda _, blocks=blocks: blocks)
+                    carried = {"sample_losses": losses.clone()}
+                    pruned = Pruner(fit, context, own).begin(carried, epoch, 8)
+                    ids = torch.tensor(sorted(number for batch in drawn(pruned.loader, epoch) for number in batch))
+                    drawn_by[-1].append(list(zip(ids.tolist(), pruned.weigh(ids).tolist(), strict=True)))
+            assert drawn_by[0] == drawn_by[1]
+            assert 30 < sum(map(len, drawn_by[0])) < 61
 
     def test_streamed_rows_are_those_that_are_kept(self, encoded):
         """Pixels and labels of each sample; so its views are the same as well, which its id decides."""

@@ -46,6 +46,24 @@ def test_batches_are_equal_to_within_one_row_and_known_to_all(segments):
         assert max(segments.global_batch_sizes(segment)) <= segments.batch_size
 
 
+@given(st.lists(st.integers(20, 400), min_size=1, max_size=5), st.integers(1, 20), st.integers(1, 500))
+def test_unequal_blocks_have_as_many_batches_each(blocks, share, images):
+    """Every row of every worker once, no batch empty, of sizes that differ by one within a worker."""
+    segments = Segments(sum(blocks), share * len(blocks), images, len(blocks), tuple(blocks))
+    assume(min(blocks) >= segments.num_batches)
+    assert segments.num_batches == -(-sum(blocks) // (share * len(blocks)))
+    for rank, count in enumerate(blocks):
+        places = [place for segment in range(segments.count) for place in segments.rows(segment, rank)]
+        sizes = [size for segment in range(segments.count) for size in segments.batch_sizes(segment, rank)]
+        assert places == list(range(count))
+        assert (sum(sizes), len(sizes)) == (count, segments.num_batches)
+        assert max(sizes) - min(sizes) <= 1 <= min(sizes)
+    for segment in range(segments.count):
+        workers = [segments.batch_sizes(segment, rank) for rank in range(len(blocks))]
+        assert segments.global_batch_sizes(segment) == [sum(step) for step in zip(*workers, strict=True)]
+        assert max(segments.global_batch_sizes(segment)) < segments.batch_size + len(blocks)
+
+
 @pytest.mark.parametrize(("images", "batches"), [(65_536, [391]), (12_800, [100, 100, 100, 91]), (1, [1] * 391)])
 def test_the_last_segment_has_the_rest(images, batches):
     """Of CIFAR-10's 50,000 images in batches of 128; by default they are one segment."""

@@ -21,15 +21,15 @@ from easycore_ray.core.hashing import uniform_draws
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.data.dataset import open_dataset
 from easycore_ray.data.samples import read_split
+from easycore_ray.engine.extra_data import extra_data
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.run_identity import run_identity
 from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.experiments.trial_runner import attack_here
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
-from easycore_ray.scoring.score import ScoreRecorder, make_scoring_fit
-from easycore_ray.scoring.score_table import fingerprint, id_checksum, read_part_lists
-from easycore_ray.training.plans import open_training
+from easycore_ray.scoring.score import make_recorder, make_scoring_fit
+from easycore_ray.scoring.score_table import fingerprint, read_part_lists
 from easycore_ray.training.train import make_training_fit, train_here
 from tests.artifacts import make_checkpoint, make_image_dataset, make_scoring_run
 from tests.config.test_identity import OTHER, SAME
@@ -57,6 +57,8 @@ def worlds(tmp_path_factory):
     coreset = select(out=f"{root}/here/coreset", scores=f"{root}/here/scores", fraction=0.8)
     make_checkpoint(root / "here" / "checkpoint", dataset.path, coreset=coreset.path)
     make_checkpoint(root / "here" / "init_from", dataset.path, width=2)
+    extra = make_image_dataset(root / "here" / "extra_dataset", LABELS[:40])
+    select(out=f"{root}/here/extra_coreset", dataset=extra.path, method="random", fraction=0.5)
     ids = dataset_ids(dataset)
     pq.write_table(pa.table({"sample_id": ids, "score": uniform_draws(0, ids)}), root / "here" / "user_scores")
     shutil.copytree(root / "here", root / "there")
@@ -70,8 +72,9 @@ def dataset_ids(dataset):
 
 def run_training(config):
     """Identity and weights."""
-    dataset, parents = open_training(config)
-    fit = make_training_fit(config, dataset, parents["coreset"], parents["init_from"])
+    dataset, parents = open_run_inputs(config)
+    extra = extra_data(config, dataset, parents)
+    fit = make_training_fit(config, dataset, parents["coreset"], parents["init_from"], extra)
     state = train_here(fit, read_split(dataset, "train", fit.read_sample_ids()))
     return run_identity("checkpoint", config, parents), [tensor.tolist() for tensor in state.model.values()]
 
@@ -79,15 +82,14 @@ def run_training(config):
 def run_scoring(config):
     """Identity and the content of the score table."""
     dataset, parents = open_run_inputs(config)
-    sample_ids = read_sample_ids(parents["coreset"])
-    rows = read_split(dataset, "train", sample_ids)
-    each = ScoreRecorder(
-        table=f"{config.out}/table", lists=f"{config.out}/lists", epochs=1, every=1, score_pass=config.score_pass,
-        initial_pass=True, num_samples=len(sample_ids), checksum=id_checksum(sample_ids),
-    )  # fmt: skip
-    fit = make_scoring_fit(config, dataset, parents["coreset"], parents["init_from"])
+    rows = read_split(dataset, "train", read_sample_ids(parents["coreset"]))
+    fit = make_scoring_fit(
+        config, dataset, parents["coreset"], parents["init_from"], extra_data(config, dataset, parents)
+    )
+    each = make_recorder(config, fit, dataset, config.out, f"{config.out}/lists")
     state = fit_here(fit, rows, LocalContext(), each)
     parts = read_part_lists(f"{config.out}/lists", state.carried["part_lists"])
+    parts += read_part_lists(f"{config.out}/lists/extra", state.carried["extra.part_lists"])
     return run_identity("scoring_run", config, parents), fingerprint(parts)
 
 
@@ -115,10 +117,10 @@ def run_analysis(config):
     return [parent.fingerprint for parent in inputs.parents.values()], attack_samples(config, inputs).to_pylist()
 
 
-RUN_INPUTS = ("dataset", "coreset", "init_from")
+RUN_INPUTS = ("dataset", "coreset", "init_from", "extra_dataset", "extra_coreset")
 RUNS = {
     TrainConfig: (run_training, SMALL | {"training": "trades", "attack_steps": 1}, RUN_INPUTS),
-    ScoreConfig: (run_scoring, SMALL, RUN_INPUTS),
+    ScoreConfig: (run_scoring, SMALL | {"score_pass": "eval", "initial_pass": True}, RUN_INPUTS),
     EvaluateConfig: (run_evaluation, {"eval_eps": 0.1, "threads_per_worker": 1}, ("dataset", "checkpoint")),
     ReduceConfig: (run_reduction, {"bucket_rows": 100}, ("scores",)),
     CoresetConfig: (run_selection, {"fraction": 0.5}, ("scores", "dataset", "user_scores")),

@@ -5,8 +5,8 @@ import pytest
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.engine.shares import training_steps
 from easycore_ray.experiments.trials import make_trials
+from easycore_ray.reporting.budgets import budget_text
 from easycore_ray.reporting.figures import objective
-from easycore_ray.reporting.tables import budget_text
 from easycore_ray.storage.errors import EasyCoreError
 
 
@@ -57,6 +57,8 @@ def test_trials_run_the_attacks_of_the_sweep():
 
 # ---------------------------------------------------------------- equal compute
 
+HALF = "easycore_f0.5"
+
 
 def steps_of(config, samples=1001, batch=100):
     """Steps of every trial whose batches are of 100, on a coreset of 500 of 1,001 samples or on all."""
@@ -76,6 +78,10 @@ def sweep_with_rs2(**changes):
 def test_rs2_has_all_samples_for_the_steps_of_a_coreset():
     """Six epochs of the easiest half in batches of 100 are 36 steps (501 samples), of all data 66."""
     assert steps_of(sweep_with_rs2()) == {"full": 66, "easycore": 30, "rs2": 36}
+    both = sweep_with_rs2(method=("easycore", "rs2", "infobatch"))
+    assert steps_of(both) == {"full": 66, "easycore": 30, "rs2": 36, "infobatch": 36}
+    pruned = {trial.arm.method: trial.train.pruning for trial in make_trials(both, "o", {"full_f1": "f", HALF: "h"})}
+    assert pruned == {"full": "none", "easycore": "none", "rs2": "none", "infobatch": "infobatch"}
     assert steps_of(sweep_with_rs2(steps=50)) == {"full": 50, "easycore": 50, "rs2": 50}
 
 
@@ -86,6 +92,9 @@ def test_the_budget_of_a_comparison_is_said():
     assert budget_text([row, {**other, "steps": 30}]) == "budget: equal steps"
     assert budget_text([row, other]) == "budget: equal epochs, a smaller coreset takes fewer steps"
     assert budget_text([row, {**row, "method": "rs2"}]).endswith("; rs2: all data, for the steps of a coreset")
+    assert budget_text([row, {**row, "method": "rs2"}, {**row, "method": "infobatch"}]).endswith(
+        "; rs2 and infobatch: all data, for the steps of a coreset"
+    )
     assert "for scoring, 4 to 9 steps are taken off" in budget_text(
         [{**row, "charged_steps": 4}, {**row, "charged_steps": 9}, other]
     )
@@ -121,6 +130,20 @@ def test_scoring_is_charged_to_those_who_use_it(scores):
     assert {trial.train.charged_steps for trial in make_trials(config.replace(count_scoring=False), "o", coresets)} == {
         0
     }
+
+
+def test_scoring_in_adversarial_training_is_charged_with_its_attacks(tmp_path, scores):
+    """A TRADES step with 5 attack steps takes 17 forward passes, an exact pass under them 11 more than one without."""
+    from easycore_ray.storage import paths
+
+    manifest = paths.read_json(f"{scores}/manifest.json")
+    manifest["config"] |= {"training": "trades", "attack_steps": 5}
+    paths.write_json(f"{scores}/manifest.json", manifest)
+    config = sweep_with_rs2(scores=scores, count_scoring=True, method=("easycore",), seeds=(0,), batch_size=10)
+    trials = make_trials(config, "o", {"full_f1": "f", "easycore_f0.5": "e"})
+
+    cost = 4000 * 17 + 4000 * (2.4 + 11)
+    assert [trial.train.charged_steps for trial in trials] == [0, round(cost / 30)]
 
 
 def test_scoring_that_costs_all_steps_is_refused(scores):

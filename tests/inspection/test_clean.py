@@ -20,7 +20,7 @@ from easycore_ray.config.inspection import CleanConfig
 from easycore_ray.inspection.artifact_files import read_commits, survey
 from easycore_ray.storage import artifact, paths
 from easycore_ray.storage.errors import EasyCoreError
-from tests.artifacts import commits_of, edit_manifest, make_image_dataset, make_scoring_run
+from tests.artifacts import ATTEMPT, commits_of, edit_manifest, make_image_dataset, make_scoring_run
 
 LABELS = [number % 2 for number in range(20)]
 OLD = time.time() - 10 * 86400
@@ -193,7 +193,26 @@ def test_an_interrupted_run_keeps_all_it_can_go_on_from(root, epoch):
     assert cleaned(root / "scores") == lost | overtaken
     after = read_commits(survey(str(root / "scores"))[0])
     assert after == before
-    assert all((root / "scores" / "table" / part).exists() for part in after.parts)
+    assert all((root / "scores" / part).exists() for part in after.parts)
+
+
+def test_parts_of_extra_rows_stay_while_a_state_names_them(root):
+    """They lie in a table of their own, and what no state names there is lost like any other."""
+    unfinish(root / "scores", epoch=2)
+    newest = commits_of(root / "scores") / f"epoch-00002-{ATTEMPT}" / "state.json"
+    state = json.loads(newest.read_text())
+    state["carried"]["extra.parts"] = [{"path": "epoch=00002/part-00000-a-r00000.parquet", "rows": 3}]
+    newest.write_text(json.dumps(state))
+    kept, lost = (f"extra/table/epoch=00002/part-00000-{attempt}-r00000.parquet" for attempt in "ab")
+    put(root / "scores", kept, lost)
+    age(root)
+
+    assert lost in cleaned(root / "scores")
+    assert (root / "scores" / kept).exists()
+    assert (
+        f"extra/table/{state['carried']['extra.parts'][0]['path']}"
+        in read_commits(survey(str(root / "scores"))[0]).parts
+    )
 
 
 def test_a_run_within_an_epoch_keeps_the_parts_of_its_segments(root):

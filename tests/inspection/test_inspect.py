@@ -458,7 +458,7 @@ def test_the_command_prints_json_or_text(made, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["/x", "--score", "agin"], "unknown score 'agin'; allowed are aign"),
+    (["/x", "--score", "agin"], "unknown score 'agin'; allowed are adv_loss, aign"),
     (["/x", "--count", "-1"], "count must be >= 0, got -1"),
     (["/x", "--images", "x.jpg"], r"images must end in .png, got '.*x.jpg'"),
     (["/x", "--images", "x.png", "--count", "0"], r"count must be in 1..100 to draw images, got 0"),

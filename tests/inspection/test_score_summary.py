@@ -11,7 +11,7 @@ from easycore_ray.core.selection import HIGHER_IS_HARDER
 from easycore_ray.inspection import score_summary
 from easycore_ray.inspection.score_summary import QUANTILES, summarise_scores
 from easycore_ray.reporting.inspect_text import to_text
-from easycore_ray.scoring.hardness_table import HARDNESS_SCHEMA, write_hardness
+from easycore_ray.scoring.hardness_table import ADVERSARIAL_HARDNESS_SCHEMA, write_hardness
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -19,8 +19,9 @@ from easycore_ray.storage.errors import EasyCoreError
 def make_table(folder, columns, cuts):
     """A hardness table of these columns in files cut at these places."""
     count = len(columns["sample_id"])
-    zeros = {spec.name: np.zeros(count) for spec in HARDNESS_SCHEMA}
-    table = pa.table({name: pa.array(values) for name, values in (zeros | columns).items()}).cast(HARDNESS_SCHEMA)
+    schema = ADVERSARIAL_HARDNESS_SCHEMA
+    zeros = {spec.name: np.zeros(count) for spec in schema}
+    table = pa.table({name: pa.array(values) for name, values in (zeros | columns).items()}).cast(schema)
     edges = [0, *cuts, count]
     files = [
         write_hardness(str(folder), number, table.slice(low, high - low))
@@ -34,11 +35,11 @@ def draw_columns(count, *, ties=False):
     """Random scores, as often equal as wanted."""
     rng = np.random.default_rng(count)
     found = {"sample_id": np.sort(rng.choice(10 * count, count, replace=False)), "label": rng.integers(0, 5, count)}
-    for name in ("aign", "el2n", "loss", "aum", "input_norm", "aign_epoch0"):
+    for name in ("aign", "el2n", "loss", "aum", "input_norm", "aign_epoch0", "adv_loss"):
         values = rng.normal(0, 1, count).astype(np.float32)
         found[name] = np.round(values) if ties else values
-    return found | {"num_scores": np.full(count, 4), "forgetting_events": rng.integers(0, 3, count),
-                    "first_learned_epoch": rng.integers(-1, 3, count)}  # fmt: skip
+    found |= {"num_scores": np.full(count, 4), "forgetting_events": rng.integers(0, 3, count)}
+    return found | {"first_learned_epoch": rng.integers(-1, 3, count), "problematic": rng.integers(0, 5, count)}
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [100, 100, 700]])

@@ -82,7 +82,8 @@ def test_who_wrote_the_rows_and_how_ids_are_cut_changes_nothing(count, epochs, d
     if epochs == [0]:
         epochs = [0, 1]
     ids, labels = population(count, seed=count)
-    rows, samples = draw_rows(ids, labels, epochs), samples_of(ids, labels)
+    attacked = data.draw(st.booleans())
+    rows, samples = draw_rows(ids, labels, epochs, attacked=attacked), samples_of(ids, labels)
     shares = st.lists(st.integers(0, 5), min_size=count, max_size=count).map(np.array)
     ranks = data.draw(shares)
     with tempfile.TemporaryDirectory() as run:
@@ -93,7 +94,8 @@ def test_who_wrote_the_rows_and_how_ids_are_cut_changes_nothing(count, epochs, d
             ranks = data.draw(st.one_of(st.just(ranks), st.just(ranks), shares)).copy()
             ranks[list(moved)] = list(moved.values())
             parts += write_parts(f"{run}/table", [columns], ranks)
-        finish_table(run, data.draw(st.permutations(parts)), samples)
+        training = "trades" if attacked else "standard"
+        finish_table(run, data.draw(st.permutations(parts)), samples, training=training)
         found = in_ranges(run, data.draw(st.integers(1, 90)))
 
     assert found.equals(expected(rows, samples))

@@ -107,7 +107,7 @@ def replace_schema(run):
         if part["path"] == "epoch=00003/part-00000-a-r00001.parquet":
             part["sha256"] = hashlib.sha256(part_file(run).read_bytes()).hexdigest()
     edit_manifest(run / "table", parts=parts)
-    return r"part-00000-a-r00001.parquet has another schema than a score table part: \['sample_id'\]"
+    return r"part-00000-a-r00001.parquet has another schema than the parts of its table: \['sample_id'\]"
 
 
 DAMAGE = (

@@ -369,7 +369,7 @@ class TestDamage:
         """A Parquet file that is no part."""
         pq.write_table(pa.table({"sample_id": [1]}), tmp_path / part.path)
 
-        self.refuse(tmp_path, part, "has another schema than a score table part")
+        self.refuse(tmp_path, part, "has another schema than the parts of its table")
 
 
 # ---------------------------------------------------------------- opening

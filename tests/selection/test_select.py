@@ -34,12 +34,13 @@ def labels_of(count, seed=0):
 
 def make_scores(run, dataset, ids, labels, *, ties=True, seed=0):
     """A scoring run of these samples with its hardness table; scores repeat if there are to be ties."""
-    rows = draw_rows(ids, labels, [0, 1, 2, 3], seed)
+    rows = draw_rows(ids, labels, [0, 1, 2, 3], seed, attacked=True)
     if ties:
         for columns in rows:
-            for name in ("grad_norm", "loss", "margin", "el2n"):
+            for name in ("grad_norm", "loss", "margin", "el2n", "adv_loss"):
                 columns[name] = np.round(columns[name] / 2).astype(np.float32)
-    finish_table(run, write_parts(f"{run}/table", rows, np.arange(len(ids)) % 2), samples_of(ids, labels), dataset)
+    parts = write_parts(f"{run}/table", rows, np.arange(len(ids)) % 2)
+    finish_table(run, parts, samples_of(ids, labels), dataset, training="pgd")
     return reduce(out=f"{run}/hardness", scores=str(run))
 
 
@@ -352,6 +353,9 @@ def test_scores_that_do_not_exist_are_refused(inputs, tmp_path):
 
     options = {"scores": f"{tmp_path}/s", "method": "hardest", "score": "aign_epoch0"}
     refuse(inputs, tmp_path / "c", "did not record aign_epoch0, or it was reduced without it", **options)
+    for score in ("adv_loss", "problematic"):
+        needed = rf"did not record {score}, which needs .* \(score --training trades --score-pass eval\), or it was"
+        refuse(inputs, tmp_path / "c", needed, **options | {"score": score})
 
 
 def test_another_datasets_scores_are_refused(inputs, tmp_path):

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import torch
 
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
-from easycore_ray.data.coreset import open_run_data
+from easycore_ray.data.dataset import open_dataset
+from easycore_ray.engine.extra_data import extra_data
 from easycore_ray.engine.machine_use import SYSTEM
-from easycore_ray.scoring.score import ScoreRecorder, make_scoring_fit
-from easycore_ray.scoring.score_table import ScorePart, fingerprint, id_checksum, read_part_lists
+from easycore_ray.engine.run_inputs import open_run_inputs
+from easycore_ray.scoring.score import make_recorder, make_scoring_fit
+from easycore_ray.scoring.score_table import ScorePart, fingerprint, read_part_lists
 from easycore_ray.training.train import make_training_fit
 from tests.artifacts import make_image_dataset
 from tests.worker_group import Group, KilledError
@@ -42,15 +44,14 @@ class Case:
         self.job, self.workers = job, workers
         small = dict(model="cnn", width=2, crop_pad=1, seed=3, num_workers=workers, threads_per_worker=1, epochs=3,
                      batch_size=12, segment_images=24, out="unused")  # fmt: skip
-        self.dataset, _ = open_run_data(dataset, None)
-        if job == "score":
-            self.config = ScoreConfig(dataset=dataset, **small | fields)
-            self.fit = make_scoring_fit(self.config, self.dataset, None)
-        else:
-            attacked = dict(training=job, eps=0.05, attack_steps=1, val_attack_steps=1, ema=0.9)
-            self.config = TrainConfig(dataset=dataset, **small | attacked | fields)
-            self.fit = make_training_fit(self.config, self.dataset, None)
-        self.ids = self.dataset.index("train")["sample_id"].to_numpy()
+        attacked = dict(training=job, eps=0.05, attack_steps=1, val_attack_steps=1, ema=0.9)
+        kind, make_fit = (ScoreConfig, make_scoring_fit) if job == "score" else (TrainConfig, make_training_fit)
+        self.config = kind(dataset=dataset, **small | (attacked if kind is TrainConfig else {}) | fields)
+        self.dataset, parents = open_run_inputs(self.config)
+        extra = extra_data(self.config, self.dataset, parents)
+        self.fit = make_fit(self.config, self.dataset, None, None, extra)
+        self.ids = ids_of(self.dataset)
+        self.extra_ids = None if extra is None else ids_of(open_dataset(extra.dataset))
 
     def attempt(self, folder, kill=None, workers=None):
         """The group of an attempt in a folder, and its last state, None if it was killed."""
@@ -64,12 +65,7 @@ class Case:
         """What scores in a folder."""
         if self.job != "score":
             return None
-        config = self.config
-        return ScoreRecorder(
-            table=f"{folder}/table", lists=f"{folder}/lists", epochs=config.epochs, every=config.score_every,
-            score_pass=config.score_pass, initial_pass=config.initial_pass, num_samples=len(self.ids),
-            checksum=id_checksum(self.ids),
-        )  # fmt: skip
+        return make_recorder(self.config, self.fit, self.dataset, str(folder), f"{folder}/lists")
 
     def outcome(self, state, folder):
         """What must be the same bit for bit, however often a run was killed."""
@@ -79,20 +75,26 @@ class Case:
         tensors |= {f"best {name}": value for name, value in state.best.items()}
         tensors |= {f"averaged {name}": value for name, value in state.averaged.items()}
         found = {name: value.numpy().tobytes() for name, value in tensors.items()}
-        return {**found, "metrics": history, "table": fingerprint(self.parts(state, folder)), "best": state.best_epoch}
+        tables = [fingerprint(self.parts(state, folder)), fingerprint(self.parts(state, folder, extra=True))]
+        return {**found, "metrics": history, "tables": tables, "best": state.best_epoch}
 
-    def parts(self, state, folder):
-        """The listed parts of the score table, of which nothing may be left over."""
-        assert not {"parts", "norm_sum", "followed_ids", "followed_norms"} & state.carried.keys()
-        return read_part_lists(f"{folder}/lists", state.carried.get("part_lists", []))
+    def parts(self, state, folder, extra=False):
+        """The listed parts of the score table, or of that of the extra rows, of which nothing may be left over."""
+        carried = {name.removeprefix("extra."): value for name, value in state.carried.items()
+                   if name.startswith("extra.") == extra}  # fmt: skip
+        under_way = {"parts", "norm_sum", "adv_loss_sum", "adv_correct_sum", "followed_ids", "followed_norms"}
+        assert not under_way & carried.keys()
+        return read_part_lists(f"{folder}/lists{'/extra' if extra else ''}", carried.get("part_lists", []))
 
     def lost_and_doubled(self, state, folder):
         """Samples that are missing in a scored epoch, and those that are there twice, over all epochs, by reading."""
         lost = doubled = 0
-        for rows in rows_of(self.parts(state, folder), folder).values():
-            ids = rows["sample_id"].to_numpy()
-            lost += len(np.setdiff1d(self.ids, ids))
-            doubled += len(ids) - len(np.unique(ids))
+        for extra, all_ids in ((False, self.ids), (True, self.extra_ids)):
+            where = f"{folder}/extra" if extra else folder
+            for rows in rows_of(self.parts(state, folder, extra), where).values():
+                ids = rows["sample_id"].to_numpy()
+                lost += len(np.setdiff1d(all_ids, ids))
+                doubled += len(ids) - len(np.unique(ids))
         return lost, doubled
 
     def most_redone(self):
@@ -102,6 +104,11 @@ class Case:
         batches = -(-len(self.ids) // self.config.batch_size)
         # Of the first epoch: the initial pass, training and an exact pass.
         return 3 * batches if minutes == NEVER else minutes + per_segment
+
+
+def ids_of(dataset):
+    """Ids of its training split."""
+    return dataset.index("train")["sample_id"].to_numpy()
 
 
 def rows_of(parts: list[ScorePart], folder) -> dict[int, pa.Table]:
@@ -126,6 +133,10 @@ def draw_case(dataset, rng: random.Random) -> Case:
             score_pass=rng.choice(["eval", "fused", "fused+eval"]), initial_pass=rng.choice([True, False]),
             score_every=rng.choice([1, 1, 2]), input_space=rng.choice(["pixel", "normalised"]),
         )  # fmt: skip
+    if job == "score" and fields["score_pass"] == "eval" and rng.random() < 0.7:
+        fields |= dict(training=rng.choice(["trades", "pgd", "mart"]), norm=rng.choice(["linf", "l2"]), attack_steps=1)
+    if job != "score":
+        fields |= dict(pruning=rng.choice(["none", "infobatch"]))
     if job == "pgd":
         fields |= dict(clean_forwards=rng.choice([True, False]))
     return Case(dataset, workers, job, **fields)

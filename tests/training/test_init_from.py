@@ -7,6 +7,7 @@ import torch
 
 from easycore_ray import train
 from easycore_ray.config.stages import ScoreConfig, TrainConfig
+from easycore_ray.core.passes import ScoreAttack, score_epoch
 from easycore_ray.core.scores import score_batch
 from easycore_ray.data.samples import read_split
 from easycore_ray.engine.checkpoint import open_checkpoint
@@ -59,22 +60,27 @@ def test_the_first_step_is_one_from_the_given_weights(start):
         assert torch.allclose(after[name], before[name] - 0.01 * weight.grad, atol=1e-6), name
 
 
-def test_scores_at_the_initial_weights_are_those_of_the_checkpoint(start, tmp_path):
-    """Epoch 0 of a scoring run: its gradient norms, sample by sample."""
+@pytest.mark.parametrize("objective", [{}, {"training": "pgd", "eps": 0.05, "attack_steps": 3}])
+def test_scores_at_the_initial_weights_are_those_of_the_checkpoint(start, tmp_path, objective):
+    """Epoch 0 of a scoring run: its gradient norms and, in adversarial training, losses under attack."""
     config = ScoreConfig(dataset=start[0], out=f"{tmp_path}/scores", init_from=start[1], model="cnn", width=4, epochs=1,
-                         num_workers=1, batch_size=30, score_pass="eval", initial_pass=True)  # fmt: skip
+                         num_workers=1, batch_size=30, score_pass="eval", initial_pass=True, **objective)  # fmt: skip
     dataset, parents = open_run_inputs(config)
     rows = read_split(dataset, "train")
     table = f"{config.out}/table"
     recorder = ScoreRecorder(table=table, lists=f"{config.out}/lists", epochs=1, every=1, score_pass="eval",
                              initial_pass=True, num_samples=30, checksum=id_checksum(np.arange(30)))  # fmt: skip
-    fit_here(make_scoring_fit(config, dataset, None, parents["init_from"]), rows, LocalContext(), recorder)
+    fit = make_scoring_fit(config, dataset, None, parents["init_from"])
+    fit_here(fit, rows, LocalContext(), recorder)
     (part,) = (tmp_path / "scores" / "table").glob("epoch=00000/*.parquet")
     found = pq.read_table(part).sort_by("sample_id")
     _, model = open_checkpoint(start[1])
     expected = score_batch(model, rows.images.float() / 255, rows.labels)
 
     assert np.allclose(found["grad_norm"].to_numpy(), expected["grad_norm"].numpy(), rtol=1e-5)
+    if objective:
+        attacked = score_epoch(model, [rows], attack=ScoreAttack.of_plan(fit.plan, 0))
+        assert np.allclose(found["adv_loss"].to_numpy(), attacked["adv_loss"], rtol=1e-5)
 
 
 def test_the_checkpoints_content_is_part_of_the_identity(start, tmp_path):

@@ -15,6 +15,7 @@ from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.checkpoint_files import best_epoch_text
 from easycore_ray.engine.run import fit_here
 from easycore_ray.engine.run_identity import claim_run
+from easycore_ray.engine.run_inputs import open_run_inputs
 from easycore_ray.engine.state import HaltedError, load_state, save_state
 from easycore_ray.engine.worker_group import LocalContext
 from easycore_ray.experiments.finished_trials import FinishedTrial, read_finished
@@ -27,7 +28,6 @@ from easycore_ray.inspection.inspect import inspect
 from easycore_ray.inspection.verify import verify
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
-from easycore_ray.training.plans import open_training
 from easycore_ray.training.train import (
     DivergedError,
     finish_checkpoint,
@@ -55,7 +55,7 @@ def settings(dataset, **changes):
 
 def trained(config, context=None):
     """The state after the last epoch of a run in this process."""
-    dataset, _ = open_training(config)
+    dataset, _ = open_run_inputs(config)
     rows = read_split(dataset, "train")
     fit = make_training_fit(config, dataset, None)
     return train_here(fit, rows) if context is None else fit_here(fit, rows, context)
@@ -63,7 +63,7 @@ def trained(config, context=None):
 
 def finished(config, state):
     """The checkpoint a run's last state becomes."""
-    dataset, parents = open_training(config)
+    dataset, parents = open_run_inputs(config)
     made = claim_run("checkpoint", config, parents)
     return finish_checkpoint(config, made, parents, make_training_fit(config, dataset, None), state, 1.0)
 
@@ -184,7 +184,7 @@ def test_a_budget_wider_than_the_image_is_refused_before_any_work(dataset, tmp_p
     with pytest.raises(EasyCoreError, match="did you mean 128/255"):
         train(settings(dataset, out=str(tmp_path / "refused"), **fields))
     assert not (tmp_path / "refused").exists()
-    open_training(settings(dataset, training="standard", **fields))
+    open_run_inputs(settings(dataset, training="standard", **fields))
 
 
 def diverging(dataset, **changes):
@@ -195,7 +195,7 @@ def diverging(dataset, **changes):
 def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
     """It stops, says where and why, and what was good before is a checkpoint that opens and says what it is."""
     config = diverging(dataset, out=str(tmp_path / "model"))
-    found, parents = open_training(config)
+    found, parents = open_run_inputs(config)
     made = claim_run("checkpoint", config, parents)
     with pytest.raises(HaltedError, match=r"the loss is nan in step \d of 16 \(epoch 2, learning rate 0.2\)") as caught:
         trained(config)
@@ -217,7 +217,7 @@ def test_a_diverged_run_keeps_its_last_good_model(dataset, tmp_path):
 def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
     """The note of an earlier attempt counts for nothing beside a finished checkpoint."""
     config = diverging(dataset, epochs=1, out=str(tmp_path / "model"))
-    found, parents = open_training(config)
+    found, parents = open_run_inputs(config)
     made = claim_run("checkpoint", config, parents)
     keep_last_good(config, made, parents, make_training_fit(config, found, None), HaltedError("by chance", None), 1.0)
 
@@ -229,7 +229,7 @@ def test_a_run_that_went_well_after_all_has_not_diverged(dataset, tmp_path):
 def test_a_run_that_diverges_at_once_has_nothing_to_keep(dataset, tmp_path):
     """The message says so, and it is noted all the same."""
     config = settings(dataset, lr=1e30, out=str(tmp_path / "model"))
-    found, parents = open_training(config)
+    found, parents = open_run_inputs(config)
     made = claim_run("checkpoint", config, parents)
     with pytest.raises(HaltedError) as caught:
         trained(config)
