@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from easycore_ray.config.fields import Balance, Text, cli_option
-from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
+from easycore_ray.config.fields import Balance, Text, check_score, cli_option
+from easycore_ray.core.selection import METHODS
 from easycore_ray.storage.errors import EasyCoreError
 
 DYNAMIC = {
@@ -65,9 +65,10 @@ def parse_arm(text: str) -> Arm:
     if method in DYNAMIC:
         raise EasyCoreError(f"method {method} draws from all samples by no score, got {text!r}; write {method}")
     methods = (*METHODS, *DYNAMIC)
-    for noun, word, registry in (("method", method, methods), ("score", score, HIGHER_IS_HARDER)):
-        if word not in registry and (noun == "method" or colon):
-            raise EasyCoreError(f"unknown {noun} {word!r}; allowed are {', '.join(sorted(registry))}")
+    if method not in methods:
+        raise EasyCoreError(f"unknown method {method!r}; allowed are {', '.join(sorted(methods))}")
+    if colon:
+        score = check_score(score)
     if slash and balance != "class":
         raise EasyCoreError(f"method may end in /class only, got {text!r}")
     if colon and METHODS[method].default_score is None:

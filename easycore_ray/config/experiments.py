@@ -30,12 +30,12 @@ from easycore_ray.config.fields import (
     Number,
     OnDuplicate,
     Positive,
-    ScoreName,
     ScorePass,
     Several,
     SourceFormat,
     StudyPart,
     SweepAttackName,
+    TableScoreName,
     Text,
     Training,
     Weight,
@@ -74,7 +74,7 @@ class AnalyzeConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
     """Folders of trained models whose training samples are attacked; without one, only what the scores alone tell."""
     dataset: Text | None = setting(default=None, identity=False, group="data")
     """Folder of a prepared dataset; by default the one that was scored."""
-    score: ScoreName = setting(default="aign", identity=True, group="data")
+    score: TableScoreName = setting(default="aign", identity=True, group="data")
     """Score that orders the samples."""
     eval_eps: Several[Eps] = setting(
         default=(0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255), identity=True, group="attack"

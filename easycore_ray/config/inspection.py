@@ -14,7 +14,7 @@ from easycore_ray.config.fields import (
     Flag,
     Natural,
     NonNegative,
-    ScoreName,
+    TableScoreName,
     Text,
     WeightsName,
 )
@@ -73,7 +73,7 @@ class InspectConfig(Checked):
     """Folder of any artifact, finished or not: local path, s3:// or gs://."""
     verify: Flag = setting(default=False, identity=False, group="output")
     """Reread everything: checksums, rows, schema, coverage; exit code 1 if anything is wrong."""
-    score: ScoreName = setting(default="aign", identity=False, group="output")
+    score: TableScoreName = setting(default="aign", identity=False, group="output")
     """Score the easiest and hardest samples are shown by."""
     count: Natural = setting(default=10, identity=False, group="output")
     """How many of the easiest and hardest samples to show; 0 for none."""

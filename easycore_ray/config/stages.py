@@ -221,6 +221,8 @@ class CoresetConfig(TrackingConfig, JobConfig):
     """none: over all samples. class: the same share of every class."""
     cutoff: PartialShare = setting(default=0.0, identity=True, group="data")
     """Share of the hardest samples that stratified drops first, in [0, 1) (the hard cut-off of CCS)."""
+    cutoff_score: ScoreName | None = setting(default=None, identity=if_given("cutoff_score"), group="data")
+    """Score by which stratified drops them, e.g. aum, as CCS always does; by --score if left out."""
     band: tuple[Number, Number] = setting(default=(0.25, 0.75), identity=True, group="data")
     """Hardness quantiles between which the method band draws."""
     option: Several[Text] = setting(default=(), identity=True, group="data")
@@ -241,8 +243,11 @@ class CoresetConfig(TrackingConfig, JobConfig):
         if not 0 <= self.band[0] < self.band[1] <= 1:
             found.append(f"band must be two quantiles 0 <= LO < HI <= 1, got {self.band[0]:g} {self.band[1]:g}")
         found += [problem for text in self.option if (problem := _option_problem(self.method, text))]
-        if self.epoch_range is not None and self.scores is None:
-            found.append("epoch_range goes with --scores, the folder of a scoring run")
+        if self.cutoff_score is not None and self.method != "stratified":
+            found.append(f"cutoff_score is for method stratified, got {self.method}; leave it out")
+        for name in ("epoch_range", "cutoff_score"):
+            if getattr(self, name) is not None and self.scores is None:
+                found.append(f"{name} goes with --scores, the folder of a scoring run")
         return found
 
 

@@ -64,6 +64,7 @@ class Method:
         ranks: whether the function gives keys of which the lowest are kept; else it gives the ids themselves.
         needs_score: whether it reads scores.
         default_score: the score it is usually run with.
+        second_score: another score that it reads as well, ``second``; "" where it may be given one, None where not.
         draws: whether it draws at random, so that another seed gives another coreset.
         keeps_all: whether it makes sense with fraction 1 only.
         options: its own options by name.
@@ -75,6 +76,7 @@ class Method:
     ranks: bool
     needs_score: bool
     default_score: str | None
+    second_score: str | None = None
     draws: bool
     keeps_all: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -122,18 +124,21 @@ def ranking_method(
 
 
 def selection_method(
-    name: str, *, default_score: str | None = None, draws: bool = False
+    name: str, *, default_score: str | None = None, second_score: str | None = None, draws: bool = False
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, sample_ids, labels, k, *, uniform) -> k of the ids, sorted``.
 
     All N rows (of a class, with class balance) arrive at once, sorted by id: about 100 bytes of memory a sample.
     ``scores`` float64 (N,), higher = harder; ``sample_ids`` int64 (N,); ``labels`` integers (N,); ``uniform`` as for
-    ``ranking_method``. The result is int64 (k,).
+    ``ranking_method``; with ``second_score`` also ``second``, like ``scores``, or None where none is given. The result
+    is int64 (k,).
 
     Raises:
         ValueError: the name is taken.
     """
-    return _register(name, ranks=False, default_score=default_score, draws=draws, keeps_all=False)
+    return _register(
+        name, ranks=False, default_score=default_score, second_score=second_score, draws=draws, keeps_all=False
+    )
 
 
 def describe(methods: Mapping[str, Method] = METHODS) -> str:
@@ -160,7 +165,7 @@ def _lower_first(text: str) -> str:
 
 
 def _register(
-    name: str, *, ranks: bool, default_score: str | None, draws: bool, keeps_all: bool
+    name: str, *, ranks: bool, default_score: str | None, draws: bool, keeps_all: bool, second_score: str | None = None
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     if name in METHODS:
         raise ValueError(f"a selection method named {name!r} exists already")
@@ -174,9 +179,10 @@ def _register(
             ranks=ranks,
             needs_score=default_score is not None,
             default_score=default_score,
+            second_score=second_score,
             draws=draws,
             keeps_all=keeps_all,
-            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name != "uniform"},
+            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name not in ("uniform", "second")},
             doc=(function.__doc__ or "").strip().split("\n")[0],
         )
         return function
@@ -259,7 +265,7 @@ def in_band(
     return lowest(uniform[np.isin(sample_ids, members, assume_unique=True)], members, k)
 
 
-@selection_method("stratified", default_score="aum", draws=True)
+@selection_method("stratified", default_score="aum", second_score="", draws=True)
 def stratified(
     scores: Scores,
     sample_ids: Ids,
@@ -267,6 +273,7 @@ def stratified(
     k: int,
     *,
     uniform: Scores,
+    second: Scores | None = None,
     cutoff: float = 0.0,
     strata: int = 50,
 ) -> Ids:
@@ -283,6 +290,8 @@ def stratified(
         labels: not read.
         k: budget.
         uniform: (N,) random numbers for the draw inside a stratum.
+        second: what the hardest are dropped by, higher = harder; by ``scores`` if None. The authors drop by AUM
+            whatever they stratify by.
         cutoff: share in [0, 1); the authors use 0.2 to 0.3 when they prune 80 to 90 %.
         strata: number of strata.
     """
@@ -295,7 +304,8 @@ def stratified(
             f"cutoff {cutoff} leaves {num_left} of {len(sample_ids)} samples, fewer than the budget of {k}; "
             "lower the cutoff or the fraction"
         )
-    left = np.isin(sample_ids, lowest(scores, sample_ids, num_left), assume_unique=True)
+    dropped_by = scores if second is None else second
+    left = np.isin(sample_ids, lowest(dropped_by, sample_ids, num_left), assume_unique=True)
     stratum = np.full(len(sample_ids), -1)
     stratum[left] = _equal_width_bins(scores[left], strata)
     parts = []
@@ -304,6 +314,45 @@ def stratified(
         rows = stratum == index
         parts.append(lowest(uniform[rows], sample_ids[rows], quota))
     return np.sort(np.concatenate(parts))
+
+
+@selection_method("dual_beta", default_score="dual", second_score="confidence", draws=True)
+def dual_beta(
+    scores: Scores,
+    sample_ids: Ids,
+    labels: NDArray,
+    k: int,
+    *,
+    uniform: Scores,
+    second: Scores,
+    exponent: float = 4.0,
+) -> Ids:
+    """A draw that prefers uncertain samples, and easier ones the fewer are kept (DUAL with Beta sampling).
+
+    Cho et al. 2025, arXiv 2502.06905: without replacement, each sample weighs its DUAL score times the density at its
+    confidence of a Beta distribution with b = 15 (1 - m) (1 - r ** exponent) and a = 16 - b, m the mean confidence of
+    the ten samples of the highest DUAL score and r the share that is pruned. Keys -log(u) / weight give such a draw
+    (Efraimidis & Spirakis 2006).
+
+    Args:
+        scores: DUAL, at least 0.
+        sample_ids: sorted.
+        labels: not read.
+        k: budget.
+        uniform: (N,) random numbers for the draw.
+        second: minus the confidence, the mean probability of the label over the same epochs, in [-1, 0].
+        exponent: 4 for CIFAR-100 by the authors.
+    """
+    from scipy.stats import beta
+
+    confidence = -second
+    highest = np.argsort(-scores, kind="stable")[:10]
+    pruned = 1.0 - k / len(scores)
+    b = 15.0 * (1.0 - confidence[highest].mean()) * (1.0 - pruned**exponent)
+    weights = scores * beta.pdf(np.clip(confidence, 0.0, 1.0), 16.0 - b, b)
+    with np.errstate(divide="ignore", over="ignore"):
+        keys = -np.log1p(-uniform) / weights
+    return lowest(np.where(weights > 0, keys, np.inf), sample_ids, k)
 
 
 @ranking_method("random", draws=True)

@@ -490,3 +490,8 @@ def parse_trajectory_score(text: str) -> TrajectoryScore:
             raise ValueError(f"{name}:{option} must be a whole number, got {value!r}")
         given[option] = int(value)
     return kind(**given)
+
+
+def is_trajectory_score(text: str) -> bool:
+    """Whether a score is written as one of these."""
+    return text.partition(":")[0] in TRAJECTORY_SCORES

@@ -1,5 +1,6 @@
 """The trials of a sweep: every arm, fraction, objective and seed, with their configurations and folders."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ def sweep_objectives(config: SweepConfig) -> list[tuple[str, float | None]]:
 
 
 def _slug(arm: Arm) -> str:
-    return arm.name.replace(":", "-").replace("/", "-")
+    return re.sub(r"[^\w.]+", "-", arm.name)
 
 
 def _trial_name(arm: Arm, fraction: float, training: str, beta: float | None, seed: int) -> str:

@@ -5,18 +5,22 @@ many ranges, and the artifact.
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.stages import ReduceConfig
+from easycore_ray.core.trajectory_scores import Run, TooFewEpochsError
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.scoring.hardness_table import ADVERSARIAL_SCORES, HardnessTable, not_recorded
 from easycore_ray.scoring.plans import plan_reduce
-from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
+from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range, sum_range
 from easycore_ray.scoring.score_reader import ScoreTable, input_space_of, open_table, population, training_of
+from easycore_ray.scoring.trajectories import exact_mean, needs_threshold, trajectory_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, finish
 from easycore_ray.storage.errors import EasyCoreError
@@ -24,6 +28,10 @@ from easycore_ray.storage.hashes import content_hash
 
 # A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
 _MOST_CUTS = 4
+# Memory of a sample in a task, about, without that of trajectory scores.
+_SAMPLE_BYTES = 200
+
+Result = TypeVar("Result")
 
 
 @verb(ReduceConfig, gives=HardnessTable, plan=plan_reduce)
@@ -38,7 +46,7 @@ def reduce(config: ReduceConfig) -> Artifact:
     number of scored epochs in which the attacked image is misclassified (Dong et al. 2021, arXiv 2102.07437).
     With ``epoch_range`` A:B all of them are over the scored epochs A..B, and parts of later or
     earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
-    of other scores are not read and null in the result.
+    of other scores are not read and null in the result; those of ``core.trajectory_scores`` are made if they are in it.
 
     Returns:
         The hardness table (``hardness_table.schema_of``: means float64, counts int32), one row per sample, sorted by
@@ -58,7 +66,8 @@ def reduce(config: ReduceConfig) -> Artifact:
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
-    files = _reduce_ranges(table, epochs, made.path, config)
+    run = _run_of(table, epochs, config)
+    files = _map_ranges(reduce_range, table, epochs, made.path, config, run)
     rows = sum(entry["rows"] for entry in files)
     artifact = finish(
         made,
@@ -120,22 +129,51 @@ def _epochs_between(table: ScoreTable, between: tuple[int, int] | None) -> tuple
     return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)
 
 
-def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, config: ReduceConfig) -> list[dict[str, Any]]:
-    """Run one task per id range; the files they wrote, in id order."""
+def _run_of(table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) -> Run:
+    """What the trajectory scores that are asked for must know of the scoring run.
+
+    Raises:
+        EasyCoreError: it has too few scored epochs for one of them.
+    """
+    scores = trajectory_scores(config.only)
+    run = Run(count=len([epoch for epoch in epochs if epoch > 0]))
+    for score in scores:
+        try:
+            score.check_epochs(run.count)
+        except TooFewEpochsError as error:
+            raise EasyCoreError(
+                f"{error}: {table.path}; score more epochs, or give the score a shorter window"
+            ) from error
+    if not needs_threshold(scores):
+        return run
+    scored = tuple(epoch for epoch in epochs if epoch > 0)
+    totals = _map_ranges(sum_range, table, scored, "", config.replace(only=("aign",)), run)
+    return replace(run, threshold=exact_mean(sum(totals), table.artifact.manifest["counts"]["samples"]))
+
+
+def _map_ranges(
+    work: Callable[[Plan, int], Any],
+    table: ScoreTable,
+    epochs: tuple[int, ...],
+    out: str,
+    config: ReduceConfig,
+    run: Run,
+) -> list[Any]:
+    """Run one task per id range; what they give, in id order."""
     first, last, _ = population(table.path)
     num_ranges = -(-(last + 1 - first) // config.bucket_rows)
     if num_ranges == 1:
         # A table this small is reduced before a Ray task has started.
-        return [reduce_range(make_plan(table, epochs, out, 1, config.only), 0)]
+        return [work(make_plan(table, epochs, out, 1, config.only, run), 0)]
     from easycore_ray.runtime.cluster import capacity, connect
 
     connect()
     cpus = capacity().tasks
     even = -(-num_ranges // cpus) * cpus
-    return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only))
+    return _map_on_ray(work, make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only, run))
 
 
-def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
+def _map_on_ray(work: Callable[[Plan, int], Result], plan: Plan) -> list[Result]:
     import ray
 
     shared = ray.put(plan)
@@ -143,4 +181,4 @@ def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
     # For the progress line: ids lie nearly evenly in the ranges.
     rows = [total * (number + 1) // count - total * number // count for number in range(count)]
     items = [(shared, number) for number in range(len(plan.ranges))]
-    return map_tasks(reduce_range, items, label="reduce", resources=TaskResources(), rows=rows)
+    return map_tasks(work, items, label="reduce", resources=TaskResources(), rows=rows)

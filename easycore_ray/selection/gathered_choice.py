@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from easycore_ray.core.lowest import Ids
 from easycore_ray.core.selection import choose
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 _GATHER_BYTES = 100
 
 
-def choose_gathered(selection: "Selection", partitions: Sequence[Partition]) -> list[Ids]:
+def choose_gathered(
+    selection: "Selection", partitions: Sequence[Partition], second: NDArray[np.float64] | None = None
+) -> list[Ids]:
     """What ``core.selection.choose`` keeps of each partition: (k_i,) int64, ascending.
 
     Args:
         selection: the method and its settings.
         partitions: all samples, in id order.
+        second: (n,), their second score as stored, where the method reads two.
 
     Raises:
         EasyCoreError: there are more samples than ``gather_limit``.
@@ -46,6 +50,8 @@ def choose_gathered(selection: "Selection", partitions: Sequence[Partition]) -> 
         scores=np.concatenate([batch.scores for batch in batches if batch.scores is not None]) if needs_score else None,
         fraction=selection.fraction,
         score=selection.score,
+        second=second,
+        second_score=selection.second_score,
         balance="none" if selection.num_classes is None else "class",
         seed=selection.seed,
         **selection.options,

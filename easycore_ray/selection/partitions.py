@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from easycore_ray.data import index as dataset_index
-from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, hardness_column, not_recorded
+from easycore_ray.scoring.hardness_table import columns_of, hardness_column, not_recorded
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -111,7 +111,7 @@ class Partition:
 
     def _file_rows(self, labels: bool, scores: bool, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """A batch for each row group; with ``rng`` for a few of them, drawn at random."""
-        of_score = list(COLUMNS_OF_SCORE[self.score]) if scores and self.score is not None else []
+        of_score = list(columns_of(self.score)) if scores and self.score is not None else []
         try:
             filesystem, inner = paths.locate(self.source)
             stream = filesystem.open_input_file(inner) if paths.is_remote(self.source) else pa.memory_map(inner)

@@ -13,15 +13,14 @@ _BYTES_PER_SAMPLE = 60
 
 def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
     """The plan of a selection: how many samples it keeps; there is nothing to measure."""
-    from easycore_ray.selection.select import coreset_identity, epochs_folder, open_selection_inputs
+    from easycore_ray.selection.select import coreset_identity, open_selection_inputs, reduced_folders
 
-    out, first, make = paths.absolute(config.out), "", []
-    folder = epochs_folder(config)
-    reduces = folder is not None and not paths.exists(paths.join(folder, "manifest.json"))
+    out, first = paths.absolute(config.out), ""
+    make = [folder for folder in reduced_folders(config) if not paths.exists(paths.join(folder, "manifest.json"))]
     # The samples are the same ones, so their number is known before they are reduced.
-    parents, dataset = open_selection_inputs(config, open_hardness if reduces else None)
-    if reduces:
-        first, make = f"reduce epochs {config.epoch_range} → {folder}, and ", [str(folder)]
+    parents, dataset = open_selection_inputs(config, (lambda scores, _: open_hardness(scores)) if make else None)
+    if make:
+        first = f"reduce → {' and '.join(make)}, and "
     table = parents.get("hardness_table")
     total = dataset.num_rows("train") if table is None else table.manifest["counts"]["samples"]
     try:

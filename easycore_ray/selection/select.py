@@ -4,6 +4,8 @@ A coreset names ids of its dataset; it holds no images. The choice is exact: k =
 samples, ties broken by ``sample_id``, whatever the order of rows and however many files they lie in.
 """
 
+import functools
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,11 +18,12 @@ from easycore_ray.config.fields import Balance
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import CoresetConfig, method_options
 from easycore_ray.core.selection import METHODS, look_up
+from easycore_ray.core.trajectory_scores import Confidence, is_trajectory_score, parse_trajectory_score
 from easycore_ray.data.coreset import Coreset, read_sample_ids
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.runtime.claims import warn_of_other_machines
 from easycore_ray.runtime.console import say
-from easycore_ray.scoring.hardness_table import open_hardness
+from easycore_ray.scoring.hardness_table import columns_of, hardness_column, open_hardness, read_hardness
 from easycore_ray.selection import partitions
 from easycore_ray.selection.coreset_files import write_exports
 from easycore_ray.selection.exact_cut import Choice, Selection, decide, write_choice
@@ -44,6 +47,8 @@ ROWS = "coreset.parquet"
 """A folder of Parquet files; what reads a Parquet file reads it as one."""
 
 
+SECOND = "second_hardness_table"
+"""Role, among a coreset's parents, of the table that has the second score."""
 DATASET = "dataset"
 """Folder, inside a coreset's, of the dataset of its images."""
 
@@ -92,7 +97,7 @@ def select(config: CoresetConfig) -> Artifact:
         counts={"samples": choice.kept, "of": choice.total},
         wall_seconds=time.monotonic() - started,
         method=config.method,
-        score=_score_name(config),
+        score=score_name(config),
         balance=config.balance,
         fraction=config.fraction,
         classes=list(dataset.classes),
@@ -196,22 +201,26 @@ def coreset_identity(config: CoresetConfig, parents: dict[str, Artifact]) -> str
 
 
 def open_selection_inputs(
-    config: CoresetConfig, opener: Callable[[str], Artifact] | None = None
+    config: CoresetConfig, opener: Callable[[str, str | None], Artifact] | None = None
 ) -> tuple[dict[str, Artifact], Dataset]:
     """Parents by role, and the dataset the ids belong to.
 
     Args:
         config: of the selection.
-        opener: opens the hardness table of a scoring run; by default that of the requested epochs, reduced if need be.
+        opener: opens the hardness table of a scoring run that has a score; by default that of the requested epochs,
+            reduced if need be.
     """
     parents: dict[str, Artifact] = {}
     if config.scores is not None:
-        parents["hardness_table"] = opener(config.scores) if opener else _open_scores(config, config.scores)
+        open_scores = opener or functools.partial(_open_scores, config)
+        parents["hardness_table"] = open_scores(config.scores, score_name(config))
+        if (second := second_score_name(config)) is not None:
+            parents[SECOND] = open_scores(config.scores, second)
         where = config.dataset or parents["hardness_table"].manifest["dataset"]["path"]
     else:
         assert config.dataset is not None
         where = config.dataset
-        if _score_name(config) not in (None, "user"):
+        if score_name(config) not in (None, "user"):
             raise EasyCoreError(f"method {config.method} needs scores; pass --scores RUN or --user-scores FILE")
     dataset = open_dataset(where)
     if "hardness_table" in parents:
@@ -220,43 +229,75 @@ def open_selection_inputs(
     return parents, dataset
 
 
-def _open_scores(config: CoresetConfig, scores: str) -> Artifact:
-    """The hardness table: the run's own, or one reduced from the requested epochs only."""
-    if config.epoch_range is None:
+def _open_scores(config: CoresetConfig, scores: str, score: str | None) -> Artifact:
+    """The hardness table: the run's own, or one reduced to what it does not have, a score or some epochs."""
+    out = reduced_folder(config, score)
+    if out is None:
         return open_hardness(scores)
     from easycore_ray.config.stages import ReduceConfig
     from easycore_ray.scoring.reduce import reduce
 
-    run = content_folder(paths.absolute(scores))
+    run, score = content_folder(paths.absolute(scores)), _trajectory_score(score)
     if not paths.exists(paths.join(run, "table", "manifest.json")):
+        named = f"epoch_range {config.epoch_range}" if score is None else f"score {score}"
         raise EasyCoreError(
-            f"epoch_range {config.epoch_range} needs the scores of each epoch, and {run} has no finished table/; "
-            "pass the folder of a scoring run as --scores"
+            f"{named} needs the scores of each epoch, and {run} has no finished table/; pass the folder of a scoring "
+            "run as --scores"
         )
-    out = epochs_folder(config)
-    assert out is not None
-    return reduce(ReduceConfig(out=out, scores=run, epoch_range=config.epoch_range))
+    only = None if score is None else (score,)
+    return reduce(ReduceConfig(out=out, scores=run, epoch_range=config.epoch_range, only=only))
 
 
-def epochs_folder(config: CoresetConfig) -> str | None:
-    """Where the hardness of the requested epochs lies, inside the scoring run; None if all epochs are requested."""
-    if config.epoch_range is None or config.scores is None:
+def reduced_folders(config: CoresetConfig) -> list[str]:
+    """Where the scores that are requested lie inside the scoring run, as far as its own hardness table lacks them."""
+    scores = (score_name(config), second_score_name(config))
+    folders = [reduced_folder(config, score) for score in scores]
+    return [folder for folder in dict.fromkeys(folders) if folder is not None]
+
+
+def reduced_folder(config: CoresetConfig, score: str | None) -> str | None:
+    """Where a score of the requested epochs lies inside the scoring run; None: in its own hardness table."""
+    trajectory = _trajectory_score(score)
+    if config.scores is None or (config.epoch_range is None and trajectory is None):
         return None
-    return paths.join(
-        content_folder(paths.absolute(config.scores)), "hardness-epochs-" + config.epoch_range.replace(":", "-")
-    )
+    name = "hardness"
+    if config.epoch_range is not None:
+        name += "-epochs-" + config.epoch_range.replace(":", "-")
+    if trajectory is not None:
+        name += "-" + re.sub(r"\W+", "-", trajectory)
+    return paths.join(content_folder(paths.absolute(config.scores)), name)
 
 
-def _score_name(config: CoresetConfig) -> str | None:
+def _trajectory_score(score: str | None) -> str | None:
+    """The score, if it is one that is not in every hardness table."""
+    return score if score is not None and is_trajectory_score(score) else None
+
+
+def score_name(config: CoresetConfig) -> str | None:
     """The score that orders the samples: ``user``, a column's name, or None where none is needed."""
     if not METHODS[config.method].needs_score:
         return None
     return "user" if config.user_scores is not None else config.score or METHODS[config.method].default_score or "aign"
 
 
+def _read_score(hardness: Artifact, score: str) -> NDArray[np.float64]:
+    """A score of all samples in the order of their ids, float64 (n,)."""
+    return hardness_column(read_hardness(hardness, [*columns_of(score)]), score).to_numpy()
+
+
+def second_score_name(config: CoresetConfig) -> str | None:
+    """The second score that a method reads; None where it reads none, or is given none."""
+    if METHODS[config.method].second_score != "confidence":
+        return config.cutoff_score
+    first = score_name(config) or ""
+    # Of the same epochs as the first one.
+    epochs = getattr(parse_trajectory_score(first), "epochs", None) if is_trajectory_score(first) else None
+    return str(Confidence() if epochs is None else Confidence(epochs=epochs))
+
+
 def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset) -> Choice:
     """What is kept of the samples of the table, or of the dataset where no scores are needed."""
-    score = _score_name(config)
+    score = score_name(config)
     column = None if score == "user" else score
     if "hardness_table" in parents:
         samples = partitions.hardness_partitions(parents["hardness_table"], column)
@@ -265,16 +306,18 @@ def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Datase
     if score == "user":
         assert config.user_scores is not None
         samples = with_user_scores(samples, paths.absolute(config.user_scores), dataset.path)
+    second = second_score_name(config)
     try:
         selection = Selection(
             method=look_up(config.method, balance=config.balance, score=column),
+            second_score=second,
             fraction=config.fraction,
             score=score,
             num_classes=dataset.num_classes if config.balance == "class" else None,
             seed=config.seed,
             options=method_options(config),
         )
-        return decide(selection, samples)
+        return decide(selection, samples, second=None if second is None else _read_score(parents[SECOND], second))
     except ValueError as error:
         if isinstance(error, EasyCoreError):
             raise
