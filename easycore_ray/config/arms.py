@@ -73,16 +73,18 @@ def parse_arm(text: str) -> Arm:
         raise EasyCoreError(f"method may end in /class only, got {text!r}")
     if colon and METHODS[method].default_score is None:
         raise EasyCoreError(f"method {method} uses no score, got {text!r}; write {method}")
-    if problem := easycore_problem(method, score or None):
+    if problem := bound_score_problem(method, score or None):
         raise EasyCoreError(problem)
     return Arm(method, score or METHODS[method].default_score, "class" if balance else "none")
 
 
-def easycore_problem(method: str, score: str | None) -> str:
-    """What is wrong with a score for ``easycore``: the name stands for the paper's method, which goes by AIGN."""
-    if method != "easycore" or score in (None, "aign"):
+def bound_score_problem(method: str, score: str | None) -> str:
+    """What is wrong with a score for a method whose name stands for its score as well: EasyCore's is AIGN."""
+    chosen = METHODS[method]
+    if not chosen.bound or score is None or score.partition(":")[0] == chosen.default_score:
         return ""
-    return f"method easycore goes by aign, got score {score!r}; write easiest for another score"
+    other = {"easycore": "easiest for another score"}.get(method, "another method for it")
+    return f"method {method} goes by {chosen.default_score}, got score {score!r}; write {other}"
 
 
 def _check_arm(text: str) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from easycore_ray.config.arms import easycore_problem
+from easycore_ray.config.arms import bound_score_problem
 from easycore_ray.config.base import (
     Checked,
     ComputeConfig,
@@ -236,7 +236,7 @@ class CoresetConfig(TrackingConfig, JobConfig):
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
         found = super().problems()
-        if problem := easycore_problem(self.method, self.score):
+        if problem := bound_score_problem(self.method, self.score):
             found.append(problem)
         if self.scores is None and self.dataset is None:
             found.append("scores and dataset are both missing; pass --scores, or --dataset for methods without scores")

@@ -173,9 +173,12 @@ def look_up(name: str, *, balance: str = "none", score: str | None = None) -> Me
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
     if balance not in BALANCES:
         raise ValueError(f"balance must be one of {', '.join(BALANCES)}, got {balance!r}")
-    if name == "easycore" and score not in (None, "aign"):
-        raise ValueError(f"method 'easycore' ranks by 'aign', got score {score!r}; for others use 'easiest'")
-    return METHODS[name]
+    method = METHODS[name]
+    if method.bound and score is not None and score.partition(":")[0] != method.default_score:
+        raise ValueError(
+            f"method {name!r} goes by {method.default_score!r}, got score {score!r}; for others use 'easiest'"
+        )
+    return method
 
 
 def is_higher_harder(score: str) -> bool:

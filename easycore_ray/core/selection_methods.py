@@ -65,6 +65,7 @@ class Method:
         needs_score: whether it reads scores.
         default_score: the score it is usually run with.
         second_score: another score that it reads as well, ``second``; "" where it may be given one, None where not.
+        bound: whether its name stands for its usual score as well, so that it goes by no other.
         draws: whether it draws at random, so that another seed gives another coreset.
         keeps_all: whether it makes sense with fraction 1 only.
         options: its own options by name.
@@ -77,6 +78,7 @@ class Method:
     needs_score: bool
     default_score: str | None
     second_score: str | None = None
+    bound: bool = False
     draws: bool
     keeps_all: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -108,7 +110,7 @@ METHODS: dict[str, Method] = {}
 
 
 def ranking_method(
-    name: str, *, default_score: str | None = None, draws: bool = False, keeps_all: bool = False
+    name: str, *, default_score: str | None = None, bound: bool = False, draws: bool = False, keeps_all: bool = False
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, uniform) -> keys``: the samples with the lowest keys are kept.
 
@@ -120,11 +122,16 @@ def ranking_method(
     Raises:
         ValueError: the name is taken.
     """
-    return _register(name, ranks=True, default_score=default_score, draws=draws, keeps_all=keeps_all)
+    return _register(name, ranks=True, default_score=default_score, bound=bound, draws=draws, keeps_all=keeps_all)
 
 
 def selection_method(
-    name: str, *, default_score: str | None = None, second_score: str | None = None, draws: bool = False
+    name: str,
+    *,
+    default_score: str | None = None,
+    second_score: str | None = None,
+    bound: bool = False,
+    draws: bool = False,
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, sample_ids, labels, k, *, uniform) -> k of the ids, sorted``.
 
@@ -137,7 +144,7 @@ def selection_method(
         ValueError: the name is taken.
     """
     return _register(
-        name, ranks=False, default_score=default_score, second_score=second_score, draws=draws, keeps_all=False
+        name, ranks=False, default_score=default_score, second_score=second_score, bound=bound, draws=draws
     )
 
 
@@ -153,7 +160,7 @@ def markdown_table(methods: Mapping[str, Method] = METHODS) -> str:
     for method in methods.values():
         options = ", ".join(f"`{name}` ({option.default})" for name, option in method.options.items())
         score = f"any, usually `{method.default_score}`" if method.needs_score else ""
-        score = f"`{method.default_score}`" if method.name == "easycore" else score
+        score = f"`{method.default_score}`" if method.bound else score
         drawn = "by seed" if method.draws else ""
         runs = "file by file" if method.ranks else "in one process"
         lines.append(f"| `{method.name}` | {method.doc} | {score} | {options} | {drawn} | {runs} |")
@@ -165,7 +172,14 @@ def _lower_first(text: str) -> str:
 
 
 def _register(
-    name: str, *, ranks: bool, default_score: str | None, draws: bool, keeps_all: bool, second_score: str | None = None
+    name: str,
+    *,
+    ranks: bool,
+    default_score: str | None,
+    bound: bool,
+    draws: bool,
+    second_score: str | None = None,
+    keeps_all: bool = False,
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     if name in METHODS:
         raise ValueError(f"a selection method named {name!r} exists already")
@@ -180,6 +194,7 @@ def _register(
             needs_score=default_score is not None,
             default_score=default_score,
             second_score=second_score,
+            bound=bound,
             draws=draws,
             keeps_all=keeps_all,
             options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name not in ("uniform", "second")},
@@ -191,7 +206,7 @@ def _register(
 
 
 # EasyCore (arXiv 2510.11018). Its name stands for the score as well: see ``selection``.
-@ranking_method("easycore", default_score="aign")
+@ranking_method("easycore", default_score="aign", bound=True)
 def easycore(scores: Scores, uniform: None) -> Scores:
     """The samples of the lowest average input gradient norm."""
     return scores
@@ -316,7 +331,7 @@ def stratified(
     return np.sort(np.concatenate(parts))
 
 
-@selection_method("dual_beta", default_score="dual", second_score="confidence", draws=True)
+@selection_method("dual_beta", default_score="dual", second_score="confidence", bound=True, draws=True)
 def dual_beta(
     scores: Scores,
     sample_ids: Ids,

@@ -23,6 +23,11 @@ def population(n=101, seed=0):
     }
 
 
+def also(name, n=101, seed=0):
+    """The second score of methods that read two."""
+    return {"second": np.random.default_rng(seed).random(n)} if METHODS[name].second_score else {}
+
+
 # ---------------------------------------------------------------- every method
 
 
@@ -33,12 +38,12 @@ class TestEveryMethod:
 
     def choose(self, name, balance, rows, **options):
         """The method's choice from these rows."""
-        return choose(name, fraction=FRACTIONS[name], balance=balance, **(rows | options))
+        return choose(name, fraction=FRACTIONS[name], balance=balance, **(rows | also(name) | options))
 
     @pytest.mark.parametrize("n", [1, 2, 10, 101])
     def test_keeps_exactly_the_budget(self, name, balance, n):
         """The choice is k different ids of the population, sorted, int64."""
-        rows = population(n)
+        rows = population(n) | also(name, n)
         fraction = max(FRACTIONS[name], 0.5 / n)
         ids = choose(name, fraction=fraction, balance=balance, **rows)
         assert ids.dtype == np.int64
@@ -50,14 +55,14 @@ class TestEveryMethod:
         """The whole population is the largest coreset of every method that is free to take it."""
         rows = population()
         options = {"band": (0.0, 1.0)} if "band" in METHODS[name].options else {}
-        ids = choose(name, fraction=1.0, balance=balance, **options, **rows)
+        ids = choose(name, fraction=1.0, balance=balance, **options, **rows, **also(name))
         assert np.array_equal(ids, np.sort(rows["sample_ids"]))
 
     @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan"), 1e-6])
     def test_impossible_fractions_are_refused(self, name, balance, fraction):
         """Nothing kept, or more than there is, is an error."""
         with pytest.raises(ValueError, match="fraction"):
-            choose(name, fraction=fraction, balance=balance, **population())
+            choose(name, fraction=fraction, balance=balance, **population(), **also(name))
 
     def test_one_class_is_enough(self, name, balance):
         """Data of a single class is chosen from as any other."""

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easycore_ray.config.stages import CoresetConfig, ReduceConfig
-from easycore_ray.core.selection import budget, choose
+from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.core.trajectory_scores import Run, RunningNorm, parse_trajectory_score
 from easycore_ray.inspection.verify import verify
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
@@ -18,8 +17,6 @@ from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.reduce_task import make_plan, reduce_range, sum_range
 from easycore_ray.scoring.score_reader import open_table
 from easycore_ray.scoring.trajectories import exact_mean, exact_sum
-from easycore_ray.selection.select import select
-from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import draw_rows, finish_table, samples_of, write_parts
 from tests.hardness import population
@@ -112,7 +109,9 @@ def test_sums_are_exact_and_add_up(values, cut):
 
 def test_too_few_epochs_are_refused(scored):
     run, _ = scored
-    with pytest.raises(EasyCoreError, match="score dual needs at least 10 scored epochs, there are 3 in .*; score more"):
+    with pytest.raises(
+        EasyCoreError, match=r"score dual needs at least 10 scored epochs, there are 3 in .*; score more"
+    ):
         reduce(scores=str(run), out=f"{run}/own", only=("dual",), epoch_range="1:3")
 
 
@@ -128,7 +127,7 @@ def test_a_score_that_is_not_finite_is_named(tmp_path):
 @pytest.mark.parametrize("text", ["dual:window=1", "dual:windows=3", "dule"])
 def test_a_score_that_cannot_be_is_refused_before_any_work(scored, text):
     run, _ = scored
-    with pytest.raises(EasyCoreError, match="dual:window must be at least 2|no option 'windows'|unknown score 'dule'"):
+    with pytest.raises(EasyCoreError, match=r"dual:window must be at least 2|no option 'windows'|unknown score 'dule'"):
         ReduceConfig(out=f"{run}/own", scores=str(run), only=(text,))
 
 
