@@ -91,12 +91,13 @@ def measure_rates(
     works: list[Work],
     device: str,
     model: nn.Module | None = None,
-    seconds: float = _SECONDS,
+    seconds: float | None = None,
 ) -> Rates:
-    """Images per second of this process for each kind of work, measured for so many seconds in all.
+    """Images per second of this process for each kind of work, measured for so many seconds in all, by default 24.
 
     AutoAttack, which takes minutes, is not measured.
     """
+    seconds = _SECONDS if seconds is None else seconds
     kinds = list({(work.task, work.attack_steps): work for work in works if work.images}.values())
     batch_size = getattr(config, "batch_size", 128)
     batch_size = max(1, batch_size // config.max_workers) if model is None else batch_size
