@@ -51,6 +51,9 @@ HIGHER_IS_HARDER = {
 }
 """Which end of each score is hard. A score that is not listed (a user's own) counts as higher = harder."""
 
+ADVERSARIAL_SCORES = ("adv_loss", "problematic")
+"""Those that only scoring in adversarial training gives."""
+
 BALANCES = ("none", "class")
 _COUNTED_LABELS = 1 << 20
 

@@ -131,7 +131,8 @@ def _step_of(work: Work, config: Any, model: nn.Module, device: str) -> Step:
     plan = _loop_plan(work, config)
     optimizer = make_optimizer(model, plan)
     fused = work.task == "fused"
-    gradients = GraphedGradients() if device == "cuda" and config.cuda_graphs else compute_gradients
+    graphed = device == "cuda" and config.cuda_graphs and getattr(config, "pruning", "none") == "none"
+    gradients = GraphedGradients() if graphed else compute_gradients
     return lambda rows: train_epoch(model, optimizer, [rows], plan, epoch=1, step=0, record_scores=fused,
                                     gradients=gradients)  # fmt: skip
 
