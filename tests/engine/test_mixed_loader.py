@@ -25,6 +25,8 @@ from easycore_ray.training.train import make_training_fit
 from tests.artifacts import edit_manifest, make_image_dataset
 from tests.soak.segments import Case, ids_of, rows_of
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["class 2", "class 0"]
 """Of the extra dataset, which has them in another order than the main one and lacks one."""
 EXTRA_IDS = 1 << 61

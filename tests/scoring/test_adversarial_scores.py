@@ -23,6 +23,8 @@ from tests.artifacts import draw_rows, edit_manifest, finish_table, make_image_d
 from tests.hardness import EPOCHS, expected, in_ranges, population
 from tests.soak.segments import Case, rows_of
 
+pytestmark = pytest.mark.slow
+
 CLEAN = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
 LABELS = [number % 3 for number in range(49)]
 
