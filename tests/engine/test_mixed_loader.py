@@ -25,19 +25,11 @@ from easycore_ray.training.train import make_training_fit
 from tests.artifacts import edit_manifest, make_image_dataset
 from tests.soak.segments import Case, ids_of, rows_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("same_threads")]
 
 NAMES = ["class 2", "class 0"]
 """Of the extra dataset, which has them in another order than the main one and lacks one."""
 EXTRA_IDS = 1 << 61
-
-
-@pytest.fixture(autouse=True, scope="module")
-def same_threads():
-    """A run sets the number of threads; it is put back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
