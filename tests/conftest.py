@@ -72,6 +72,16 @@ def ray_session():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def same_threads():
+    """A run in this process sets the number of threads; it is put back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """The file of a fresh MLflow database, made once: setting it up takes seconds."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from easycore_ray.config.arms import ArmName
+from easycore_ray.config.arms import ArmName, parse_arm
 from easycore_ray.config.base import (
     Checked,
     ComputeConfig,
@@ -58,6 +58,7 @@ from easycore_ray.config.trial_choice import (
     early_stopping_problems,
     search_problems,
 )
+from easycore_ray.core.selection import ADVERSARIAL_SCORES
 from easycore_ray.storage.errors import FieldsError
 
 Stage = TypeVar("Stage", bound=Checked)
@@ -295,6 +296,12 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
     def problems(self) -> list[str]:
         """See ``Checked.problems``: those of the stages."""
         found = super().problems()
+        for arm in map(parse_arm, self.method):
+            if arm.score in ADVERSARIAL_SCORES:
+                found.append(
+                    f"method {arm.name} needs scores of adversarial training, and a pipeline scores in standard "
+                    "training; run score --training trades --score-pass eval, then a sweep"
+                )
         stages: list[Callable[[], Any]] = [
             lambda: self.score_config("dataset"),
             lambda: self.sweep_config("dataset", "scores"),

@@ -53,6 +53,9 @@ HIGHER_IS_HARDER = {
 }
 """Which end of each score of a hardness table is hard; see ``is_higher_harder`` for others."""
 
+ADVERSARIAL_SCORES = ("adv_loss", "problematic")
+"""Those that only scoring in adversarial training gives."""
+
 BALANCES = ("none", "class")
 _COUNTED_LABELS = 1 << 20
 

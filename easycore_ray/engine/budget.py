@@ -128,20 +128,14 @@ def _step_work(config: TrainConfig, training: str) -> Work:
 
 def _measure(config: TrainConfig, dataset: Dataset, objectives: Collection[str], device_seconds: float) -> Rates | None:
     """Rates of one worker in this process; None if it has no such device."""
-    import torch
-
     from easycore_ray.engine.measure import measure_rates
     from easycore_ray.runtime.devices import problem_of
 
     if problem_of(config.device) is not None:
         return None
-    works, before = [_step_work(config, name) for name in objectives], torch.get_num_threads()
+    works = [_step_work(config, name) for name in objectives]
     seconds = len(works) * min(max(device_seconds / 10, _LEAST_SECONDS), _MOST_SECONDS)
-    torch.set_num_threads(config.threads)
-    try:
-        return measure_rates(config, dataset, works, config.device, seconds=seconds)
-    finally:
-        torch.set_num_threads(before)
+    return measure_rates(config, dataset, works, config.device, seconds=seconds)
 
 
 def _time_steps(

@@ -54,12 +54,7 @@ def measure_plan(
     if device == "cuda" and not torch.cuda.is_available():
         warnings.append("this process has no GPU, so nothing was measured; run it on a node that has one")
         return plan.replace(warnings=(*plan.warnings, *warnings))
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        rates = measure_rates(config, dataset, works, device, model)
-    finally:
-        torch.set_num_threads(before)
+    rates = measure_rates(config, dataset, works, device, model)
     workers = plan.estimates[0].workers if plan.estimates else config.max_workers
     estimates = estimates_of(works, rates, workers)
     return plan.replace(estimates=estimates, warnings=(*plan.warnings, *warnings), measured=True)
@@ -91,12 +86,13 @@ def measure_rates(
     works: list[Work],
     device: str,
     model: nn.Module | None = None,
-    seconds: float = _SECONDS,
+    seconds: float | None = None,
 ) -> Rates:
-    """Images per second of this process for each kind of work, measured for so many seconds in all.
+    """Images per second of this process for each kind of work, measured for so many seconds in all, by default 24.
 
-    AutoAttack, which takes minutes, is not measured.
+    On a worker's threads. AutoAttack, which takes minutes, is not measured.
     """
+    seconds = _SECONDS if seconds is None else seconds
     kinds = list({(work.task, work.attack_steps): work for work in works if work.images}.values())
     batch_size = getattr(config, "batch_size", 128)
     batch_size = max(1, batch_size // config.max_workers) if model is None else batch_size
@@ -104,13 +100,18 @@ def measure_rates(
     network = model if model is not None else build(model_arguments(config, dataset))
     network = network.to(device).to(memory_format=torch.channels_last)
     found: dict[tuple[str, int, bool], tuple[float | None, str]] = {}
-    for work in kinds:
-        if work.task == "autoattack":
-            found[work.kind] = (None, "not measured: AutoAttack takes minutes")
-            continue
-        rate, size = _images_per_second(_step_of(work, config, network, device), rows, device, seconds / len(kinds))
-        where = "a GPU" if device == "cuda" else f"a CPU with {torch.get_num_threads()} threads"
-        found[work.kind] = (rate, f"measured in this process: {where}, batch {size}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        for work in kinds:
+            if work.task == "autoattack":
+                found[work.kind] = (None, "not measured: AutoAttack takes minutes")
+                continue
+            rate, size = _images_per_second(_step_of(work, config, network, device), rows, device, seconds / len(kinds))
+            where = "a GPU" if device == "cuda" else f"a CPU with {config.threads} threads"
+            found[work.kind] = (rate, f"measured in this process: {where}, batch {size}")
+    finally:
+        torch.set_num_threads(before)
     return lambda work: found[work.kind]
 
 
@@ -130,7 +131,8 @@ def _step_of(work: Work, config: Any, model: nn.Module, device: str) -> Step:
     plan = _loop_plan(work, config)
     optimizer = make_optimizer(model, plan)
     fused = work.task == "fused"
-    gradients = GraphedGradients() if device == "cuda" and config.cuda_graphs else compute_gradients
+    graphed = device == "cuda" and config.cuda_graphs and getattr(config, "pruning", "none") == "none"
+    gradients = GraphedGradients() if graphed else compute_gradients
     return lambda rows: train_epoch(model, optimizer, [rows], plan, epoch=1, step=0, record_scores=fused,
                                     gradients=gradients)  # fmt: skip
 

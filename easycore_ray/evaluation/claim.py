@@ -9,6 +9,7 @@ from typing import Any
 
 from easycore_ray.core.eps import format_eps
 from easycore_ray.data.dataset import Dataset
+from easycore_ray.engine.extra_data import EXTRA_DATASET
 from easycore_ray.evaluation.threats import AUTOATTACK
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
@@ -101,8 +102,13 @@ def _dataset_name(dataset: Dataset) -> str:
 
 
 def _additional_data(attacked: Artifact, dataset: Dataset) -> bool | str:
-    """False for a checkpoint that saw this dataset's training split alone; unknown, and empty, for other weights."""
+    """False for a checkpoint that saw this dataset's training split alone, True for one that saw extra data as well.
+
+    Unknown, and empty, for other weights.
+    """
     parents = attacked.manifest.get("parents", {})
+    if EXTRA_DATASET in parents:
+        return True
     trained_on = parents.get("dataset", {}).get("fingerprint")
     return False if trained_on == dataset.fingerprint and "init_from" not in parents else ""
 

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from easycore_ray.config.arms import parse_arm
 from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.identity import artifact_identity
 from easycore_ray.config.work_plan import WorkPlan, join_plans, plan_for
 from easycore_ray.core.names import chosen_corruptions
-from easycore_ray.core.selection import budget
+from easycore_ray.core.selection import ADVERSARIAL_SCORES, budget
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.data.ingest.plans import plan_prepare
 from easycore_ray.engine.budget import plan_steps, without_steps
@@ -21,8 +22,9 @@ from easycore_ray.experiments.comparison_rules import check_comparable, rungs_of
 from easycore_ray.experiments.finished_trials import read_finished
 from easycore_ray.experiments.search_points import planned_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
-from easycore_ray.scoring.hardness_table import open_hardness
+from easycore_ray.scoring.hardness_table import not_recorded, open_hardness
 from easycore_ray.scoring.plans import plan_score
+from easycore_ray.scoring.score_reader import training_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -33,7 +35,8 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     """The dataset and hardness table of a sweep, and its parents by role.
 
     Raises:
-        EasyCoreError: one is missing or foreign, or a perturbation is wider than the images.
+        EasyCoreError: one is missing or foreign, a perturbation is wider than the images, or an arm goes by a score
+            that was not recorded.
     """
     from easycore_ray.evaluation.threats import Threats, check_threats
 
@@ -45,6 +48,9 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
     check_comparable(config, dataset)
+    for arm in map(parse_arm, config.method):
+        if arm.score in ADVERSARIAL_SCORES and training_of(hardness) == "standard":
+            raise EasyCoreError(f"method {arm.name}: {not_recorded(arm.score)}")
     parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
     return dataset, hardness, parents | open_extra_parents(config, dataset)
 
@@ -57,7 +63,10 @@ def plan_sweep(config: SweepConfig, measure: bool = False) -> WorkPlan:
     trials = planned_trials(config, out, steps)
     done = [each.trial for each in read_finished(trials).values()]
     names = ", ".join(dict.fromkeys(trial.arm.name for trial in trials))
-    plan = _plan_trials(config, dataset, [trial for trial in trials if trial not in done], count, measure)
+    todo = [trial for trial in trials if trial not in done]
+    # Points of a search that are not chosen yet are planned as the largest, also where that one is done.
+    todo += trials[-1:] * (len(trials) - len(done) - len(todo))
+    plan = _plan_trials(config, dataset, todo, count, measure)
     plan = without_steps(plan) if steps == {} else plan
     extra = extra_data(config, dataset, parents)
     return plan_for(

@@ -206,6 +206,8 @@ def machine_cost(finished: FinishedTrial) -> dict[str, float]:
     epochs, counts = checkpoint["epochs"], checkpoint["counts"]
     trained = sum(entry.get("kept_samples", counts["samples"]) for entry in epochs)
     images = min(trained, checkpoint["steps"] * finished.trial.train.batch_size)
+    if "sources" in checkpoint:
+        images = sum(source["rows"] for source in checkpoint["sources"].values())
     seconds = sum(entry["train_seconds"] for entry in epochs)
     name = SYSTEM + ("gpu_memory_usage_megabytes" if finished.trial.train.gpus_per_worker else "peak_memory_megabytes")
     memory = [entry[name] for entry in epochs if name in entry]

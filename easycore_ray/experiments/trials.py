@@ -172,8 +172,10 @@ def _charges(config: SweepConfig) -> dict[str, int]:
         return {}
     scoring = open_artifact(config.scores, "scoring_run").manifest
     counts, scored_by = scoring["counts"], from_dict(ScoreConfig, scoring["config"])
-    extra = scoring["sources"]["extra"]["samples"] if "sources" in scoring else 0
-    works = scoring_works(scored_by, counts["samples"], counts["rows"] // counts["samples"], extra)
+    # Of RUN/extra the counts are those of the extra data, and the cost is that of both.
+    sources = scoring.get("sources", {"main": counts, "extra": {"samples": 0}})
+    samples, extra = (sources[name]["samples"] for name in ("main", "extra"))
+    works = scoring_works(scored_by, samples, counts["rows"] // counts["samples"], extra)
     cost = sum(work.images * (work.forward_passes or 0.0) for work in works)
     objectives = sweep_objectives(config)
     models = sum(arm.needs_score for arm, _ in sweep_arms(config)) * len(objectives) * len(config.seeds)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from easycore_ray.core.selection import ADVERSARIAL_SCORES
 from easycore_ray.core.trajectory_scores import is_trajectory_score
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, open_artifact
@@ -56,9 +57,6 @@ COLUMNS_OF_SCORE = {
     "problematic": ("problematic",),
 }
 """The columns each score is made of."""
-
-ADVERSARIAL_SCORES = ("adv_loss", "problematic")
-"""Scores that only scoring in adversarial training gives."""
 
 
 def schema_of(only: Collection[str] | None, *, attacked: bool) -> pa.Schema:

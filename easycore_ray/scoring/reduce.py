@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.stages import ReduceConfig
+from easycore_ray.core.selection import ADVERSARIAL_SCORES
 from easycore_ray.core.trajectory_scores import Run, TooFewEpochsError
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
-from easycore_ray.scoring.hardness_table import ADVERSARIAL_SCORES, HardnessTable, not_recorded
+from easycore_ray.scoring.hardness_table import HardnessTable, not_recorded
 from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range, sum_range
 from easycore_ray.scoring.score_reader import ScoreTable, input_space_of, open_table, population, training_of

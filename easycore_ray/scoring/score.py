@@ -292,8 +292,9 @@ def _finish_run(
     if fit.extra is not None:
         parts = read_part_lists(paths.join(lists, EXTRA_SCORES), state.carried[CARRIED_EXTRA + "part_lists"])
         inside = made.inside(EXTRA_SCORES, "scoring_run", content_hash(made.identity, EXTRA_SCORES))
+        sources = fit.describe_sources(state.step)
         other = replace(state, history=extra_history(state.history))
-        extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), other, parts, seconds)
+        extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), other, parts, seconds, **sources)
     parts = read_part_lists(lists, state.carried["part_lists"])
     details = fit.describe_sources(state.step)
     return _finish_scores(config, made, parents, state, parts, seconds, more_parents=extra, **details)

@@ -10,9 +10,10 @@ import time
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
-# Training states and Ray Train's record of them, score parts, finished shards of an evaluation or analysis, and how a
-# run diverged or why it was stopped. Everything else is written after the work, and is written again.
-_STATE = re.compile(r"(commits|table|extra/table|last_good|shards-[0-9a-f]{8})/.+|(diverged|stopped)\.json")
+# Training states and Ray Train's record of them, score parts, finished shards of an evaluation or analysis, what steps
+# device-seconds were turned into, and how a run diverged or why it was stopped. Everything else is written after the
+# work, and is written again.
+_STATE = re.compile(r"(commits|table|extra/table|last_good|shards-[0-9a-f]{8})/.+|(budget|diverged|stopped)\.json")
 _ATTEMPTS = 30
 _PAUSE_SECONDS = 1.0
 

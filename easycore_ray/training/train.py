@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> Artifact:
     budget = _settle(config, made)
     if budget is not None:
         settled = with_steps(config, budget.steps)
-        fit = make_training_fit(settled, dataset, parents.get("coreset"), parents.get(INIT_FROM))
+        fit = make_training_fit(settled, dataset, parents.get("coreset"), parents.get(INIT_FROM), extra)
     for text in dataset.describe_constant_channels():
         say(f"train: {text}")
     with track(config, out, lambda status: [describe_training(config, made.path, status)]) as tracker:

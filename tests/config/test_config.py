@@ -252,6 +252,11 @@ BAD = [
     (TrainConfig, {"model": "a/models.py:make"}, "unknown model 'a/models.py:make'.*package.module:function"),
     (TrainConfig, {"milestones": ()}, "milestones must be rising shares"),
     (PipelineConfig, {"subset": 0}, "subset must be >= 1"),
+    (
+        PipelineConfig,
+        {"method": ("random", "hardest:adv_loss")},
+        "method hardest:adv_loss needs scores of adversarial training, and a pipeline scores in standard",
+    ),
     (PipelineConfig, {"score_epochs": 0}, "score_epochs must be >= 1"),
     (PipelineConfig, {"fraction": (0.0,)}, r"fraction must be in \(0, 1\]"),
     (PipelineConfig, {"trial_workers": 0}, "trial_workers must be >= 1"),

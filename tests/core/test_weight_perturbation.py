@@ -72,7 +72,8 @@ def watching(seen):
     """``compute_gradients`` that notes clean and attacked inputs."""
     from easycore_ray.core import gradients
 
-    def compute(model, inputs, labels, start, plan):
+    def compute(model, inputs, labels, start, plan, weights):
+        assert weights is None
         adv_inputs = gradients.attack_batch(model, inputs, labels, start, plan)
         seen.append((inputs.detach(), adv_inputs))
         return gradients.compute_gradients(model, inputs, labels, start, plan)

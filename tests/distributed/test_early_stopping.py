@@ -122,6 +122,7 @@ def test_a_sweep_that_is_run_again_decides_nothing_twice(stopped, inputs, tmp_pa
     ]
 
 
+@pytest.mark.soak
 def test_a_lost_decision_is_made_again_before_anything_is_trained(stopped, inputs, tmp_path):
     """A trial had committed an epoch when the sweep was killed: it reports it again, and is stopped there."""
     again = tmp_path / "again"

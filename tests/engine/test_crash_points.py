@@ -10,15 +10,9 @@ from easycore_ray.engine.state import HaltedError, load_state
 from tests.artifacts import make_image_dataset
 from tests.soak.segments import NEVER, Case, rows_of, run_case
 
+pytestmark = pytest.mark.usefixtures("same_threads")
+
 PASSES = ("eval", "fused", "fused+eval")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def same_threads():
-    """A run sets the number of threads; it is put back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

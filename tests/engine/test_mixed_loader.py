@@ -25,17 +25,11 @@ from easycore_ray.training.train import make_training_fit
 from tests.artifacts import edit_manifest, make_image_dataset
 from tests.soak.segments import Case, ids_of, rows_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("same_threads")]
+
 NAMES = ["class 2", "class 0"]
 """Of the extra dataset, which has them in another order than the main one and lacks one."""
 EXTRA_IDS = 1 << 61
-
-
-@pytest.fixture(autouse=True, scope="module")
-def same_threads():
-    """A run sets the number of threads; it is put back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -210,34 +204,40 @@ def test_scoring_has_every_row_of_both_once(datasets):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("encoded", [False, True])
-def test_streamed_batches_have_the_same_shares_and_passes(datasets, tmp_path, encoded):
+@pytest.mark.parametrize(
+    ("encoded", "keeps_main", "world"),
+    [
+        (False, False, 2),
+        pytest.param(True, False, 1, marks=pytest.mark.soak),
+        pytest.param(False, True, 1, marks=pytest.mark.soak),
+        pytest.param(True, True, 2, marks=pytest.mark.soak),
+    ],
+)
+def test_streamed_batches_have_the_same_shares_and_passes(datasets, tmp_path, encoded, keeps_main, world):
     """As those from memory: sources, passes and counts of every batch, and the rows of a pass; in another order."""
     extra = make_image_dataset(tmp_path / "extra", [number % 3 for number in range(31)], encoded=encoded)
     cached = make_fit((datasets[0], extra.path))
     # The main rows take 53 * 16 bytes; of what they leave there is not enough for 31 others.
-    gib = 53 * 16 / 2**30
-    for streamed in (make_fit((datasets[0], extra.path), cache_gib=value) for value in (0.0, gib)):
-        assert "extra images are streamed" in describe_streaming(streamed, 1)
-        assert describe_streaming(streamed, 1).startswith("images are") == (streamed.cache_gib == 0)
-        for world in (1, 2):
-            for rank in range(world):
-                loaders = [open_loader(fit, rank, world) for fit in (cached, streamed)]
-                kept, found = (drawn(loader, [1, 2]) for loader in loaders)
-                counted = [[[Counter(row[:2] for row in batch) for batch in epoch] for epoch in each]
-                           for each in (kept, found)]  # fmt: skip
-                assert counted[0] == counted[1]
-                ends = [Counter(row for epoch in each for batch in epoch for row in batch if row[1] == 1)
-                        for each in (kept, found)]  # fmt: skip
-                assert ends[0] == ends[1]
-                again = [batch.sample_ids.tolist() for batch in open_loader(streamed, rank, world).shuffled(2, 3)]
-                assert again == [batch.sample_ids.tolist() for batch in loaders[1].shuffled(2, 3)]
-                scored = [
-                    [i for at in range(9) for batch in loader.ordered(at) for i in batch.sample_ids.tolist()]
-                    for loader in loaders
-                ]
-                assert loaders[0].segments.scored_segments == 7 + 2
-                assert sorted(scored[0]) == sorted(scored[1])
+    streamed = make_fit((datasets[0], extra.path), cache_gib=53 * 16 / 2**30 if keeps_main else 0.0)
+    assert "extra images are streamed" in describe_streaming(streamed, 1)
+    assert describe_streaming(streamed, 1).startswith("images are") != keeps_main
+    for rank in range(world):
+        loaders = [open_loader(fit, rank, world) for fit in (cached, streamed)]
+        kept, found = (drawn(loader, [1, 2]) for loader in loaders)
+        counted = [[[Counter(row[:2] for row in batch) for batch in epoch] for epoch in each] for each in (kept, found)]
+        assert counted[0] == counted[1]
+        ends = [
+            Counter(row for epoch in each for batch in epoch for row in batch if row[1] == 1) for each in (kept, found)
+        ]
+        assert ends[0] == ends[1]
+        again = [batch.sample_ids.tolist() for batch in open_loader(streamed, rank, world).shuffled(2, 3)]
+        assert again == [batch.sample_ids.tolist() for batch in loaders[1].shuffled(2, 3)]
+        scored = [
+            [i for at in range(9) for batch in loader.ordered(at) for i in batch.sample_ids.tolist()]
+            for loader in loaders
+        ]
+        assert loaders[0].segments.scored_segments == 7 + 2
+        assert sorted(scored[0]) == sorted(scored[1])
 
 
 # ---------------------------------------------------------------- runs

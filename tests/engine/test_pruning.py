@@ -15,16 +15,8 @@ from easycore_ray.engine.state import load_state
 from tests.artifacts import make_image_dataset
 from tests.soak.segments import Case
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("same_threads")]
 ROWS, SEED = 97, 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def same_threads():
-    """A run sets the number of threads; it is put back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

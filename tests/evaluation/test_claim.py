@@ -113,6 +113,15 @@ def test_dataset_data_and_threat_are_in_robustbenchs_words(claimed, edits, chang
     assert {name: found[name] for name in expected} == expected
 
 
+def test_extra_data_is_additional_data(claimed):
+    """As RobustBench counts it: generated images too."""
+    evaluation, dataset = evaluate(claimed), open_dataset(claimed.dataset)
+    (attacked,) = open_attacked(claimed, dataset).values()
+    attacked.manifest["parents"]["extra_dataset"] = {"path": "e", "fingerprint": "e" * 64}
+
+    assert make_claim(evaluation, attacked, dataset)["additional_data"] is True
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [

@@ -1,13 +1,14 @@
 """What an evaluation takes of its machine: summed over shards, in no outcome, absent where it is not known."""
 
 import time
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
 from easycore_ray.evaluation.attack_shards import merge_shards
 from easycore_ray.evaluation.machine_cost import cost_of, with_cost
-from easycore_ray.experiments.results import cost_columns
+from easycore_ray.experiments.results import cost_columns, machine_cost
 
 
 def shard(rows, seconds):
@@ -32,6 +33,18 @@ def test_outcomes_come_without():
     assert not fast.equals(slow, check_metadata=True)
     assert merge_shards([fast]).equals(merge_shards([slow]), check_metadata=True)
     assert cost_of([fast, plain]) == {}
+
+
+def test_extra_rows_are_among_the_images():
+    """What a step trains on, whatever source it came from."""
+    counts, steps = {"samples": 100, "epochs": 1}, 10
+    checkpoint = {"epochs": [{"epoch": 1, "train_seconds": 2.0}], "counts": counts, "steps": steps}
+    mixed = checkpoint | {"sources": {"main": {"rows": 100}, "extra": {"rows": 300}}}
+    train = SimpleNamespace(batch_size=40, gpus_per_worker=0.0)
+    for manifest, rate in ((checkpoint, 50), (mixed, 200)):
+        finished = SimpleNamespace(checkpoint=SimpleNamespace(manifest=manifest), trial=SimpleNamespace(train=train),
+                                   evaluations=[SimpleNamespace(manifest={})])  # fmt: skip
+        assert machine_cost(finished)["training_images_per_second"] == rate
 
 
 def test_rows_have_the_mean_rate_and_the_most_memory():

@@ -133,6 +133,14 @@ class TestRuns:
         equal = train(settings(dataset, tmp_path / "steps", device_seconds=None, steps=7))
         assert equal.fingerprint == done.fingerprint
 
+    def test_extra_data_takes_part(self, dataset, tmp_path):
+        """Its steps are those of the record as well."""
+        config = settings(dataset, tmp_path / "run", extra_dataset=dataset.path, extra_fraction=0.5)
+        claim_run("checkpoint", config, open_run_inputs(config)[1])
+        record(tmp_path / "run", trades=3)
+
+        assert train(config).manifest["sources"]["extra"]["rows"] == 3 * 8
+
     def test_a_budget_of_no_step_is_refused(self, dataset, tmp_path):
         """With one that would do."""
         config = settings(dataset, tmp_path / "run", device_seconds=1e-6)
@@ -155,6 +163,8 @@ class TestRuns:
         claim_artifact("sweep", config, open_sweep_inputs(config)[2])
         record(tmp_path / "sweep", standard=9)
         assert plan_sweep(config).steps == 4 * 9
+        with pytest.raises(EasyCoreError, match=r"method easiest:adv_loss: .* needs scoring in adversarial training"):
+            open_sweep_inputs(config.replace(method=("easiest:adv_loss",)))
         done = sweep(config)
 
         assert {row["method"]: row["steps"] for row in done.rows()} == dict.fromkeys(

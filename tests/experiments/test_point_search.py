@@ -15,6 +15,8 @@ from easycore_ray.storage.artifact import Claim, open_artifact
 from easycore_ray.storage.errors import EasyCoreError, FieldsError
 from tests.artifacts import make_image_dataset, make_scoring_run
 
+pytestmark = pytest.mark.slow
+
 LABELS = [number % 3 for number in range(60)]
 
 

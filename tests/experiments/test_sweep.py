@@ -146,6 +146,23 @@ def test_scoring_in_adversarial_training_is_charged_with_its_attacks(tmp_path, s
     assert [trial.train.charged_steps for trial in trials] == [0, round(cost / 30)]
 
 
+@pytest.mark.parametrize("of", ["main", "extra"])
+def test_scoring_of_two_sources_is_charged_with_both(scores, of):
+    """An epoch of 1,000 main rows at a share of 0.75 trains 4,000; exact passes see 1,000 and 500."""
+    from easycore_ray.storage import paths
+
+    manifest, samples = paths.read_json(f"{scores}/manifest.json"), {"main": 1000, "extra": 500}
+    manifest["config"] |= {"extra_dataset": "e", "extra_fraction": 0.75, "batch_size": 100}
+    manifest["sources"] = {name: {"samples": count} for name, count in samples.items()}
+    manifest["counts"] = {"samples": samples[of], "rows": 4 * samples[of]}
+    paths.write_json(f"{scores}/manifest.json", manifest)
+    config = sweep_with_rs2(scores=scores, count_scoring=True, method=("easycore",), seeds=(0,), batch_size=10)
+    trials = make_trials(config, "o", {"full_f1": "f", "easycore_f0.5": "e"})
+
+    cost = 4 * 4000 * 3 + 4 * 1500 * 2.4
+    assert [trial.train.charged_steps for trial in trials] == [0, round(cost / 30)]
+
+
 def test_scoring_that_costs_all_steps_is_refused(scores):
     """With what would help."""
     config = sweep_with_rs2().replace(scores=scores)

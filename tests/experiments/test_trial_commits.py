@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 
 from easycore_ray.config.arms import Arm
 from easycore_ray.config.evaluation import EvaluateConfig
@@ -18,6 +17,8 @@ from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset
 
+pytestmark = pytest.mark.usefixtures("same_threads")
+
 
 class KilledError(BaseException):
     """The end of a process."""
@@ -27,14 +28,6 @@ class KilledError(BaseException):
 def dataset(tmp_path_factory):
     labels = [number % 3 for number in range(60)]
     return make_image_dataset(tmp_path_factory.mktemp("trials") / "dataset", labels, val_labels=labels[:9]).path
-
-
-@pytest.fixture(autouse=True)
-def same_threads():
-    """A run sets the number of threads; it is put back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_trial(dataset, out):

@@ -23,16 +23,10 @@ from tests.artifacts import draw_rows, edit_manifest, finish_table, make_image_d
 from tests.hardness import EPOCHS, expected, in_ranges, population
 from tests.soak.segments import Case, rows_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("same_threads")]
+
 CLEAN = ("sample_id", "label", "grad_norm", "loss", "margin", "el2n", "correct")
 LABELS = [number % 3 for number in range(49)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def same_threads():
-    """A run sets the number of threads; it is put back."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
