@@ -11,14 +11,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Features: TypeAlias = NDArray[np.float32]
-Rows: TypeAlias = NDArray[np.int64]
+_Features: TypeAlias = NDArray[np.float32]
+_Rows: TypeAlias = NDArray[np.int64]
 
 # Rows whose distances to all others are held at once.
 _BLOCK_ROWS = 1024
 
 
-def class_median_distances(features: Features, labels: NDArray[np.integer]) -> NDArray[np.float64]:
+def class_median_distances(features: _Features, labels: NDArray[np.integer]) -> NDArray[np.float64]:
     """Distance of each sample to the median feature of its class, by which moderate coresets go; float64 (N,).
 
     After Xia et al. 2023, "Moderate Coreset": the median is taken of each feature on its own.
@@ -35,16 +35,20 @@ def class_median_distances(features: Features, labels: NDArray[np.integer]) -> N
     return found
 
 
-def middle_by_rank(distances: NDArray[np.float64], k: int) -> Rows:
+def middle_by_rank(distances: NDArray[np.float64], k: int) -> _Rows:
     """The k rows in the middle of the order by distance, ascending: ranks floor((N - k) / 2) and on.
 
     Moderate coresets keep this window (Xia et al. 2023).
+
+    Args:
+        distances: (N,).
+        k: 1 .. N.
     """
     first = (len(distances) - k) // 2
     return np.sort(np.argsort(distances, kind="stable")[first : first + k])
 
 
-def k_center_greedy(features: Features, k: int, first: int) -> Rows:
+def k_center_greedy(features: _Features, k: int, first: int) -> _Rows:
     """The k rows of a farthest-first traversal, such that every row has one of them near; ascending.
 
     Each next row is the one farthest from those chosen (Gonzalez 1985; Sener & Savarese 2018), at most twice as far
@@ -69,7 +73,7 @@ def k_center_greedy(features: Features, k: int, first: int) -> Rows:
         chosen.append(int(np.argmax(nearest)))
 
 
-def herding(features: Features, k: int) -> Rows:
+def herding(features: _Features, k: int) -> _Rows:
     """Herding (Welling 2009): k rows whose mean feature stays near that of all, ascending.
 
     The t-th row is the one that brings the mean of the first t closest to the mean of all. O(N · k · D).
@@ -91,7 +95,7 @@ def herding(features: Features, k: int) -> Rows:
     return np.sort(chosen)
 
 
-def nearest_neighbours(features: Features, count: int) -> tuple[Rows, NDArray[np.float64]]:
+def nearest_neighbours(features: _Features, count: int) -> tuple[_Rows, NDArray[np.float64]]:
     """The nearest other rows of each row and their squared distances, (N, count) each, nearest first.
 
     Exact, a block of rows against all at a time: O(N² · D) time, O(N) memory beside the result.
@@ -117,14 +121,14 @@ def nearest_neighbours(features: Features, count: int) -> tuple[Rows, NDArray[np
     return neighbours, distances
 
 
-def _blocks(count: int) -> Iterator[Rows]:
+def _blocks(count: int) -> Iterator[_Rows]:
     for start in range(0, count, _BLOCK_ROWS):
         yield np.arange(start, min(start + _BLOCK_ROWS, count))
 
 
 def message_passing(
-    hardness: NDArray[np.float64], features: Features, k: int, *, neighbours: int = 10, gamma: float = 1.0
-) -> Rows:
+    hardness: NDArray[np.float64], features: _Features, k: int, *, neighbours: int = 10, gamma: float = 1.0
+) -> _Rows:
     """D2 pruning (Maharana et al. 2024, arXiv 2310.07931): k rows that are hard and unlike one another, ascending.
 
     On the graph of nearest neighbours, whose edges weigh exp(-gamma · d²): each row's hardness first gets those of its
@@ -158,13 +162,13 @@ def message_passing(
 
 def best_window(
     hardness: NDArray[np.float64],
-    features: Features,
+    features: _Features,
     labels: NDArray[np.integer],
     k: int,
     *,
     windows: int = 20,
     ridge: float = 1.0,
-) -> Rows:
+) -> _Rows:
     """The window of k consecutive rows by hardness from which all others are told best: BWS, ascending.
 
     Best window selection (Choi et al. 2024, arXiv 2406.03057): for each window a ridge regression of one-hot labels on
@@ -195,7 +199,7 @@ def best_window(
     return np.sort(best)
 
 
-def last_layer_grand(el2n: NDArray[np.floating], features: Features) -> NDArray[np.float64]:
+def last_layer_grand(el2n: NDArray[np.floating], features: _Features) -> NDArray[np.float64]:
     """GraNd of the last layer alone (Paul et al. 2021, as DeepCore computes it), float64 (N,). Higher is harder.
 
     The gradient of a sample's cross-entropy at the weights and bias of the last layer is the outer product of

@@ -11,11 +11,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
-Rows: TypeAlias = NDArray[np.int64]
+_Floats: TypeAlias = NDArray[np.float64]
+_Rows: TypeAlias = NDArray[np.int64]
 
 
-def gradient_products(errors: NDArray[np.floating], features: NDArray[np.floating]) -> Floats:
+def gradient_products(errors: NDArray[np.floating], features: NDArray[np.floating]) -> _Floats:
     """Inner products of the last layer's gradients of all pairs of rows, float64 (N, N).
 
     Args:
@@ -26,7 +26,7 @@ def gradient_products(errors: NDArray[np.floating], features: NDArray[np.floatin
     return (own @ own.T) * (1.0 + places @ places.T)
 
 
-def craig(products: Floats, k: int) -> Rows:
+def craig(products: _Floats, k: int) -> _Rows:
     """CRAIG (Mirzasoleiman et al. 2020, arXiv 1906.01827): k rows whose gradients are near those of all, ascending.
 
     Greedy maximisation of the facility location Σ_i max_{j chosen} (d_max - d_ij), d_ij the distance of two gradients:
@@ -55,7 +55,7 @@ def craig(products: Floats, k: int) -> Rows:
     return np.sort(np.array(chosen, np.int64))
 
 
-def gradmatch(products: Floats, k: int, *, ridge: float = 1.0) -> tuple[Rows, Floats]:
+def gradmatch(products: _Floats, k: int, *, ridge: float = 1.0) -> tuple[_Rows, _Floats]:
     """GradMatch (Killamsetty et al. 2021, arXiv 2103.00123): rows whose weighted sum matches the sum of all gradients.
 
     Orthogonal matching pursuit: the row whose gradient goes most with what is left is added, and weights w >= 0 of all
@@ -81,7 +81,7 @@ def gradmatch(products: Floats, k: int, *, ridge: float = 1.0) -> tuple[Rows, Fl
     return chosen[order], weights[order]
 
 
-def _non_negative(matrix: Floats, target: Floats) -> Floats:
+def _non_negative(matrix: _Floats, target: _Floats) -> _Floats:
     """The w >= 0 that minimises w · matrix · w / 2 - target · w, of a positive definite matrix."""
     factor = np.linalg.cholesky(matrix)
     found = np.asarray(np.linalg.solve(matrix, target), np.float64)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from easycore_ray.core.ascent import Ascent, climb, worst_of
 from easycore_ray.core.attacks import fgsm, frozen_eval, pgd
@@ -157,7 +158,7 @@ def _full_float32(device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Validation:
-    """Counts over validation rows, int each, in 0 .. num_rows."""
+    """Counts over validation rows, int each, in 0 .. num_rows; and losses."""
 
     num_rows: int
     num_correct: int
@@ -165,6 +166,10 @@ class Validation:
     """Still correct under the attack; 0 if there was none."""
     num_fgsm: int = 0
     """Still correct under one step of the whole eps, FGSM; 0 if that was not asked for."""
+    losses: tuple[float, ...] = ()
+    """Sum of the cross-entropy, in nats, over the rows of each class; () if there are no rows."""
+    class_rows: tuple[int, ...] = ()
+    """Rows of each class."""
 
 
 def validate(
@@ -180,6 +185,8 @@ def validate(
 ) -> Validation:
     """Count the rows that are predicted right, and those that stay right under a short PGD, in evaluation mode.
 
+    Clean rows also give their cross-entropy, class by class.
+
     Args:
         model: left as it was.
         batches: whole batches are attacked with random starts of their own, seeded by ``seed`` and a batch's first
@@ -193,10 +200,15 @@ def validate(
     """
     device = next(model.parameters()).device
     num_rows = num_correct = num_robust = num_fgsm = 0
+    losses, class_rows = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
     for sample_ids, images, labels in batches:
         limit = limit or _limit_for(images)
         inputs, truth = prepare_inputs(images, device), to_device(labels, device)
-        right = predicted_right(model, inputs, truth, limit)
+        logits = _logits(model, inputs, limit)
+        right = logits.argmax(dim=1) == truth
+        of_class = _losses_of_classes(logits, truth)
+        losses, class_rows = (before + new if len(before) else new
+                              for before, new in zip((losses, class_rows), of_class, strict=True))  # fmt: skip
         num_rows, num_correct = num_rows + len(truth), num_correct + int(right.sum())
         if steps and right.any():
             # What is wrong already needs no attack.
@@ -207,7 +219,21 @@ def validate(
         if with_fgsm and right.any():
             attacked = fgsm(model, inputs[right], truth[right], eps=eps, norm=norm, limit=limit)
             num_fgsm += int(predicted_right(model, attacked, truth[right], limit).sum())
-    return Validation(num_rows, num_correct, num_robust, num_fgsm)
+    return Validation(num_rows, num_correct, num_robust, num_fgsm, tuple(losses.tolist()), tuple(class_rows.tolist()))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: Tensor, limit: RowLimit) -> Tensor:
+    """(B, num_classes), in evaluation mode."""
+    with frozen_eval(model):
+        return torch.cat(limit.map(model, inputs))
+
+
+def _losses_of_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropy over the rows of each class, float64 (num_classes,), and their numbers, int64."""
+    losses = cross_entropy(at_least_float32(logits), labels, reduction="none").double().cpu()
+    rows, none = labels.cpu(), torch.zeros(logits.shape[1], dtype=torch.float64)
+    return none.index_add(0, rows, losses), torch.bincount(rows, minlength=logits.shape[1])
 
 
 @torch.no_grad()

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 from easycore_ray.core.lowest import Ids, lowest
 
+# A key above all others; twice as much is finite.
+_LAST = 1e300
+
 Scores: TypeAlias = NDArray[np.float64]
 SelectionFunction: TypeAlias = Callable[..., Any]
 
@@ -363,11 +366,12 @@ def dual_beta(
     confidence = -second
     highest = np.argsort(-scores, kind="stable")[:10]
     pruned = 1.0 - k / len(scores)
-    b = 15.0 * (1.0 - confidence[highest].mean()) * (1.0 - pruned**exponent)
-    weights = scores * beta.pdf(np.clip(confidence, 0.0, 1.0), 16.0 - b, b)
+    b = max(15.0 * (1.0 - confidence[highest].mean()) * (1.0 - pruned**exponent), 1e-6)
+    # A density may be infinite at 0 and 1.
+    weights = scores * beta.pdf(np.clip(confidence, 1e-7, 1.0 - 1e-7), 16.0 - b, b)
     with np.errstate(divide="ignore", over="ignore"):
-        keys = -np.log1p(-uniform) / weights
-    return lowest(np.where(weights > 0, keys, np.inf), sample_ids, k)
+        keys = np.minimum(-np.log1p(-uniform) / weights, _LAST)
+    return lowest(np.where(weights > 0, keys, _LAST * (1.0 + uniform)), sample_ids, k)
 
 
 @ranking_method("random", draws=True)

@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-State = dict[str, NDArray]
+_Floats = NDArray[np.float64]
+_State = dict[str, NDArray]
 """What is kept of some samples: arrays (n,) in one order, changed in place."""
 
 
@@ -27,12 +27,12 @@ class TooFewEpochsError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunFacts:
     """What a score needs to know of a whole scoring run."""
 
     count: int
     """Scored epochs, the initial weights not among them."""
-    val_loss: Floats | None = None
+    val_loss: _Floats | None = None
     """Mean validation loss of each class after each scored epoch: (count, num_classes), in nats."""
     threshold: float | None = None
     """What ``LearningTime`` compares with: ``RunningNorm`` averaged over all samples."""
@@ -87,11 +87,11 @@ class TrajectoryScore:
         if count < self.least_epochs:
             raise TooFewEpochsError(f"score {self} needs at least {self.least_epochs} scored epochs, there are {count}")
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """The state of so many samples before the first epoch."""
         raise NotImplementedError
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """Take in a scored epoch.
 
         Args:
@@ -102,12 +102,12 @@ class TrajectoryScore:
         """
         raise NotImplementedError
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """The score of each sample, float64 (n,), after all scored epochs."""
         raise NotImplementedError
 
 
-def label_probability(loss: NDArray) -> Floats:
+def label_probability(loss: NDArray) -> _Floats:
     """Probability of the label, float64 (n,) in [0, 1], from the cross-entropy in nats."""
     return np.exp(-loss.astype(np.float64))
 
@@ -122,7 +122,7 @@ class _Windowed(TrajectoryScore):
         """See ``TrajectoryScore``."""
         return self.window
 
-    def measure(self, mean: Floats, std: Floats) -> Floats:
+    def measure(self, mean: _Floats, std: _Floats) -> _Floats:
         """What is averaged over windows, from the mean and the std of p within one."""
         raise NotImplementedError
 
@@ -130,11 +130,11 @@ class _Windowed(TrajectoryScore):
         """Whether an epoch belongs to the trajectory."""
         return True
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``: the last ``window`` values of p, and the sum over windows."""
         return {f"p{place}": np.zeros(size) for place in range(self.window)} | {"sum": np.zeros(size)}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         if not self.uses(number):
             return
@@ -146,7 +146,7 @@ class _Windowed(TrajectoryScore):
         squares = sum(((value - mean) ** 2 for value in values), np.zeros_like(mean))
         state["sum"] += self.measure(mean, np.sqrt(squares / (self.window - 1)))
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         used = sum(self.uses(number) for number in range(run.count))
         return state["sum"] / (used - self.window + 1)
@@ -163,7 +163,7 @@ class DynUnc(_Windowed):
     LEAST = {"window": 2}  # noqa: RUF012
     window: int = 10
 
-    def measure(self, mean: Floats, std: Floats) -> Floats:
+    def measure(self, mean: _Floats, std: _Floats) -> _Floats:
         """See ``_Windowed``."""
         return std
 
@@ -190,7 +190,7 @@ class Dual(_Windowed):
         """See ``_Windowed``."""
         return number < self.epochs
 
-    def measure(self, mean: Floats, std: Floats) -> Floats:
+    def measure(self, mean: _Floats, std: _Floats) -> _Floats:
         """See ``_Windowed``."""
         return std * (1.0 - mean)
 
@@ -206,16 +206,16 @@ class Confidence(TrajectoryScore):
     LEAST = {"epochs": 1}  # noqa: RUF012
     epochs: int = 30
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``."""
         return {"sum": np.zeros(size)}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         if number < self.epochs:
             state["sum"] += label_probability(rows["loss"])
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         return state["sum"] / min(run.count, self.epochs)
 
@@ -239,16 +239,16 @@ class Frequency(TrajectoryScore):
         """See ``TrajectoryScore``."""
         return 2
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``."""
         return {f"p{number}": np.zeros(size) for number in range(min(run.count, self.epochs))}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         if number < self.epochs:
             state[f"p{number}"][:] = label_probability(rows["loss"])
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         trajectory = np.stack([state[f"p{number}"] for number in range(min(run.count, self.epochs))])
         # Of real values the upper half mirrors the lower one.
@@ -266,15 +266,15 @@ class Correctness(TrajectoryScore):
     COLUMNS = ("correct",)
     HIGHER_IS_HARDER = False
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``."""
         return {"sum": np.zeros(size)}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         state["sum"] += rows["correct"]
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         return state["sum"]
 
@@ -287,18 +287,18 @@ class _Spread(TrajectoryScore):
         """See ``TrajectoryScore``."""
         return 2
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``."""
         return {"mean": np.zeros(size), "squares": np.zeros(size)}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         values = rows[self.COLUMNS[0]].astype(np.float64)
         change = values - state["mean"]
         state["mean"] += change / (number + 1)
         state["squares"] += change * (values - state["mean"])
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         return np.sqrt(state["squares"] / (run.count - 1))
 
@@ -332,16 +332,16 @@ class RunningNorm(TrajectoryScore):
     COLUMNS = ("grad_norm",)
     HIGHER_IS_HARDER = True
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``."""
         return {"norms": np.zeros(size), "sum": np.zeros(size)}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         state["norms"] += rows["grad_norm"]
         state["sum"] += state["norms"] / (number + 1)
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         return state["sum"] / run.count
 
@@ -359,17 +359,17 @@ class LearningTime(TrajectoryScore):
     COLUMNS = ("grad_norm",)
     HIGHER_IS_HARDER = True
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``."""
         return {"norms": np.zeros(size), "below": np.zeros(size)}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         assert run.threshold is not None
         state["norms"] += rows["grad_norm"]
         state["below"] += state["norms"] / (number + 1) < run.threshold
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         return 1.0 - state["below"] / run.count
 
@@ -392,12 +392,12 @@ class Cld(TrajectoryScore):
         """See ``TrajectoryScore``."""
         return 3
 
-    def begin(self, size: int, run: Run) -> State:
+    def begin(self, size: int, run: RunFacts) -> _State:
         """See ``TrajectoryScore``. ``label`` is filled in by whoever holds the state."""
         names = ("last", "mean", "squares", "product")
         return {"label": np.zeros(size, np.int32)} | {name: np.zeros(size) for name in names}
 
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
         """See ``TrajectoryScore``."""
         loss = rows["loss"].astype(np.float64)
         if number:
@@ -407,66 +407,21 @@ class Cld(TrajectoryScore):
             state["product"] += (loss - state["last"]) * self._validation(run)[number - 1][state["label"]]
         state["last"][:] = loss
 
-    def _validation(self, run: Run) -> Floats:
+    def _validation(self, run: RunFacts) -> _Floats:
         """Differences of the validation loss less their mean over epochs, float64 (count - 1, num_classes)."""
         assert run.val_loss is not None
         changes = np.diff(run.val_loss, axis=0)
         return changes - changes.mean(axis=0)
 
-    def finish(self, state: State, run: Run) -> Floats:
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         spread = np.sqrt((self._validation(run) ** 2).sum(axis=0))[state["label"]] * np.sqrt(state["squares"])
         return np.divide(state["product"], spread, out=np.zeros_like(spread), where=spread > 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tdds(TrajectoryScore):
-    """TDDS (Zhang et al. 2024, arXiv 2311.13613): spread of KL changes within windows, the last weighing most.
-
-    With KD_t from ``score --record kd``: V_k = sqrt(Σ_{t in window k} (KD_t - mean)²) over the ``window`` - 1 changes
-    between its ``window`` epochs, and Σ_k V_k · decay · (1 - decay)^(K - k) over the windows k = 1..K.
-    """
-
-    NAME = "tdds"
-    DOC = "how much its prediction still changes in the end (TDDS, Zhang et al. 2024); needs score --record kd"
-    COLUMNS = ("kd_prev",)
-    HIGHER_IS_HARDER = True
-    LEAST = {"window": 3}  # noqa: RUF012
-    window: int = 10
-
-    _DECAY: ClassVar[float] = 0.9
-
-    @property
-    def least_epochs(self) -> int:
-        """See ``TrajectoryScore``."""
-        return self.window
-
-    def begin(self, size: int, run: Run) -> State:
-        """See ``TrajectoryScore``."""
-        return {f"kd{place}": np.zeros(size) for place in range(self.window - 1)} | {"sum": np.zeros(size)}
-
-    def add(self, state: State, rows: Mapping[str, NDArray], number: int, run: Run) -> None:
-        """See ``TrajectoryScore``; of the first scored epoch there is no change yet."""
-        changes = self.window - 1
-        if not number:
-            return
-        state[f"kd{number % changes}"][:] = rows["kd_prev"]
-        if number < changes:
-            return
-        values = [state[f"kd{place}"] for place in range(changes)]
-        mean = sum(values[1:], values[0]) / changes
-        spread = np.sqrt(sum(((value - mean) ** 2 for value in values), np.zeros_like(mean)))
-        state["sum"] *= 1.0 - self._DECAY
-        state["sum"] += self._DECAY * spread
-
-    def finish(self, state: State, run: Run) -> Floats:
-        """See ``TrajectoryScore``."""
-        return state["sum"]
-
-
 TRAJECTORY_SCORES: dict[str, type[TrajectoryScore]] = {
     kind.NAME: kind
-    for kind in (DynUnc, Dual, Confidence, Frequency, Cld, LearningTime, MarginStd, GradNormStd, Correctness, Tdds)
+    for kind in (DynUnc, Dual, Confidence, Frequency, Cld, LearningTime, MarginStd, GradNormStd, Correctness)
 }
 """Scores that a reduction makes when they are asked for, by name."""
 

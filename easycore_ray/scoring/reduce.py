@@ -13,14 +13,21 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.core.selection import ADVERSARIAL_SCORES
-from easycore_ray.core.trajectory_scores import Run, TooFewEpochsError
+from easycore_ray.core.trajectory_scores import Cld, RunFacts, TooFewEpochsError
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
 from easycore_ray.scoring.hardness_table import HardnessTable, not_recorded
 from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range, sum_range
-from easycore_ray.scoring.score_reader import ScoreTable, input_space_of, open_table, population, training_of
+from easycore_ray.scoring.score_reader import (
+    ScoreTable,
+    input_space_of,
+    open_table,
+    population,
+    training_of,
+    val_losses_of,
+)
 from easycore_ray.scoring.trajectories import exact_mean, needs_threshold, trajectory_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, finish
@@ -32,7 +39,7 @@ _MOST_CUTS = 4
 # Memory of a sample in a task, about, without that of trajectory scores.
 _SAMPLE_BYTES = 200
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 @verb(ReduceConfig, gives=HardnessTable, plan=plan_reduce)
@@ -63,11 +70,12 @@ def reduce(config: ReduceConfig) -> Artifact:
     out = paths.absolute(config.out)
     between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
     epochs = used_epochs(config, table, between)
+    run = _run_of(table, epochs, config)
     made = claim_artifact("hardness_table", config, parents)
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
-    run = _run_of(table, epochs, config)
+    run = _with_threshold(run, table, epochs, config)
     files = _map_ranges(reduce_range, table, epochs, made.path, config, run)
     rows = sum(entry["rows"] for entry in files)
     artifact = finish(
@@ -130,14 +138,14 @@ def _epochs_between(table: ScoreTable, between: tuple[int, int] | None) -> tuple
     return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)
 
 
-def _run_of(table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) -> Run:
+def _run_of(table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) -> RunFacts:
     """What the trajectory scores that are asked for must know of the scoring run.
 
     Raises:
-        EasyCoreError: it has too few scored epochs for one of them.
+        EasyCoreError: it has too few scored epochs for one of them, or no validation losses where one needs them.
     """
     scores = trajectory_scores(config.only)
-    run = Run(count=len([epoch for epoch in epochs if epoch > 0]))
+    run = RunFacts(count=len([epoch for epoch in epochs if epoch > 0]))
     for score in scores:
         try:
             score.check_epochs(run.count)
@@ -145,7 +153,15 @@ def _run_of(table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) ->
             raise EasyCoreError(
                 f"{error}: {table.path}; score more epochs, or give the score a shorter window"
             ) from error
-    if not needs_threshold(scores):
+    scored = tuple(epoch for epoch in epochs if epoch > 0)
+    if any(isinstance(score, Cld) for score in scores):
+        run = replace(run, val_loss=val_losses_of(table, scored))
+    return run
+
+
+def _with_threshold(run: RunFacts, table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) -> RunFacts:
+    """The same with the mean over all samples, where a score compares with it: the table is read once more."""
+    if not needs_threshold(trajectory_scores(config.only)):
         return run
     scored = tuple(epoch for epoch in epochs if epoch > 0)
     totals = _map_ranges(sum_range, table, scored, "", config.replace(only=("aign",)), run)
@@ -158,7 +174,7 @@ def _map_ranges(
     epochs: tuple[int, ...],
     out: str,
     config: ReduceConfig,
-    run: Run,
+    run: RunFacts,
 ) -> list[Any]:
     """Run one task per id range; what they give, in id order."""
     first, last, _ = population(table.path)
@@ -174,7 +190,7 @@ def _map_ranges(
     return _map_on_ray(work, make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only, run))
 
 
-def _map_on_ray(work: Callable[[Plan, int], Result], plan: Plan) -> list[Result]:
+def _map_on_ray(work: Callable[[Plan, int], _Result], plan: Plan) -> list[_Result]:
     import ray
 
     shared = ray.put(plan)

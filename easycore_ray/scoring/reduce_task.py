@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from easycore_ray.core.trajectory_scores import Run, RunningNorm, TrajectoryScore
+from easycore_ray.core.trajectory_scores import RunFacts, RunningNorm, TrajectoryScore
 from easycore_ray.scoring.hardness_table import schema_of, write_hardness
 from easycore_ray.scoring.score_reader import (
     Rows,
@@ -48,7 +48,7 @@ class Plan:
     only: tuple[str, ...] | None
     """Scores that are wanted if not all are; then the checksums of the pages that are read are compared, not those of
     whole parts."""
-    run: Run
+    run: RunFacts
     """What trajectory scores must know of the scoring run."""
 
     @property
@@ -83,7 +83,7 @@ def make_plan(
     out: str,
     num_ranges: int,
     only: Collection[str] | None = None,
-    run: Run | None = None,
+    run: RunFacts | None = None,
 ) -> Plan:
     """Cut the ids of the scored samples into ranges of equal width.
 
@@ -113,7 +113,7 @@ def make_plan(
     width = -(-(last + 1 - first) // num_ranges)
     ranges = tuple((low, min(low + width, last + 1)) for low in range(first, last + 1, width))
     verified = _share_out(parts, ranges) if only is None else ((),) * len(ranges)
-    run = run or Run(count=len([epoch for epoch in epochs if epoch > 0]))
+    run = run or RunFacts(count=len([epoch for epoch in epochs if epoch > 0]))
     return Plan(table, epochs, out, ranges, verified, None if only is None else tuple(only), run)
 
 
@@ -352,7 +352,7 @@ class Range:
 
     def _labels(self) -> np.ndarray:
         """Labels int32 (n,) in the present order."""
-        labels = read_samples(self._table.path, self._low, self._high, ["label"])["label"].to_numpy()
+        labels = read_samples(self._table.path, self._low, self._high, ["sample_id", "label"])["label"].to_numpy()
         return labels[self._ranks()]
 
     def _rows(self) -> pa.Table:

@@ -27,7 +27,7 @@ from easycore_ray.engine.run import Recorder
 from easycore_ray.engine.run_history import describe_training_run, train_run_name
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
-from easycore_ray.engine.state import State
+from easycore_ray.engine.state import VAL_LOSSES, State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.extra_scores import MixedRecorder, extra_history, extra_parents
@@ -293,7 +293,8 @@ def _finish_run(
         parts = read_part_lists(paths.join(lists, EXTRA_SCORES), state.carried[CARRIED_EXTRA + "part_lists"])
         inside = made.inside(EXTRA_SCORES, "scoring_run", content_hash(made.identity, EXTRA_SCORES))
         sources = fit.describe_sources(state.step)
-        other = replace(state, history=extra_history(state.history))
+        # The validation split has the classes of the main rows.
+        other = replace(state, history=extra_history(state.history), carried={**state.carried, VAL_LOSSES: []})
         extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), other, parts, seconds, **sources)
     parts = read_part_lists(lists, state.carried["part_lists"])
     details = fit.describe_sources(state.step)
@@ -332,6 +333,7 @@ def _finish_scores(
         steps=state.step,
         epochs=state.history,
         parts=[part.to_dict() for part in parts],
+        val_losses=state.carried.get(VAL_LOSSES, []),
     )
     started = time.monotonic()
     hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))

@@ -1,7 +1,7 @@
 """Reading score tables: listed parts only, checked as they are read."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -118,6 +118,32 @@ def training_of(table: Artifact) -> str:
     """What the network of a score or hardness table was trained for; ``standard`` where releases had no choice."""
     manifest = table.manifest
     return str(manifest.get("training") or manifest["config"].get("training", "standard"))
+
+
+def val_losses_of(table: ScoreTable, epochs: Sequence[int]) -> NDArray[np.float64]:
+    """Mean validation loss, in nats, of each class after each of some scored epochs.
+
+    Returns:
+        float64 (number of epochs, number of classes).
+
+    Raises:
+        EasyCoreError: it was not recorded, or a class has no validation samples.
+    """
+    recorded = table.artifact.manifest.get("val_losses")
+    if not recorded:
+        raise EasyCoreError(
+            f"{table.path} holds no validation losses; they need a dataset with a validation split (prepare "
+            "--val-fraction above 0), and a scoring run of this release"
+        )
+    # The exact pass after the last epoch is named after an epoch more, and has the same weights.
+    found = np.array([recorded[min(epoch, len(recorded)) - 1] for epoch in epochs], np.float64)
+    empty = np.flatnonzero(np.isnan(found).any(axis=0))
+    if len(empty):
+        raise EasyCoreError(
+            f"{table.path}: class {empty[0]} has no validation samples, and so no validation loss; prepare the dataset "
+            "with a larger --val-fraction"
+        )
+    return found
 
 
 def open_table(path: str) -> ScoreTable:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from easycore_ray.core.trajectory_scores import (
     LearningTime,
-    Run,
+    RunFacts,
     TrajectoryScore,
     is_trajectory_score,
     parse_trajectory_score,
@@ -32,7 +32,7 @@ class Trajectories:
         run: the scoring run.
     """
 
-    def __init__(self, scores: Sequence[TrajectoryScore], epochs: Sequence[int], run: Run) -> None:
+    def __init__(self, scores: Sequence[TrajectoryScore], epochs: Sequence[int], run: RunFacts) -> None:
         self._scores = {str(score): score for score in scores}
         self._numbers = {epoch: number for number, epoch in enumerate(epochs)}
         self._run = run
@@ -43,7 +43,7 @@ class Trajectories:
         return list(dict.fromkeys(name for score in self._scores.values() for name in score.COLUMNS))
 
     def begin(self, size: int) -> dict[str, NDArray]:
-        """State of so many samples before the first epoch."""
+        """State of ``size`` samples before the first epoch: arrays (size,)."""
         return {
             f"{text}/{name}": values
             for text, score in self._scores.items()
@@ -51,7 +51,7 @@ class Trajectories:
         }
 
     def add(self, state: Mapping[str, NDArray], rows: Mapping[str, NDArray], epoch: int) -> None:
-        """Take in rows of an epoch; ``state`` is that of their samples, in their order, and is changed in place."""
+        """Take in (n,) rows of an epoch; ``state``, of their samples in their order, is changed in place."""
         for text, score in self._scores.items():
             score.add(self._own(state, text), rows, self._numbers[epoch], self._run)
 

@@ -338,7 +338,7 @@ def test_a_pipeline_hands_its_fields_to_its_stages():
 def test_an_arm_is_its_name(method, balance):
     """Written and parsed, it is the same arm, for every method and every score it takes."""
     scores = sorted(HIGHER_IS_HARDER) if METHODS[method].needs_score else [None]
-    for score in ["aign"] if method == "easycore" else scores:
+    for score in [METHODS[method].default_score] if METHODS[method].bound else scores:
         arm = Arm(method, score, balance)
         assert parse_arm(arm.name) == arm
 

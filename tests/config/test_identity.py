@@ -73,7 +73,7 @@ OTHER = {
 }  # fmt: skip
 SEVERAL = {"beta": (2.0,), "fraction": (0.2,), "method": ("hardest",), "training": ("trades", "pgd")}
 OTHER_OF = {
-    stages.CoresetConfig: {"option": ("strata=20",), "method": "stratified"},
+    stages.CoresetConfig: {"option": ("strata=20",), "method": "stratified", "cutoff_score": "aum"},
     SCORE: {"training": "mart", "score_pass": "fused"},
     SWEEP: SEVERAL, PIPELINE: SEVERAL, experiments.AnalyzeConfig: {"scores": ("t",), "checkpoint": ("t",)},
 }  # fmt: skip
@@ -138,6 +138,8 @@ def beside(kind, name):
         return {"trial_workers": 1} | ({} if name == "scheduler" else {"scheduler": "asha"})
     if name in {"search", "num_trials"}:
         return {"seeds": (0,)} | ({} if name == "search" else {"search": "optuna"})
+    if name == "cutoff_score":
+        return {"method": "stratified", "scores": "s"}
     if name == "prune_ratio":
         return {"pruning": "infobatch"}
     return {}

@@ -9,7 +9,7 @@ import pytest
 from easycore_ray.core.trajectory_scores import (
     TRAJECTORY_SCORES,
     Dual,
-    Run,
+    RunFacts,
     RunningNorm,
     TooFewEpochsError,
     TrajectoryScore,
@@ -23,9 +23,7 @@ SAMPLES, EPOCHS, CLASSES = 17, 13, 3
 def table():
     """Columns of a score table, (EPOCHS, SAMPLES) each, and labels."""
     rng = np.random.default_rng(0)
-    columns = {
-        name: rng.gamma(1.0, 1.0, (EPOCHS, SAMPLES)).astype(np.float32) for name in ("loss", "grad_norm", "kd_prev")
-    }
+    columns = {name: rng.gamma(1.0, 1.0, (EPOCHS, SAMPLES)).astype(np.float32) for name in ("loss", "grad_norm")}
     columns["margin"] = rng.normal(size=(EPOCHS, SAMPLES)).astype(np.float32)
     columns["correct"] = rng.random((EPOCHS, SAMPLES)) < 0.5
     return columns, rng.integers(0, CLASSES, SAMPLES), rng.gamma(1.0, 1.0, (EPOCHS, CLASSES))
@@ -37,7 +35,7 @@ def scored(score: TrajectoryScore, table, parts=(slice(0, 6), slice(6, None)), e
     threshold = None
     if score.NAME == "learning_time":
         threshold = float(scored(RunningNorm(), table, epochs=epochs).mean())
-    run = Run(count=epochs, val_loss=val_loss[:epochs], threshold=threshold)
+    run = RunFacts(count=epochs, val_loss=val_loss[:epochs], threshold=threshold)
     state = score.begin(SAMPLES, run)
     if "label" in state:
         state["label"][:] = labels
@@ -62,15 +60,6 @@ def dual(p, window=10, epochs=30):
     )
 
 
-def tdds(kd, window=10):
-    changes, total = kd[1:], 0.0
-    parts = windows(changes, window - 1)
-    for place, part in enumerate(parts):
-        spread = sum((value - statistics.fmean(part)) ** 2 for value in part) ** 0.5
-        total += spread * 0.9 * 0.1 ** (len(parts) - 1 - place)
-    return total
-
-
 ORACLES = {
     "dyn_unc": lambda of: dyn_unc(of.p),
     "dyn_unc:window=4": lambda of: dyn_unc(of.p, 4),
@@ -85,8 +74,6 @@ ORACLES = {
     "grad_norm_std": lambda of: statistics.stdev(of.grad_norm),
     "learning_time": lambda of: 1 - (of.running < of.threshold).mean(),
     "cld": lambda of: np.corrcoef(np.diff(of.loss), np.diff(of.val_loss))[0, 1],
-    "tdds": lambda of: tdds(of.kd_prev),
-    "tdds:window=4": lambda of: tdds(of.kd_prev, 4),
 }
 ASKED = tuple(ORACLES)
 
@@ -137,7 +124,7 @@ def test_constant_losses_correlate_with_nothing(table):
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("dyn_unc", 9), ("dual", 9), ("tdds", 9), ("cld", 2), ("margin_std", 1), ("frequency", 1)]
+    ("text", "count"), [("dyn_unc", 9), ("dual", 9), ("cld", 2), ("margin_std", 1), ("frequency", 1)]
 )
 def test_too_short_a_trajectory_is_refused(text, count):
     with pytest.raises(TooFewEpochsError, match=f"at least {count + 1} scored epochs, there are {count}"):
@@ -164,4 +151,4 @@ def test_what_cannot_be_meant_is_refused(text, problem):
 
 def test_default_options_are_those_of_the_sources():
     assert (Dual().window, Dual().epochs) == (10, 30)
-    assert parse_trajectory_score("dyn_unc").window == parse_trajectory_score("tdds").window == 10
+    assert parse_trajectory_score("dyn_unc").window == parse_trajectory_score("dual").window == 10

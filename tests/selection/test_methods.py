@@ -131,7 +131,7 @@ run(CoresetConfig, select, ["--help"])
     assert done.returncode == 0, done.stderr
     assert "near ['target=3'] 10" in done.stdout
     assert "('near:loss/class',)" in done.stdout
-    assert ",full,near}" in words
+    assert ",full,near}" in words.replace(" ", "")
     assert "near: the samples whose hardness is closest to a target." in words
 
 

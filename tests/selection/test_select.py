@@ -129,8 +129,8 @@ def test_the_fixture_has_ties_where_the_cut_is(inputs):
 @pytest.mark.parametrize("fraction", [0.005, 0.25])
 def test_the_count_is_exact(inputs, tmp_path, method, balance, fraction):
     """floor(fraction · N + 0.5) samples, whatever the method, and their classes as the histogram says."""
-    band = (0.0, 1.0)
-    coreset, ids = choose(inputs, tmp_path / "c", method=method, balance=balance, fraction=fraction, band=band)
+    options = {"score": "dual:window=2,epochs=3"} if METHODS[method].default_score == "dual" else {"band": (0.0, 1.0)}
+    coreset, ids = choose(inputs, tmp_path / "c", method=method, balance=balance, fraction=fraction, **options)
     labels = labels_of(COUNT)
 
     assert len(ids) == {0.005: 1, 0.25: 25}[fraction]
@@ -335,7 +335,7 @@ def test_a_plan_reduces_no_epochs(inputs, tmp_path):
     run = tmp_path / "scores"
     shutil.copytree(inputs / "scores", run)
     plan = select.plan(out=f"{tmp_path}/c", scores=str(run), epoch_range="1:2")
-    assert plan.work.startswith("reduce epochs 1:2 → ")
+    assert plan.work.startswith(f"reduce → {run}/hardness-epochs-1-2, and ")
     assert plan.makes == (f"{run}/hardness-epochs-1-2", f"{tmp_path}/c")
     assert not (run / "hardness-epochs-1-2").exists()
 
