@@ -1,5 +1,6 @@
 """Arms of a comparison: ``METHOD[:SCORE][/class]``, as command lines and tables name them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -7,6 +8,7 @@ from pydantic import AfterValidator
 
 from easycore_ray.config.fields import Balance, Text, check_score, cli_option
 from easycore_ray.core.selection import METHODS
+from easycore_ray.core.trajectory_scores import TooFewEpochsError, is_trajectory_score, parse_trajectory_score
 from easycore_ray.storage.errors import EasyCoreError
 
 DYNAMIC = {
@@ -85,6 +87,24 @@ def bound_score_problem(method: str, score: str | None) -> str:
         return ""
     other = {"easycore": "easiest for another score"}.get(method, "another method for it")
     return f"method {method} goes by {chosen.default_score}, got score {score!r}; write {other}"
+
+
+def trajectory_problems(arms: Iterable[Arm], scored_epochs: int) -> list[str]:
+    """Arms whose score takes more scored epochs than there are."""
+    found = []
+    for arm in arms:
+        if arm.score is not None and is_trajectory_score(arm.score):
+            try:
+                parse_trajectory_score(arm.score).check_epochs(scored_epochs)
+            except TooFewEpochsError as error:
+                found.append(f"method {arm.name}: {error}; score more, or give it a shorter window")
+    return found
+
+
+def needs_validation(arm: Arm) -> bool:
+    """Whether its score compares with the validation losses of a scoring run."""
+    known = arm.score is not None and is_trajectory_score(arm.score)
+    return known and parse_trajectory_score(arm.score or "").NEEDS_VALIDATION
 
 
 def _check_arm(text: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from easycore_ray.config.arms import ArmName, parse_arm
+from easycore_ray.config.arms import ArmName, parse_arm, trajectory_problems
 from easycore_ray.config.base import (
     Checked,
     ComputeConfig,
@@ -302,6 +302,8 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
                     f"method {arm.name} needs scores of adversarial training, and a pipeline scores in standard "
                     "training; run score --training trades --score-pass eval, then a sweep"
                 )
+        scored = len(range(self.score_epochs, 0, -self.score_every)) + (self.score_pass == "fused+eval")
+        found += trajectory_problems(map(parse_arm, self.method), scored)
         stages: list[Callable[[], Any]] = [
             lambda: self.score_config("dataset"),
             lambda: self.sweep_config("dataset", "scores"),

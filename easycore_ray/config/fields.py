@@ -217,12 +217,17 @@ METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[Text, _listed("method", METHODS), _choices(METHODS)]
 
 
+_ALIASES = {"csl": "loss"}
+"""Names by which scores are known as well: CSL (Ravikumar et al. 2025) is the loss, summed over the epochs."""
+
+
 def check_score(text: str) -> str:
     """A score as it is written in identities and names of columns: without options that have their default.
 
     Raises:
         EasyCoreError: it is unknown, or an option cannot be what it is.
     """
+    text = _ALIASES.get(text, text)
     if text in HIGHER_IS_HARDER:
         return text
     if not is_trajectory_score(text):

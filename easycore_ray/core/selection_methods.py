@@ -229,10 +229,10 @@ def hardest(scores: Scores, uniform: None) -> Scores:
 
 @selection_method("middle", default_score="aign")
 def middle(scores: Scores, sample_ids: Ids, labels: NDArray, k: int, *, uniform: None) -> Ids:
-    """The samples whose hardness is closest to the median (moderate coresets).
+    """The samples whose hardness is closest to the median.
 
-    After Xia et al. 2023, "Moderate Coreset", who rank by the distance of features to the class centre; here a sample
-    is ranked by |score - median|.
+    Ranked by |score - median|. Moderate coresets (Xia et al. 2023) rank by the distance of a sample's features to the
+    median ones of its class instead: this is not that method.
 
     Args:
         scores: float64 (N,), higher = harder, finite.

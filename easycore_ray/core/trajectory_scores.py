@@ -53,6 +53,8 @@ class TrajectoryScore:
     """Columns of the score table it reads."""
     HIGHER_IS_HARDER: ClassVar[bool]
     LEAST: ClassVar[Mapping[str, int]] = {}
+    NEEDS_VALIDATION: ClassVar[bool] = False
+    """Whether it compares with the validation losses of the run."""
 
     def __post_init__(self) -> None:
         """Refuse options that mean nothing.
@@ -386,6 +388,7 @@ class Cld(TrajectoryScore):
     DOC = "how well its loss goes with the validation loss of its class (CLD, Nagaraj et al. 2025)"
     COLUMNS = ("loss",)
     HIGHER_IS_HARDER = False
+    NEEDS_VALIDATION = True
 
     @property
     def least_epochs(self) -> int:

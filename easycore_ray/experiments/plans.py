@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from easycore_ray.config.arms import parse_arm
+from easycore_ray.config.arms import parse_arm, trajectory_problems
 from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.identity import artifact_identity
@@ -51,6 +51,8 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     for arm in map(parse_arm, config.method):
         if arm.score in ADVERSARIAL_SCORES and training_of(hardness) == "standard":
             raise EasyCoreError(f"method {arm.name}: {not_recorded(arm.score)}")
+    if problems := trajectory_problems(map(parse_arm, config.method), hardness.manifest["counts"]["scored_epochs"]):
+        raise EasyCoreError(problems[0])
     parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
     return dataset, hardness, parents | open_extra_parents(config, dataset)
 

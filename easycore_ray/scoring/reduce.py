@@ -13,7 +13,7 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.core.selection import ADVERSARIAL_SCORES
-from easycore_ray.core.trajectory_scores import Cld, RunFacts, TooFewEpochsError
+from easycore_ray.core.trajectory_scores import RunFacts, TooFewEpochsError
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
@@ -154,7 +154,7 @@ def _run_of(table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) ->
                 f"{error}: {table.path}; score more epochs, or give the score a shorter window"
             ) from error
     scored = tuple(epoch for epoch in epochs if epoch > 0)
-    if any(isinstance(score, Cld) for score in scores):
+    if any(score.NEEDS_VALIDATION for score in scores):
         run = replace(run, val_loss=val_losses_of(table, scored))
     return run
 

@@ -257,6 +257,16 @@ BAD = [
         {"method": ("random", "hardest:adv_loss")},
         "method hardest:adv_loss needs scores of adversarial training, and a pipeline scores in standard",
     ),
+    (
+        PipelineConfig,
+        {"method": ("easycore", "dual_beta"), "score_epochs": 8},
+        "method dual_beta: score dual needs at least 10 scored epochs, there are 9; score more, or give it a shorter",
+    ),
+    (
+        PipelineConfig,
+        {"method": ("easiest:dyn_unc:window=5",), "score_epochs": 8, "score_every": 2, "score_pass": "eval"},
+        "method easiest:dyn_unc:window=5: score dyn_unc:window=5 needs at least 5 scored epochs, there are 4",
+    ),
     (PipelineConfig, {"score_epochs": 0}, "score_epochs must be >= 1"),
     (PipelineConfig, {"fraction": (0.0,)}, r"fraction must be in \(0, 1\]"),
     (PipelineConfig, {"trial_workers": 0}, "trial_workers must be >= 1"),

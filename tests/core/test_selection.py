@@ -1,5 +1,6 @@
 """Selection: exact counts, ties by id, quotas, and one contract for every method."""
 
+import math
 import re
 
 import numpy as np
@@ -346,3 +347,75 @@ def test_every_method_explains_itself():
         assert f"| `{name}` | {method.doc} |" in table
         for option, spec in method.options.items():
             assert f"`{option}` ({spec.default})" in table
+
+
+# ---------------------------------------------------------------- two scores
+
+
+def beta_weights(dual, confidence, k, exponent=4.0):
+    """DUAL's weights of a draw, one sample after the other, with the density written out."""
+    highest = sorted(range(len(dual)), key=lambda row: -dual[row])[:10]
+    mean = sum(confidence[row] for row in highest) / len(highest)
+    b = 15 * (1 - mean) * (1 - (1 - k / len(dual)) ** exponent)
+    a = 16 - b
+    scale = math.gamma(a + b) / (math.gamma(a) * math.gamma(b))
+    return np.array([score * scale * q ** (a - 1) * (1 - q) ** (b - 1)
+                     for score, q in zip(dual, confidence, strict=True)])  # fmt: skip
+
+
+def drawn(dual, confidence, k, seed, **options):
+    ids = np.arange(len(dual)) * 3
+    kept = choose("dual_beta", sample_ids=ids, labels=ids % 2, fraction=k / len(ids), scores=dual, second=confidence,
+                  seed=seed, **options)  # fmt: skip
+    return kept // 3
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_dual_beta_draws_by_its_weights_without_replacement(k):
+    """Shares over 4,000 seeds are those of one draw after the other from what is left."""
+    rng = np.random.default_rng(5)
+    dual, confidence = rng.gamma(1.0, 0.1, 12), rng.uniform(0.3, 0.95, 12)
+    weights = beta_weights(dual, confidence, k)
+    found = np.zeros(12)
+    for seed in range(4000):
+        found[drawn(dual, confidence, k, seed)] += 1
+    plain = np.zeros(12)
+    for _ in range(4000):
+        plain[rng.choice(12, k, replace=False, p=weights / weights.sum())] += 1
+
+    assert np.abs(found - plain).max() / 4000 < 0.05
+    assert plain.max() - plain.min() > 400
+
+
+def test_dual_beta_prefers_easier_samples_the_fewer_it_keeps():
+    """Its density moves to higher confidence; a larger exponent, to lower."""
+    rng = np.random.default_rng(6)
+    dual, confidence = rng.gamma(1.0, 0.1, 2000), rng.uniform(0.05, 0.95, 2000)
+    few, many = (confidence[drawn(dual, confidence, k, 0)].mean() for k in (100, 1000))
+    assert few > many + 0.05
+    assert (
+        confidence[drawn(dual, confidence, 300, 0, exponent=12.0)].mean()
+        < confidence[drawn(dual, confidence, 300, 0)].mean()
+    )
+
+
+def test_dual_beta_takes_what_has_no_weight_last():
+    """Samples without variation have none, and certain ones an infinite density."""
+    dual, confidence = np.array([0.0, 0.2, 0.0, 0.1, 0.3]), np.array([1.0, 1.0, 0.0, 0.5, 0.6])
+    assert drawn(dual, confidence, 3, 0).tolist() == [1, 3, 4]
+    assert {tuple(drawn(dual, confidence, 4, seed).tolist()) for seed in range(20)} == {(0, 1, 3, 4), (1, 2, 3, 4)}
+
+
+def test_stratified_drops_the_hardest_by_another_score():
+    """As CCS drops by AUM whatever it stratifies by; strata are those of what is left."""
+    rng = np.random.default_rng(7)
+    ids, el2n, aum = np.arange(200), rng.random(200), rng.normal(size=200)
+    options = dict(sample_ids=ids, labels=ids % 2, fraction=0.3, score="el2n", cutoff=0.25, strata=10)
+    kept = choose("stratified", scores=el2n, second=aum, second_score="aum", **options)
+    left = np.sort(np.argsort(aum)[50:])
+
+    assert set(kept) <= set(left.tolist())
+    alone = choose("stratified", scores=el2n[left], **options | dict(sample_ids=left, labels=left % 2, fraction=0.4,
+                                                                    cutoff=0.0))  # fmt: skip
+    assert kept.tolist() == alone.tolist()
+    assert kept.tolist() != choose("stratified", scores=el2n, **options).tolist()
