@@ -154,8 +154,8 @@ class _Select(Protocol):
         experiment: str = "easycore", scores: StrPath | None = None, dataset: StrPath | None = None,
         user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
-        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
-        materialize: bool = False,
+        cutoff: float = 0.0, cutoff_score: str | None = None, band: tuple[float, float] = (0.25, 0.75),
+        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False,
     ) -> Coreset: ...
     @overload
     def plan(self, config: CoresetConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -167,8 +167,8 @@ class _Select(Protocol):
         experiment: str = "easycore", scores: StrPath | None = None, dataset: StrPath | None = None,
         user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
-        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
-        materialize: bool = False, measure: bool = False,
+        cutoff: float = 0.0, cutoff_score: str | None = None, band: tuple[float, float] = (0.25, 0.75),
+        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Train(Protocol):
@@ -573,7 +573,7 @@ class _Inspect(Protocol):
     def __call__(
         self,
         *,
-        path: StrPath, verify: bool = False, score: str = "aign", count: int = 10, images: StrPath | None = None,
+        path: StrPath, verify: bool = False, score: str | None = None, count: int = 10, images: StrPath | None = None,
         json: bool = False,
     ) -> dict[str, Any]: ...
 

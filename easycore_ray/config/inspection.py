@@ -14,7 +14,7 @@ from easycore_ray.config.fields import (
     Flag,
     Natural,
     NonNegative,
-    TableScoreName,
+    ScoreName,
     Text,
     WeightsName,
 )
@@ -73,8 +73,8 @@ class InspectConfig(Checked):
     """Folder of any artifact, finished or not: local path, s3:// or gs://."""
     verify: Flag = setting(default=False, identity=False, group="output")
     """Reread everything: checksums, rows, schema, coverage; exit code 1 if anything is wrong."""
-    score: TableScoreName = setting(default="aign", identity=False, group="output")
-    """Score the easiest and hardest samples are shown by."""
+    score: ScoreName | None = setting(default=None, identity=False, group="output")
+    """Score the easiest and hardest samples are shown by; aign, or what the table was made for, if left out."""
     count: Natural = setting(default=10, identity=False, group="output")
     """How many of the easiest and hardest samples to show; 0 for none."""
     images: Text | None = setting(default=None, identity=False, group="output")

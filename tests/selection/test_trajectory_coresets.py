@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from easycore_ray import inspect
 from easycore_ray.core.selection import choose
 from easycore_ray.data.coreset import read_sample_ids
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
@@ -64,6 +65,22 @@ def test_a_trajectory_is_reduced_once(scores, tmp_path):
     made = (folder / "manifest.json").stat().st_mtime_ns
     select(out=f"{tmp_path}/d", method="hardest", **options)
     assert (folder / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_a_table_of_trajectories_is_looked_at_by_its_own_scores(scores, tmp_path):
+    """Quantiles of each, extremes by the first; what it was not made for is named."""
+    reduce(out=f"{tmp_path}/own", scores=scores, only=("correctness", "dyn_unc:window=3", "loss"))
+    found = inspect(path=f"{tmp_path}/own", count=3)["scores"]
+    table = read_hardness(open_hardness(f"{tmp_path}/own"))
+
+    assert set(found["quantiles"]) == {"correctness", "dyn_unc:window=3", "loss"}
+    assert found["score"] == "correctness"
+    assert [row["score"] for row in found["hardest"]] == sorted(table["correctness"].to_pylist())[:3]
+    assert inspect(path=f"{tmp_path}/own", score="dyn_unc:window=3")["scores"]["hardest"][0]["score"] == max(
+        table["dyn_unc:window=3"].to_pylist()
+    )
+    with pytest.raises(EasyCoreError, match=r"reduced without dual, which is made when asked for: easycore"):
+        inspect(path=f"{tmp_path}/own", score="dual")
 
 
 def test_csl_is_the_loss(scores, tmp_path):
