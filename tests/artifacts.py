@@ -17,6 +17,7 @@ from easycore_ray.data import shards, views
 from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, shard_path, write_index
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.scoring import score_table
+from easycore_ray.scoring.feature_table import describe_features, write_feature_part
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import ScorePart, write_part_list
 from easycore_ray.storage import artifact
@@ -112,6 +113,24 @@ def finish_table(
         counts={"samples": samples.num_rows if num_samples is None else num_samples},
         wall_seconds=0.0,
         parts=[part.to_dict() for part in parts],
+    )
+
+
+def finish_features(run: Path | str, columns: dict[str, np.ndarray], rank_of_row: np.ndarray) -> None:
+    """Write ``run/features`` in a part for each of three ranks; columns as for ``write_feature_part``."""
+    parts = []
+    for rank in range(3):
+        mine = {name: values[rank_of_row == rank] for name, values in columns.items()}
+        parts.append(write_feature_part(f"{run}/features", mine, epoch=1, rank=rank, attempt="a", segment=0))
+    artifact.finish(
+        Claim(f"{run}/features", "feature_table", "identity", "nonce", resumed=False),
+        fingerprint=score_table.fingerprint(parts),
+        config={},
+        parents={},
+        counts={"samples": len(rank_of_row)},
+        wall_seconds=0.0,
+        parts=[part.to_dict() for part in parts],
+        **describe_features(parts, f"{run}/features"),
     )
 
 

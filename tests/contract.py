@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_quotas, is_higher_harder
 from easycore_ray.core.selection_methods import METHODS
 from easycore_ray.scoring.hardness_table import ADVERSARIAL_HARDNESS_SCHEMA, write_hardness
@@ -48,6 +49,14 @@ def columns():
         "dual": rng.gamma(1.0, 0.1, COUNT),
         "confidence": rng.random(COUNT),
     }
+
+
+@functools.cache
+def features():
+    """Of the same samples: places of no two alike, and a softmax."""
+    rng = np.random.default_rng(8)
+    odds = rng.gamma(1.0, 1.0, (COUNT, 5)).astype(np.float32)
+    return Features(rng.normal(size=(COUNT, 6)).astype(np.float32), odds / odds.sum(axis=1, keepdims=True))
 
 
 def stored(score):
@@ -89,7 +98,7 @@ def kept(method, score, balance, *, fraction=None, seed=0, where=None, samples=N
         num_classes=5 if balance == "class" else None, seed=seed, options=chosen.known(options),
     )  # fmt: skip
     choice = exact_cut.decide(selection, samples, second=stored(chosen.second_score) if chosen.second_score else None,
-                              limit=limit)  # fmt: skip
+                              features=features() if chosen.needs_features else None, limit=limit)  # fmt: skip
     parts = [
         batch.sample_ids
         for partition, rule in zip(choice.partitions, choice.rules, strict=True)
@@ -110,7 +119,8 @@ def in_memory(method, score, balance, *, order=None, **options):
     scores = stored(score)[order] if METHODS[method].needs_score else None
     second = stored(METHODS[method].second_score)[order] if METHODS[method].second_score else None
     return choose(method, sample_ids=columns()["sample_id"][order], labels=columns()["label"][order], scores=scores,
-                  second=second, score=score, balance=balance, fraction=fraction_of(method), **options)  # fmt: skip
+                  second=second, features=features().take(order) if METHODS[method].needs_features else None,
+                  score=score, balance=balance, fraction=fraction_of(method), **options)  # fmt: skip
 
 
 def check_count(method, score, balance):

@@ -49,6 +49,11 @@ class Arm:
         return not self.is_dynamic and METHODS[self.method].needs_score
 
     @property
+    def needs_features(self) -> bool:
+        """Whether it goes by penultimate features."""
+        return not self.is_dynamic and METHODS[self.method].needs_features
+
+    @property
     def draws(self) -> bool:
         """Whether another seed selects another coreset."""
         return not self.is_dynamic and METHODS[self.method].draws

@@ -15,6 +15,7 @@ from easycore_ray.config.base import (
     eps_problems,
     if_given,
     if_normalised,
+    if_set,
     setting,
 )
 from easycore_ray.config.evaluation import OF_WEIGHTS_FILE, EvalBatchConfig, EvalMeasureConfig, EvaluateConfig
@@ -30,6 +31,7 @@ from easycore_ray.config.fields import (
     Number,
     OnDuplicate,
     Positive,
+    Recorded,
     ScorePass,
     Several,
     SourceFormat,
@@ -203,6 +205,8 @@ class ScoringConfig(ScoreBatchConfig):
     """Also score the untrained network (epoch 0): a control, aign_epoch0, that never enters AIGN."""
     stop_when_stable: Number | None = setting(default=None, identity=True, group="training")
     """End a scoring run once the easiest half by AIGN is this stable: see score."""
+    record: Several[Recorded] = setting(default=(), identity=if_set("record"), group="training")
+    """What scoring records besides scores, e.g. features: see score."""
 
 
 @configuration
@@ -304,6 +308,9 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
                 )
         scored = len(range(self.score_epochs, 0, -self.score_every)) + (self.score_pass == "fused+eval")
         found += trajectory_problems(map(parse_arm, self.method), scored)
+        for arm in map(parse_arm, self.method):
+            if arm.needs_features and "features" not in self.record:
+                found.append(f"method {arm.name} needs the features of the samples; pass --record features")
         stages: list[Callable[[], Any]] = [
             lambda: self.score_config("dataset"),
             lambda: self.sweep_config("dataset", "scores"),

@@ -14,6 +14,7 @@ from easycore_ray.config.base import (
     configuration,
     if_given,
     if_normalised,
+    if_set,
     setting,
 )
 from easycore_ray.config.fields import (
@@ -30,6 +31,7 @@ from easycore_ray.config.fields import (
     OnDuplicate,
     PartialShare,
     Positive,
+    Recorded,
     ScoreName,
     ScorePass,
     Several,
@@ -156,6 +158,9 @@ class ScoreConfig(
     stop_when_stable: Number | None = setting(default=None, identity=True, group="training")
     """End the run once the easiest half by AIGN changes less than this from one scored epoch to the next: the share
     that stays, e.g. 0.98, in (0, 1]. Never, if left out."""
+    record: Several[Recorded] = setting(default=(), identity=if_set("record"), group="training")
+    """What is recorded besides scores. features: penultimate features and softmax of every sample, in half precision,
+    in the exact pass of the final weights: what methods such as moderate, k_center or craig go by."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -164,6 +169,15 @@ class ScoreConfig(
             found.append(
                 f"stop_when_stable must be in (0, 1], got {self.stop_when_stable:g}; it is the share of the easiest "
                 "half that stays from one scored epoch to the next"
+            )
+        if self.record and self.score_pass == "fused":
+            found.append(
+                "record features needs an exact pass of the final weights, got score_pass fused; pass fused+eval"
+            )
+        if self.record and self.score_pass == "eval" and self.stop_when_stable is not None:
+            found.append(
+                "record features does not know which pass is the last with score_pass eval and stop_when_stable; pass "
+                "--score-pass fused+eval"
             )
         if self.training != "standard" and self.score_pass != "eval":
             found.append(

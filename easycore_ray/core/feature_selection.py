@@ -6,6 +6,7 @@ partitions. NumPy only. Costs are of N samples, k kept, D features; see ``featur
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +14,27 @@ from numpy.typing import NDArray
 
 _Features: TypeAlias = NDArray[np.float32]
 _Rows: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network's last linear layer takes and gives, of samples in the order of their ids."""
+
+    values: NDArray[np.float32]
+    """Penultimate features, (N, D)."""
+    probabilities: NDArray[np.float32]
+    """Softmax, (N, num_classes)."""
+
+    def take(self, rows: _Rows) -> "Features":
+        """Those of some rows, (n,) integers, in their order."""
+        return Features(self.values[rows], self.probabilities[rows])
+
+    def errors(self, labels: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Softmax - onehot of labels (N,), the gradient of the cross-entropy at the logits: (N, num_classes)."""
+        found = self.probabilities.copy()
+        found[np.arange(len(labels)), labels] -= 1.0
+        return found
+
 
 # Rows whose distances to all others are held at once.
 _BLOCK_ROWS = 1024

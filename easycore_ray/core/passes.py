@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from easycore_ray.core.ascent import Ascent, climb, worst_of
 from easycore_ray.core.attacks import fgsm, frozen_eval, pgd
 from easycore_ray.core.augment import to_device
+from easycore_ray.core.last_layer import record_last_layer
 from easycore_ray.core.loop import Batches, prepare_inputs
 from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.memory import RowLimit, default_rows
@@ -67,6 +68,7 @@ def score_epoch(
     *,
     input_space: str = "pixel",
     attack: ScoreAttack | None = None,
+    features: bool = False,
     limit: RowLimit | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -77,13 +79,15 @@ def score_epoch(
         batches: rows to score, images uint8 (B, C, H, W), in batches of any size; they are cut anew.
         input_space: inputs that gradients are taken with respect to, one of ``scores.INPUT_SPACES``.
         attack: under which rows are scored as well; the other scores are the same to the bit.
+        features: also give ``last_layer.FEATURE_FIELDS`` of every row.
         limit: rows that are scored at once; another number changes a score by rounding only. By default what
             ``memory.default_rows`` says.
         on_batch: called with the number of rows after each batch.
 
     Returns:
         ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
-        (N,); in the order of the batches. With an attack also ``adv_loss`` float32 (N,) and ``adv_correct`` bool (N,).
+        (N,); in the order of the batches. With an attack also ``adv_loss`` float32 (N,) and ``adv_correct`` bool (N,),
+        with features those, float16 (N, D) and (N, num_classes).
 
     Raises:
         ValueError: there are no batches.
@@ -96,7 +100,7 @@ def score_epoch(
     limit = limit or _limit_for(first[1])
     found = ScoreColumns()
     for batch in _cut_anew(itertools.chain([first], source), limit.rows):
-        for scores in limit.map(partial(_score_rows, model, device, scale, attack), *batch):
+        for scores in limit.map(partial(_score_rows, model, device, scale, attack, features=features), *batch):
             found.add(scores)
         if on_batch is not None:
             on_batch(len(batch[0]))
@@ -141,11 +145,15 @@ def _score_rows(
     sample_ids: Tensor,
     images: Tensor,
     labels: Tensor,
+    features: bool = False,
 ) -> dict[str, Tensor]:
     inputs, truth = prepare_inputs(images, device), to_device(labels, device)
     with _full_float32(device):
         # Bytes divided by 255 are in [0, 1]: nothing to check, for which a GPU would have to be waited for.
-        scores = score_batch(model, inputs, truth, scale=scale, check=False)
+        recording: Any = record_last_layer(model) if features else nullcontext({})
+        with recording as last_layer:
+            scores = score_batch(model, inputs, truth, scale=scale, check=False)
+        scores |= last_layer
         if attack is not None:
             scores |= attack.score(model, sample_ids, inputs, truth)
     return {"sample_id": sample_ids, "label": truth, **scores}

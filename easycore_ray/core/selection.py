@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from easycore_ray.core import feature_methods as feature_methods  # registers them
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.hashing import uniform_draws
 from easycore_ray.core.lowest import Ids, lowest, refuse_nan
 from easycore_ray.core.seeding import derive_seed
@@ -70,6 +72,7 @@ def choose(
     score: str | None = None,
     second: NDArray | None = None,
     second_score: str | None = None,
+    features: Features | None = None,
     balance: str = "none",
     seed: int = 0,
     **options: Any,
@@ -85,6 +88,7 @@ def choose(
         score: what the scores are, see ``is_higher_harder``; the method's usual score if not given.
         second: (N,) as stored, for methods that read two scores.
         second_score: what those are; the method's usual second score if not given.
+        features: of the samples, in the same order, for methods that go by them.
         balance: "none" ranks all samples together; "class" runs the method within each class on its share.
         seed: of methods that draw.
         options: the method's own.
@@ -97,14 +101,16 @@ def choose(
     options = chosen.known(options)
     ids, classes, hardness = _sorted_rows(chosen, sample_ids, labels, scores=scores, score=score)
     also = _sorted_second(chosen, sample_ids, second, second_score)
+    places = _sorted_features(chosen, sample_ids, features)
     k = budget(len(ids), fraction)
     chosen.check_budget(k, len(ids))
     if balance == "none":
-        return _kept(chosen, (hardness, ids, classes, also), k, seed=seed, options=options)
+        return _kept(chosen, (hardness, ids, classes, also, places), k, seed=seed, options=options)
     parts = []
     for rows, quota in _shares(classes, k):
         own, other = (None if values is None else values[rows] for values in (hardness, also))
-        parts.append(_kept(chosen, (own, ids[rows], classes[rows], other), quota, seed=seed, options=options))
+        group = (own, ids[rows], classes[rows], other, None if places is None else places.take(rows))
+        parts.append(_kept(chosen, group, quota, seed=seed, options=options))
     return np.sort(np.concatenate(parts))
 
 
@@ -233,16 +239,17 @@ def ranking_keys(
 
 def _kept(
     method: Method,
-    rows: tuple[NDArray | None, Ids, NDArray, NDArray | None],
+    rows: tuple[NDArray | None, Ids, NDArray, NDArray | None, Features | None],
     k: int,
     *,
     seed: int,
     options: Mapping[str, Any],
 ) -> Ids:
-    """What the method keeps of one group of samples, given as hardness, ids, labels and the second hardness."""
-    hardness, ids, labels, also = rows
+    """What the method keeps of one group of samples: hardness, ids, labels, the second hardness and features."""
+    hardness, ids, labels, also, places = rows
     if not method.ranks:
         options = options if method.second_score is None else {**options, "second": also}
+        options = {**options, "features": places} if method.needs_features else options
         return method.function(hardness, ids, labels, k, uniform=draws_of(method, seed, ids), **options)
     return lowest(ranking_keys(method, hardness, ids, seed=seed, options=options), ids, k)
 
@@ -288,6 +295,24 @@ def _sorted_second(
     values = values[np.argsort(ids, kind="stable")]
     refuse_nan(values, np.sort(ids))
     return values if is_higher_harder(score or chosen.second_score) else -values
+
+
+def _sorted_features(chosen: Method, sample_ids: NDArray, features: Features | None) -> Features | None:
+    """Features in the order of the ids; None if the method needs none."""
+    if not chosen.needs_features:
+        return None
+    if features is None:
+        raise ValueError(f"method {chosen.name!r} needs features; pass them")
+    if len(features.values) != len(sample_ids) or len(features.probabilities) != len(sample_ids):
+        raise ValueError(
+            f"sample_ids and features must have one length, got {len(sample_ids)} and {len(features.values)}"
+        )
+    bad = np.asarray(~np.isfinite(features.values).all(axis=1))
+    if bad.any():
+        first = np.sort(np.asarray(sample_ids)[bad])[:5].tolist()
+        raise ValueError(f"features of {bad.sum()} of {len(bad)} samples are not finite (first ids: {first})")
+    order = np.argsort(np.asarray(sample_ids, np.int64), kind="stable")
+    return features.take(order)
 
 
 def _shares(classes: NDArray, k: int) -> list[tuple[NDArray, int]]:

@@ -57,6 +57,16 @@ class Option:
         return self.kind(text)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a choice among n samples takes in one process, about."""
+
+    operations: float
+    """Multiplications and additions."""
+    memory: float
+    """Bytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A selection method as registered.
@@ -71,6 +81,8 @@ class Method:
         bound: whether its name stands for its usual score as well, so that it goes by no other.
         draws: whether it draws at random, so that another seed gives another coreset.
         keeps_all: whether it makes sense with fraction 1 only.
+        needs_features: whether it reads penultimate features, ``features``.
+        cost: what it takes for n samples, k kept, of ``size`` features, where that is more than some passes over them.
         options: its own options by name.
         doc: first line of its docstring.
     """
@@ -84,6 +96,8 @@ class Method:
     bound: bool = False
     draws: bool
     keeps_all: bool = False
+    needs_features: bool = False
+    cost: Callable[[int, int, int], Cost] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     doc: str
 
@@ -111,6 +125,9 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 
+# Keywords that are no options.
+_GIVEN = ("uniform", "second", "features")
+
 
 def ranking_method(
     name: str, *, default_score: str | None = None, bound: bool = False, draws: bool = False, keeps_all: bool = False
@@ -135,20 +152,24 @@ def selection_method(
     second_score: str | None = None,
     bound: bool = False,
     draws: bool = False,
+    features: bool = False,
+    cost: Callable[[int, int, int], Cost] | None = None,
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, sample_ids, labels, k, *, uniform) -> k of the ids, sorted``.
 
     All N rows (of a class, with class balance) arrive at once, sorted by id: about 100 bytes of memory a sample.
     ``scores`` float64 (N,), higher = harder; ``sample_ids`` int64 (N,); ``labels`` integers (N,); ``uniform`` as for
-    ``ranking_method``; with ``second_score`` also ``second``, like ``scores``, or None where none is given. The result
-    is int64 (k,).
+    ``ranking_method``; with ``second_score`` also ``second``, like ``scores``, or None where none is given; with
+    ``features`` also ``features``, a ``feature_selection.Features`` of the rows. The result is int64 (k,). What takes
+    more than some passes over the rows says so by ``cost(n, k, number of features)``.
 
     Raises:
         ValueError: the name is taken.
     """
     return _register(
-        name, ranks=False, default_score=default_score, second_score=second_score, bound=bound, draws=draws
-    )
+        name, ranks=False, default_score=default_score, second_score=second_score, bound=bound, draws=draws,
+        features=features, cost=cost,
+    )  # fmt: skip
 
 
 def describe(methods: Mapping[str, Method] = METHODS) -> str:
@@ -164,6 +185,7 @@ def markdown_table(methods: Mapping[str, Method] = METHODS) -> str:
         options = ", ".join(f"`{name}` ({option.default})" for name, option in method.options.items())
         score = f"any, usually `{method.default_score}`" if method.needs_score else ""
         score = f"`{method.default_score}`" if method.bound else score
+        score = ", ".join(filter(None, [score, "features" if method.needs_features else ""]))
         drawn = "by seed" if method.draws else ""
         runs = "file by file" if method.ranks else "in one process"
         lines.append(f"| `{method.name}` | {method.doc} | {score} | {options} | {drawn} | {runs} |")
@@ -183,6 +205,8 @@ def _register(
     draws: bool,
     second_score: str | None = None,
     keeps_all: bool = False,
+    features: bool = False,
+    cost: Callable[[int, int, int], Cost] | None = None,
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     if name in METHODS:
         raise ValueError(f"a selection method named {name!r} exists already")
@@ -200,7 +224,9 @@ def _register(
             bound=bound,
             draws=draws,
             keeps_all=keeps_all,
-            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name not in ("uniform", "second")},
+            needs_features=features,
+            cost=cost,
+            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name not in _GIVEN},
             doc=(function.__doc__ or "").strip().split("\n")[0],
         )
         return function

@@ -58,6 +58,10 @@ class Recorder(Protocol):
         """The epoch under which an exact pass with the weights after ``epoch`` (0: untrained) is recorded, if any."""
         ...
 
+    def records_features(self, epoch: int) -> bool:
+        """Whether the exact pass that is recorded under an epoch also records the last layer: see ``score_epoch``."""
+        ...
+
     def record(
         self,
         context: Context,
@@ -324,7 +328,8 @@ def _score(run: _Run, state: State, progress: EpochProgress) -> None:
     while progress.scored < segments.scored_segments:
         segment, started = progress.scored, time.monotonic()
         columns = score_epoch(run.model, run.loader.ordered(segment), input_space=run.fit.plan.input_space,
-                              attack=ScoreAttack.of_plan(run.fit.plan, epoch), limit=run.scored_at_once)  # fmt: skip
+                              attack=ScoreAttack.of_plan(run.fit.plan, epoch),
+                              features=run.recorder.records_features(epoch), limit=run.scored_at_once)  # fmt: skip
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
                             rows=segments.scored_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1

@@ -36,6 +36,7 @@ _CONFIGS: dict[str, type[Any]] = {
     "dataset": stages.PrepareConfig,
     "scoring_run": stages.ScoreConfig,
     "score_table": stages.ScoreConfig,
+    "feature_table": stages.ScoreConfig,
     "hardness_table": stages.ReduceConfig,
     "coreset": stages.CoresetConfig,
     "checkpoint": stages.TrainConfig,

@@ -33,6 +33,10 @@ class MixedRecorder:
         """See ``Recorder``."""
         return self.main.exact_pass(epoch, carried)
 
+    def records_features(self, epoch: int) -> bool:
+        """See ``Recorder``."""
+        return self.main.records_features(epoch)
+
     def record(
         self,
         context: Context,

@@ -18,6 +18,8 @@ import torch
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
+from easycore_ray.core.last_layer import check_last_layer
+from easycore_ray.core.models import build_model
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.extra_data import ExtraData, extra_data
@@ -31,6 +33,7 @@ from easycore_ray.engine.state import VAL_LOSSES, State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.extra_scores import MixedRecorder, extra_history, extra_parents
+from easycore_ray.scoring.feature_table import FEATURE_TABLE, describe_features, write_feature_part
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.scoring.reduce import reduce
@@ -49,6 +52,7 @@ from easycore_ray.scoring.score_table import (
 )
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, finish
+from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import Tracker, reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
@@ -91,6 +95,8 @@ class ScoreRecorder:
     num_samples: int
     checksum: int
     stop_when_stable: float | None = None
+    features: str | None = None
+    """Folder of the feature table; None if features are not recorded."""
 
     def records_steps(self, epoch: int) -> bool:
         """See ``Recorder``."""
@@ -103,6 +109,11 @@ class ScoreRecorder:
         # The weights after the last epoch are those with which one more would begin.
         last = epoch == self.epochs or carried.get("stopped", False)
         return epoch + 1 if self.score_pass == "fused+eval" and last else None
+
+    def records_features(self, epoch: int) -> bool:
+        """See ``Recorder``: those of the final weights."""
+        last = self.score_pass == "fused+eval" or epoch == self.epochs
+        return self.features is not None and epoch > 0 and last
 
     def _wanted(self, epoch: int) -> bool:
         return self.initial_pass if epoch == 0 else (self.epochs - epoch) % self.every == 0
@@ -118,8 +129,12 @@ class ScoreRecorder:
         carried: dict[str, Any],
     ) -> None:
         """See ``Recorder``."""
-        part = write_part(self.table, columns, epoch=epoch, segment=segment, rank=context.rank,
-                          attempt=context.attempt)  # fmt: skip
+        where: dict[str, Any] = {"epoch": epoch, "segment": segment, "rank": context.rank, "attempt": context.attempt}
+        if "features" in columns:
+            assert self.features is not None
+            placed = context.gather(write_feature_part(self.features, columns, **where).to_dict())
+            carried.setdefault("feature_parts", []).extend(placed)
+        part = write_part(self.table, columns, **where)
         chosen = in_sample(columns["sample_id"], self.num_samples)
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
         totals = {
@@ -141,6 +156,9 @@ class ScoreRecorder:
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         entry = write_part_list(self.lists, parts, epoch=epoch, attempt=context.attempt, write=context.rank == 0)
         carried.setdefault("part_lists", []).append(entry)
+        if "feature_parts" in carried:
+            parts = [ScorePart.from_dict(entry) for entry in carried["feature_parts"]]
+            check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         metrics = {metric: carried.pop(key) / self.num_samples for key, (_, metric) in _SUMS.items() if key in carried}
         ids, norms = (carried.pop(name).numpy() for name in ("followed_ids", "followed_norms"))
         if epoch > 0:
@@ -213,10 +231,19 @@ def make_scoring_fit(
         coreset: whose samples are scored; the whole training split if None.
         initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
         extra: rows that are mixed into every batch, from ``extra_data.extra_data``; None without ``extra_dataset``.
+
+    Raises:
+        EasyCoreError: features are to be recorded, and the network does not end in a linear layer.
     """
-    return make_fit(config, dataset, coreset, initial=initial, extra=extra, record_scores=config.score_pass != "eval",
-                    objective=None if config.training == "standard" else config,
-                    score_batch_size=config.score_batch_size)  # fmt: skip
+    fit = make_fit(config, dataset, coreset, initial=initial, extra=extra, record_scores=config.score_pass != "eval",
+                   objective=None if config.training == "standard" else config,
+                   score_batch_size=config.score_batch_size)  # fmt: skip
+    if "features" in config.record:
+        try:
+            check_last_layer(build_model(**fit.model), dataset.image_shape)
+        except ValueError as error:
+            raise EasyCoreError(f"record features: {error}; score {config.model} without it") from error
+    return fit
 
 
 def describe_scoring(config: ScoreConfig, path: str, status: str) -> TrackedRun:
@@ -255,6 +282,7 @@ def make_recorder(config: ScoreConfig, fit: Fit, dataset: Dataset, folder: str, 
             num_samples=samples.num_rows,
             checksum=id_checksum(samples["sample_id"].to_numpy()),
             stop_when_stable=stop_when_stable,
+            features=paths.join(folder, FEATURE_TABLE) if "features" in config.record else None,
         )
 
     main = record(scored_samples(dataset, fit.read_sample_ids()), folder, lists, config.stop_when_stable)
@@ -294,7 +322,9 @@ def _finish_run(
         inside = made.inside(EXTRA_SCORES, "scoring_run", content_hash(made.identity, EXTRA_SCORES))
         sources = fit.describe_sources(state.step)
         # The validation split has the classes of the main rows.
-        other = replace(state, history=extra_history(state.history), carried={**state.carried, VAL_LOSSES: []})
+        placed = state.carried.get(CARRIED_EXTRA + "feature_parts", [])
+        carried = {**state.carried, VAL_LOSSES: [], "feature_parts": placed}
+        other = replace(state, history=extra_history(state.history), carried=carried)
         extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), other, parts, seconds, **sources)
     parts = read_part_lists(lists, state.carried["part_lists"])
     details = fit.describe_sources(state.step)
@@ -335,16 +365,41 @@ def _finish_scores(
         parts=[part.to_dict() for part in parts],
         val_losses=state.carried.get(VAL_LOSSES, []),
     )
+    features = _finish_features(config, made, {**parents, "score_table": table}, state)
     started = time.monotonic()
     hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))
     return finish(
         made,
         fingerprint=hardness.fingerprint,
         config=to_dict(config),
-        parents=parents | {"score_table": table, "hardness_table": hardness} | dict(more_parents or {}),
+        parents=parents | {"score_table": table, "hardness_table": hardness} | features | dict(more_parents or {}),
         counts=table.manifest["counts"],
         wall_seconds=seconds + time.monotonic() - started,
         device_seconds=device_seconds,
         epochs=state.history,
         **details,
     )
+
+
+def _finish_features(
+    config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State
+) -> dict[str, Artifact]:
+    """The feature table of a run, as a parent of it; nothing where features were not recorded."""
+    parts = [ScorePart.from_dict(entry) for entry in state.carried.get("feature_parts", [])]
+    if not parts:
+        return {}
+    inside = made.inside(FEATURE_TABLE, "feature_table", made.identity)
+    found = finish(
+        inside,
+        fingerprint=fingerprint(parts),
+        config=to_dict(config),
+        parents=parents,
+        counts={
+            "samples": sum(part.rows for part in parts),
+            "bytes": sum(part.num_bytes for part in parts),
+        },
+        wall_seconds=0.0,
+        parts=[part.to_dict() for part in parts],
+        **describe_features(parts, inside.path),
+    )
+    return {"feature_table": found}

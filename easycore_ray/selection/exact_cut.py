@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.lowest import Ids, nan_problem
 from easycore_ray.core.order_statistics import (
     LIMIT,
@@ -93,6 +94,7 @@ def decide(
     partitions: Sequence[Partition],
     *,
     second: NDArray[np.float64] | None = None,
+    features: Features | None = None,
     limit: int = LIMIT,
 ) -> Choice:
     """Find out what is kept: exactly ``budget(N, fraction)`` samples, those ``choose`` keeps.
@@ -101,6 +103,7 @@ def decide(
         selection: the method and its settings.
         partitions: all samples, in id order.
         second: (n,), the second score of all of them as stored, where the method reads two.
+        features: of all of them, where the method goes by them.
         limit: about how many keys to bring together at a time.
 
     Raises:
@@ -115,9 +118,8 @@ def decide(
         rules = [Rule(cut.value, ties) for ties in cut.ties]
     else:
         nothing = np.zeros(1, np.int64)
-        rules = [
-            Rule(nothing.astype(np.float64), nothing, ids) for ids in choose_gathered(selection, partitions, second)
-        ]
+        chosen = choose_gathered(selection, partitions, second, features)
+        rules = [Rule(nothing.astype(np.float64), nothing, ids) for ids in chosen]
     return Choice(selection, partitions, rules, k, total)
 
 

@@ -17,12 +17,14 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import Balance
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.stages import CoresetConfig, method_options
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.selection import METHODS, look_up
 from easycore_ray.core.trajectory_scores import Confidence, is_trajectory_score, parse_trajectory_score
 from easycore_ray.data.coreset import Coreset, read_sample_ids
 from easycore_ray.data.dataset import Dataset, check_same_dataset, open_dataset
 from easycore_ray.runtime.claims import warn_of_other_machines
 from easycore_ray.runtime.console import say
+from easycore_ray.scoring.feature_table import open_features, read_features
 from easycore_ray.scoring.hardness_table import columns_of, hardness_column, open_hardness, read_hardness
 from easycore_ray.selection import partitions
 from easycore_ray.selection.coreset_files import write_exports
@@ -47,6 +49,8 @@ ROWS = "coreset.parquet"
 """A folder of Parquet files; what reads a Parquet file reads it as one."""
 
 
+FEATURES = "feature_table"
+"""Role, among a coreset's parents, of the features of the samples."""
 SECOND = "second_hardness_table"
 """Role, among a coreset's parents, of the table that has the second score."""
 DATASET = "dataset"
@@ -216,10 +220,16 @@ def open_selection_inputs(
         parents["hardness_table"] = open_scores(config.scores, score_name(config))
         if (second := second_score_name(config)) is not None:
             parents[SECOND] = open_scores(config.scores, second)
+        if METHODS[config.method].needs_features:
+            parents[FEATURES] = open_features(config.scores, f"method {config.method}")
         where = config.dataset or parents["hardness_table"].manifest["dataset"]["path"]
     else:
         assert config.dataset is not None
         where = config.dataset
+        if METHODS[config.method].needs_features:
+            raise EasyCoreError(
+                f"method {config.method} needs features; pass --scores RUN of a run with --record features"
+            )
         if score_name(config) not in (None, "user"):
             raise EasyCoreError(f"method {config.method} needs scores; pass --scores RUN or --user-scores FILE")
     dataset = open_dataset(where)
@@ -285,6 +295,18 @@ def _read_score(hardness: Artifact, score: str) -> NDArray[np.float64]:
     return hardness_column(read_hardness(hardness, [*columns_of(score)]), score).to_numpy()
 
 
+def _read_features(parents: dict[str, Artifact], samples: Sequence[partitions.Partition]) -> Features:
+    """Features of all samples in the order of their ids."""
+    table = parents[FEATURES]
+    ids, features = read_features(table)
+    wanted = np.concatenate(
+        [batch.sample_ids for part in samples for batch in part.batches(labels=False, scores=False)]
+    )
+    if not np.array_equal(ids, wanted):
+        raise EasyCoreError(f"{table.path} holds features of other samples than those to choose from; score anew")
+    return features
+
+
 def second_score_name(config: CoresetConfig) -> str | None:
     """The second score that a method reads; None where it reads none, or is given none."""
     if METHODS[config.method].second_score != "confidence":
@@ -317,7 +339,10 @@ def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Datase
             seed=config.seed,
             options=method_options(config),
         )
-        return decide(selection, samples, second=None if second is None else _read_score(parents[SECOND], second))
+        return decide(
+            selection, samples, second=None if second is None else _read_score(parents[SECOND], second),
+            features=_read_features(parents, samples) if selection.method.needs_features else None,
+        )  # fmt: skip
     except ValueError as error:
         if isinstance(error, EasyCoreError):
             raise

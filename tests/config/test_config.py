@@ -267,6 +267,11 @@ BAD = [
         {"method": ("easiest:dyn_unc:window=5",), "score_epochs": 8, "score_every": 2, "score_pass": "eval"},
         "method easiest:dyn_unc:window=5: score dyn_unc:window=5 needs at least 5 scored epochs, there are 4",
     ),
+    (
+        PipelineConfig,
+        {"method": ("easycore", "moderate/class")},
+        "method moderate/class needs the features of the samples; pass --record features",
+    ),
     (PipelineConfig, {"score_epochs": 0}, "score_epochs must be >= 1"),
     (PipelineConfig, {"fraction": (0.0,)}, r"fraction must be in \(0, 1\]"),
     (PipelineConfig, {"trial_workers": 0}, "trial_workers must be >= 1"),

@@ -66,7 +66,8 @@ OTHER = {
     "standard_eval_eps": (0.01,), "steps": 5, "steps_fraction": 0.5, "stop_when_stable": 0.9,
     "store": "pixels", "subset": 9, "sweep": "t",
     "take_over": True, "test_fraction": 0.3,
-    "register": "r", "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none",
+    "record": ("features",), "register": "r",
+    "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none",
     "train_epochs": 3,
     "training": "trades", "trial_workers": 3, "user_scores": "t", "val_attack_steps": 3, "val_fraction": 0.1,
     "warmup_fraction": 0.2, "weight_decay": 0.1, "weights": "best", "weights_file": "t", "width": 8,
@@ -186,7 +187,17 @@ def test_a_field_changes_the_identity_unless_it_is_known_to_change_no_result(kin
 def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
     later = {"scheduler", "reduction_factor", "grace_fraction", "search", "num_trials", "extra_fraction"}
-    later |= {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
+    later |= {
+        "record",
+        "cutoff_score",
+        "awp",
+        "clean_forwards",
+        "crop_reflect",
+        "ema",
+        "final_lr",
+        "input_space",
+        "label_smoothing",
+    }
     later |= {"device_seconds", "prune_ratio", "pruning"}
 
     assert later & identity_fields(make(kind)).keys() == set()

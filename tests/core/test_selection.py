@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easycore_ray.core import selection_methods
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.selection import METHODS, budget, choose, class_quotas, lowest, ranking_method, selection_method
 
 FRACTIONS = {name: 1.0 if name == "full" else 0.3 for name in METHODS}
@@ -25,8 +26,13 @@ def population(n=101, seed=0):
 
 
 def also(name, n=101, seed=0):
-    """The second score of methods that read two."""
-    return {"second": np.random.default_rng(seed).random(n)} if METHODS[name].second_score else {}
+    """The second score of methods that read two, and features of those that go by them."""
+    rng, found = np.random.default_rng(seed), {}
+    if METHODS[name].second_score:
+        found["second"] = rng.random(n)
+    if METHODS[name].needs_features:
+        found["features"] = Features(*(rng.random((n, 5)).astype(np.float32) for _ in range(2)))
+    return found
 
 
 # ---------------------------------------------------------------- every method

@@ -18,7 +18,15 @@ from easycore_ray.scoring.reduce import reduce
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
-from tests.artifacts import draw_rows, edit_manifest, finish_table, make_dataset, samples_of, write_parts
+from tests.artifacts import (
+    draw_rows,
+    edit_manifest,
+    finish_features,
+    finish_table,
+    make_dataset,
+    samples_of,
+    write_parts,
+)
 
 COUNT = 101
 RANKING = [
@@ -41,6 +49,10 @@ def make_scores(run, dataset, ids, labels, *, ties=True, seed=0):
                 columns[name] = np.round(columns[name] / 2).astype(np.float32)
     parts = write_parts(f"{run}/table", rows, np.arange(len(ids)) % 2)
     finish_table(run, parts, samples_of(ids, labels), dataset, training="pgd")
+    rng = np.random.default_rng(seed)
+    vectors = {"features": rng.normal(size=(len(ids), 6)), "probabilities": rng.dirichlet(np.ones(4), len(ids))}
+    columns = {name: values.astype(np.float16) for name, values in vectors.items()}
+    finish_features(run, {"sample_id": ids, "label": labels, **columns}, np.arange(len(ids)) % 3)
     return reduce(out=f"{run}/hardness", scores=str(run))
 
 
