@@ -50,8 +50,11 @@ class Arm:
 
     @property
     def needs_features(self) -> bool:
-        """Whether it goes by penultimate features."""
-        return not self.is_dynamic and METHODS[self.method].needs_features
+        """Whether its method or its score goes by penultimate features."""
+        by_score = self.score is not None and is_trajectory_score(self.score)
+        return (not self.is_dynamic and METHODS[self.method].needs_features) or (
+            by_score and parse_trajectory_score(self.score or "").NEEDS_FEATURES
+        )
 
     @property
     def draws(self) -> bool:

@@ -219,17 +219,3 @@ def best_window(
         if right > most:
             best, most = rows, right
     return np.sort(best)
-
-
-def last_layer_grand(el2n: NDArray[np.floating], features: _Features) -> NDArray[np.float64]:
-    """GraNd of the last layer alone (Paul et al. 2021, as DeepCore computes it), float64 (N,). Higher is harder.
-
-    The gradient of a sample's cross-entropy at the weights and bias of the last layer is the outer product of
-    softmax - onehot with (features, 1), so that its norm is el2n · sqrt(1 + ‖features‖²). Of the sum over rows:
-    DeepCore's mean divides by the size of the batch, and so inflates the last one.
-
-    Args:
-        el2n: (N,), ‖softmax - onehot‖₂ of the same weights.
-        features: (N, D), what the last layer takes.
-    """
-    return el2n.astype(np.float64) * np.sqrt(1.0 + (features.astype(np.float64) ** 2).sum(axis=1))

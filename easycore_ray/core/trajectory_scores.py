@@ -55,6 +55,8 @@ class TrajectoryScore:
     LEAST: ClassVar[Mapping[str, int]] = {}
     NEEDS_VALIDATION: ClassVar[bool] = False
     """Whether it compares with the validation losses of the run."""
+    NEEDS_FEATURES: ClassVar[bool] = False
+    """Whether it reads the features of the run's final weights, so that its epochs must end with them."""
 
     def __post_init__(self) -> None:
         """Refuse options that mean nothing.
@@ -422,9 +424,38 @@ class Cld(TrajectoryScore):
         return np.divide(state["product"], spread, out=np.zeros_like(spread), where=spread > 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grand(TrajectoryScore):
+    """GraNd of the last layer alone (Paul et al. 2021, as DeepCore computes it), at the final weights.
+
+    The gradient of a sample's cross-entropy at weights and bias of the last layer is the outer product of
+    softmax - onehot with (features, 1): its norm is el2n · sqrt(1 + ‖features‖²). Of the sum over rows: DeepCore's mean
+    divides by the size of the batch, and so inflates the last one.
+    """
+
+    NAME = "grand"
+    DOC = "gradient norm of the last layer at the final weights (GraNd, Paul et al. 2021); needs --record features"
+    COLUMNS = ("el2n",)
+    HIGHER_IS_HARDER = True
+    NEEDS_FEATURES = True
+
+    def begin(self, size: int, run: RunFacts) -> _State:
+        """See ``TrajectoryScore``. ``feature_squares``, ‖features‖², is filled in by whoever holds the state."""
+        return {"feature_squares": np.zeros(size), "el2n": np.zeros(size)}
+
+    def add(self, state: _State, rows: Mapping[str, NDArray], number: int, run: RunFacts) -> None:
+        """See ``TrajectoryScore``; the last epoch counts alone."""
+        if number == run.count - 1:
+            state["el2n"][:] = rows["el2n"]
+
+    def finish(self, state: _State, run: RunFacts) -> _Floats:
+        """See ``TrajectoryScore``."""
+        return state["el2n"] * np.sqrt(1.0 + state["feature_squares"])
+
+
 TRAJECTORY_SCORES: dict[str, type[TrajectoryScore]] = {
     kind.NAME: kind
-    for kind in (DynUnc, Dual, Confidence, Frequency, Cld, LearningTime, MarginStd, GradNormStd, Correctness)
+    for kind in (DynUnc, Dual, Confidence, Frequency, Cld, LearningTime, MarginStd, GradNormStd, Correctness, Grand)
 }
 """Scores that a reduction makes when they are asked for, by name."""
 

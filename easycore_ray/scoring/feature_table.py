@@ -5,7 +5,7 @@ run with the same commits. Parquet, one row per sample, sorted by id within a pa
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,20 @@ def read_features(table: Artifact) -> tuple[np.ndarray, Features]:
     if (np.diff(ids) == 0).any():
         raise EasyCoreError(f"{table.path} holds a sample twice; it is damaged")
     return ids, Features(*(vectors[name][order] for name in _COLUMNS))
+
+
+def read_features_between(table: Artifact, low: int, high: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids, int64 (n,), and features, float64 (n, D), of the samples low .. high - 1, some at a time.
+
+    Raises:
+        EasyCoreError: see ``read_feature_part``.
+    """
+    for part in feature_parts(table):
+        if part.rows and part.first_id < high and low <= part.last_id:
+            for batch in read_feature_part(table, part).to_batches(max_chunksize=_BATCH_ROWS):
+                ids = batch["sample_id"].to_numpy()
+                rows = slice(*np.searchsorted(ids, [low, high]))
+                yield ids[rows], _from_bytes(batch["features"], table.manifest["num_features"])[rows].astype(np.float64)
 
 
 def _from_bytes(column: pa.Array, size: int) -> np.ndarray:

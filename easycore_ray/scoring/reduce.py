@@ -17,6 +17,7 @@ from easycore_ray.core.trajectory_scores import RunFacts, TooFewEpochsError
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
+from easycore_ray.scoring.feature_table import open_features
 from easycore_ray.scoring.hardness_table import HardnessTable, not_recorded
 from easycore_ray.scoring.plans import plan_reduce
 from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range, sum_range
@@ -66,7 +67,7 @@ def reduce(config: ReduceConfig) -> Artifact:
     """
     started = time.monotonic()
     table = open_table(paths.join(content_folder(paths.absolute(config.scores)), "table"))
-    parents = {"score_table": table.artifact}
+    parents = {"score_table": table.artifact} | _features_of(config, table)
     out = paths.absolute(config.out)
     between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
     epochs = used_epochs(config, table, between)
@@ -157,6 +158,23 @@ def _run_of(table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) ->
     if any(score.NEEDS_VALIDATION for score in scores):
         run = replace(run, val_loss=val_losses_of(table, scored))
     return run
+
+
+def _features_of(config: ReduceConfig, table: ScoreTable) -> dict[str, Artifact]:
+    """The run's features, as a parent, where a score that is asked for reads them.
+
+    Raises:
+        EasyCoreError: there are none, or the epochs do not end with the weights that they are of.
+    """
+    asked = [str(score) for score in trajectory_scores(config.only) if score.NEEDS_FEATURES]
+    if not asked:
+        return {}
+    found = open_features(table.path.rpartition("/")[0], f"score {asked[0]}")
+    if config.epoch_range is not None:
+        raise EasyCoreError(
+            f"score {asked[0]} is of the final weights, got epoch_range {config.epoch_range}; leave it out"
+        )
+    return {"feature_table": found}
 
 
 def _with_threshold(run: RunFacts, table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) -> RunFacts:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from easycore_ray.core.trajectory_scores import RunFacts, RunningNorm, TrajectoryScore
+from easycore_ray.scoring.feature_table import open_features, read_features_between
 from easycore_ray.scoring.hardness_table import schema_of, write_hardness
 from easycore_ray.scoring.score_reader import (
     Rows,
@@ -261,7 +262,7 @@ class Range:
             )
         if first:
             self._ids, self._places = np.concatenate([self._ids[:0], *order]), None
-            self._trajectories.set_labels(self._state, self._labels)
+            self._trajectories.set_known(self._state, {"label": self._labels, "feature_squares": self._feature_squares})
         elif seen is not None:
             self._reorder(np.concatenate(order))
 
@@ -354,6 +355,18 @@ class Range:
         """Labels int32 (n,) in the present order."""
         labels = read_samples(self._table.path, self._low, self._high, ["sample_id", "label"])["label"].to_numpy()
         return labels[self._ranks()]
+
+    def _feature_squares(self) -> np.ndarray:
+        """Squared norms of features, float64 (n,), in the present order."""
+        table = open_features(self._table.path.rpartition("/")[0], "score grand")
+        found = np.full(len(self._ids), np.nan)
+        ranks = self._ranks()
+        at = np.empty(len(ranks), np.int64)
+        at[ranks] = np.arange(len(ranks))
+        ascending = self._ids[at]
+        for ids, features in read_features_between(table, self._low, self._high):
+            found[at[np.searchsorted(ascending, ids)]] = np.einsum("ij,ij->i", features, features)
+        return found
 
     def _rows(self) -> pa.Table:
         schema = self._plan.schema

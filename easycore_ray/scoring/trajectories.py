@@ -55,11 +55,16 @@ class Trajectories:
         for text, score in self._scores.items():
             score.add(self._own(state, text), rows, self._numbers[epoch], self._run)
 
-    def set_labels(self, state: Mapping[str, NDArray], labels: Callable[[], NDArray[np.integer]]) -> None:
-        """Fill in labels (n,), in the order of the state, where a score goes by them; before the second epoch."""
+    def set_known(self, state: Mapping[str, NDArray], known: Mapping[str, Callable[[], NDArray]]) -> None:
+        """Fill in what does not change from epoch to epoch, (n,) each in the order of the state; before the second.
+
+        Args:
+            state: of the samples, changed in place.
+            known: by name, ``label`` and ``feature_squares``; called where a score goes by it.
+        """
         for name, values in state.items():
-            if name.endswith("/label"):
-                values[:] = labels()
+            if (last := name.rpartition("/")[2]) in known:
+                values[:] = known[last]()
 
     def finish(self, state: dict[str, NDArray]) -> dict[str, NDArray[np.float64]]:
         """The scores, float64 (n,), by their text; takes their arrays out of the state."""

@@ -5,14 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from easycore_ray.core.feature_selection import (
     best_window,
     class_median_distances,
     herding,
     k_center_greedy,
-    last_layer_grand,
     message_passing,
     middle_by_rank,
     nearest_neighbours,
@@ -132,17 +130,3 @@ def test_bws_keeps_the_window_that_tells_the_most(rows):
     every = [order[start : start + 15] for start in range(26)]
     assert best_window(hardness, features, labels, 15, windows=26).tolist() == sorted(max(every, key=right))
     assert best_window(hardness, features, labels, 40).tolist() == list(range(40))
-
-
-def test_grand_is_the_norm_of_the_last_layers_gradient(rows):
-    features, labels, _ = rows
-    layer = torch.nn.Linear(5, 3).double()
-    inputs, truth = torch.from_numpy(features).double(), torch.from_numpy(labels)
-    norms = []
-    for row in range(40):
-        layer.zero_grad()
-        cross_entropy(layer(inputs[row : row + 1]), truth[row : row + 1]).backward()
-        norms.append(float(torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm()))
-    errors = layer(inputs).softmax(1) - torch.nn.functional.one_hot(truth, 3)
-    found = last_layer_grand(errors.norm(dim=1).detach().numpy(), features)
-    np.testing.assert_allclose(found, norms, rtol=1e-12)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from easycore_ray.core.trajectory_scores import (
     TRAJECTORY_SCORES,
@@ -101,7 +102,7 @@ def test_equals_its_formula(text, table):
 
 
 def test_every_score_is_held_against_a_formula():
-    assert {text.partition(":")[0] for text in ASKED} == set(TRAJECTORY_SCORES)
+    assert {text.partition(":")[0] for text in ASKED} | {"grand"} == set(TRAJECTORY_SCORES)
 
 
 @pytest.mark.parametrize("text", ASKED)
@@ -152,3 +153,22 @@ def test_what_cannot_be_meant_is_refused(text, problem):
 def test_default_options_are_those_of_the_sources():
     assert (Dual().window, Dual().epochs) == (10, 30)
     assert parse_trajectory_score("dyn_unc").window == parse_trajectory_score("dual").window == 10
+
+
+def test_grand_is_the_norm_of_the_last_layers_gradient():
+    """Of the last epoch's weights, whatever came before, by autograd."""
+    rng = np.random.default_rng(1)
+    layer, features = torch.nn.Linear(5, 3).double(), torch.from_numpy(rng.normal(size=(SAMPLES, 5)))
+    labels = torch.from_numpy(rng.integers(0, 3, SAMPLES))
+    norms = []
+    for row in range(SAMPLES):
+        layer.zero_grad()
+        torch.nn.functional.cross_entropy(layer(features[row : row + 1]), labels[row : row + 1]).backward()
+        norms.append(float(torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm()))
+    errors = (layer(features).softmax(1) - torch.nn.functional.one_hot(labels, 3)).norm(dim=1).detach().numpy()
+    score, run = parse_trajectory_score("grand"), RunFacts(count=2)
+    state = score.begin(SAMPLES, run)
+    state["feature_squares"][:] = (features**2).sum(1)
+    for number, el2n in enumerate((rng.random(SAMPLES), errors)):
+        score.add(state, {"el2n": el2n}, number, run)
+    np.testing.assert_allclose(score.finish(state, run), norms, rtol=1e-12)

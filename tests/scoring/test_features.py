@@ -1,6 +1,8 @@
 """Features beside scores: what a scoring run records of its network's last layer, and what is refused."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,9 @@ from easycore_ray.scoring.feature_table import (
     read_features,
     write_feature_part,
 )
+from easycore_ray.scoring.reduce import reduce
+from easycore_ray.scoring.reduce_task import make_plan, reduce_range
+from easycore_ray.scoring.score_reader import open_table
 from easycore_ray.scoring.score_table import ScorePart
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -236,3 +241,34 @@ def test_a_feature_beyond_half_precision_is_refused(tmp_path):
                "probabilities": np.ones((2, 1), np.float16)}  # fmt: skip
     with pytest.raises(EasyCoreError, match=r"features of 1 samples are beyond half precision.*first sample_ids: 5\)"):
         write_feature_part(str(tmp_path), columns, epoch=1, rank=0, attempt="a", segment=0)
+
+
+# ---------------------------------------------------------------- GraNd
+
+
+@pytest.mark.parametrize("num_ranges", [1, 3, 20])
+def test_grand_joins_the_tables_by_id(run, num_ranges):
+    """However ids are cut, and whatever order parts have."""
+    folder, columns = run
+    scores = draw_rows(columns["sample_id"], columns["label"], [1])[0]
+    squares = (columns["features"].astype(np.float64) ** 2).sum(axis=1)
+    plain = scores["el2n"].astype(np.float64) * np.sqrt(1 + squares)
+    plan = make_plan(open_table(f"{folder}/table"), (1,), f"{folder}/cut", num_ranges, ("grand", "el2n"))
+    files = [reduce_range(plan, number)["path"] for number in range(len(plan.ranges))]
+    found = pa.concat_tables(pq.read_table(f"{folder}/cut/{file}") for file in files)
+
+    order = np.argsort(columns["sample_id"])
+    assert found["sample_id"].to_pylist() == columns["sample_id"][order].tolist()
+    np.testing.assert_allclose(found["grand"], plain[order], rtol=1e-12)
+
+
+def test_grand_needs_the_features_of_the_final_weights(run):
+    """A coreset by it is made of a table of its own, whose parents are both tables."""
+    folder, _ = run
+    made = reduce(scores=str(folder), out=f"{folder}/own", only=("grand",))
+    assert set(made.manifest["parents"]) == {"score_table", "feature_table"}
+    with pytest.raises(EasyCoreError, match=r"score grand is of the final weights, got epoch_range 1:1; leave it out"):
+        reduce(scores=str(folder), out=f"{folder}/some", only=("grand",), epoch_range="1:1")
+    (folder / "features" / "manifest.json").unlink()
+    with pytest.raises(EasyCoreError, match=r"score grand needs the features of the samples, and .* has none; score"):
+        reduce(scores=str(folder), out=f"{folder}/none", only=("grand",))
