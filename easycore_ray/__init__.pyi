@@ -91,7 +91,8 @@ class _Score(Protocol):
         score_batch_size: int | None = None, coreset: StrPath | None = None, epochs: int = 20,
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, record: Literal["features"] | Sequence[Literal["features"]] = (),
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
     ) -> ScoringRun: ...
     @overload
     def plan(self, config: ScoreConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -117,8 +118,8 @@ class _Score(Protocol):
         score_batch_size: int | None = None, coreset: StrPath | None = None, epochs: int = 20,
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, record: Literal["features"] | Sequence[Literal["features"]] = (),
-        measure: bool = False,
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (), measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Reduce(Protocol):
@@ -385,7 +386,8 @@ class _Study(Protocol):
         subset: int | None = None, score_epochs: int = 20,
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, record: Literal["features"] | Sequence[Literal["features"]] = (),
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
         eval_batch_size: int | None = None, train_epochs: int = 20, adversarial_epochs: int | None = None,
         num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
         keep_going: bool = False, results: StrPath | None = None,
@@ -416,7 +418,8 @@ class _Study(Protocol):
         subset: int | None = None, score_epochs: int = 20,
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, record: Literal["features"] | Sequence[Literal["features"]] = (),
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
         eval_batch_size: int | None = None, train_epochs: int = 20, adversarial_epochs: int | None = None,
         num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
         keep_going: bool = False, results: StrPath | None = None,
@@ -449,7 +452,8 @@ class _Pipeline(Protocol):
         cuda_graphs: bool = True, seed: int = 0, score_batch_size: int | None = None, subset: int | None = None,
         score_epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, record: Literal["features"] | Sequence[Literal["features"]] = (),
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
         eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
         attack_step_size: float | str | None = None, extra_dataset: StrPath | None = None,
         extra_coreset: StrPath | None = None, extra_fraction: float | None = None, ema: float | None = None,
@@ -490,7 +494,8 @@ class _Pipeline(Protocol):
         cuda_graphs: bool = True, seed: int = 0, score_batch_size: int | None = None, subset: int | None = None,
         score_epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, record: Literal["features"] | Sequence[Literal["features"]] = (),
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
         eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
         attack_step_size: float | str | None = None, extra_dataset: StrPath | None = None,
         extra_coreset: StrPath | None = None, extra_fraction: float | None = None, ema: float | None = None,

@@ -8,7 +8,8 @@ from pydantic import AfterValidator
 
 from easycore_ray.config.fields import Balance, Text, check_score, cli_option
 from easycore_ray.core.selection import METHODS
-from easycore_ray.core.trajectory_scores import TooFewEpochsError, is_trajectory_score, parse_trajectory_score
+from easycore_ray.core.trajectory import TooFewEpochsError
+from easycore_ray.core.trajectory_scores import is_trajectory_score, parse_trajectory_score
 from easycore_ray.storage.errors import EasyCoreError
 
 DYNAMIC = {
@@ -49,12 +50,13 @@ class Arm:
         return not self.is_dynamic and METHODS[self.method].needs_score
 
     @property
-    def needs_features(self) -> bool:
-        """Whether its method or its score goes by penultimate features."""
-        by_score = self.score is not None and is_trajectory_score(self.score)
-        return (not self.is_dynamic and METHODS[self.method].needs_features) or (
-            by_score and parse_trajectory_score(self.score or "").NEEDS_FEATURES
-        )
+    def needs_recorded(self) -> tuple[str, ...]:
+        """What a scoring run must have recorded besides scores for its method and its score."""
+        found = ["features"] if not self.is_dynamic and METHODS[self.method].needs_features else []
+        if self.score is not None and is_trajectory_score(self.score):
+            score = parse_trajectory_score(self.score)
+            found += ["features"] * score.NEEDS_FEATURES + ["kd"] * ("kd_prev" in score.COLUMNS)
+        return tuple(dict.fromkeys(found))
 
     @property
     def draws(self) -> bool:

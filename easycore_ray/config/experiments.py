@@ -309,8 +309,10 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
         scored = len(range(self.score_epochs, 0, -self.score_every)) + (self.score_pass == "fused+eval")
         found += trajectory_problems(map(parse_arm, self.method), scored)
         for arm in map(parse_arm, self.method):
-            if arm.needs_features and "features" not in self.record:
-                found.append(f"method {arm.name} needs the features of the samples; pass --record features")
+            if missing := [name for name in arm.needs_recorded if name not in self.record]:
+                found.append(
+                    f"method {arm.name} needs what scoring records on request; pass --record {' '.join(missing)}"
+                )
         stages: list[Callable[[], Any]] = [
             lambda: self.score_config("dataset"),
             lambda: self.sweep_config("dataset", "scores"),

@@ -259,7 +259,7 @@ ADVERSARIAL = {"trades", "pgd", "mart", "nfgsm"}
 WEIGHTED = {"trades", "mart"}
 """Objectives with a weight, beta."""
 ScorePass = Literal["eval", "fused", "fused+eval"]
-Recorded = Literal["features"]
+Recorded = Literal["features", "kd"]
 InputSpace = Literal["pixel", "normalised"]
 WeightsName = Literal["last", "best", "averaged"]
 Normalisation = Literal["none", "half", "cifar10", "pytorch-cifar", "cifar100", "imagenet", "dataset", "file"]

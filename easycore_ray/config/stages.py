@@ -160,7 +160,8 @@ class ScoreConfig(
     that stays, e.g. 0.98, in (0, 1]. Never, if left out."""
     record: Several[Recorded] = setting(default=(), identity=if_set("record"), group="training")
     """What is recorded besides scores. features: penultimate features and softmax of every sample, in half precision,
-    in the exact pass of the final weights: what methods such as moderate, k_center or craig go by."""
+    in the exact pass of the final weights: what methods such as moderate, k_center or craig go by. kd: with score_pass
+    eval, how much each sample's softmax has changed since the scored epoch before, for the score tdds."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -170,11 +171,16 @@ class ScoreConfig(
                 f"stop_when_stable must be in (0, 1], got {self.stop_when_stable:g}; it is the share of the easiest "
                 "half that stays from one scored epoch to the next"
             )
-        if self.record and self.score_pass == "fused":
+        if "kd" in self.record and self.score_pass != "eval":
+            found.append(
+                f"record kd compares the softmax of exact passes, got score_pass {self.score_pass}; pass --score-pass "
+                "eval"
+            )
+        if "features" in self.record and self.score_pass == "fused":
             found.append(
                 "record features needs an exact pass of the final weights, got score_pass fused; pass fused+eval"
             )
-        if self.record and self.score_pass == "eval" and self.stop_when_stable is not None:
+        if "features" in self.record and self.score_pass == "eval" and self.stop_when_stable is not None:
             found.append(
                 "record features does not know which pass is the last with score_pass eval and stop_when_stable; pass "
                 "--score-pass fused+eval"

@@ -48,6 +48,25 @@ def record_last_layer(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         handle.remove()
 
 
+@contextmanager
+def record_softmax(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Inside the block each forward pass replaces ``softmax``, float32 (B, num_classes), detached, of its logits."""
+    found: dict[str, Tensor] = {}
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        found["softmax"] = at_least_float32(logits.detach()).softmax(dim=-1).float()
+
+    handle = model.register_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+RECORDINGS = {"features": record_last_layer, "kd": record_softmax}
+"""What an exact pass can record besides scores."""
+
+
 @torch.no_grad()
 def check_last_layer(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[int, int]:
     """Make sure that a network ends in its last linear layer.

@@ -5,8 +5,8 @@ batch-mates but for rounding, so that batches are cut to what a device has memor
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from easycore_ray.core.ascent import Ascent, climb, worst_of
 from easycore_ray.core.attacks import fgsm, frozen_eval, pgd
 from easycore_ray.core.augment import to_device
-from easycore_ray.core.last_layer import record_last_layer
+from easycore_ray.core.last_layer import RECORDINGS
 from easycore_ray.core.loop import Batches, prepare_inputs
 from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.memory import RowLimit, default_rows
@@ -68,7 +68,7 @@ def score_epoch(
     *,
     input_space: str = "pixel",
     attack: ScoreAttack | None = None,
-    features: bool = False,
+    also: Collection[str] = (),
     limit: RowLimit | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ def score_epoch(
         batches: rows to score, images uint8 (B, C, H, W), in batches of any size; they are cut anew.
         input_space: inputs that gradients are taken with respect to, one of ``scores.INPUT_SPACES``.
         attack: under which rows are scored as well; the other scores are the same to the bit.
-        features: also give ``last_layer.FEATURE_FIELDS`` of every row.
+        also: what else to give of every row, of ``last_layer.RECORDINGS``.
         limit: rows that are scored at once; another number changes a score by rounding only. By default what
             ``memory.default_rows`` says.
         on_batch: called with the number of rows after each batch.
@@ -87,7 +87,8 @@ def score_epoch(
     Returns:
         ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
         (N,); in the order of the batches. With an attack also ``adv_loss`` float32 (N,) and ``adv_correct`` bool (N,),
-        with features those, float16 (N, D) and (N, num_classes).
+        with "features" ``last_layer.FEATURE_FIELDS``, float16 (N, D) and (N, num_classes), with "kd" ``softmax``,
+        float32 (N, num_classes).
 
     Raises:
         ValueError: there are no batches.
@@ -100,7 +101,7 @@ def score_epoch(
     limit = limit or _limit_for(first[1])
     found = ScoreColumns()
     for batch in _cut_anew(itertools.chain([first], source), limit.rows):
-        for scores in limit.map(partial(_score_rows, model, device, scale, attack, features=features), *batch):
+        for scores in limit.map(partial(_score_rows, model, device, scale, attack, also=also), *batch):
             found.add(scores)
         if on_batch is not None:
             on_batch(len(batch[0]))
@@ -145,15 +146,16 @@ def _score_rows(
     sample_ids: Tensor,
     images: Tensor,
     labels: Tensor,
-    features: bool = False,
+    also: Collection[str] = (),
 ) -> dict[str, Tensor]:
     inputs, truth = prepare_inputs(images, device), to_device(labels, device)
     with _full_float32(device):
         # Bytes divided by 255 are in [0, 1]: nothing to check, for which a GPU would have to be waited for.
-        recording: Any = record_last_layer(model) if features else nullcontext({})
-        with recording as last_layer:
+        with ExitStack() as stack:
+            recorded = [stack.enter_context(RECORDINGS[name](model)) for name in also]
             scores = score_batch(model, inputs, truth, scale=scale, check=False)
-        scores |= last_layer
+        for found in recorded:
+            scores |= found
         if attack is not None:
             scores |= attack.score(model, sample_ids, inputs, truth)
     return {"sample_id": sample_ids, "label": truth, **scores}

@@ -58,8 +58,8 @@ class Recorder(Protocol):
         """The epoch under which an exact pass with the weights after ``epoch`` (0: untrained) is recorded, if any."""
         ...
 
-    def records_features(self, epoch: int) -> bool:
-        """Whether the exact pass that is recorded under an epoch also records the last layer: see ``score_epoch``."""
+    def also_records(self, epoch: int) -> tuple[str, ...]:
+        """What the exact pass that is recorded under an epoch records besides scores: see ``score_epoch``."""
         ...
 
     def record(
@@ -329,7 +329,7 @@ def _score(run: _Run, state: State, progress: EpochProgress) -> None:
         segment, started = progress.scored, time.monotonic()
         columns = score_epoch(run.model, run.loader.ordered(segment), input_space=run.fit.plan.input_space,
                               attack=ScoreAttack.of_plan(run.fit.plan, epoch),
-                              features=run.recorder.records_features(epoch), limit=run.scored_at_once)  # fmt: skip
+                              also=run.recorder.also_records(epoch), limit=run.scored_at_once)  # fmt: skip
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
                             rows=segments.scored_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1

@@ -22,7 +22,6 @@ from easycore_ray.experiments.comparison_rules import check_comparable, rungs_of
 from easycore_ray.experiments.finished_trials import read_finished
 from easycore_ray.experiments.search_points import planned_trials
 from easycore_ray.experiments.trials import Trial, coreset_folders, is_finished, make_trials
-from easycore_ray.scoring.feature_table import open_features
 from easycore_ray.scoring.hardness_table import not_recorded, open_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.scoring.score_reader import training_of
@@ -49,14 +48,17 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
     check_comparable(config, dataset)
+    parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
     for arm in map(parse_arm, config.method):
         if arm.score in ADVERSARIAL_SCORES and training_of(hardness) == "standard":
             raise EasyCoreError(f"method {arm.name}: {not_recorded(arm.score)}")
-        if arm.needs_features:
-            open_features(config.scores, f"method {arm.name}")
+        recorded = parents["scores"].manifest["config"].get("record", ())
+        if missing := [name for name in arm.needs_recorded if name not in recorded]:
+            raise EasyCoreError(
+                f"method {arm.name} needs what scoring records on request; score with --record {' '.join(missing)}"
+            )
     if problems := trajectory_problems(map(parse_arm, config.method), hardness.manifest["counts"]["scored_epochs"]):
         raise EasyCoreError(problems[0])
-    parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
     return dataset, hardness, parents | open_extra_parents(config, dataset)
 
 

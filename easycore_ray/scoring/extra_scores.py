@@ -33,9 +33,9 @@ class MixedRecorder:
         """See ``Recorder``."""
         return self.main.exact_pass(epoch, carried)
 
-    def records_features(self, epoch: int) -> bool:
+    def also_records(self, epoch: int) -> tuple[str, ...]:
         """See ``Recorder``."""
-        return self.main.records_features(epoch)
+        return self.main.also_records(epoch)
 
     def record(
         self,

@@ -13,7 +13,7 @@ from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.core.selection import ADVERSARIAL_SCORES
-from easycore_ray.core.trajectory_scores import RunFacts, TooFewEpochsError
+from easycore_ray.core.trajectory import RunFacts, TooFewEpochsError
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
@@ -111,6 +111,11 @@ def used_epochs(config: ReduceConfig, table: ScoreTable, between: tuple[int, int
     for score in ADVERSARIAL_SCORES if training_of(table.artifact) == "standard" else ():
         if score in (config.only or ()):
             raise EasyCoreError(f"{table.path} has no {score}: {not_recorded(score)}")
+    for asked in trajectory_scores(config.only):
+        if missing := set(asked.COLUMNS) - set(table.schema.names):
+            raise EasyCoreError(
+                f"score {asked} needs {', '.join(missing)}, which {table.path} has not; score with --record kd"
+            )
     epochs = _epochs_between(table, between)
     if config.only is not None and "aign_epoch0" not in config.only:
         return tuple(epoch for epoch in epochs if epoch > 0)

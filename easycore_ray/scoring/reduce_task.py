@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from easycore_ray.core.trajectory_scores import RunFacts, RunningNorm, TrajectoryScore
+from easycore_ray.core.trajectory import RunFacts, TrajectoryScore
+from easycore_ray.core.trajectory_scores import RunningNorm
 from easycore_ray.scoring.feature_table import open_features, read_features_between
 from easycore_ray.scoring.hardness_table import schema_of, write_hardness
 from easycore_ray.scoring.score_reader import (
@@ -24,9 +25,10 @@ from easycore_ray.scoring.score_reader import (
     population,
     read_range,
     read_samples,
+    training_of,
     verify_part,
 )
-from easycore_ray.scoring.score_table import FLOAT_SCORES, SCORE_SCHEMA, ScorePart
+from easycore_ray.scoring.score_table import FLOAT_SCORES, ScorePart
 from easycore_ray.scoring.trajectories import Trajectories, exact_sum, trajectory_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
@@ -65,7 +67,7 @@ class Plan:
     @cached_property
     def schema(self) -> pa.Schema:
         """Of the hardness table."""
-        return schema_of(self.only, attacked=self.table.schema != SCORE_SCHEMA)
+        return schema_of(self.only, attacked=training_of(self.table.artifact) != "standard")
 
     @property
     def history(self) -> bool:

@@ -50,6 +50,7 @@ from easycore_ray.scoring.score_table import (
     write_part_list,
     write_samples,
 )
+from easycore_ray.scoring.softmax_table import SOFTMAX, change, check_size, likely_first, read_softmax, write_softmax
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, finish
 from easycore_ray.storage.errors import EasyCoreError
@@ -97,6 +98,8 @@ class ScoreRecorder:
     stop_when_stable: float | None = None
     features: str | None = None
     """Folder of the feature table; None if features are not recorded."""
+    softmax: str | None = None
+    """Folder of what ``kd_prev`` compares with; None if it is not recorded."""
 
     def records_steps(self, epoch: int) -> bool:
         """See ``Recorder``."""
@@ -110,10 +113,11 @@ class ScoreRecorder:
         last = epoch == self.epochs or carried.get("stopped", False)
         return epoch + 1 if self.score_pass == "fused+eval" and last else None
 
-    def records_features(self, epoch: int) -> bool:
-        """See ``Recorder``: those of the final weights."""
+    def also_records(self, epoch: int) -> tuple[str, ...]:
+        """See ``Recorder``: features of the final weights, the softmax of every epoch."""
         last = self.score_pass == "fused+eval" or epoch == self.epochs
-        return self.features is not None and epoch > 0 and last
+        features = ("features",) if self.features is not None and epoch > 0 and last else ()
+        return (*features, "kd") if self.softmax is not None and epoch > 0 else features
 
     def _wanted(self, epoch: int) -> bool:
         return self.initial_pass if epoch == 0 else (self.epochs - epoch) % self.every == 0
@@ -134,6 +138,8 @@ class ScoreRecorder:
             assert self.features is not None
             placed = context.gather(write_feature_part(self.features, columns, **where).to_dict())
             carried.setdefault("feature_parts", []).extend(placed)
+        if self.softmax is not None:
+            columns = columns | {"kd_prev": self._compare(context, columns, where, carried)}
         part = write_part(self.table, columns, **where)
         chosen = in_sample(columns["sample_id"], self.num_samples)
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
@@ -150,12 +156,28 @@ class ScoreRecorder:
             found = [torch.from_numpy(sample[position]) for _, _, sample in described]
             carried[name] = torch.cat([carried[name], *found] if name in carried else found)
 
+    def _compare(
+        self, context: Context, columns: dict[str, np.ndarray], where: dict[str, Any], carried: dict[str, Any]
+    ) -> np.ndarray:
+        """Change of the softmax since the scored epoch before, float32 (n,); 0 where there is none."""
+        assert self.softmax is not None
+        if not where["epoch"]:
+            return np.zeros(len(columns["sample_id"]), np.float32)
+        written = context.gather(write_softmax(self.softmax, columns, **where).to_dict())
+        carried.setdefault("softmax_parts", []).extend(written)
+        if "softmax_before" not in carried:
+            return np.zeros(len(columns["sample_id"]), np.float32)
+        before = likely_first(carried["softmax_before"], where["rank"], where["segment"])
+        return change(columns["softmax"], read_softmax(self.softmax, before, columns["sample_id"]))
+
     def complete(self, context: Context, epoch: int, carried: dict[str, Any]) -> dict[str, float]:
         """See ``Recorder``: check that the epoch is whole, list its parts, and measure how stable AIGN is."""
         parts = [ScorePart.from_dict(entry) for entry in carried.pop("parts")]
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         entry = write_part_list(self.lists, parts, epoch=epoch, attempt=context.attempt, write=context.rank == 0)
         carried.setdefault("part_lists", []).append(entry)
+        if "softmax_parts" in carried:
+            self._keep_softmax(context, epoch, carried)
         if "feature_parts" in carried:
             parts = [ScorePart.from_dict(entry) for entry in carried["feature_parts"]]
             check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
@@ -166,6 +188,17 @@ class ScoreRecorder:
         if self.stop_when_stable is not None and metrics.get("easiest_overlap", 0.0) >= self.stop_when_stable:
             carried["stopped"] = True
         return metrics
+
+    def _keep_softmax(self, context: Context, epoch: int, carried: dict[str, Any]) -> None:
+        """Make this epoch the one that the next is compared with; what no commit needs any more is deleted."""
+        assert self.softmax is not None
+        # The newest commit is of this epoch or of the end of the one before it, which this one was compared with.
+        keep = {f"epoch={part['epoch']:05d}" for part in carried["softmax_parts"] + carried.get("softmax_before", [])}
+        carried["softmax_before"] = carried.pop("softmax_parts")
+        if context.rank == 0:
+            for folder in paths.list_subfolders(self.softmax):
+                if folder.rpartition("/")[2] not in keep:
+                    paths.delete_tree(folder)
 
 
 def _follow_sample(ids: np.ndarray, norms: np.ndarray, carried: dict[str, Any]) -> dict[str, float]:
@@ -233,11 +266,14 @@ def make_scoring_fit(
         extra: rows that are mixed into every batch, from ``extra_data.extra_data``; None without ``extra_dataset``.
 
     Raises:
-        EasyCoreError: features are to be recorded, and the network does not end in a linear layer.
+        EasyCoreError: features are to be recorded, and the network does not end in a linear layer; or the softmax, and
+            it is too large.
     """
     fit = make_fit(config, dataset, coreset, initial=initial, extra=extra, record_scores=config.score_pass != "eval",
                    objective=None if config.training == "standard" else config,
                    score_batch_size=config.score_batch_size)  # fmt: skip
+    if "kd" in config.record:
+        check_size(fit.num_rows, dataset.num_classes)
     if "features" in config.record:
         try:
             check_last_layer(build_model(**fit.model), dataset.image_shape)
@@ -283,6 +319,7 @@ def make_recorder(config: ScoreConfig, fit: Fit, dataset: Dataset, folder: str, 
             checksum=id_checksum(samples["sample_id"].to_numpy()),
             stop_when_stable=stop_when_stable,
             features=paths.join(folder, FEATURE_TABLE) if "features" in config.record else None,
+            softmax=paths.join(folder, SOFTMAX) if "kd" in config.record else None,
         )
 
     main = record(scored_samples(dataset, fit.read_sample_ids()), folder, lists, config.stop_when_stable)
@@ -365,6 +402,8 @@ def _finish_scores(
         parts=[part.to_dict() for part in parts],
         val_losses=state.carried.get(VAL_LOSSES, []),
     )
+    if "kd" in config.record:
+        paths.delete_tree(paths.join(made.path, SOFTMAX))
     features = _finish_features(config, made, {**parents, "score_table": table}, state)
     started = time.monotonic()
     hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))

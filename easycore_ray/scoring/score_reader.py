@@ -16,10 +16,10 @@ from easycore_ray.scoring.score_table import (
     _REMOTE_HASH_BYTES,
     _ROW_GROUP_ROWS,
     _SAMPLES,
-    ADVERSARIAL_SCORE_SCHEMA,
     SAMPLES_SCHEMA,
     SCORE_SCHEMA,
     ScorePart,
+    score_schema,
 )
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
@@ -86,8 +86,9 @@ class ScoreTable:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of all its parts: ``ADVERSARIAL_SCORE_SCHEMA`` where scores were taken in adversarial training."""
-        return SCORE_SCHEMA if training_of(self.artifact) == "standard" else ADVERSARIAL_SCORE_SCHEMA
+        """Of all its parts."""
+        recorded = self.artifact.manifest["config"].get("record", ())
+        return score_schema(attacked=training_of(self.artifact) != "standard", kd="kd" in recorded)
 
     def epochs(self) -> list[int]:
         """Scored epochs, ascending; 0 is the control at initial weights."""
@@ -167,7 +168,8 @@ class Rows:
 
     def to_batch(self) -> pa.RecordBatch:
         """The same rows for Arrow."""
-        schema = pa.schema([ADVERSARIAL_SCORE_SCHEMA.field(name) for name in self.columns])
+        known = score_schema(attacked=True, kd=True)
+        schema = pa.schema([known.field(name) for name in self.columns])
         # Arrow wants aligned numbers; those in a file need not be.
         return pa.record_batch([pa.array(np.require(own, None, "A")) for own in self.columns.values()], schema=schema)
 

@@ -8,13 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from easycore_ray.core.trajectory_scores import (
-    LearningTime,
-    RunFacts,
-    TrajectoryScore,
-    is_trajectory_score,
-    parse_trajectory_score,
-)
+from easycore_ray.core.trajectory import RunFacts, TrajectoryScore
+from easycore_ray.core.trajectory_scores import LearningTime, is_trajectory_score, parse_trajectory_score
 
 _FRACTION_BITS = 52
 _HALF = 1 << 26

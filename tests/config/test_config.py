@@ -270,7 +270,7 @@ BAD = [
     (
         PipelineConfig,
         {"method": ("easycore", "moderate/class")},
-        "method moderate/class needs the features of the samples; pass --record features",
+        "method moderate/class needs what scoring records on request; pass --record features",
     ),
     (PipelineConfig, {"score_epochs": 0}, "score_epochs must be >= 1"),
     (PipelineConfig, {"fraction": (0.0,)}, r"fraction must be in \(0, 1\]"),

@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from easycore_ray.core.trajectory_scores import (
-    TRAJECTORY_SCORES,
-    Dual,
-    RunFacts,
-    RunningNorm,
-    TooFewEpochsError,
-    TrajectoryScore,
-    parse_trajectory_score,
-)
+from easycore_ray.core.trajectory import RunFacts, TooFewEpochsError, TrajectoryScore
+from easycore_ray.core.trajectory_scores import TRAJECTORY_SCORES, Dual, RunningNorm, parse_trajectory_score
 
 SAMPLES, EPOCHS, CLASSES = 17, 13, 3
 
@@ -24,7 +17,9 @@ SAMPLES, EPOCHS, CLASSES = 17, 13, 3
 def table():
     """Columns of a score table, (EPOCHS, SAMPLES) each, and labels."""
     rng = np.random.default_rng(0)
-    columns = {name: rng.gamma(1.0, 1.0, (EPOCHS, SAMPLES)).astype(np.float32) for name in ("loss", "grad_norm")}
+    columns = {
+        name: rng.gamma(1.0, 1.0, (EPOCHS, SAMPLES)).astype(np.float32) for name in ("loss", "grad_norm", "kd_prev")
+    }
     columns["margin"] = rng.normal(size=(EPOCHS, SAMPLES)).astype(np.float32)
     columns["correct"] = rng.random((EPOCHS, SAMPLES)) < 0.5
     return columns, rng.integers(0, CLASSES, SAMPLES), rng.gamma(1.0, 1.0, (EPOCHS, CLASSES))
@@ -47,6 +42,15 @@ def scored(score: TrajectoryScore, table, parts=(slice(0, 6), slice(6, None)), e
     return score.finish(state, run)
 
 
+def tdds(kd, window=10):
+    changes, total = kd[1:], 0.0
+    parts = windows(changes, window - 1)
+    for place, part in enumerate(parts):
+        spread = sum((value - statistics.fmean(part)) ** 2 for value in part) ** 0.5
+        total += spread * 0.9 * 0.1 ** (len(parts) - 1 - place)
+    return total
+
+
 def windows(values, length):
     return [values[start : start + length] for start in range(len(values) - length + 1)]
 
@@ -62,6 +66,8 @@ def dual(p, window=10, epochs=30):
 
 
 ORACLES = {
+    "tdds": lambda of: tdds(of.kd_prev),
+    "tdds:window=4": lambda of: tdds(of.kd_prev, 4),
     "dyn_unc": lambda of: dyn_unc(of.p),
     "dyn_unc:window=4": lambda of: dyn_unc(of.p, 4),
     "dual": lambda of: dual(of.p),
@@ -125,7 +131,7 @@ def test_constant_losses_correlate_with_nothing(table):
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("dyn_unc", 9), ("dual", 9), ("cld", 2), ("margin_std", 1), ("frequency", 1)]
+    ("text", "count"), [("dyn_unc", 9), ("dual", 9), ("tdds", 9), ("cld", 2), ("margin_std", 1), ("frequency", 1)]
 )
 def test_too_short_a_trajectory_is_refused(text, count):
     with pytest.raises(TooFewEpochsError, match=f"at least {count + 1} scored epochs, there are {count}"):

@@ -1,9 +1,11 @@
 """A scoring run on real Ray that records features, and every method that goes by them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from easycore_ray import inspect, prepare, score, select, sweep
+from easycore_ray import inspect, prepare, reduce, score, select, sweep
 from easycore_ray.config.experiments import SweepConfig
 from easycore_ray.core.selection import METHODS, choose
 from easycore_ray.experiments.plans import open_sweep_inputs
@@ -21,8 +23,8 @@ def scores(ray_session, tmp_path_factory):
     """Of the digits, by two workers."""
     folder = tmp_path_factory.mktemp("features")
     dataset = prepare(source="digits", out=f"{folder}/dataset")
-    return score(dataset=dataset, out=f"{folder}/scores", model="cnn", width=4, epochs=2, batch_size=100, num_workers=2,
-                 augment="none", record="features", tracking_uri="none")  # fmt: skip
+    return score(dataset=dataset, out=f"{folder}/scores", model="cnn", width=4, epochs=3, batch_size=100, num_workers=2,
+                 score_pass="eval", augment="none", record=("features", "kd"), tracking_uri="none")  # fmt: skip
 
 
 def test_the_run_is_whole_and_says_what_it_has(scores):
@@ -36,6 +38,15 @@ def test_the_run_is_whole_and_says_what_it_has(scores):
     assert table.manifest["counts"]["samples"] == scores.manifest["counts"]["samples"]
     assert (table.manifest["num_features"], table.manifest["num_classes"]) == (16, 10)
     assert scores.manifest["parents"]["feature_table"]["fingerprint"] == table.fingerprint
+
+
+def test_changes_of_the_softmax_are_recorded_and_what_they_were_made_of_is_gone(scores, tmp_path):
+    """TDDS is made of them; CLD of the validation losses of the same run."""
+    table = reduce(scores=scores, only=("tdds:window=3", "grand", "cld"), out=f"{tmp_path}/own").table()
+    assert not Path(scores.path, "softmax").exists()
+    for name in ("tdds:window=3", "grand"):
+        assert min(table[name].to_pylist()) > 0
+    assert -1.0 <= min(table["cld"].to_pylist()) < max(table["cld"].to_pylist()) <= 1.0
 
 
 @pytest.mark.parametrize("method", FEATURE_METHODS)
@@ -56,11 +67,11 @@ def test_a_sweep_takes_arms_by_features_where_they_were_recorded(scores, tmp_pat
     """It trains on them; without features it is refused before anything is trained."""
     dataset = scores.manifest["parents"]["dataset"]["path"]
     fields = dict(dataset=dataset, model="cnn", width=2, batch_size=100, augment="none", training=("standard",),
-                  beta=(), method=("moderate/class",), fraction=(0.1,), seeds=(0,), attack=("none",), epochs=1,
+                  beta=(), method=("moderate/class",), fraction=(0.1,), seeds=(0,), attack=("none",), train_epochs=1,
                   tracking_uri="none")  # fmt: skip
     rows = sweep(scores=scores, out=f"{tmp_path}/sweep", **fields).rows()
     assert {row["method"] for row in rows} == {"full", "moderate"}
     bare = score(dataset=dataset, out=f"{tmp_path}/bare", model="cnn", width=2, epochs=1, batch_size=100,
                  augment="none", num_workers=1, tracking_uri="none")  # fmt: skip
-    with pytest.raises(EasyCoreError, match=r"method moderate/class needs the features of .* has none"):
+    with pytest.raises(EasyCoreError, match=r"method moderate/class needs what .*; score with --record features"):
         open_sweep_inputs(SweepConfig(scores=bare.path, out=f"{tmp_path}/no", **fields))

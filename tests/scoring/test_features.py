@@ -60,7 +60,7 @@ def test_features_are_what_the_last_layer_takes(name):
         torch.randint(0, 256, (9, 3, 8, 8), generator=draws, dtype=torch.uint8),
         torch.arange(9) % 5,
     )
-    plain, found = score_epoch(model, [rows]), score_epoch(model, [rows], features=True)
+    plain, found = score_epoch(model, [rows]), score_epoch(model, [rows], also=("features",))
 
     assert all(found[name].tobytes() == plain[name].tobytes() for name in plain)
     assert found["features"].dtype == found["probabilities"].dtype == np.float16
@@ -110,7 +110,7 @@ def test_a_run_records_the_features_of_its_final_weights(dataset, tmp_path, scor
     model = build_model(**case.fit.model)
     model.load_state_dict(state.model)
     rows = read_split(case.dataset, "train", ids)
-    plain = score_epoch(model, [tuple(rows)], features=True)
+    plain = score_epoch(model, [tuple(rows)], also=("features",))
 
     assert ids.tolist() == list(range(49))
     assert features.values.dtype == np.float32
@@ -136,7 +136,7 @@ def test_a_run_that_ends_early_has_the_features_of_the_weights_it_ends_with(data
     ids, features = features_of(state, tmp_path)
     model = build_model(**case.fit.model)
     model.load_state_dict(state.model)
-    plain = score_epoch(model, [tuple(read_split(case.dataset, "train", ids))], features=True)
+    plain = score_epoch(model, [tuple(read_split(case.dataset, "train", ids))], also=("features",))
 
     assert state.epoch < 9
     assert state.carried["feature_parts"][0]["epoch"] == state.epoch + 1

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easycore_ray.config.stages import ReduceConfig
-from easycore_ray.core.trajectory_scores import RunFacts, RunningNorm, parse_trajectory_score
+from easycore_ray.core.trajectory import RunFacts
+from easycore_ray.core.trajectory_scores import RunningNorm, parse_trajectory_score
 from easycore_ray.inspection.verify import verify
 from easycore_ray.scoring import score_table
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
