@@ -333,7 +333,8 @@ class Cld(TrajectoryScore):
     def finish(self, state: _State, run: RunFacts) -> _Floats:
         """See ``TrajectoryScore``."""
         spread = np.sqrt((self._validation(run) ** 2).sum(axis=0))[state["label"]] * np.sqrt(state["squares"])
-        return np.divide(state["product"], spread, out=np.zeros_like(spread), where=spread > 0)
+        found = np.divide(state["product"], spread, out=np.zeros_like(spread), where=spread > 0)
+        return np.clip(found, -1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
