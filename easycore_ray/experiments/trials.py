@@ -34,8 +34,8 @@ class Trial:
     seed: int
     train: TrainConfig
     evaluate: EvaluateConfig
-    best_too: bool = True
-    """Evaluate the best epoch as well, where it is not the last."""
+    others_too: tuple[str, ...] = ("best", "averaged")
+    """What is evaluated beside the last epoch, where a checkpoint has it: the best one, the averaged weights."""
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Trial:
     def evaluations(self, checkpoint: Mapping[str, Any]) -> list[EvaluateConfig]:
         """What is evaluated: the last epoch, and what the checkpoint's manifest names as other weights than its."""
         files = weights_files(checkpoint)
-        others = [name for name, file in files.items() if file != files["last"] and (self.best_too or name != "best")]
+        others = [name for name, file in files.items() if file != files["last"] and name in self.others_too]
         return [self.evaluate, *map(self.evaluation_of, others)]
 
 
@@ -109,7 +109,8 @@ def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str
     for arm, fraction in sweep_arms(config):
         for seed in config.seeds if not arm.is_dynamic else ():
             out = folders[_coreset_name(arm, fraction, seed)]
-            wanted = arm_config(arm, out=out, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed)
+            wanted = arm_config(arm, out=out, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed,
+                                cutoff=config.cutoff)  # fmt: skip
             chosen.setdefault(out, wanted)
     for wanted in chosen.values():
         select(wanted)
