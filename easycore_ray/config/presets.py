@@ -362,7 +362,7 @@ def cifar10_study(out: str, dataset: str) -> StudyConfig:
 
 
 def every_method(out: str, dataset: str) -> StudyConfig:
-    """Every family of methods at half of the steps of TRADES, under AutoAttack: half a day on two cores.
+    """Every family of methods at half of the steps of TRADES, under AutoAttack: hours on two cores.
 
     20,000 images, a ResNet-18 of width 16, scores of 30 epochs, TRADES for 5 epochs (β = 6) on all data as reference
     and half as many steps for everything else, three seeds. Models are compared after their last epoch, under

@@ -145,7 +145,8 @@ def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, saved: dict[str
 
 def draw_book(book: Book) -> None:
     """Draw what is known beside the results file; nothing where nothing is."""
-    draw_study(rows_of(book), list(book.trials.values()), book.path, diverged=list(book.diverged.values()))
+    records, diverged = list(book.trials.values()), list(book.diverged.values())
+    draw_study(rows_of(book), records, book.path, diverged=diverged, scoring=book.scoring)
 
 
 def rows_of(book: Book) -> list[dict[str, Any]]:
