@@ -12,10 +12,20 @@ from easycore_ray.config.fields import StudyPart
 from easycore_ray.config.identity import identity_fields
 from easycore_ray.config.presets import every_method
 from easycore_ray.config.study_parts import ATTACK_PARTS, PARTS
-from easycore_ray.experiments.study_results import AUTOATTACK_SUFFIX, key_of, open_study, sweep_of_part, trials_of_part
+from easycore_ray.experiments.study import _record as record_of
+from easycore_ray.experiments.study import draw_book, rows_of
+from easycore_ray.experiments.study_results import (
+    AUTOATTACK_SUFFIX,
+    Book,
+    key_of,
+    open_study,
+    sweep_of_part,
+    trials_of_part,
+)
+from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack
 from easycore_ray.experiments.trials import coreset_folders, select_coresets
 from easycore_ray.storage import paths
-from easycore_ray.storage.artifact import open_artifact
+from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
 from tests.artifacts import make_image_dataset, make_scoring_run
 
@@ -167,3 +177,63 @@ class TestPlan:
 
         assert open_study(config).setting == open_study(more).setting
         assert open_study(more).total == 5 * 9 + 5 * 9 + 5 * 8
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Trials of a study, really trained and attacked, in this process; by their names in the results."""
+    root = tmp_path_factory.mktemp("every")
+    dataset = make_image_dataset(root / "dataset", LABELS, LABELS[:20], val_labels=LABELS[:10])
+    config = every_method(str(root / "o"), dataset.path).replace(
+        model="cnn", width=2, subset=None, batch_size=16, augment="none", adversarial_epochs=2, attack_steps=1,
+        precision="fp32", num_eval_samples=10, num_autoattack_samples=4, seeds=(0,),
+    )  # fmt: skip
+    make_scoring_run(root / "o" / "scores" / "seed-0", dataset, LABELS)
+    arms = ("rs2", "stratified", "infobatch")
+    for part in ("half", "half-others"):
+        sweep = sweep_of_part(config, part, 0)
+        mine = tuple(arm for arm in sweep.method if arm in arms)
+        select_coresets(sweep.replace(method=mine, cutoff=0.0), dataset, sweep.out)
+    trials = {
+        key_of(trial): trial
+        for part in ("half", "half-others", "half-autoattack")
+        for trial in trials_of_part(config, part)
+        if trial.arm.name in ("full", *arms)
+    }
+    return {key: train_and_attack(trial, lambda _: None) for key, trial in trials.items()}
+
+
+@pytest.mark.slow
+class TestTrials:
+    def test_dynamic_arms_take_the_steps_of_a_coreset(self, finished):
+        """Half of those of all data, from all of them."""
+        steps = {each.trial.arm.name: each.checkpoint.manifest["steps"] for each in finished.values()}
+        samples = {each.trial.arm.name: each.checkpoint.manifest["counts"]["samples"] for each in finished.values()}
+
+        assert steps == {"full": 8, "rs2": 4, "stratified": 4, "infobatch": 4}
+        assert samples == {"full": 60, "rs2": 60, "stratified": 30, "infobatch": 60}
+
+    def test_records_hold_both_weights_and_pages_show_them(self, finished, tmp_path):
+        """PGD of the last and of the averaged; AutoAttack of the last alone, below its PGD."""
+        book = Book(str(tmp_path / "results.json"), {}, Artifact("d", {"fingerprint": "f" * 64}))
+        book.add("scoring", "0", {"device_seconds": 9.0})
+        for key, each in finished.items():
+            book.add("trials", key, record_of(each))
+        draw_book(book)
+        again = json.loads((tmp_path / "results.json").read_text())["trials"]
+        text = (tmp_path / "results.md").read_text()
+
+        assert {key for key, record in again.items() if "averaged" in record} == {
+            key for key in finished if AUTOATTACK_SUFFIX not in key
+        }
+        for key, record in again.items():
+            averaged = finished[key].summaries.get("averaged")
+            if averaged:
+                assert record["averaged"]["clean_accuracy"] == averaged["clean_accuracy"]
+                assert [entry["eps"] for entry in record["averaged"]["robust"]] == [2 / 255, 4 / 255, 8 / 255]
+        assert [row["method"] for row in rows_of(book)] == [name for name in ("full", "rs2", "stratified", "infobatch")
+                                                            for _ in range(3)]  # fmt: skip
+        assert all("robust_accuracy_averaged_mean" in row for row in rows_of(book))
+        assert text.count("| averaged |") == 4
+        assert "AutoAttack at ε = 8/255, on the same 4 images" in text
+        assert "Not attacked so, and not compared: infobatch." in text
