@@ -29,7 +29,6 @@ from easycore_ray.experiments.results import (
     read_result_rows,
 )
 from easycore_ray.experiments.study_results import (
-    AUTOATTACK_SUFFIX,
     Book,
     OpenStudy,
     key_of,
@@ -40,7 +39,7 @@ from easycore_ray.experiments.study_results import (
 )
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
 from easycore_ray.experiments.trial_runner import run_trials
-from easycore_ray.experiments.trials import select_coresets
+from easycore_ray.experiments.trials import AUTOATTACK_SUFFIX, select_coresets
 from easycore_ray.reporting.study_plots import draw_study
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import warn_of_other_machines

@@ -11,16 +11,13 @@ from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.run_inputs import check_training
 from easycore_ray.evaluation.threats import check_threats, threats_of
 from easycore_ray.experiments.comparison_rules import check_comparable
-from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials
+from easycore_ray.experiments.trials import AUTOATTACK_SUFFIX, Trial, coreset_folders, make_trials
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, Artifact, Claim, refuse_other_format
 from easycore_ray.storage.errors import EasyCoreError
 
 # Fields that say how much of the study is done, not how.
 _EXTENT = {"seeds", "parts"}
-
-
-AUTOATTACK_SUFFIX = "+autoattack"
 
 
 class Book:
@@ -116,8 +113,7 @@ def key_of(trial: Trial) -> str:
 
     With ``+autoattack500`` where a part says on how many images.
     """
-    folder = trial.evaluate.out.rpartition("/")[2]
-    return trial.name + (f"+{folder}" if "autoattack" in trial.evaluate.attack else "")
+    return trial.name + trial.attack_suffix
 
 
 def _refuse_other(path: str, found: Any, mine: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim, open_artifact
 
 FULL = Arm("full", None, "none")
+AUTOATTACK_SUFFIX = "+autoattack"
+"""What names of evaluations under AutoAttack have after that of their trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,12 @@ class Trial:
     def name(self) -> str:
         """What the trial is, for people and as its folder: ``easycore-class_f0.5_trades_b6_s1``."""
         return _trial_name(self.arm, self.fraction, self.training, self.beta, self.seed)
+
+    @property
+    def attack_suffix(self) -> str:
+        """What its name lacks of which evaluation it is: nothing, ``+autoattack``, ``+autoattack500`` by its folder."""
+        folder = self.place.rpartition("/")[2].removeprefix("evaluation").removeprefix("autoattack")
+        return f"{AUTOATTACK_SUFFIX}{folder}" if "autoattack" in self.evaluate.attack else ""
 
     @property
     def place(self) -> str:

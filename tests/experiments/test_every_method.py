@@ -15,18 +15,19 @@ from easycore_ray.config.study_parts import ATTACK_PARTS, PARTS
 from easycore_ray.experiments.study import _record as record_of
 from easycore_ray.experiments.study import draw_book, rows_of
 from easycore_ray.experiments.study_results import (
-    AUTOATTACK_SUFFIX,
     Book,
     key_of,
     open_study,
     sweep_of_part,
     trials_of_part,
 )
+from easycore_ray.experiments.tracked_trials import new_trial_run
 from easycore_ray.experiments.trial_runner import _train_and_attack as train_and_attack
-from easycore_ray.experiments.trials import coreset_folders, select_coresets
+from easycore_ray.experiments.trials import AUTOATTACK_SUFFIX, coreset_folders, select_coresets
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
+from easycore_ray.tracking.runs import TrackedRun
 from tests.artifacts import make_image_dataset, make_scoring_run
 
 LABELS = [number % 3 for number in range(60)]
@@ -109,6 +110,14 @@ class TestParts:
             files = {"weights": {"last": "l", "best": "b", "averaged": "a"}}
             assert [each.weights for each in trial.evaluations(files)] == ["last"]
             assert [each.weights for each in model.evaluations(files)] == ["last", "averaged"]
+
+    def test_every_evaluation_has_a_tracked_run_of_its_own(self):
+        """Also the second AutoAttack of a model."""
+        config = every_method("/o", "/d")
+        parent = TrackedRun("p", "p", {}, {}, None)
+        places = {trial.place: trial for part in (*PARTS, *ATTACK_PARTS) for trial in trials_of_part(config, part)}
+
+        assert len({new_trial_run(trial, parent).key for trial in places.values()}) == len(places)
 
     def test_an_average_is_no_part_of_studies_without_one(self):
         """Their results are taken up as ever."""
