@@ -268,4 +268,20 @@ Norm = Literal["linf", "l2"]
 EvaluationNorm = Literal["linf", "l2", "l1"]
 SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]
 OnDuplicate = Literal["keep", "drop", "error"]
-StudyPart = Literal["standard", "trades", "fractions", "autoattack"]
+StudyPart = Literal[
+    "standard",
+    "trades",
+    "fractions",
+    "autoattack",
+    "half",
+    "half-autoattack",
+    "half-others",
+    "half-others-autoattack",
+    "30-percent",
+    "30-percent-autoattack",
+    "10-percent",
+    "10-percent-autoattack",
+    "standard-half",
+    "standard-half-autoattack",
+    "half-autoattack-500",
+]

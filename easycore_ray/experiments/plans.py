@@ -1,6 +1,6 @@
 """What sweep(), study() and pipeline() would do, without doing it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from easycore_ray.config.arms import parse_arm, trajectory_problems
@@ -108,6 +108,7 @@ def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
     config = config.replace(out=paths.absolute(config.out))
     study = open_study(config)
     missing = {key_of(trial): trial for trials in study.missing.values() for trial in trials}
+    parts = ", ".join(f"{part}: {len(trials)}" for part, trials in study.missing.items())
     count = config.subset or study.dataset.num_rows("train")
     seeds = [seed for seed in dict.fromkeys(trial.seed for trial in missing.values())
              if not is_finished(scores_folder(config, seed))]  # fmt: skip
@@ -116,11 +117,12 @@ def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
         for number, seed in enumerate(seeds)
     ]
     sweep = config.sweep_config("scores", config.seeds[0], ("random",))
-    trials = _plan_trials(sweep, study.dataset, list(missing.values()), count, measure)
+    # AutoAttack has no model of its own.
+    untrained = {trial.train.out for trial in missing.values() if not is_finished(trial.train.out)}
+    trials = _plan_trials(sweep, study.dataset, list(missing.values()), count, measure, untrained)
     return join_plans(
         "study",
-        f"run {len(missing)} of {study.total} trials ({', '.join(config.parts)}) after {len(seeds)} scoring runs "
-        f"→ {study.results}",
+        f"run {len(missing)} of {study.total} trials ({parts}) after {len(seeds)} scoring runs → {study.results}",
         config.out,
         [*scoring, trials],
     ).replace(makes=(config.out, study.results))
@@ -169,22 +171,37 @@ def _planned_steps(config: SweepConfig, dataset: Dataset, measure: bool) -> Mapp
     return plan_steps(config.out, first, config.training, config.device_seconds, dataset, measure) or {}
 
 
-def _plan_trials(config: SweepConfig, dataset: Dataset, trials: Sequence[Trial], count: int, measure: bool) -> WorkPlan:
-    """Steps, bytes and time of trials on coresets of ``count`` samples."""
+def _plan_trials(
+    config: SweepConfig,
+    dataset: Dataset,
+    trials: Sequence[Trial],
+    count: int,
+    measure: bool,
+    untrained: Collection[str] | None = None,
+) -> WorkPlan:
+    """Steps, bytes and time of trials on coresets of ``count`` samples.
+
+    ``untrained``: the checkpoints that are to be made, each once; one for each trial if left out.
+    """
+    makers = trials if untrained is None else [
+        trial for trial in {trial.train.out: trial for trial in trials}.values() if trial.train.out in untrained
+    ]  # fmt: skip
     kept = {trial.name: count if trial.arm.is_dynamic else budget(count, trial.fraction) for trial in trials}
     works: list[Work] = []
-    for trial in trials:
+    for trial in makers:
         works += training_works(trial.train, kept[trial.name], dataset.num_rows("val"))
-        works += attack_works(trial.evaluate, image_count(trial.evaluate, dataset))
+    for trial in trials:
+        averaged = trial.train.ema is not None and "averaged" in trial.others_too
+        works += attack_works(trial.evaluate, image_count(trial.evaluate, dataset)) * (1 + averaged)
     size = checkpoint_bytes(config.model, config.width) if trials else 0
     plan = WorkPlan(
         verb="sweep",
         work="",
         out=config.out,
         trials=len(trials),
-        steps=sum(training_steps(trial.train, kept[trial.name]) for trial in trials),
+        steps=sum(training_steps(trial.train, kept[trial.name]) for trial in makers),
         samples=count,
-        bytes_written=None if size is None else len(trials) * size,
+        bytes_written=None if size is None else len(makers) * size,
     )
     if not trials:
         return plan

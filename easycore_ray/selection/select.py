@@ -181,8 +181,10 @@ def check_subset(dataset: Dataset, size: int) -> None:
         raise EasyCoreError(f"subset must be at most {total:,}, the training samples there are, got {size:,}")
 
 
-def arm_config(arm: Arm, *, out: str, scores: str, dataset: str, fraction: float, seed: int) -> CoresetConfig:
-    """The selection an arm of a sweep stands for."""
+def arm_config(
+    arm: Arm, *, out: str, scores: str, dataset: str, fraction: float, seed: int, cutoff: float = 0.0
+) -> CoresetConfig:
+    """The selection an arm of a sweep stands for; ``cutoff`` is for those of stratified."""
     return CoresetConfig(
         tracking_uri="none",
         out=out,
@@ -192,6 +194,7 @@ def arm_config(arm: Arm, *, out: str, scores: str, dataset: str, fraction: float
         score=arm.score,
         balance=arm.balance,
         fraction=fraction,
+        cutoff=cutoff if arm.method == "stratified" else 0.0,
         seed=seed,
     )
 

@@ -141,6 +141,8 @@ def beside(kind, name):
         return {"seeds": (0,)} | ({} if name == "search" else {"search": "optuna"})
     if name == "cutoff_score":
         return {"method": "stratified", "scores": "s"}
+    if name == "cutoff" and kind in (SWEEP, PIPELINE):
+        return {"method": ("stratified",)}
     if name == "prune_ratio":
         return {"pruning": "infobatch"}
     return {}
@@ -201,6 +203,7 @@ def test_options_that_came_later_leave_identities_as_they_were(kind):
     later |= {"device_seconds", "prune_ratio", "pruning"}
 
     assert later & identity_fields(make(kind)).keys() == set()
+    assert kind is stages.CoresetConfig or "cutoff" not in identity_fields(make(kind))
 
 
 def test_scoring_runs_in_standard_training_are_known_by_what_they_were():
