@@ -5,7 +5,7 @@ features``, and say what they cost: a class of 5,000 samples is soon done, a mil
 balance each runs on one class at a time, as most of their authors do.
 """
 
-# ruff: noqa: ARG001  (every method has the same signature, whatever it reads of it)
+# ruff: noqa: ARG001, ARG005  (every method has the same signature, whatever it reads of it)
 
 import numpy as np
 from numpy.typing import NDArray

@@ -53,7 +53,7 @@ def record_softmax(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Inside the block each forward pass replaces ``softmax``, float32 (B, num_classes), detached, of its logits."""
     found: dict[str, Tensor] = {}
 
-    def note(_: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+    def note(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
         found["softmax"] = at_least_float32(logits.detach()).softmax(dim=-1).float()
 
     handle = model.register_forward_hook(note)

@@ -67,8 +67,8 @@ def test_a_sweep_takes_arms_by_features_where_they_were_recorded(scores, tmp_pat
     """It trains on them; without features it is refused before anything is trained."""
     dataset = scores.manifest["parents"]["dataset"]["path"]
     fields = dict(dataset=dataset, model="cnn", width=2, batch_size=100, augment="none", training=("standard",),
-                  beta=(), method=("moderate/class",), fraction=(0.1,), seeds=(0,), attack=("pgd20",), num_eval_samples=20, train_epochs=1,
-                  tracking_uri="none")  # fmt: skip
+                  beta=(), method=("moderate/class",), fraction=(0.1,), seeds=(0,), attack=("pgd20",),
+                  num_eval_samples=20, train_epochs=1, tracking_uri="none")  # fmt: skip
     rows = sweep(scores=scores, out=f"{tmp_path}/sweep", **fields).rows()
     assert {row["method"] for row in rows} == {"full", "moderate"}
     bare = score(dataset=dataset, out=f"{tmp_path}/bare", model="cnn", width=2, epochs=1, batch_size=100,

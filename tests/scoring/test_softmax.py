@@ -84,7 +84,7 @@ def test_a_run_compares_each_scored_epoch_with_the_one_before(dataset, tmp_path,
     np.testing.assert_allclose(vectors[0], plain["softmax"], atol=1e-5)
     assert rows[4]["kd_prev"].to_pylist() == change(*vectors).tolist()
     assert min(rows[4]["kd_prev"].to_pylist()) > 0
-    first = [epoch for epoch in sorted(rows) if epoch][0]
+    first = min(epoch for epoch in rows if epoch)
     assert set(rows[first]["kd_prev"].to_pylist()) == set(rows[0]["kd_prev"].to_pylist()) == {0.0}
     # Only what the next epoch is compared with, and what that was compared with, is kept.
     assert sorted(path.name for path in folder.iterdir()) == [f"epoch={epoch:05d}" for epoch in (4 - score_every, 4)]
