@@ -267,4 +267,7 @@ Norm = Literal["linf", "l2"]
 EvaluationNorm = Literal["linf", "l2", "l1"]
 SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]
 OnDuplicate = Literal["keep", "drop", "error"]
+FindingKind = Literal["label_error", "label_conflict", "duplicate"]
+"""What an audit finds of a sample: its label is likely wrong, an equal image has another label, or an equal image with
+this label is there already."""
 StudyPart = Literal["standard", "trades", "fractions", "autoattack"]

@@ -21,7 +21,7 @@ from easycore_ray.config import evaluation, experiments, inspection, stages
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
-from easycore_ray.config.inspection import ReportConfig
+from easycore_ray.config.inspection import AuditConfig, ReportConfig
 from easycore_ray.config.presets import PRESETS, STUDIES
 from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.eps import format_eps
@@ -52,6 +52,7 @@ NEEDED = {
     EvaluateConfig: ["--dataset", "/d", "--checkpoint", "/c"],
     SweepConfig: ["--dataset", "/d", "--scores", "/s"],
     ReportConfig: ["--sweep", "/w"],
+    AuditConfig: ["--scores", "/s"],
     StudyConfig: ["--dataset", "/d"],
     AnalyzeConfig: ["--scores", "/s", "/t", "--checkpoint", "/c"],
 }
