@@ -185,8 +185,7 @@ def make_image_dataset(
         wall_seconds=1.5,
         classes=classes,
         **layout._asdict(),
-        mean=[0.5],
-        std=[0.25],
+        mean=[0.5], std=[0.25],
         shards=shard_details(index, sizes, len(classes)),
     )  # fmt: skip
 
