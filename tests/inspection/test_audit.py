@@ -10,6 +10,7 @@ import pytest
 from easycore_ray import audit, reduce, select
 from easycore_ray import open as open_handle
 from easycore_ray.core.selection import choose
+from easycore_ray.data import index as dataset_index
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness, write_hardness
 from easycore_ray.storage.artifact import open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -243,6 +244,21 @@ def test_what_cannot_be_audited_is_refused(world, tmp_path, fields, message):
     with pytest.raises(EasyCoreError, match=message) as caught:
         audit(**{"out": f"{tmp_path}/a", "scores": f"{world}/scores", **fields})
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_tables_that_do_not_fit_their_dataset_are_damaged(tmp_path):
+    """A class too few, or a scored sample that the index lacks."""
+    dataset = make_image_dataset(tmp_path / "d", [0, 1, 2] * 10)
+    make_scoring_run(tmp_path / "s", dataset, [0, 1, 2] * 10)
+    edit_manifest(dataset.path, classes=["a", "b"])
+    with pytest.raises(EasyCoreError, match=r"labels must be 0 \.\. 1, the dataset's classes; .* has 0 \.\. 2"):
+        audit(out=f"{tmp_path}/a", scores=f"{tmp_path}/s")
+    edit_manifest(dataset.path, classes=["a", "b", "c"])
+    index = dataset_index.read_index(dataset.path, "train")
+    dataset_index.write_index(index.slice(1), dataset.path)
+    with pytest.raises(EasyCoreError, match="has 29 of 30 scored samples; do they belong together"):
+        audit(out=f"{tmp_path}/a", scores=f"{tmp_path}/s")
     assert not (tmp_path / "a").exists()
 
 
