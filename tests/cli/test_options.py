@@ -211,9 +211,11 @@ def test_paths_become_absolute_at_the_command_line(tmp_path, monkeypatch):
     """So that a saved configuration means the same folders from anywhere; named sources are not paths."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EASYCORE_ROOT", raising=False)
-    found = parse(CoresetConfig, ["--out", "c", "--scores", "s3://b/s/", "--user-scores", "../mine.parquet"])
+    given = ["--out", "c", "--scores", "s3://b/s/", "--user-scores", "../mine.parquet", "--exclude", "audit"]
+    found = parse(CoresetConfig, given)
     assert (found.out, found.scores, found.dataset) == (f"{tmp_path}/c", "s3://b/s", None)
     assert found.user_scores == f"{tmp_path.parent}/mine.parquet"
+    assert found.exclude == f"{tmp_path}/audit"
 
     sources = {"digits": "digits", "torchvision:CIFAR10": "torchvision:CIFAR10", "images": f"{tmp_path}/images"}
     for given, expected in sources.items():
