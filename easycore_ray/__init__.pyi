@@ -7,7 +7,9 @@ from typing import Any, Literal, Protocol, overload
 from easycore_ray.analysis.analyze import Analysis as Analysis
 from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
-from easycore_ray.config.inspection import CleanConfig, ExportConfig, InspectConfig, ReportConfig, StatusConfig
+from easycore_ray.config.inspection import (
+    AuditConfig, CleanConfig, ExportConfig, InspectConfig, ReportConfig, StatusConfig,
+)
 from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.config.work_plan import WorkPlan as WorkPlan
 from easycore_ray.data.coreset import Coreset as Coreset
@@ -17,6 +19,7 @@ from easycore_ray.evaluation.evaluate import Evaluation as Evaluation
 from easycore_ray.experiments.pipeline import Pipeline as Pipeline
 from easycore_ray.experiments.study import Study as Study
 from easycore_ray.experiments.sweep import Sweep as Sweep
+from easycore_ray.inspection.audit import Audit as Audit
 from easycore_ray.inspection.clean import Leftover
 from easycore_ray.inspection.status import Status
 from easycore_ray.reporting.report import Report as Report
@@ -157,7 +160,9 @@ class _Select(Protocol):
         user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
         cutoff: float = 0.0, cutoff_score: str | None = None, band: tuple[float, float] = (0.25, 0.75),
-        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False,
+        option: str | Sequence[str] = (), seed: int = 0, exclude: StrPath | None = None,
+        exclude_kind: Literal["label_error", "label_conflict", "duplicate"] | Sequence[Literal["label_error", "label_conflict", "duplicate"]] = (),
+        materialize: bool = False,
     ) -> Coreset: ...
     @overload
     def plan(self, config: CoresetConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -170,7 +175,9 @@ class _Select(Protocol):
         user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
         cutoff: float = 0.0, cutoff_score: str | None = None, band: tuple[float, float] = (0.25, 0.75),
-        option: str | Sequence[str] = (), seed: int = 0, materialize: bool = False, measure: bool = False,
+        option: str | Sequence[str] = (), seed: int = 0, exclude: StrPath | None = None,
+        exclude_kind: Literal["label_error", "label_conflict", "duplicate"] | Sequence[Literal["label_error", "label_conflict", "duplicate"]] = (),
+        materialize: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Train(Protocol):
@@ -552,6 +559,29 @@ class _Analyze(Protocol):
         norm: Literal["linf", "l2"] = "linf", num_train_samples: int = 2000, seed: int = 0, measure: bool = False,
     ) -> WorkPlan: ...
 
+class _Audit(Protocol):
+    kind: type[AuditConfig]
+    @overload
+    def __call__(self, config: AuditConfig, /) -> Audit: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        dataset: StrPath | None = None, score: str = "aum", label_errors: float = 0.02, cut_score: str = "aign",
+        fraction: float = 0.5, starved: float = 0.5,
+    ) -> Audit: ...
+    @overload
+    def plan(self, config: AuditConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        dataset: StrPath | None = None, score: str = "aum", label_errors: float = 0.02, cut_score: str = "aign",
+        fraction: float = 0.5, starved: float = 0.5, measure: bool = False,
+    ) -> WorkPlan: ...
+
 class _Export(Protocol):
     kind: type[ExportConfig]
     @overload
@@ -618,6 +648,7 @@ report: _Report
 study: _Study
 pipeline: _Pipeline
 analyze: _Analyze
+audit: _Audit
 export: _Export
 inspect: _Inspect
 clean: _Clean

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,11 @@ def make_image_dataset(
     *,
     val_labels: Sequence[int] = (),
     encoded: bool = False,
+    copies: Mapping[int, int] | None = None,
 ) -> Artifact:
     """A whole dataset: images of 1 × 4 × 4 random pixels, train and test in two shards each, val in one.
 
-    If encoded, greyscale JPEG files of 12 × 9 pixels, seen at 4 × 4.
+    If encoded, greyscale JPEG files of 12 × 9 pixels, seen at 4 × 4. ``copies``: training samples with another's image.
     """
     layout = shards.Layout("raw", (1, 4, 4), None)
     if encoded:
@@ -174,6 +175,8 @@ def make_image_dataset(
         images = [image.tobytes() for image in draws.integers(0, 256, (len(truth), 16), np.uint8)]
         if encoded:
             images = [_jpeg(draws.integers(0, 256, (9, 12), np.uint8)) for _ in images]
+        for copy, original in (copies or {}).items() if split == "train" else ():
+            images[copy] = images[original]
         sizes[split] = [
             _write_shard(
                 f"{folder}/{shard_path(split, number)}", layout, images, truth, slice(number, None, num_shards)
@@ -194,19 +197,16 @@ def make_image_dataset(
     index = pa.concat_tables(tables)
     write_index(index, str(folder))
     classes = [f"class {label}" for label in range(max(labels) + 1)]
+    made = Claim(str(folder), "dataset", "identity", "nonce", resumed=False)
     return artifact.finish(
-        Claim(str(folder), "dataset", "identity", "nonce", resumed=False),
-        fingerprint=dataset_fingerprint(index),
-        config={},
-        parents={},
+        made, fingerprint=dataset_fingerprint(index), config={}, parents={},
         counts={"train": len(labels), "val": len(val_labels), "test": len(test_labels)},
         wall_seconds=1.5,
         classes=classes,
         **layout._asdict(),
-        mean=[0.5],
-        std=[0.25],
+        mean=[0.5], std=[0.25],
         shards=shard_details(index, sizes, len(classes)),
-    )
+    )  # fmt: skip
 
 
 def _write_shard(path: str, layout: shards.Layout, images: list[bytes], labels: Sequence[int], mine: slice) -> int:

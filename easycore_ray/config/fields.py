@@ -285,3 +285,6 @@ StudyPart = Literal[
     "standard-half-autoattack",
     "half-autoattack-500",
 ]
+FindingKind = Literal["label_error", "label_conflict", "duplicate"]
+"""What an audit finds of a sample: its label is likely wrong, an equal image has another label, or an equal image with
+this label is there already."""

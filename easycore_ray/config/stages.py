@@ -22,6 +22,7 @@ from easycore_ray.config.fields import (
     Balance,
     Count,
     EpochRange,
+    FindingKind,
     Flag,
     Fraction,
     InputSpace,
@@ -249,6 +250,12 @@ class CoresetConfig(TrackingConfig, JobConfig):
     """Further options of the method, NAME=VALUE each, e.g. strata=20."""
     seed: Natural = setting(default=0, identity=True, group="data")
     """Seed of random draws."""
+    # Known by the ids that are left out.
+    exclude: Text | None = setting(default=None, identity=False, group="data")
+    """Leave these samples out before choosing: the folder of an audit, all of whose findings are left out, or a Parquet
+    file with a column sample_id. --fraction counts on what is left."""
+    exclude_kind: Several[FindingKind] = setting(default=(), identity=if_set("exclude_kind"), group="data")
+    """Of --exclude, leave out findings of these kinds only, by the column kind; all if left out."""
     materialize: Flag = setting(default=False, identity=False, group="output")
     """Also write the kept images as a dataset of their own, OUT/dataset, to train on without --coreset: worth it where
     a small part of many images is read often, or elsewhere. Ids stay those of --dataset; val and test come along."""
@@ -265,6 +272,8 @@ class CoresetConfig(TrackingConfig, JobConfig):
         found += [problem for text in self.option if (problem := _option_problem(self.method, text))]
         if self.cutoff_score is not None and self.method != "stratified":
             found.append(f"cutoff_score is for method stratified, got {self.method}; leave it out")
+        if self.exclude_kind and self.exclude is None:
+            found.append("exclude_kind goes with --exclude, the findings it picks from")
         for name in ("epoch_range", "cutoff_score"):
             if getattr(self, name) is not None and self.scores is None:
                 found.append(f"{name} goes with --scores, the folder of a scoring run")

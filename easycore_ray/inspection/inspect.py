@@ -45,6 +45,7 @@ _CONFIGS: dict[str, type[Any]] = {
     "study": experiments.StudyConfig,
     "report": inspection.ReportConfig,
     "analysis": experiments.AnalyzeConfig,
+    "audit": inspection.AuditConfig,
     "pipeline": experiments.PipelineConfig,
 }
 # Of the configuration: where the artifact is, which it says itself.

@@ -24,6 +24,7 @@ from easycore_ray.evaluation.threats import Threats
 from easycore_ray.scoring import feature_table, hardness_table, score_reader, score_table
 from easycore_ray.scoring.score_reader import ScoreTable
 from easycore_ray.scoring.score_table import ScorePart
+from easycore_ray.selection.exclusion import FINDINGS
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -306,6 +307,17 @@ def _analysis(artifact: Artifact) -> Iterator[str]:
         yield _differs("rows of samples.parquet", rows, artifact.manifest["counts"]["samples"])
 
 
+def _audit(artifact: Artifact) -> Iterator[str]:
+    for entry in artifact.manifest["files"]:
+        yield from _listed_file(artifact.path, entry)
+    findings, summary = (paths.read_bytes(paths.join(artifact.path, name)) for name in (FINDINGS, "summary.json"))
+    if content_hash(findings, summary) != artifact.fingerprint:
+        yield f"{FINDINGS} or summary.json do not have the fingerprint in the manifest"
+    rows = pq.read_metadata(pa.BufferReader(findings)).num_rows
+    if rows != artifact.manifest["counts"]["findings"]:
+        yield _differs(f"rows of {FINDINGS}", rows, artifact.manifest["counts"]["findings"])
+
+
 def _pipeline(artifact: Artifact) -> Iterator[str]:
     parents = artifact.manifest["parents"]
     for name, role in (("summary.json", "sweep"), ("report.html", "report")):
@@ -330,6 +342,7 @@ _CHECKS: dict[str, Callable[[Artifact], Iterator[str]]] = {
     "study": _study,
     "report": _report,
     "analysis": _analysis,
+    "audit": _audit,
     "pipeline": _pipeline,
 }
 

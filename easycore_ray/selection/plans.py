@@ -13,7 +13,14 @@ _BYTES_PER_SAMPLE = 60
 
 def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
     """The plan of a selection: how many samples it keeps; there is nothing to measure."""
-    from easycore_ray.selection.select import coreset_identity, open_selection_inputs, reduced_folders
+    from easycore_ray.selection.select import (
+        coreset_identity,
+        count_population,
+        open_exclusion,
+        open_population,
+        open_selection_inputs,
+        reduced_folders,
+    )
 
     out, first = paths.absolute(config.out), ""
     make = [folder for folder in reduced_folders(config) if not paths.exists(paths.join(folder, "manifest.json"))]
@@ -21,8 +28,10 @@ def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
     parents, dataset = open_selection_inputs(config, (lambda scores, _: open_hardness(scores)) if make else None)
     if make:
         first = f"reduce → {' and '.join(make)}, and "
-    table = parents.get("hardness_table")
-    total = dataset.num_rows("train") if table is None else table.manifest["counts"]["samples"]
+    excluded = open_exclusion(config, dataset)
+    total = count_population(parents, dataset)
+    if excluded is not None:
+        total = sum(partition.rows for partition in open_population(parents, dataset, excluded))
     try:
         kept = budget(total, config.fraction)
         METHODS[config.method].check_budget(kept, total)
@@ -34,7 +43,7 @@ def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
         "select",
         config,
         "coreset",
-        coreset_identity(config, parents),
+        coreset_identity(config, parents, excluded),
         work=f"{first}keep {kept:,} of {total:,} samples by {config.method}{copied}",
         samples=kept,
         bytes_written=kept * _BYTES_PER_SAMPLE + (kept * dataset.layout.image_bytes if config.materialize else 0),

@@ -8,6 +8,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from easycore_ray.scoring.hardness_table import columns_of, hardness_column, ope
 from easycore_ray.selection import partitions
 from easycore_ray.selection.coreset_files import write_exports
 from easycore_ray.selection.exact_cut import Choice, Selection, decide, write_choice
+from easycore_ray.selection.exclusion import Exclusion, read_exclusion, without_samples
 from easycore_ray.selection.plans import plan_select
 from easycore_ray.selection.user_scores import with_user_scores
 from easycore_ray.storage import paths
@@ -65,6 +67,7 @@ def select(config: CoresetConfig) -> Artifact:
     key``, sorted by id and listed in the manifest; score is null for methods that use none; read it with
     ``pq.read_table(f"{out}/coreset.parquet")``), ``sample_ids.npy`` and ``keys.txt`` for use elsewhere.
 
+    With ``exclude`` the choice is made of the samples that are left, as if the others were not there.
     With ``materialize`` the images lie in ``dataset`` beside them, see ``data.materialize.materialize``.
 
     Returns:
@@ -77,14 +80,15 @@ def select(config: CoresetConfig) -> Artifact:
     started = time.monotonic()
     out = paths.absolute(config.out)
     parents, dataset = open_selection_inputs(config)
-    key = coreset_identity(config, parents)
+    excluded = open_exclusion(config, dataset)
+    key = coreset_identity(config, parents, excluded)
     made = claim(out, "coreset", key, overwrite=config.overwrite, take_over=config.take_over)
     warn_of_other_machines(made, parents.values())
     if isinstance(made, Artifact):
         say(f"select: {out} is finished, reused")
         return _complete(config, made, dataset)
     with giving_back(made):
-        choice = _decide(config, parents, dataset)
+        choice = _decide(config, parents, dataset, excluded)
     # Partial results of a killed run may have been cut into other files.
     paths.delete_tree(paths.join(made.path, ROWS))
     files = write_choice(choice, paths.join(made.path, ROWS), dataset.path)
@@ -93,11 +97,12 @@ def select(config: CoresetConfig) -> Artifact:
     for entry in files:
         counts = entry.pop("class_histogram")
         histogram[: len(counts)] += counts
+    details, left_out = _describe_exclusion(excluded, count_population(parents, dataset) - choice.total)
     artifact = finish(
         made,
         fingerprint=fingerprint,
         config=to_dict(config),
-        parents=parents,
+        parents=parents if excluded is None or excluded.audit is None else parents | {"audit": excluded.audit},
         counts={"samples": choice.kept, "of": choice.total},
         wall_seconds=time.monotonic() - started,
         method=config.method,
@@ -107,10 +112,19 @@ def select(config: CoresetConfig) -> Artifact:
         classes=list(dataset.classes),
         class_histogram=histogram.tolist(),
         files=files,
+        **details,
     )
     _say_empty_classes(dataset.classes, histogram, config.balance)
-    say(f"select: {choice.kept:,} of {choice.total:,} samples by {config.method} → {out}")
+    say(f"select: {choice.kept:,} of {choice.total:,} samples by {config.method}{left_out} → {out}")
     return _complete(config, artifact, dataset)
+
+
+def _describe_exclusion(excluded: Exclusion | None, count: int) -> tuple[dict[str, Any], str]:
+    """What the manifest says of the samples that were left out, and the same in words."""
+    if excluded is None:
+        return {}, ""
+    found = {"path": excluded.path, "fingerprint": excluded.fingerprint, "samples": count}
+    return {"excluded": found}, f", {count:,} left out before"
 
 
 def _say_empty_classes(classes: Sequence[str], histogram: NDArray[np.integer], balance: Balance) -> None:
@@ -199,11 +213,55 @@ def arm_config(
     )
 
 
-def coreset_identity(config: CoresetConfig, parents: dict[str, Artifact]) -> str:
+def open_exclusion(config: CoresetConfig, dataset: Dataset) -> Exclusion | None:
+    """The samples to leave out; None where none are requested.
+
+    Raises:
+        EasyCoreError: see ``read_exclusion``.
+    """
+    return None if config.exclude is None else read_exclusion(config.exclude, config.exclude_kind, dataset)
+
+
+def open_population(
+    parents: dict[str, Artifact], dataset: Dataset, excluded: Exclusion | None, column: str | None = None
+) -> list[partitions.Partition]:
+    """The samples to choose from: those of the hardness table or else of the dataset, without those left out.
+
+    Args:
+        parents: by role.
+        dataset: that the ids belong to.
+        excluded: what is left out.
+        column: score of the table to read with them.
+
+    Raises:
+        EasyCoreError: none is left.
+    """
+    if "hardness_table" in parents:
+        samples = partitions.hardness_partitions(parents["hardness_table"], column)
+    else:
+        samples = partitions.dataset_partitions(dataset.path)
+    if excluded is None:
+        return samples
+    left = without_samples(samples, excluded.ids)
+    if not left:
+        total = count_population(parents, dataset)
+        raise EasyCoreError(f"{excluded.path} names all {total:,} samples there are to choose from; none is left")
+    return left
+
+
+def count_population(parents: dict[str, Artifact], dataset: Dataset) -> int:
+    """How many samples there are to choose from before any are left out."""
+    table = parents.get("hardness_table")
+    return dataset.num_rows("train") if table is None else table.manifest["counts"]["samples"]
+
+
+def coreset_identity(config: CoresetConfig, parents: dict[str, Artifact], excluded: Exclusion | None = None) -> str:
     """What decides the content of a coreset."""
     fingerprints = {role: parent.fingerprint for role, parent in parents.items()}
     if config.user_scores is not None:
         fingerprints["user_scores"] = content_hash(paths.read_bytes(paths.absolute(config.user_scores)))
+    if excluded is not None:
+        fingerprints["excluded"] = excluded.fingerprint
     return identity("coreset", identity_fields(config), fingerprints)
 
 
@@ -293,21 +351,26 @@ def score_name(config: CoresetConfig) -> str | None:
     return "user" if config.user_scores is not None else config.score or METHODS[config.method].default_score or "aign"
 
 
-def _read_score(hardness: Artifact, score: str) -> NDArray[np.float64]:
-    """A score of all samples in the order of their ids, float64 (n,)."""
-    return hardness_column(read_hardness(hardness, [*columns_of(score)]), score).to_numpy()
+def _read_score(hardness: Artifact, score: str, excluded: Exclusion | None) -> NDArray[np.float64]:
+    """A score of all samples that are not left out, in the order of their ids, float64 (n,)."""
+    rows = read_hardness(hardness, ["sample_id", *columns_of(score)])
+    values = hardness_column(rows, score).to_numpy()
+    if excluded is None:
+        return values
+    return values[np.isin(rows["sample_id"].to_numpy(), excluded.ids, assume_unique=True, invert=True)]
 
 
 def _read_features(parents: dict[str, Artifact], samples: Sequence[partitions.Partition]) -> Features:
-    """Features of all samples in the order of their ids."""
+    """Features of the samples to choose from, in the order of their ids."""
     table = parents[FEATURES]
     ids, features = read_features(table)
     wanted = np.concatenate(
         [batch.sample_ids for part in samples for batch in part.batches(labels=False, scores=False)]
     )
-    if not np.array_equal(ids, wanted):
+    at = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    if not np.array_equal(ids[at], wanted):
         raise EasyCoreError(f"{table.path} holds features of other samples than those to choose from; score anew")
-    return features
+    return features if len(wanted) == len(ids) else features.take(at)
 
 
 def second_score_name(config: CoresetConfig) -> str | None:
@@ -320,14 +383,13 @@ def second_score_name(config: CoresetConfig) -> str | None:
     return str(Confidence() if epochs is None else Confidence(epochs=epochs))
 
 
-def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset) -> Choice:
+def _decide(
+    config: CoresetConfig, parents: dict[str, Artifact], dataset: Dataset, excluded: Exclusion | None
+) -> Choice:
     """What is kept of the samples of the table, or of the dataset where no scores are needed."""
     score = score_name(config)
     column = None if score == "user" else score
-    if "hardness_table" in parents:
-        samples = partitions.hardness_partitions(parents["hardness_table"], column)
-    else:
-        samples = partitions.dataset_partitions(dataset.path)
+    samples = open_population(parents, dataset, excluded, column)
     if score == "user":
         assert config.user_scores is not None
         samples = with_user_scores(samples, paths.absolute(config.user_scores), dataset.path)
@@ -342,10 +404,9 @@ def _decide(config: CoresetConfig, parents: dict[str, Artifact], dataset: Datase
             seed=config.seed,
             options=method_options(config),
         )
-        return decide(
-            selection, samples, second=None if second is None else _read_score(parents[SECOND], second),
-            features=_read_features(parents, samples) if selection.method.needs_features else None,
-        )  # fmt: skip
+        also = None if second is None else _read_score(parents[SECOND], second, excluded)
+        features = _read_features(parents, samples) if selection.method.needs_features else None
+        return decide(selection, samples, second=also, features=features)
     except ValueError as error:
         if isinstance(error, EasyCoreError):
             raise

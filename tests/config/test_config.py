@@ -14,7 +14,7 @@ from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.fields import format_workers, parse_epoch_range, parse_workers
 from easycore_ray.config.identity import identity_fields
-from easycore_ray.config.inspection import ReportConfig
+from easycore_ray.config.inspection import AuditConfig, ReportConfig
 from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.training_plan import TRAINING
@@ -29,6 +29,7 @@ JOBS = {
     EvaluateConfig: {"dataset": "d", "checkpoint": "c"},
     SweepConfig: {"dataset": "d", "scores": "s"},
     ReportConfig: {"sweep": "w"},
+    AuditConfig: {"scores": "s"},
     AnalyzeConfig: {"scores": ("s",)},
     PipelineConfig: {},
     StudyConfig: {"dataset": "d"},

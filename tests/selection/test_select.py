@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from easycore_ray.config.arms import parse_arm
+from easycore_ray.core import selection
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.data.coreset import open_coreset, read_sample_ids
 from easycore_ray.data.dataset import check_same_dataset, open_dataset
+from easycore_ray.scoring.feature_table import open_features, read_features
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.selection.select import arm_config, select
@@ -340,6 +342,17 @@ def test_epochs_need_a_scoring_run(inputs, tmp_path):
     with pytest.raises(EasyCoreError, match="epoch_range goes with --scores"):
         select(out=f"{tmp_path}/c", dataset=f"{inputs}/dataset", method="random", epoch_range="1:2")
     refuse(inputs, tmp_path / "c", "epoch_range must be A:B", epoch_range="3:1")
+
+
+def test_what_is_left_out_has_no_features_either(inputs, tmp_path):
+    """A method by features chooses from the rest as if the others had never been scored."""
+    gone = np.arange(0, COUNT, 3)
+    pq.write_table(pa.table({"sample_id": gone}), f"{tmp_path}/gone.parquet")
+    _, kept = choose(inputs, tmp_path / "c", method="k_center", fraction=0.3, exclude=f"{tmp_path}/gone.parquet")
+    ids, features = read_features(open_features(f"{inputs}/scores", "k_center"))
+    left = np.setdiff1d(np.arange(COUNT), gone)
+    plain = selection.choose("k_center", sample_ids=ids[left], labels=left, fraction=0.3, features=features.take(left))
+    assert kept.tolist() == plain.tolist()
 
 
 def test_a_plan_reduces_no_epochs(inputs, tmp_path):
