@@ -42,8 +42,8 @@ _OTHERS = (
     "hardest:dyn_unc",
     "hardest:dual",
 )
-# The hard cut-off of CCS on CIFAR-10, by AUM: three tenths where 90 % are pruned, as the authors' README has it; a tenth
-# at 70 %, none at 50 %, as others quote appendix B of the paper (Zheng et al. 2023, arXiv 2210.15809).
+# The hard cut-off of CCS on CIFAR-10, by AUM: three tenths where 90 % are pruned, as the authors' README has it; a
+# tenth at 70 %, none at 50 %, as others quote appendix B of the paper (Zheng et al. 2023, arXiv 2210.15809).
 _CCS_CUTOFF = {0.5: 0.0, 0.3: 0.1, 0.1: 0.3}
 
 PARTS = {

@@ -122,7 +122,7 @@ def against_rs2(comparisons: Sequence[BudgetComparison]) -> Plot:
     """
     panels = []
     for comparison in comparisons:
-        size = (5.8, 1.6 + 0.27 * (len(comparison.arms) + (comparison.full is not None)))
+        size = (5.8, 1.8 + 0.27 * (len(comparison.arms) + (comparison.full is not None)))
         alt = f"Robust accuracy under {comparison.attack_text}, arms by their difference from rs2; {comparison.title}"
         chosen = recommended_arm(comparison)
         title = comparison.title + (f": take {chosen}" if chosen else "")
@@ -151,14 +151,12 @@ def _draw_arms(comparison: BudgetComparison, axes: Axes) -> None:
         names.append("full, all steps")
     axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(
-        f"accuracy under {comparison.attack_text}, %\nbars: 95 % interval of the difference from rs2, "
-        "colours: after Holm's correction"
-    )
+    axes.set_xlabel(f"{comparison.attack_text}, % (95 % interval against rs2)")
     kinds = (
-        ("better than rs2, beyond chance", _AHEAD),
-        ("not told apart from rs2", MUTED),
-        ("worse, beyond chance", _BEHIND),
+        ("better than rs2 (Holm's correction)", _AHEAD),
+        ("not told apart", MUTED),
+        ("worse", _BEHIND),
     )
     handles = [Line2D([], [], color=colour, marker="o", label=label) for label, colour in kinds]
-    axes.legend(handles=handles, loc="upper left", fontsize=8)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8,
+                columnspacing=1.2, handlelength=1.2)  # fmt: skip
