@@ -63,9 +63,8 @@ def main() -> None:
         ours, theirs = (
             half(table, "stratified", "el2n", 0.3, cutoff=0.2, **more) for more in ({}, {"second_score": "aum"})
         )
-        say(
-            f"stratified:el2n, 30 %, cut-off 0.2 by el2n and by aum: {100 * len(ours & theirs) / len(ours):.1f} % the same"
-        )
+        same = 100 * len(ours & theirs) / len(ours)
+        say(f"stratified:el2n, 30 %, cut-off 0.2 by el2n and by aum: {same:.1f} % the same")
 
 
 if __name__ == "__main__":
