@@ -24,6 +24,7 @@ _VERBS = {
     "study": "experiments.study",
     "pipeline": "experiments.pipeline",
     "analyze": "analysis.analyze",
+    "audit": "inspection.audit",
     "export": "inspection.export",
     "inspect": "inspection.inspect",
     "clean": "inspection.clean",
@@ -42,6 +43,7 @@ _HANDLES = {
     "Study": "experiments.study",
     "Pipeline": "experiments.pipeline",
     "Analysis": "analysis.analyze",
+    "Audit": "inspection.audit",
 }
 _MODULES = _VERBS | _HANDLES | {"WorkPlan": "config.work_plan"}
 __all__ = ["__version__", "open", *_MODULES]

@@ -7,7 +7,9 @@ from typing import Any, Literal, Protocol, overload
 from easycore_ray.analysis.analyze import Analysis as Analysis
 from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
-from easycore_ray.config.inspection import CleanConfig, ExportConfig, InspectConfig, ReportConfig, StatusConfig
+from easycore_ray.config.inspection import (
+    AuditConfig, CleanConfig, ExportConfig, InspectConfig, ReportConfig, StatusConfig,
+)
 from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.config.work_plan import WorkPlan as WorkPlan
 from easycore_ray.data.coreset import Coreset as Coreset
@@ -17,6 +19,7 @@ from easycore_ray.evaluation.evaluate import Evaluation as Evaluation
 from easycore_ray.experiments.pipeline import Pipeline as Pipeline
 from easycore_ray.experiments.study import Study as Study
 from easycore_ray.experiments.sweep import Sweep as Sweep
+from easycore_ray.inspection.audit import Audit as Audit
 from easycore_ray.inspection.clean import Leftover
 from easycore_ray.inspection.status import Status
 from easycore_ray.reporting.report import Report as Report
@@ -92,6 +95,7 @@ class _Score(Protocol):
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
         stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
     ) -> ScoringRun: ...
     @overload
     def plan(self, config: ScoreConfig, /, *, measure: bool = False) -> WorkPlan: ...
@@ -117,7 +121,8 @@ class _Score(Protocol):
         score_batch_size: int | None = None, coreset: StrPath | None = None, epochs: int = 20,
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, measure: bool = False,
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (), measure: bool = False,
     ) -> WorkPlan: ...
 
 class _Reduce(Protocol):
@@ -154,7 +159,9 @@ class _Select(Protocol):
         experiment: str = "easycore", scores: StrPath | None = None, dataset: StrPath | None = None,
         user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
-        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
+        cutoff: float = 0.0, cutoff_score: str | None = None, band: tuple[float, float] = (0.25, 0.75),
+        option: str | Sequence[str] = (), seed: int = 0, exclude: StrPath | None = None,
+        exclude_kind: Literal["label_error", "label_conflict", "duplicate"] | Sequence[Literal["label_error", "label_conflict", "duplicate"]] = (),
         materialize: bool = False,
     ) -> Coreset: ...
     @overload
@@ -167,7 +174,9 @@ class _Select(Protocol):
         experiment: str = "easycore", scores: StrPath | None = None, dataset: StrPath | None = None,
         user_scores: StrPath | None = None, method: str = "easycore", epoch_range: str | None = None,
         score: str | None = None, fraction: float = 0.5, balance: Literal["none", "class"] = "none",
-        cutoff: float = 0.0, band: tuple[float, float] = (0.25, 0.75), option: str | Sequence[str] = (), seed: int = 0,
+        cutoff: float = 0.0, cutoff_score: str | None = None, band: tuple[float, float] = (0.25, 0.75),
+        option: str | Sequence[str] = (), seed: int = 0, exclude: StrPath | None = None,
+        exclude_kind: Literal["label_error", "label_conflict", "duplicate"] | Sequence[Literal["label_error", "label_conflict", "duplicate"]] = (),
         materialize: bool = False, measure: bool = False,
     ) -> WorkPlan: ...
 
@@ -299,7 +308,7 @@ class _Sweep(Protocol):
         trial_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False,
         scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
-        fraction: float | Sequence[float] = (0.3, 0.5),
+        fraction: float | Sequence[float] = (0.3, 0.5), cutoff: float = 0.0,
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
@@ -331,7 +340,7 @@ class _Sweep(Protocol):
         trial_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False,
         scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
-        fraction: float | Sequence[float] = (0.3, 0.5),
+        fraction: float | Sequence[float] = (0.3, 0.5), cutoff: float = 0.0,
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
@@ -380,14 +389,16 @@ class _Study(Protocol):
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
         cuda_graphs: bool = True, eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf",
-        attack_steps: int = 10, attack_step_size: float | str | None = None, score_batch_size: int | None = None,
-        subset: int | None = None, score_epochs: int = 20,
+        attack_steps: int = 10, attack_step_size: float | str | None = None, ema: float | None = None,
+        score_batch_size: int | None = None, subset: int | None = None, score_epochs: int = 20,
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, eval_batch_size: int | None = None, train_epochs: int = 20,
-        adversarial_epochs: int | None = None, num_eval_samples: int | None = None, trial_workers: int = 1,
-        max_concurrent_trials: int | None = None, keep_going: bool = False, results: StrPath | None = None,
-        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
+        eval_batch_size: int | None = None, train_epochs: int = 20, adversarial_epochs: int | None = None,
+        num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
+        keep_going: bool = False, results: StrPath | None = None,
+        parts: Literal["standard", "trades", "fractions", "autoattack", "half", "half-autoattack", "half-others", "half-others-autoattack", "30-percent", "30-percent-autoattack", "10-percent", "10-percent-autoattack", "standard-half", "standard-half-autoattack", "half-autoattack-500"] | Sequence[Literal["standard", "trades", "fractions", "autoattack", "half", "half-autoattack", "half-others", "half-others-autoattack", "30-percent", "30-percent-autoattack", "10-percent", "10-percent-autoattack", "standard-half", "standard-half-autoattack", "half-autoattack-500"]] = ("standard", "trades", "fractions", "autoattack"),
         seeds: int | Sequence[int] = (0, 1, 2), beta: float = 6.0,
         standard_eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
         eval_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
@@ -410,14 +421,16 @@ class _Study(Protocol):
         augment: Literal["none", "crop", "crop-flip", "imagenet"] = "crop-flip", crop_pad: int = 4,
         crop_reflect: bool = False, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False,
         cuda_graphs: bool = True, eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf",
-        attack_steps: int = 10, attack_step_size: float | str | None = None, score_batch_size: int | None = None,
-        subset: int | None = None, score_epochs: int = 20,
+        attack_steps: int = 10, attack_step_size: float | str | None = None, ema: float | None = None,
+        score_batch_size: int | None = None, subset: int | None = None, score_epochs: int = 20,
         score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, eval_batch_size: int | None = None, train_epochs: int = 20,
-        adversarial_epochs: int | None = None, num_eval_samples: int | None = None, trial_workers: int = 1,
-        max_concurrent_trials: int | None = None, keep_going: bool = False, results: StrPath | None = None,
-        parts: Literal["standard", "trades", "fractions", "autoattack"] | Sequence[Literal["standard", "trades", "fractions", "autoattack"]] = ("standard", "trades", "fractions", "autoattack"),
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
+        eval_batch_size: int | None = None, train_epochs: int = 20, adversarial_epochs: int | None = None,
+        num_eval_samples: int | None = None, trial_workers: int = 1, max_concurrent_trials: int | None = None,
+        keep_going: bool = False, results: StrPath | None = None,
+        parts: Literal["standard", "trades", "fractions", "autoattack", "half", "half-autoattack", "half-others", "half-others-autoattack", "30-percent", "30-percent-autoattack", "10-percent", "10-percent-autoattack", "standard-half", "standard-half-autoattack", "half-autoattack-500"] | Sequence[Literal["standard", "trades", "fractions", "autoattack", "half", "half-autoattack", "half-others", "half-others-autoattack", "30-percent", "30-percent-autoattack", "10-percent", "10-percent-autoattack", "standard-half", "standard-half-autoattack", "half-autoattack-500"]] = ("standard", "trades", "fractions", "autoattack"),
         seeds: int | Sequence[int] = (0, 1, 2), beta: float = 6.0,
         standard_eval_eps: float | str | Sequence[float | str] = (0.000980392156862745, 0.00196078431372549, 0.00392156862745098, 0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
         eval_eps: float | str | Sequence[float | str] = (0.00784313725490196, 0.01568627450980392, 0.03137254901960784),
@@ -446,17 +459,18 @@ class _Pipeline(Protocol):
         cuda_graphs: bool = True, seed: int = 0, score_batch_size: int | None = None, subset: int | None = None,
         score_epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, eps: float | str = 0.03137254901960784,
-        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        extra_dataset: StrPath | None = None, extra_coreset: StrPath | None = None,
-        extra_fraction: float | None = None, ema: float | None = None, awp: float | None = None,
-        label_smoothing: float = 0.0, clean_forwards: bool = False, eval_batch_size: int | None = None,
-        pgd_restarts: int = 1, corruptions: str | Sequence[str] = (), train_epochs: int = 20,
-        adversarial_epochs: int | None = None, num_eval_samples: int | None = None, trial_workers: int = 1,
-        max_concurrent_trials: int | None = None, keep_going: bool = False,
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
+        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
+        attack_step_size: float | str | None = None, extra_dataset: StrPath | None = None,
+        extra_coreset: StrPath | None = None, extra_fraction: float | None = None, ema: float | None = None,
+        awp: float | None = None, label_smoothing: float = 0.0, clean_forwards: bool = False,
+        eval_batch_size: int | None = None, pgd_restarts: int = 1, corruptions: str | Sequence[str] = (),
+        train_epochs: int = 20, adversarial_epochs: int | None = None, num_eval_samples: int | None = None,
+        trial_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False,
         scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
-        fraction: float | Sequence[float] = (0.3, 0.5),
+        fraction: float | Sequence[float] = (0.3, 0.5), cutoff: float = 0.0,
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
@@ -487,17 +501,18 @@ class _Pipeline(Protocol):
         cuda_graphs: bool = True, seed: int = 0, score_batch_size: int | None = None, subset: int | None = None,
         score_epochs: int = 20, score_pass: Literal["eval", "fused", "fused+eval"] = "fused+eval",
         input_space: Literal["pixel", "normalised"] = "pixel", score_every: int = 1, initial_pass: bool = False,
-        stop_when_stable: float | None = None, eps: float | str = 0.03137254901960784,
-        norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10, attack_step_size: float | str | None = None,
-        extra_dataset: StrPath | None = None, extra_coreset: StrPath | None = None,
-        extra_fraction: float | None = None, ema: float | None = None, awp: float | None = None,
-        label_smoothing: float = 0.0, clean_forwards: bool = False, eval_batch_size: int | None = None,
-        pgd_restarts: int = 1, corruptions: str | Sequence[str] = (), train_epochs: int = 20,
-        adversarial_epochs: int | None = None, num_eval_samples: int | None = None, trial_workers: int = 1,
-        max_concurrent_trials: int | None = None, keep_going: bool = False,
+        stop_when_stable: float | None = None,
+        record: Literal["features", "kd"] | Sequence[Literal["features", "kd"]] = (),
+        eps: float | str = 0.03137254901960784, norm: Literal["linf", "l2"] = "linf", attack_steps: int = 10,
+        attack_step_size: float | str | None = None, extra_dataset: StrPath | None = None,
+        extra_coreset: StrPath | None = None, extra_fraction: float | None = None, ema: float | None = None,
+        awp: float | None = None, label_smoothing: float = 0.0, clean_forwards: bool = False,
+        eval_batch_size: int | None = None, pgd_restarts: int = 1, corruptions: str | Sequence[str] = (),
+        train_epochs: int = 20, adversarial_epochs: int | None = None, num_eval_samples: int | None = None,
+        trial_workers: int = 1, max_concurrent_trials: int | None = None, keep_going: bool = False,
         scheduler: Literal["none", "asha"] = "none", reduction_factor: float = 3.0, grace_fraction: float = 0.111,
         method: str | Sequence[str] = ("easycore", "easycore/class", "random", "hardest"),
-        fraction: float | Sequence[float] = (0.3, 0.5),
+        fraction: float | Sequence[float] = (0.3, 0.5), cutoff: float = 0.0,
         training: Literal["standard", "trades", "pgd", "mart", "nfgsm"] | Sequence[Literal["standard", "trades", "pgd", "mart", "nfgsm"]] = ("standard", "trades"),
         beta: float | Sequence[float] = (1.0, 6.0), seeds: int | Sequence[int] = (0, 1), steps: int | None = None,
         device_seconds: float | None = None, count_scoring: bool = False, attack: str | Sequence[str] = ("pgd20",),
@@ -544,6 +559,29 @@ class _Analyze(Protocol):
         norm: Literal["linf", "l2"] = "linf", num_train_samples: int = 2000, seed: int = 0, measure: bool = False,
     ) -> WorkPlan: ...
 
+class _Audit(Protocol):
+    kind: type[AuditConfig]
+    @overload
+    def __call__(self, config: AuditConfig, /) -> Audit: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        out: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        dataset: StrPath | None = None, score: str = "aum", label_errors: float = 0.02, cut_score: str = "aign",
+        fraction: float = 0.5, starved: float = 0.5,
+    ) -> Audit: ...
+    @overload
+    def plan(self, config: AuditConfig, /, *, measure: bool = False) -> WorkPlan: ...
+    @overload
+    def plan(
+        self,
+        *,
+        out: StrPath, scores: StrPath, overwrite: bool = False, take_over: bool = False,
+        dataset: StrPath | None = None, score: str = "aum", label_errors: float = 0.02, cut_score: str = "aign",
+        fraction: float = 0.5, starved: float = 0.5, measure: bool = False,
+    ) -> WorkPlan: ...
+
 class _Export(Protocol):
     kind: type[ExportConfig]
     @overload
@@ -573,7 +611,7 @@ class _Inspect(Protocol):
     def __call__(
         self,
         *,
-        path: StrPath, verify: bool = False, score: str = "aign", count: int = 10, images: StrPath | None = None,
+        path: StrPath, verify: bool = False, score: str | None = None, count: int = 10, images: StrPath | None = None,
         json: bool = False,
     ) -> dict[str, Any]: ...
 
@@ -610,6 +648,7 @@ report: _Report
 study: _Study
 pipeline: _Pipeline
 analyze: _Analyze
+audit: _Audit
 export: _Export
 inspect: _Inspect
 clean: _Clean

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from easycore_ray.data import shards, views
 from easycore_ray.data.index import INDEX_SCHEMA, dataset_fingerprint, shard_details, shard_path, write_index
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.scoring import score_table
+from easycore_ray.scoring.feature_table import describe_features, write_feature_part
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.scoring.score_table import ScorePart, write_part_list
 from easycore_ray.storage import artifact
@@ -115,6 +116,24 @@ def finish_table(
     )
 
 
+def finish_features(run: Path | str, columns: dict[str, np.ndarray], rank_of_row: np.ndarray) -> None:
+    """Write ``run/features`` in a part for each of three ranks; columns as for ``write_feature_part``."""
+    parts = []
+    for rank in range(3):
+        mine = {name: values[rank_of_row == rank] for name, values in columns.items()}
+        parts.append(write_feature_part(f"{run}/features", mine, epoch=1, rank=rank, attempt="a", segment=0))
+    artifact.finish(
+        Claim(f"{run}/features", "feature_table", "identity", "nonce", resumed=False),
+        fingerprint=score_table.fingerprint(parts),
+        config={},
+        parents={},
+        counts={"samples": len(rank_of_row)},
+        wall_seconds=0.0,
+        parts=[part.to_dict() for part in parts],
+        **describe_features(parts, f"{run}/features"),
+    )
+
+
 def samples_of(ids: np.ndarray, labels: np.ndarray) -> pa.Table:
     """What a score table keeps of its population, sorted by id; ``input_norm`` is the square root of the id."""
     order = np.argsort(ids)
@@ -135,10 +154,11 @@ def make_image_dataset(
     *,
     val_labels: Sequence[int] = (),
     encoded: bool = False,
+    copies: Mapping[int, int] | None = None,
 ) -> Artifact:
     """A whole dataset: images of 1 × 4 × 4 random pixels, train and test in two shards each, val in one.
 
-    If encoded, greyscale JPEG files of 12 × 9 pixels, seen at 4 × 4.
+    If encoded, greyscale JPEG files of 12 × 9 pixels, seen at 4 × 4. ``copies``: training samples with another's image.
     """
     layout = shards.Layout("raw", (1, 4, 4), None)
     if encoded:
@@ -155,6 +175,8 @@ def make_image_dataset(
         images = [image.tobytes() for image in draws.integers(0, 256, (len(truth), 16), np.uint8)]
         if encoded:
             images = [_jpeg(draws.integers(0, 256, (9, 12), np.uint8)) for _ in images]
+        for copy, original in (copies or {}).items() if split == "train" else ():
+            images[copy] = images[original]
         sizes[split] = [
             _write_shard(
                 f"{folder}/{shard_path(split, number)}", layout, images, truth, slice(number, None, num_shards)
@@ -175,19 +197,16 @@ def make_image_dataset(
     index = pa.concat_tables(tables)
     write_index(index, str(folder))
     classes = [f"class {label}" for label in range(max(labels) + 1)]
+    made = Claim(str(folder), "dataset", "identity", "nonce", resumed=False)
     return artifact.finish(
-        Claim(str(folder), "dataset", "identity", "nonce", resumed=False),
-        fingerprint=dataset_fingerprint(index),
-        config={},
-        parents={},
+        made, fingerprint=dataset_fingerprint(index), config={}, parents={},
         counts={"train": len(labels), "val": len(val_labels), "test": len(test_labels)},
         wall_seconds=1.5,
         classes=classes,
         **layout._asdict(),
-        mean=[0.5],
-        std=[0.25],
+        mean=[0.5], std=[0.25],
         shards=shard_details(index, sizes, len(classes)),
-    )
+    )  # fmt: skip
 
 
 def _write_shard(path: str, layout: shards.Layout, images: list[bytes], labels: Sequence[int], mine: slice) -> int:

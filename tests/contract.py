@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_quotas
+from easycore_ray.core.feature_selection import Features
+from easycore_ray.core.selection import HIGHER_IS_HARDER, budget, choose, class_quotas, is_higher_harder
 from easycore_ray.core.selection_methods import METHODS
 from easycore_ray.scoring.hardness_table import ADVERSARIAL_HARDNESS_SCHEMA, write_hardness
 from easycore_ray.selection import exact_cut, partitions
@@ -45,7 +46,17 @@ def columns():
         "aign_epoch0": rng.random(COUNT).astype(np.float32),
         "adv_loss": rng.gamma(2.0, 1.0, COUNT),
         "problematic": rng.integers(0, 10, COUNT, np.int32),
+        "dual": rng.gamma(1.0, 0.1, COUNT),
+        "confidence": rng.random(COUNT),
     }
+
+
+@functools.cache
+def features():
+    """Of the same samples: places of no two alike, and a softmax."""
+    rng = np.random.default_rng(8)
+    odds = rng.gamma(1.0, 1.0, (COUNT, 5)).astype(np.float32)
+    return Features(rng.normal(size=(COUNT, 6)).astype(np.float32), odds / odds.sum(axis=1, keepdims=True))
 
 
 def stored(score):
@@ -62,7 +73,8 @@ def table(num_files=1, id_scale=SCALE):
     folder = tempfile.mkdtemp(prefix="contract-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     renamed = columns() | {"sample_id": np.arange(COUNT) * id_scale + 5}
-    rows = pa.table(renamed, schema=ADVERSARIAL_HARDNESS_SCHEMA)
+    trajectories = [pa.field(name, pa.float64()) for name in ("dual", "confidence")]
+    rows = pa.table(renamed, schema=pa.schema([*ADVERSARIAL_HARDNESS_SCHEMA, *trajectories]))
     bounds = np.linspace(0, COUNT, num_files + 1).astype(int).tolist()
     files = [
         write_hardness(folder, number, rows.slice(low, high - low))
@@ -85,7 +97,8 @@ def kept(method, score, balance, *, fraction=None, seed=0, where=None, samples=N
         method=chosen, fraction=fraction or fraction_of(method), score=score if chosen.needs_score else None,
         num_classes=5 if balance == "class" else None, seed=seed, options=chosen.known(options),
     )  # fmt: skip
-    choice = exact_cut.decide(selection, samples, limit=limit)
+    choice = exact_cut.decide(selection, samples, second=stored(chosen.second_score) if chosen.second_score else None,
+                              features=features() if chosen.needs_features else None, limit=limit)  # fmt: skip
     parts = [
         batch.sample_ids
         for partition, rule in zip(choice.partitions, choice.rules, strict=True)
@@ -104,7 +117,9 @@ def in_memory(method, score, balance, *, order=None, **options):
     """The ids that ``choose`` keeps, of the rows in some order."""
     order = np.arange(COUNT) if order is None else order
     scores = stored(score)[order] if METHODS[method].needs_score else None
+    second = stored(METHODS[method].second_score)[order] if METHODS[method].second_score else None
     return choose(method, sample_ids=columns()["sample_id"][order], labels=columns()["label"][order], scores=scores,
+                  second=second, features=features().take(order) if METHODS[method].needs_features else None,
                   score=score, balance=balance, fraction=fraction_of(method), **options)  # fmt: skip
 
 
@@ -170,8 +185,8 @@ def check_nan(method, score, balance):
 
 def check_direction(method, score, balance):
     """A score is turned so that its hard end is high: as a user's own scores, of which higher is harder."""
-    if METHODS[method].needs_score:
-        hardness = stored(score) if HIGHER_IS_HARDER[score] else -stored(score)
+    if METHODS[method].needs_score and method != "dual_beta":
+        hardness = stored(score) if is_higher_harder(score) else -stored(score)
         theirs = given(partitions.hardness_partitions(table(4), None), hardness)
         # easycore has one score and another name for any other
         name = "easiest" if method == "easycore" else method
@@ -203,6 +218,6 @@ def combinations(methods=METHODS):
     """Every (method, score, balance) there is."""
     for name, method in methods.items():
         scores = list(HIGHER_IS_HARDER) if method.needs_score else [None]
-        for score in ["aign"] if name == "easycore" else scores:
+        for score in [method.default_score] if method.bound else scores:
             for balance in ("none", "class"):
                 yield name, score, balance

@@ -16,7 +16,7 @@ STUB = Path(easycore_ray.__file__).with_suffix(".pyi")
 PATHS = {
     "out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes", "path", "images",
     "results", "source", "test_source", "init_from", "weights_file", "claim", "extra_dataset",
-    "extra_coreset",
+    "extra_coreset", "exclude",
 }  # fmt: skip
 HEADER = '''"""Signatures of the verbs, generated from the configurations by ``python -m tests.stubs``."""
 

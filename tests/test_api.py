@@ -98,7 +98,7 @@ class TestHandles:
     def test_kinds_and_handles_are_the_same_words(self):
         """Every handle but the plain one is named after a kind of artifact."""
         kinds = {"dataset", "scoring_run", "hardness_table", "coreset", "checkpoint", "evaluation", "sweep", "report",
-                 "study", "pipeline", "analysis"}  # fmt: skip
+                 "study", "pipeline", "analysis", "audit"}  # fmt: skip
 
         assert {"".join(part.capitalize() for part in kind.split("_")) for kind in kinds} | {"Artifact"} == set(
             easycore_ray._HANDLES

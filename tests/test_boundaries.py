@@ -41,6 +41,8 @@ ALONE = {
 
 # Libraries that a file of core imports inside the one function that needs them.
 CORE_LIBRARIES = {
+    "easycore_ray/core/gradient_selection.py": {"scipy"},
+    "easycore_ray/core/selection_methods.py": {"scipy"},
     "easycore_ray/core/paired_differences.py": {"scipy"},
     "easycore_ray/core/timm_models.py": {"timm"},
 }

@@ -27,6 +27,7 @@ _SOURCES = {"source", "test_source"}
 _PATHS = {
     "out", "dataset", "scores", "coreset", "checkpoint", "sweep", "user_scores", "classes", "path", "images",
     "results", "init_from", "weights_file", "claim", "extra_dataset", "extra_coreset",
+    "exclude",
 } | _SOURCES  # fmt: skip
 
 

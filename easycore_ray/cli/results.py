@@ -71,6 +71,17 @@ def run_analyze(config: Any) -> Any:
     return done
 
 
+def run_audit(config: Any) -> Any:
+    """Audit, then show what was found and where the page is."""
+    from easycore_ray.inspection.audit import audit
+
+    done = audit(config)
+    for sentence in done.sentences:
+        show(sentence)
+    show(f"audit: {done.page}")
+    return done
+
+
 def run_evaluate(config: Any) -> Any:
     """Evaluate; exit code 1 if the figures are suspicious."""
     from easycore_ray.evaluation.evaluate import evaluate

@@ -54,6 +54,8 @@ COMMANDS = {
                         "cli.results:run_pipeline", "experiments.plans:plan_pipeline"),
     "analyze": Command("Test the paper's claims on your own data", "experiments:AnalyzeConfig",
                        "cli.results:run_analyze", "analysis.plans:plan_analyze"),
+    "audit": Command("Find likely label errors, copies and starved classes", "inspection:AuditConfig",
+                     "cli.results:run_audit", "inspection.plans:plan_audit"),
     "export": Command("Write a trained model into one file for use elsewhere", "inspection:ExportConfig",
                       "inspection.export:export", "inspection.plans:plan_export"),
     "inspect": Command("Show what an artifact is; --verify rereads all of it", "inspection:InspectConfig",

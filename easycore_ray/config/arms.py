@@ -1,12 +1,15 @@
 """Arms of a comparison: ``METHOD[:SCORE][/class]``, as command lines and tables name them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from easycore_ray.config.fields import Balance, Text, cli_option
-from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
+from easycore_ray.config.fields import Balance, Text, check_score, cli_option
+from easycore_ray.core.selection import METHODS
+from easycore_ray.core.trajectory import TooFewEpochsError
+from easycore_ray.core.trajectory_scores import is_trajectory_score, parse_trajectory_score
 from easycore_ray.storage.errors import EasyCoreError
 
 DYNAMIC = {
@@ -47,6 +50,15 @@ class Arm:
         return not self.is_dynamic and METHODS[self.method].needs_score
 
     @property
+    def needs_recorded(self) -> tuple[str, ...]:
+        """What a scoring run must have recorded besides scores for its method and its score."""
+        found = ["features"] if not self.is_dynamic and METHODS[self.method].needs_features else []
+        if self.score is not None and is_trajectory_score(self.score):
+            score = parse_trajectory_score(self.score)
+            found += ["features"] * score.NEEDS_FEATURES + ["kd"] * ("kd_prev" in score.COLUMNS)
+        return tuple(dict.fromkeys(found))
+
+    @property
     def draws(self) -> bool:
         """Whether another seed selects another coreset."""
         return not self.is_dynamic and METHODS[self.method].draws
@@ -65,23 +77,44 @@ def parse_arm(text: str) -> Arm:
     if method in DYNAMIC:
         raise EasyCoreError(f"method {method} draws from all samples by no score, got {text!r}; write {method}")
     methods = (*METHODS, *DYNAMIC)
-    for noun, word, registry in (("method", method, methods), ("score", score, HIGHER_IS_HARDER)):
-        if word not in registry and (noun == "method" or colon):
-            raise EasyCoreError(f"unknown {noun} {word!r}; allowed are {', '.join(sorted(registry))}")
+    if method not in methods:
+        raise EasyCoreError(f"unknown method {method!r}; allowed are {', '.join(sorted(methods))}")
+    if colon:
+        score = check_score(score)
     if slash and balance != "class":
         raise EasyCoreError(f"method may end in /class only, got {text!r}")
     if colon and METHODS[method].default_score is None:
         raise EasyCoreError(f"method {method} uses no score, got {text!r}; write {method}")
-    if problem := easycore_problem(method, score or None):
+    if problem := bound_score_problem(method, score or None):
         raise EasyCoreError(problem)
     return Arm(method, score or METHODS[method].default_score, "class" if balance else "none")
 
 
-def easycore_problem(method: str, score: str | None) -> str:
-    """What is wrong with a score for ``easycore``: the name stands for the paper's method, which goes by AIGN."""
-    if method != "easycore" or score in (None, "aign"):
+def bound_score_problem(method: str, score: str | None) -> str:
+    """What is wrong with a score for a method whose name stands for its score as well: EasyCore's is AIGN."""
+    chosen = METHODS[method]
+    if not chosen.bound or score is None or score.partition(":")[0] == chosen.default_score:
         return ""
-    return f"method easycore goes by aign, got score {score!r}; write easiest for another score"
+    other = {"easycore": "easiest for another score"}.get(method, "another method for it")
+    return f"method {method} goes by {chosen.default_score}, got score {score!r}; write {other}"
+
+
+def trajectory_problems(arms: Iterable[Arm], scored_epochs: int) -> list[str]:
+    """Arms whose score takes more scored epochs than there are."""
+    found = []
+    for arm in arms:
+        if arm.score is not None and is_trajectory_score(arm.score):
+            try:
+                parse_trajectory_score(arm.score).check_epochs(scored_epochs)
+            except TooFewEpochsError as error:
+                found.append(f"method {arm.name}: {error}; score more, or give it a shorter window")
+    return found
+
+
+def needs_validation(arm: Arm) -> bool:
+    """Whether its score compares with the validation losses of a scoring run."""
+    known = arm.score is not None and is_trajectory_score(arm.score)
+    return known and parse_trajectory_score(arm.score or "").NEEDS_VALIDATION
 
 
 def _check_arm(text: str) -> str:

@@ -1,10 +1,10 @@
 """Configurations of what runs many stages: sweep, study, pipeline, analysis."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
-from easycore_ray.config.arms import ArmName, parse_arm
+from easycore_ray.config.arms import ArmName, parse_arm, trajectory_problems
 from easycore_ray.config.base import (
     Checked,
     ComputeConfig,
@@ -15,6 +15,7 @@ from easycore_ray.config.base import (
     eps_problems,
     if_given,
     if_normalised,
+    if_set,
     setting,
 )
 from easycore_ray.config.evaluation import OF_WEIGHTS_FILE, EvalBatchConfig, EvalMeasureConfig, EvaluateConfig
@@ -29,18 +30,21 @@ from easycore_ray.config.fields import (
     Norm,
     Number,
     OnDuplicate,
+    PartialShare,
     Positive,
-    ScoreName,
+    Recorded,
     ScorePass,
     Several,
     SourceFormat,
     StudyPart,
     SweepAttackName,
+    TableScoreName,
     Text,
     Training,
     Weight,
 )
 from easycore_ray.config.recipes import (
+    AveragedWeightsConfig,
     ExtraDataConfig,
     RecipeConfig,
     RobustnessConfig,
@@ -52,6 +56,7 @@ from easycore_ray.config.recipes import (
     objective_problems,
 )
 from easycore_ray.config.stages import PrepareConfig, ScoreBatchConfig, ScoreConfig
+from easycore_ray.config.study_parts import PARTS, trained_parts
 from easycore_ray.config.trial_choice import (
     EarlyStoppingConfig,
     SearchConfig,
@@ -75,7 +80,7 @@ class AnalyzeConfig(EvalBatchConfig, TrackingConfig, ComputeConfig):
     """Folders of trained models whose training samples are attacked; without one, only what the scores alone tell."""
     dataset: Text | None = setting(default=None, identity=False, group="data")
     """Folder of a prepared dataset; by default the one that was scored."""
-    score: ScoreName = setting(default="aign", identity=True, group="data")
+    score: TableScoreName = setting(default="aign", identity=True, group="data")
     """Score that orders the samples."""
     eval_eps: Several[Eps] = setting(
         default=(0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255), identity=True, group="attack"
@@ -130,6 +135,8 @@ class GridConfig(EarlyStoppingConfig, TrialsConfig, EvalMeasureConfig, Robustnes
     (see --pruning of train)."""
     fraction: Several[Fraction] = setting(default=(0.3, 0.5), identity=True, group="data")
     """Shares of the samples that are kept, each in (0, 1]."""
+    cutoff: PartialShare = setting(default=0.0, identity=if_set("cutoff"), group="data")
+    """Share of the hardest samples that arms of stratified drop first, in [0, 1) (the hard cut-off of CCS)."""
     training: Several[Training] = setting(default=("standard", "trades"), identity=True, group="training")
     """Objectives to train for."""
     beta: Several[Weight] = setting(default=(1.0, 6.0), identity=True, group="training")
@@ -167,7 +174,19 @@ class GridConfig(EarlyStoppingConfig, TrialsConfig, EvalMeasureConfig, Robustnes
             found.append("method infobatch cannot go with extra_dataset, whose rows have a share of every batch")
         if "pgd20" not in self.attack:
             found.append(f"attack must include pgd20, the attack all sweeps share, got {' '.join(self.attack)!r}")
-        return found
+        return found + self._cutoff_problems()
+
+    def _cutoff_problems(self) -> list[str]:
+        """What is wrong with the share of the hardest samples that is dropped."""
+        if not self.cutoff:
+            return []
+        if all(parse_arm(name).method != "stratified" for name in self.method):
+            return [f"cutoff {self.cutoff:g} is for arms of stratified, got {' '.join(self.method)}; leave it out"]
+        return [
+            f"cutoff {self.cutoff:g} leaves less than the fraction {fraction:g} that is kept; lower one of them"
+            for fraction in self.fraction
+            if fraction > 1 - self.cutoff + 1e-9
+        ]
 
 
 @configuration
@@ -203,10 +222,23 @@ class ScoringConfig(ScoreBatchConfig):
     """Also score the untrained network (epoch 0): a control, aign_epoch0, that never enters AIGN."""
     stop_when_stable: Number | None = setting(default=None, identity=True, group="training")
     """End a scoring run once the easiest half by AIGN is this stable: see score."""
+    record: Several[Recorded] = setting(default=(), identity=if_set("record"), group="training")
+    """What scoring records besides scores, e.g. features: see score."""
+
+    def trajectory_problems_of(self, arms: Iterable[str]) -> list[str]:
+        """Arms whose score takes more scored epochs than a scoring run has, or what it does not record."""
+        scored, chosen = len(range(self.score_epochs, 0, -self.score_every)), list(map(parse_arm, arms))
+        found = trajectory_problems(chosen, scored + (self.score_pass == "fused+eval"))
+        for arm in chosen:
+            if missing := " ".join(name for name in arm.needs_recorded if name not in self.record):
+                found.append(f"method {arm.name} needs what scoring records on request; pass --record {missing}")
+        return found
 
 
 @configuration
-class StudyConfig(TrialsConfig, ScoringConfig, ThreatConfig, RecipeConfig, TrackingConfig, ComputeConfig):
+class StudyConfig(
+    TrialsConfig, ScoringConfig, AveragedWeightsConfig, ThreatConfig, RecipeConfig, TrackingConfig, ComputeConfig
+):
     """Compare coresets over whole repetitions: for each seed a scoring run, coresets from it, models, attacks."""
 
     dataset: Text = setting(identity=False, group="data")
@@ -219,7 +251,12 @@ class StudyConfig(TrialsConfig, ScoringConfig, ThreatConfig, RecipeConfig, Track
     )
     """What to run, in this order. standard: standard training on all data and on seven coresets of half the size.
     trades: TRADES on all data and on three of them. fractions: standard with 30 % and 70 %. autoattack: AutoAttack on
-    the first seed's models of standard and trades."""
+    the first seed's models of standard and trades.
+
+    half, 30-percent, 10-percent: TRADES on all data and with rs2, random, easycore, easycore/class, easiest:el2n,
+    easiest:aum, dual_beta and stratified (CCS, with the cut-off of its authors), each for this share of the steps.
+    half-others: the other methods and scores. standard-half: half in standard training. PART-autoattack: AutoAttack on
+    the models of a part, of all seeds; half-autoattack-500: on 500 images of each."""
     seeds: Several[Natural] = setting(default=(0, 1, 2), identity=True, group="training")
     """One whole repetition per seed, its own scoring run included."""
     beta: Weight = setting(default=6.0, identity=True, group="training")
@@ -240,6 +277,8 @@ class StudyConfig(TrialsConfig, ScoringConfig, ThreatConfig, RecipeConfig, Track
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
         found = super().problems() + _needs_values(self, "seeds", "parts", "standard_eval_eps", "eval_eps")
+        arms = dict.fromkeys(arm for part in self.parts for name in trained_parts(part) for arm in PARTS[name].method)
+        found += self.trajectory_problems_of(arms)
         found += eps_problems("autoattack_eval_eps", self.autoattack_eval_eps, self.norm)
         found += _stage_problems(
             lambda: self.score_config("dataset", 0), lambda: self.sweep_config("scores", 0, ("random",))
@@ -302,6 +341,7 @@ class PipelineConfig(GridConfig, ScoringConfig, SeededRecipeConfig, TrackingConf
                     f"method {arm.name} needs scores of adversarial training, and a pipeline scores in standard "
                     "training; run score --training trades --score-pass eval, then a sweep"
                 )
+        found += self.trajectory_problems_of(self.method)
         stages: list[Callable[[], Any]] = [
             lambda: self.score_config("dataset"),
             lambda: self.sweep_config("dataset", "scores"),

@@ -20,6 +20,7 @@ from easycore_ray.core.eps import format_eps, parse_eps
 from easycore_ray.core.names import ATTACK_NAMES, CORRUPTION_NAMES, MODEL_NAMES, is_timm_model, is_user_model
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.selection_methods import describe
+from easycore_ray.core.trajectory_scores import TRAJECTORY_SCORES, is_trajectory_score, parse_trajectory_score
 from easycore_ray.storage.errors import EasyCoreError
 
 T = TypeVar("T")
@@ -214,7 +215,37 @@ ModelName = Annotated[Text, AfterValidator(_check_model), cli_option("NAME|timm:
 # Every method's own first line: a new method explains itself.
 METHOD_HELP = f"How to choose. {describe()}"
 MethodName = Annotated[Text, _listed("method", METHODS), _choices(METHODS)]
-ScoreName = Annotated[Text, _listed("score", HIGHER_IS_HARDER), _choices(HIGHER_IS_HARDER)]
+
+
+_ALIASES = {"csl": "loss"}
+"""Names by which scores are known as well: CSL (Ravikumar et al. 2025) is the loss, summed over the epochs."""
+
+
+def check_score(text: str) -> str:
+    """A score as it is written in identities and names of columns: without options that have their default.
+
+    Raises:
+        EasyCoreError: it is unknown, or an option cannot be what it is.
+    """
+    text = _ALIASES.get(text, text)
+    if text in HIGHER_IS_HARDER:
+        return text
+    if not is_trajectory_score(text):
+        names = ", ".join(sorted({*HIGHER_IS_HARDER, *TRAJECTORY_SCORES}))
+        raise EasyCoreError(f"unknown score {text!r}; allowed are {names}")
+    try:
+        return str(parse_trajectory_score(text))
+    except ValueError as error:
+        raise EasyCoreError(str(error)) from error
+
+
+ScoreName = Annotated[
+    Text,
+    AfterValidator(check_score),
+    cli_option("{" + ",".join((*HIGHER_IS_HARDER, *TRAJECTORY_SCORES)) + "}[:OPTION=VALUE,…]"),
+]
+TableScoreName = Annotated[Text, _listed("score", HIGHER_IS_HARDER), _choices(HIGHER_IS_HARDER)]
+"""One of those that every hardness table has."""
 SWEEP_ATTACKS = (*ATTACK_NAMES, "autoattack")
 EVALUATION_ATTACKS = ("none", *SWEEP_ATTACKS)
 AttackName = Annotated[Text, _listed("attack", EVALUATION_ATTACKS), _choices(EVALUATION_ATTACKS)]
@@ -228,6 +259,7 @@ ADVERSARIAL = {"trades", "pgd", "mart", "nfgsm"}
 WEIGHTED = {"trades", "mart"}
 """Objectives with a weight, beta."""
 ScorePass = Literal["eval", "fused", "fused+eval"]
+Recorded = Literal["features", "kd"]
 InputSpace = Literal["pixel", "normalised"]
 WeightsName = Literal["last", "best", "averaged"]
 Normalisation = Literal["none", "half", "cifar10", "pytorch-cifar", "cifar100", "imagenet", "dataset", "file"]
@@ -236,4 +268,23 @@ Norm = Literal["linf", "l2"]
 EvaluationNorm = Literal["linf", "l2", "l1"]
 SourceFormat = Literal["auto", "imagefolder", "parquet", "webdataset"]
 OnDuplicate = Literal["keep", "drop", "error"]
-StudyPart = Literal["standard", "trades", "fractions", "autoattack"]
+StudyPart = Literal[
+    "standard",
+    "trades",
+    "fractions",
+    "autoattack",
+    "half",
+    "half-autoattack",
+    "half-others",
+    "half-others-autoattack",
+    "30-percent",
+    "30-percent-autoattack",
+    "10-percent",
+    "10-percent-autoattack",
+    "standard-half",
+    "standard-half-autoattack",
+    "half-autoattack-500",
+]
+FindingKind = Literal["label_error", "label_conflict", "duplicate"]
+"""What an audit finds of a sample: its label is likely wrong, an equal image has another label, or an equal image with
+this label is there already."""

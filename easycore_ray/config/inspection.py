@@ -12,8 +12,10 @@ from easycore_ray.config.base import (
 )
 from easycore_ray.config.fields import (
     Flag,
+    Fraction,
     Natural,
     NonNegative,
+    PartialShare,
     ScoreName,
     Text,
     WeightsName,
@@ -37,6 +39,27 @@ class ReportConfig(JobConfig):
     """Heading of the page."""
     note: Text = setting(default="", identity=True, group="output")
     """A sentence shown in the report, e.g. what the data cannot be compared with."""
+
+
+@configuration
+class AuditConfig(JobConfig):
+    """Say what scores tell of the data: likely label errors, copies, classes that a global cut would starve."""
+
+    scores: Text = setting(identity=False, group="data")
+    """Folder of a scoring run."""
+    dataset: Text | None = setting(default=None, identity=False, group="data")
+    """Folder of the prepared dataset, where it has moved since it was scored."""
+    score: ScoreName = setting(default="aum", identity=True, group="data")
+    """Score that ranks likely label errors, hardest first: aum, csl (the loss), aign or any other the table has."""
+    label_errors: PartialShare = setting(default=0.02, identity=True, group="data")
+    """Share of the samples that is listed as likely label errors, in [0, 1), however many there are in truth; 0 lists
+    none."""
+    cut_score: ScoreName = setting(default="aign", identity=True, group="data")
+    """Score of the global cut by which classes are compared."""
+    fraction: Fraction = setting(default=0.5, identity=True, group="data")
+    """Share of the samples that the global cut keeps, the easiest by --cut-score, in (0, 1]."""
+    starved: PartialShare = setting(default=0.5, identity=True, group="data")
+    """A class is starved where the cut keeps less than this share of its quota, what --balance class would keep."""
 
 
 @configuration
@@ -73,8 +96,8 @@ class InspectConfig(Checked):
     """Folder of any artifact, finished or not: local path, s3:// or gs://."""
     verify: Flag = setting(default=False, identity=False, group="output")
     """Reread everything: checksums, rows, schema, coverage; exit code 1 if anything is wrong."""
-    score: ScoreName = setting(default="aign", identity=False, group="output")
-    """Score the easiest and hardest samples are shown by."""
+    score: ScoreName | None = setting(default=None, identity=False, group="output")
+    """Score the easiest and hardest samples are shown by; aign, or what the table was made for, if left out."""
     count: Natural = setting(default=10, identity=False, group="output")
     """How many of the easiest and hardest samples to show; 0 for none."""
     images: Text | None = setting(default=None, identity=False, group="output")

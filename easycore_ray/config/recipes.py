@@ -193,13 +193,19 @@ class ExtraDataConfig(Checked):
 
 
 @configuration
-class RobustnessConfig(Checked):
-    """What is done in training beside the objective, most of it for more robustness."""
+class AveragedWeightsConfig(Checked):
+    """Averaged weights beside those of the last epoch."""
 
     ema: Decay | None = setting(default=None, identity=if_given("ema"), group="training")
     """Also keep an exponential average of the weights, with this decay per step, e.g. 0.995, from the end of the
     warm-up on: often more robust than any epoch's, and less prone to robust overfitting (Gowal et al. 2020). The
     training itself is the same. None, if left out."""
+
+
+@configuration
+class RobustnessConfig(AveragedWeightsConfig):
+    """What is done in training beside the objective, most of it for more robustness."""
+
     awp: Positive | None = setting(default=None, identity=if_given("awp"), group="training")
     """Adversarial weight perturbation of this size, e.g. 0.005: every update is made for the worst weights nearby (Wu
     et al. 2020), at the cost of one more pass forward and back. Adversarial training only. None, if left out."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from easycore_ray.config.arms import easycore_problem
+from easycore_ray.config.arms import bound_score_problem
 from easycore_ray.config.base import (
     Checked,
     ComputeConfig,
@@ -14,6 +14,7 @@ from easycore_ray.config.base import (
     configuration,
     if_given,
     if_normalised,
+    if_set,
     setting,
 )
 from easycore_ray.config.fields import (
@@ -21,6 +22,7 @@ from easycore_ray.config.fields import (
     Balance,
     Count,
     EpochRange,
+    FindingKind,
     Flag,
     Fraction,
     InputSpace,
@@ -30,6 +32,7 @@ from easycore_ray.config.fields import (
     OnDuplicate,
     PartialShare,
     Positive,
+    Recorded,
     ScoreName,
     ScorePass,
     Several,
@@ -156,6 +159,10 @@ class ScoreConfig(
     stop_when_stable: Number | None = setting(default=None, identity=True, group="training")
     """End the run once the easiest half by AIGN changes less than this from one scored epoch to the next: the share
     that stays, e.g. 0.98, in (0, 1]. Never, if left out."""
+    record: Several[Recorded] = setting(default=(), identity=if_set("record"), group="training")
+    """What is recorded besides scores. features: penultimate features and softmax of every sample, in half precision,
+    in the exact pass of the final weights: what methods such as moderate, k_center or craig go by. kd: with score_pass
+    eval, how much each sample's softmax has changed since the scored epoch before, for the score tdds."""
 
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
@@ -164,6 +171,20 @@ class ScoreConfig(
             found.append(
                 f"stop_when_stable must be in (0, 1], got {self.stop_when_stable:g}; it is the share of the easiest "
                 "half that stays from one scored epoch to the next"
+            )
+        if "kd" in self.record and self.score_pass != "eval":
+            found.append(
+                f"record kd compares the softmax of exact passes, got score_pass {self.score_pass}; pass --score-pass "
+                "eval"
+            )
+        if "features" in self.record and self.score_pass == "fused":
+            found.append(
+                "record features needs an exact pass of the final weights, got score_pass fused; pass fused+eval"
+            )
+        if "features" in self.record and self.score_pass == "eval" and self.stop_when_stable is not None:
+            found.append(
+                "record features does not know which pass is the last with score_pass eval and stop_when_stable; pass "
+                "--score-pass fused+eval"
             )
         if self.training != "standard" and self.score_pass != "eval":
             found.append(
@@ -221,12 +242,20 @@ class CoresetConfig(TrackingConfig, JobConfig):
     """none: over all samples. class: the same share of every class."""
     cutoff: PartialShare = setting(default=0.0, identity=True, group="data")
     """Share of the hardest samples that stratified drops first, in [0, 1) (the hard cut-off of CCS)."""
+    cutoff_score: ScoreName | None = setting(default=None, identity=if_given("cutoff_score"), group="data")
+    """Score by which stratified drops them, e.g. aum, as CCS always does; by --score if left out."""
     band: tuple[Number, Number] = setting(default=(0.25, 0.75), identity=True, group="data")
     """Hardness quantiles between which the method band draws."""
     option: Several[Text] = setting(default=(), identity=True, group="data")
     """Further options of the method, NAME=VALUE each, e.g. strata=20."""
     seed: Natural = setting(default=0, identity=True, group="data")
     """Seed of random draws."""
+    # Known by the ids that are left out.
+    exclude: Text | None = setting(default=None, identity=False, group="data")
+    """Leave these samples out before choosing: the folder of an audit, all of whose findings are left out, or a Parquet
+    file with a column sample_id. --fraction counts on what is left."""
+    exclude_kind: Several[FindingKind] = setting(default=(), identity=if_set("exclude_kind"), group="data")
+    """Of --exclude, leave out findings of these kinds only, by the column kind; all if left out."""
     materialize: Flag = setting(default=False, identity=False, group="output")
     """Also write the kept images as a dataset of their own, OUT/dataset, to train on without --coreset: worth it where
     a small part of many images is read often, or elsewhere. Ids stay those of --dataset; val and test come along."""
@@ -234,15 +263,20 @@ class CoresetConfig(TrackingConfig, JobConfig):
     def problems(self) -> list[str]:
         """See ``Checked.problems``."""
         found = super().problems()
-        if problem := easycore_problem(self.method, self.score):
+        if problem := bound_score_problem(self.method, self.score):
             found.append(problem)
         if self.scores is None and self.dataset is None:
             found.append("scores and dataset are both missing; pass --scores, or --dataset for methods without scores")
         if not 0 <= self.band[0] < self.band[1] <= 1:
             found.append(f"band must be two quantiles 0 <= LO < HI <= 1, got {self.band[0]:g} {self.band[1]:g}")
         found += [problem for text in self.option if (problem := _option_problem(self.method, text))]
-        if self.epoch_range is not None and self.scores is None:
-            found.append("epoch_range goes with --scores, the folder of a scoring run")
+        if self.cutoff_score is not None and self.method != "stratified":
+            found.append(f"cutoff_score is for method stratified, got {self.method}; leave it out")
+        if self.exclude_kind and self.exclude is None:
+            found.append("exclude_kind goes with --exclude, the findings it picks from")
+        for name in ("epoch_range", "cutoff_score"):
+            if getattr(self, name) is not None and self.scores is None:
+                found.append(f"{name} goes with --scores, the folder of a scoring run")
         return found
 
 

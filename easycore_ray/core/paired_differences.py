@@ -53,16 +53,51 @@ def paired_difference(differences: Sequence[float]) -> PairedDifference:
     std = statistics.stdev(differences) if count > 1 else None
     if std is None or std <= _ROUNDING:
         return PairedDifference(count, ahead, mean, std, None, 1.0)
-    from scipy.special import stdtr, stdtrit  # the t distribution and its quantiles
+    from scipy.special import stdtr  # the t distribution
 
     error = std / math.sqrt(count)
-    reach = float(stdtrit(count - 1, (1 + CONFIDENCE_LEVEL) / 2)) * error
+    reach = t_reach(count) * error
     p_value = 2 * float(stdtr(count - 1, -abs(mean) / error))
     return PairedDifference(count, ahead, mean, std, (mean - reach, mean + reach), p_value)
 
 
+def t_reach(count: int, comparisons: int = 1) -> float:
+    """How many standard errors from 0 a mean over seeds must be to be a finding, two-sided, at 5 %.
+
+    The quantile of the t distribution at 1 - 0.025 / comparisons on count - 1 degrees of freedom: with one comparison
+    half the width of a 95 % interval, with several what Holm's correction asks of the clearest of them.
+
+    Args:
+        count: seeds, at least 2.
+        comparisons: at least 1.
+    """
+    from scipy.special import stdtrit  # quantiles of the t distribution
+
+    return float(stdtrit(count - 1, 1 - (1 - CONFIDENCE_LEVEL) / 2 / comparisons))
+
+
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """P-values of several comparisons, corrected for their number (Holm 1979).
+
+    Of m p-values in rising order the i-th is multiplied by m - i + 1, and none is below one before it; at most 1. Those
+    of at most 0.05 survive.
+
+    Args:
+        p_values: one for each comparison, in [0, 1].
+
+    Returns:
+        For each, in the order given, the corrected one, in [0, 1].
+    """
+    found = [1.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        found[place] = highest
+    return found
+
+
 def survives_holm(p_values: Sequence[float]) -> list[bool]:
-    """Which of several comparisons are findings when all of them are looked at (Holm 1979).
+    """Which of several comparisons are findings when all of them are looked at: see ``holm_adjusted``.
 
     The smallest of m p-values must not exceed 0.05 / m, the next 0.05 / (m - 1) and so on; the first that does ends the
     list. The chance that any of the survivors is false is then at most 5 %, however the comparisons depend on each
@@ -74,10 +109,4 @@ def survives_holm(p_values: Sequence[float]) -> list[bool]:
     Returns:
         For each, in the order given, whether it survives.
     """
-    found = [False] * len(p_values)
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    for rank, place in enumerate(order):
-        if p_values[place] > (1 - CONFIDENCE_LEVEL) / (len(p_values) - rank):
-            break
-        found[place] = True
-    return found
+    return [p_value <= 1 - CONFIDENCE_LEVEL for p_value in holm_adjusted(p_values)]

@@ -5,8 +5,8 @@ batch-mates but for rounding, so that batches are cut to what a device has memor
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from easycore_ray.core.ascent import Ascent, climb, worst_of
 from easycore_ray.core.attacks import fgsm, frozen_eval, pgd
 from easycore_ray.core.augment import to_device
+from easycore_ray.core.last_layer import RECORDINGS
 from easycore_ray.core.loop import Batches, prepare_inputs
 from easycore_ray.core.losses import at_least_float32
 from easycore_ray.core.memory import RowLimit, default_rows
@@ -66,6 +68,7 @@ def score_epoch(
     *,
     input_space: str = "pixel",
     attack: ScoreAttack | None = None,
+    also: Collection[str] = (),
     limit: RowLimit | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -76,13 +79,16 @@ def score_epoch(
         batches: rows to score, images uint8 (B, C, H, W), in batches of any size; they are cut anew.
         input_space: inputs that gradients are taken with respect to, one of ``scores.INPUT_SPACES``.
         attack: under which rows are scored as well; the other scores are the same to the bit.
+        also: what else to give of every row, of ``last_layer.RECORDINGS``.
         limit: rows that are scored at once; another number changes a score by rounding only. By default what
             ``memory.default_rows`` says.
         on_batch: called with the number of rows after each batch.
 
     Returns:
         ``sample_id`` and ``label`` int64 (N,), and the fields of ``core.scores``: float32 (N,), ``correct`` bool
-        (N,); in the order of the batches. With an attack also ``adv_loss`` float32 (N,) and ``adv_correct`` bool (N,).
+        (N,); in the order of the batches. With an attack also ``adv_loss`` float32 (N,) and ``adv_correct`` bool (N,),
+        with "features" ``last_layer.FEATURE_FIELDS``, float16 (N, D) and (N, num_classes), with "kd" ``softmax``,
+        float32 (N, num_classes).
 
     Raises:
         ValueError: there are no batches.
@@ -95,7 +101,7 @@ def score_epoch(
     limit = limit or _limit_for(first[1])
     found = ScoreColumns()
     for batch in _cut_anew(itertools.chain([first], source), limit.rows):
-        for scores in limit.map(partial(_score_rows, model, device, scale, attack), *batch):
+        for scores in limit.map(partial(_score_rows, model, device, scale, attack, also=also), *batch):
             found.add(scores)
         if on_batch is not None:
             on_batch(len(batch[0]))
@@ -140,11 +146,16 @@ def _score_rows(
     sample_ids: Tensor,
     images: Tensor,
     labels: Tensor,
+    also: Collection[str] = (),
 ) -> dict[str, Tensor]:
     inputs, truth = prepare_inputs(images, device), to_device(labels, device)
     with _full_float32(device):
         # Bytes divided by 255 are in [0, 1]: nothing to check, for which a GPU would have to be waited for.
-        scores = score_batch(model, inputs, truth, scale=scale, check=False)
+        with ExitStack() as stack:
+            recorded = [stack.enter_context(RECORDINGS[name](model)) for name in also]
+            scores = score_batch(model, inputs, truth, scale=scale, check=False)
+        for found in recorded:
+            scores |= found
         if attack is not None:
             scores |= attack.score(model, sample_ids, inputs, truth)
     return {"sample_id": sample_ids, "label": truth, **scores}
@@ -157,7 +168,7 @@ def _full_float32(device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Validation:
-    """Counts over validation rows, int each, in 0 .. num_rows."""
+    """Counts over validation rows, int each, in 0 .. num_rows; and losses."""
 
     num_rows: int
     num_correct: int
@@ -165,6 +176,10 @@ class Validation:
     """Still correct under the attack; 0 if there was none."""
     num_fgsm: int = 0
     """Still correct under one step of the whole eps, FGSM; 0 if that was not asked for."""
+    losses: tuple[float, ...] = ()
+    """Sum of the cross-entropy, in nats, over the rows of each class; () if there are no rows."""
+    class_rows: tuple[int, ...] = ()
+    """Rows of each class."""
 
 
 def validate(
@@ -180,6 +195,8 @@ def validate(
 ) -> Validation:
     """Count the rows that are predicted right, and those that stay right under a short PGD, in evaluation mode.
 
+    Clean rows also give their cross-entropy, class by class.
+
     Args:
         model: left as it was.
         batches: whole batches are attacked with random starts of their own, seeded by ``seed`` and a batch's first
@@ -193,10 +210,15 @@ def validate(
     """
     device = next(model.parameters()).device
     num_rows = num_correct = num_robust = num_fgsm = 0
+    losses, class_rows = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
     for sample_ids, images, labels in batches:
         limit = limit or _limit_for(images)
         inputs, truth = prepare_inputs(images, device), to_device(labels, device)
-        right = predicted_right(model, inputs, truth, limit)
+        logits = _logits(model, inputs, limit)
+        right = logits.argmax(dim=1) == truth
+        of_class = _losses_of_classes(logits, truth)
+        losses, class_rows = (before + new if len(before) else new
+                              for before, new in zip((losses, class_rows), of_class, strict=True))  # fmt: skip
         num_rows, num_correct = num_rows + len(truth), num_correct + int(right.sum())
         if steps and right.any():
             # What is wrong already needs no attack.
@@ -207,7 +229,21 @@ def validate(
         if with_fgsm and right.any():
             attacked = fgsm(model, inputs[right], truth[right], eps=eps, norm=norm, limit=limit)
             num_fgsm += int(predicted_right(model, attacked, truth[right], limit).sum())
-    return Validation(num_rows, num_correct, num_robust, num_fgsm)
+    return Validation(num_rows, num_correct, num_robust, num_fgsm, tuple(losses.tolist()), tuple(class_rows.tolist()))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: Tensor, limit: RowLimit) -> Tensor:
+    """(B, num_classes), in evaluation mode."""
+    with frozen_eval(model):
+        return torch.cat(limit.map(model, inputs))
+
+
+def _losses_of_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropy over the rows of each class, float64 (num_classes,), and their numbers, int64."""
+    losses = cross_entropy(at_least_float32(logits), labels, reduction="none").double().cpu()
+    rows, none = labels.cpu(), torch.zeros(logits.shape[1], dtype=torch.float64)
+    return none.index_add(0, rows, losses), torch.bincount(rows, minlength=logits.shape[1])
 
 
 @torch.no_grad()

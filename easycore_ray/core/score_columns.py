@@ -19,7 +19,7 @@ class ScoreColumns:
         self._num_rows = 0
 
     def add(self, batch: dict[str, Tensor]) -> None:
-        """Append the rows of a batch: the same names and dtypes each time, every tensor (B,)."""
+        """Append the rows of a batch: the same names, dtypes and shapes of a row each time, every tensor (B, …)."""
         stop = self._num_rows + len(next(iter(batch.values())))
         for name, values in batch.items():
             self._columns[name] = _with_room(self._columns.get(name, values[:0]), self._num_rows, stop)
@@ -27,7 +27,7 @@ class ScoreColumns:
         self._num_rows = stop
 
     def to_numpy(self) -> dict[str, np.ndarray]:
-        """All rows by name, (N,) each.
+        """All rows by name, (N, …) each.
 
         Raises:
             ValueError: there are none.
@@ -41,6 +41,7 @@ def _with_room(column: Tensor, used: int, needed: int) -> Tensor:
     """The column, or a copy that is at least twice as long if it has fewer rows than are needed."""
     if len(column) >= needed:
         return column
-    longer = torch.empty(max(needed, 2 * len(column), _FIRST_ROWS), dtype=column.dtype, device=column.device)
+    longer = torch.empty((max(needed, 2 * len(column), _FIRST_ROWS), *column.shape[1:]), dtype=column.dtype,
+                         device=column.device)  # fmt: skip
     longer[:used] = column[:used]
     return longer

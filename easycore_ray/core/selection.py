@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from easycore_ray.core import feature_methods as feature_methods  # registers them
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.hashing import uniform_draws
 from easycore_ray.core.lowest import Ids, lowest, refuse_nan
 from easycore_ray.core.seeding import derive_seed
 from easycore_ray.core.selection_methods import METHODS, Method, ranking_method, selection_method
+from easycore_ray.core.trajectory_scores import is_trajectory_score, parse_trajectory_score
 
 __all__ = [
     "BALANCES",
@@ -29,6 +32,7 @@ __all__ = [
     "choose",
     "class_quotas",
     "draws_of",
+    "is_higher_harder",
     "look_up",
     "lowest",
     "quotas_of_sizes",
@@ -49,7 +53,7 @@ HIGHER_IS_HARDER = {
     "adv_loss": True,
     "problematic": True,
 }
-"""Which end of each score is hard. A score that is not listed (a user's own) counts as higher = harder."""
+"""Which end of each score of a hardness table is hard; see ``is_higher_harder`` for others."""
 
 ADVERSARIAL_SCORES = ("adv_loss", "problematic")
 """Those that only scoring in adversarial training gives."""
@@ -66,6 +70,9 @@ def choose(
     fraction: float,
     scores: NDArray | None = None,
     score: str | None = None,
+    second: NDArray | None = None,
+    second_score: str | None = None,
+    features: Features | None = None,
     balance: str = "none",
     seed: int = 0,
     **options: Any,
@@ -78,7 +85,10 @@ def choose(
         labels: (N,), in the same order.
         fraction: share of the samples that is kept, in (0, 1].
         scores: (N,) as stored, not turned; needed by methods that rank. NaN is refused.
-        score: what the scores are, a key of HIGHER_IS_HARDER; the method's usual score if not given.
+        score: what the scores are, see ``is_higher_harder``; the method's usual score if not given.
+        second: (N,) as stored, for methods that read two scores.
+        second_score: what those are; the method's usual second score if not given.
+        features: of the samples, in the same order, for methods that go by them.
         balance: "none" ranks all samples together; "class" runs the method within each class on its share.
         seed: of methods that draw.
         options: the method's own.
@@ -90,14 +100,17 @@ def choose(
     chosen = look_up(method, balance=balance, score=score)
     options = chosen.known(options)
     ids, classes, hardness = _sorted_rows(chosen, sample_ids, labels, scores=scores, score=score)
+    also = _sorted_second(chosen, sample_ids, second, second_score)
+    places = _sorted_features(chosen, sample_ids, features)
     k = budget(len(ids), fraction)
     chosen.check_budget(k, len(ids))
     if balance == "none":
-        return _kept(chosen, (hardness, ids, classes), k, seed=seed, options=options)
+        return _kept(chosen, (hardness, ids, classes, also, places), k, seed=seed, options=options)
     parts = []
     for rows, quota in _shares(classes, k):
-        part = None if hardness is None else hardness[rows]
-        parts.append(_kept(chosen, (part, ids[rows], classes[rows]), quota, seed=seed, options=options))
+        own, other = (None if values is None else values[rows] for values in (hardness, also))
+        group = (own, ids[rows], classes[rows], other, None if places is None else places.take(rows))
+        parts.append(_kept(chosen, group, quota, seed=seed, options=options))
     return np.sort(np.concatenate(parts))
 
 
@@ -169,14 +182,24 @@ def look_up(name: str, *, balance: str = "none", score: str | None = None) -> Me
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
     if balance not in BALANCES:
         raise ValueError(f"balance must be one of {', '.join(BALANCES)}, got {balance!r}")
-    if name == "easycore" and score not in (None, "aign"):
-        raise ValueError(f"method 'easycore' ranks by 'aign', got score {score!r}; for others use 'easiest'")
-    return METHODS[name]
+    method = METHODS[name]
+    if method.bound and score is not None and score.partition(":")[0] != method.default_score:
+        raise ValueError(
+            f"method {name!r} goes by {method.default_score!r}, got score {score!r}; for others use 'easiest'"
+        )
+    return method
+
+
+def is_higher_harder(score: str) -> bool:
+    """Whether higher values of a score are harder; so they are for one that is not known, a user's own."""
+    if is_trajectory_score(score):
+        return parse_trajectory_score(score).HIGHER_IS_HARDER
+    return HIGHER_IS_HARDER.get(score, True)
 
 
 def turned(method: Method, score: str | None) -> bool:
     """Whether a score changes its sign so that higher is harder."""
-    return not HIGHER_IS_HARDER.get(score or method.default_score or "", True)
+    return not is_higher_harder(score or method.default_score or "")
 
 
 def draws_of(method: Method, seed: int, sample_ids: Ids) -> NDArray[np.float64] | None:
@@ -215,11 +238,18 @@ def ranking_keys(
 
 
 def _kept(
-    method: Method, rows: tuple[NDArray | None, Ids, NDArray], k: int, *, seed: int, options: Mapping[str, Any]
+    method: Method,
+    rows: tuple[NDArray | None, Ids, NDArray, NDArray | None, Features | None],
+    k: int,
+    *,
+    seed: int,
+    options: Mapping[str, Any],
 ) -> Ids:
-    """What the method keeps of one group of samples, given as hardness, ids and labels."""
-    hardness, ids, labels = rows
+    """What the method keeps of one group of samples: hardness, ids, labels, the second hardness and features."""
+    hardness, ids, labels, also, places = rows
     if not method.ranks:
+        options = options if method.second_score is None else {**options, "second": also}
+        options = {**options, "features": places} if method.needs_features else options
         return method.function(hardness, ids, labels, k, uniform=draws_of(method, seed, ids), **options)
     return lowest(ranking_keys(method, hardness, ids, seed=seed, options=options), ids, k)
 
@@ -247,6 +277,42 @@ def _sorted_rows(
         if turned(chosen, score):
             values = -values
     return ids, classes, values
+
+
+def _sorted_second(
+    chosen: Method, sample_ids: NDArray, second: NDArray | None, score: str | None
+) -> NDArray[np.float64] | None:
+    """The second hardness in the order of the ids; None if the method needs none and is given none."""
+    if second is None:
+        if chosen.second_score:
+            raise ValueError(f"method {chosen.name!r} needs a second score, usually {chosen.second_score!r}; pass it")
+        return None
+    if chosen.second_score is None:
+        raise ValueError(f"method {chosen.name!r} reads no second score; leave it out")
+    if len(second) != len(sample_ids):
+        raise ValueError(f"sample_ids and second must have one length, got {len(sample_ids)} and {len(second)}")
+    ids, values = np.asarray(sample_ids, np.int64), np.asarray(second, np.float64)
+    values = values[np.argsort(ids, kind="stable")]
+    refuse_nan(values, np.sort(ids))
+    return values if is_higher_harder(score or chosen.second_score) else -values
+
+
+def _sorted_features(chosen: Method, sample_ids: NDArray, features: Features | None) -> Features | None:
+    """Features in the order of the ids; None if the method needs none."""
+    if not chosen.needs_features:
+        return None
+    if features is None:
+        raise ValueError(f"method {chosen.name!r} needs features; pass them")
+    if len(features.values) != len(sample_ids) or len(features.probabilities) != len(sample_ids):
+        raise ValueError(
+            f"sample_ids and features must have one length, got {len(sample_ids)} and {len(features.values)}"
+        )
+    bad = np.asarray(~np.isfinite(features.values).all(axis=1))
+    if bad.any():
+        first = np.sort(np.asarray(sample_ids)[bad])[:5].tolist()
+        raise ValueError(f"features of {bad.sum()} of {len(bad)} samples are not finite (first ids: {first})")
+    order = np.argsort(np.asarray(sample_ids, np.int64), kind="stable")
+    return features.take(order)
 
 
 def _shares(classes: NDArray, k: int) -> list[tuple[NDArray, int]]:

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 from easycore_ray.core.lowest import Ids, lowest
 
+# A key above all others; twice as much is finite.
+_LAST = 1e300
+
 Scores: TypeAlias = NDArray[np.float64]
 SelectionFunction: TypeAlias = Callable[..., Any]
 
@@ -54,6 +57,16 @@ class Option:
         return self.kind(text)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a choice among n samples takes in one process, about."""
+
+    operations: float
+    """Multiplications and additions."""
+    memory: float
+    """Bytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A selection method as registered.
@@ -64,8 +77,12 @@ class Method:
         ranks: whether the function gives keys of which the lowest are kept; else it gives the ids themselves.
         needs_score: whether it reads scores.
         default_score: the score it is usually run with.
+        second_score: another score that it reads as well, ``second``; "" where it may be given one, None where not.
+        bound: whether its name stands for its usual score as well, so that it goes by no other.
         draws: whether it draws at random, so that another seed gives another coreset.
         keeps_all: whether it makes sense with fraction 1 only.
+        needs_features: whether it reads penultimate features, ``features``.
+        cost: what it takes for n samples, k kept, of ``size`` features, where that is more than some passes over them.
         options: its own options by name.
         doc: first line of its docstring.
     """
@@ -75,8 +92,12 @@ class Method:
     ranks: bool
     needs_score: bool
     default_score: str | None
+    second_score: str | None = None
+    bound: bool = False
     draws: bool
     keeps_all: bool = False
+    needs_features: bool = False
+    cost: Callable[[int, int, int], Cost] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     doc: str
 
@@ -104,9 +125,12 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 
+# Keywords that are no options.
+_GIVEN = ("uniform", "second", "features")
+
 
 def ranking_method(
-    name: str, *, default_score: str | None = None, draws: bool = False, keeps_all: bool = False
+    name: str, *, default_score: str | None = None, bound: bool = False, draws: bool = False, keeps_all: bool = False
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, uniform) -> keys``: the samples with the lowest keys are kept.
 
@@ -118,22 +142,34 @@ def ranking_method(
     Raises:
         ValueError: the name is taken.
     """
-    return _register(name, ranks=True, default_score=default_score, draws=draws, keeps_all=keeps_all)
+    return _register(name, ranks=True, default_score=default_score, bound=bound, draws=draws, keeps_all=keeps_all)
 
 
 def selection_method(
-    name: str, *, default_score: str | None = None, draws: bool = False
+    name: str,
+    *,
+    default_score: str | None = None,
+    second_score: str | None = None,
+    bound: bool = False,
+    draws: bool = False,
+    features: bool = False,
+    cost: Callable[[int, int, int], Cost] | None = None,
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     """A decorator that registers ``f(scores, sample_ids, labels, k, *, uniform) -> k of the ids, sorted``.
 
     All N rows (of a class, with class balance) arrive at once, sorted by id: about 100 bytes of memory a sample.
     ``scores`` float64 (N,), higher = harder; ``sample_ids`` int64 (N,); ``labels`` integers (N,); ``uniform`` as for
-    ``ranking_method``. The result is int64 (k,).
+    ``ranking_method``; with ``second_score`` also ``second``, like ``scores``, or None where none is given; with
+    ``features`` also ``features``, a ``feature_selection.Features`` of the rows. The result is int64 (k,). What takes
+    more than some passes over the rows says so by ``cost(n, k, number of features)``.
 
     Raises:
         ValueError: the name is taken.
     """
-    return _register(name, ranks=False, default_score=default_score, draws=draws, keeps_all=False)
+    return _register(
+        name, ranks=False, default_score=default_score, second_score=second_score, bound=bound, draws=draws,
+        features=features, cost=cost,
+    )  # fmt: skip
 
 
 def describe(methods: Mapping[str, Method] = METHODS) -> str:
@@ -148,7 +184,8 @@ def markdown_table(methods: Mapping[str, Method] = METHODS) -> str:
     for method in methods.values():
         options = ", ".join(f"`{name}` ({option.default})" for name, option in method.options.items())
         score = f"any, usually `{method.default_score}`" if method.needs_score else ""
-        score = f"`{method.default_score}`" if method.name == "easycore" else score
+        score = f"`{method.default_score}`" if method.bound else score
+        score = ", ".join(filter(None, [score, "features" if method.needs_features else ""]))
         drawn = "by seed" if method.draws else ""
         runs = "file by file" if method.ranks else "in one process"
         lines.append(f"| `{method.name}` | {method.doc} | {score} | {options} | {drawn} | {runs} |")
@@ -160,7 +197,16 @@ def _lower_first(text: str) -> str:
 
 
 def _register(
-    name: str, *, ranks: bool, default_score: str | None, draws: bool, keeps_all: bool
+    name: str,
+    *,
+    ranks: bool,
+    default_score: str | None,
+    bound: bool,
+    draws: bool,
+    second_score: str | None = None,
+    keeps_all: bool = False,
+    features: bool = False,
+    cost: Callable[[int, int, int], Cost] | None = None,
 ) -> Callable[[SelectionFunction], SelectionFunction]:
     if name in METHODS:
         raise ValueError(f"a selection method named {name!r} exists already")
@@ -174,9 +220,13 @@ def _register(
             ranks=ranks,
             needs_score=default_score is not None,
             default_score=default_score,
+            second_score=second_score,
+            bound=bound,
             draws=draws,
             keeps_all=keeps_all,
-            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name != "uniform"},
+            needs_features=features,
+            cost=cost,
+            options={p.name: Option(kinds[p.name], p.default) for p in keywords if p.name not in _GIVEN},
             doc=(function.__doc__ or "").strip().split("\n")[0],
         )
         return function
@@ -185,7 +235,7 @@ def _register(
 
 
 # EasyCore (arXiv 2510.11018). Its name stands for the score as well: see ``selection``.
-@ranking_method("easycore", default_score="aign")
+@ranking_method("easycore", default_score="aign", bound=True)
 def easycore(scores: Scores, uniform: None) -> Scores:
     """The samples of the lowest average input gradient norm."""
     return scores
@@ -205,10 +255,10 @@ def hardest(scores: Scores, uniform: None) -> Scores:
 
 @selection_method("middle", default_score="aign")
 def middle(scores: Scores, sample_ids: Ids, labels: NDArray, k: int, *, uniform: None) -> Ids:
-    """The samples whose hardness is closest to the median (moderate coresets).
+    """The samples whose hardness is closest to the median.
 
-    After Xia et al. 2023, "Moderate Coreset", who rank by the distance of features to the class centre; here a sample
-    is ranked by |score - median|.
+    Ranked by |score - median|. Moderate coresets (Xia et al. 2023) rank by the distance of a sample's features to the
+    median ones of its class instead: this is not that method.
 
     Args:
         scores: float64 (N,), higher = harder, finite.
@@ -259,7 +309,7 @@ def in_band(
     return lowest(uniform[np.isin(sample_ids, members, assume_unique=True)], members, k)
 
 
-@selection_method("stratified", default_score="aum", draws=True)
+@selection_method("stratified", default_score="aum", second_score="", draws=True)
 def stratified(
     scores: Scores,
     sample_ids: Ids,
@@ -267,6 +317,7 @@ def stratified(
     k: int,
     *,
     uniform: Scores,
+    second: Scores | None = None,
     cutoff: float = 0.0,
     strata: int = 50,
 ) -> Ids:
@@ -283,6 +334,8 @@ def stratified(
         labels: not read.
         k: budget.
         uniform: (N,) random numbers for the draw inside a stratum.
+        second: what the hardest are dropped by, higher = harder; by ``scores`` if None. The authors drop by AUM
+            whatever they stratify by.
         cutoff: share in [0, 1); the authors use 0.2 to 0.3 when they prune 80 to 90 %.
         strata: number of strata.
     """
@@ -295,7 +348,8 @@ def stratified(
             f"cutoff {cutoff} leaves {num_left} of {len(sample_ids)} samples, fewer than the budget of {k}; "
             "lower the cutoff or the fraction"
         )
-    left = np.isin(sample_ids, lowest(scores, sample_ids, num_left), assume_unique=True)
+    dropped_by = scores if second is None else second
+    left = np.isin(sample_ids, lowest(dropped_by, sample_ids, num_left), assume_unique=True)
     stratum = np.full(len(sample_ids), -1)
     stratum[left] = _equal_width_bins(scores[left], strata)
     parts = []
@@ -304,6 +358,46 @@ def stratified(
         rows = stratum == index
         parts.append(lowest(uniform[rows], sample_ids[rows], quota))
     return np.sort(np.concatenate(parts))
+
+
+@selection_method("dual_beta", default_score="dual", second_score="confidence", bound=True, draws=True)
+def dual_beta(
+    scores: Scores,
+    sample_ids: Ids,
+    labels: NDArray,
+    k: int,
+    *,
+    uniform: Scores,
+    second: Scores,
+    exponent: float = 4.0,
+) -> Ids:
+    """A draw that prefers uncertain samples, and easier ones the fewer are kept (DUAL with Beta sampling).
+
+    Cho et al. 2025, arXiv 2502.06905: without replacement, each sample weighs its DUAL score times the density at its
+    confidence of a Beta distribution with b = 15 (1 - m) (1 - r ** exponent) and a = 16 - b, m the mean confidence of
+    the ten samples of the highest DUAL score and r the share that is pruned. Keys -log(u) / weight give such a draw
+    (Efraimidis & Spirakis 2006).
+
+    Args:
+        scores: DUAL, at least 0.
+        sample_ids: sorted.
+        labels: not read.
+        k: budget.
+        uniform: (N,) random numbers for the draw.
+        second: minus the confidence, the mean probability of the label over the same epochs, in [-1, 0].
+        exponent: 4 for CIFAR-100 by the authors.
+    """
+    from scipy.stats import beta
+
+    confidence = -second
+    highest = np.argsort(-scores, kind="stable")[:10]
+    pruned = 1.0 - k / len(scores)
+    b = max(15.0 * (1.0 - confidence[highest].mean()) * (1.0 - pruned**exponent), 1e-6)
+    # A density may be infinite at 0 and 1.
+    weights = scores * beta.pdf(np.clip(confidence, 1e-7, 1.0 - 1e-7), 16.0 - b, b)
+    with np.errstate(divide="ignore", over="ignore"):
+        keys = np.minimum(-np.log1p(-uniform) / weights, _LAST)
+    return lowest(np.where(weights > 0, keys, _LAST * (1.0 + uniform)), sample_ids, k)
 
 
 @ranking_method("random", draws=True)

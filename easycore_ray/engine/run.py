@@ -31,7 +31,14 @@ from easycore_ray.engine.loader import Loader, PrunableLoader, open_loader
 from easycore_ray.engine.machine_use import MachineUse
 from easycore_ray.engine.plan import Fit
 from easycore_ray.engine.pruning import PrunedEpoch, Pruner
-from easycore_ray.engine.state import EpochProgress, HaltedError, State, load_optimizer, optimizer_tensors
+from easycore_ray.engine.state import (
+    VAL_LOSSES,
+    EpochProgress,
+    HaltedError,
+    State,
+    load_optimizer,
+    optimizer_tensors,
+)
 from easycore_ray.engine.validation import ValidationBlocks
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.storage.machine import cpu
@@ -49,6 +56,10 @@ class Recorder(Protocol):
 
     def exact_pass(self, epoch: int, carried: dict[str, Any]) -> int | None:
         """The epoch under which an exact pass with the weights after ``epoch`` (0: untrained) is recorded, if any."""
+        ...
+
+    def also_records(self, epoch: int) -> tuple[str, ...]:
+        """What the exact pass that is recorded under an epoch records besides scores: see ``score_epoch``."""
         ...
 
     def record(
@@ -178,7 +189,7 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
     if run.pruner is not None:
         metrics |= {**run.pruner.end(state.carried), "steps": float(state.step + progress.steps)}
     metrics["stall_share"] = progress.wait_seconds / max(progress.train_seconds, 1e-9)
-    metrics |= _validate(run)
+    metrics |= _validate(run, state.carried)
     metrics |= run.use.measure(context)
     now = _snapshot(run, state, progress)
     better = run.fit.keep_best and _is_best(metrics, state.history, run.fit.selected_by)
@@ -193,13 +204,18 @@ def _run_epoch(run: _Run, state: State, progress: EpochProgress) -> State:
     )
 
 
-def _validate(run: _Run) -> dict[str, float]:
-    """Metrics of the validation split: of the weights, and of their average where there is one."""
-    found = run.validation.measure(run.model)
+def _validate(run: _Run, carried: dict[str, Any]) -> dict[str, float]:
+    """Metrics of the validation split: of the weights, and of their average where there is one.
+
+    A run that records scores carries each class's loss after every epoch.
+    """
+    found, losses = run.validation.measure(run.model)
+    if run.recorder is not None and losses:
+        carried.setdefault(VAL_LOSSES, []).append(losses)
     if run.averaged is None or not run.averaged.tensors or not found:
         return found
     with run.averaged.in_place():
-        averaged = run.validation.measure(run.model)
+        averaged, _ = run.validation.measure(run.model)
     seconds = found["val_seconds"] + averaged.pop("val_seconds")
     return found | {f"averaged_{name}": value for name, value in averaged.items()} | {"val_seconds": seconds}
 
@@ -312,7 +328,8 @@ def _score(run: _Run, state: State, progress: EpochProgress) -> None:
     while progress.scored < segments.scored_segments:
         segment, started = progress.scored, time.monotonic()
         columns = score_epoch(run.model, run.loader.ordered(segment), input_space=run.fit.plan.input_space,
-                              attack=ScoreAttack.of_plan(run.fit.plan, epoch), limit=run.scored_at_once)  # fmt: skip
+                              attack=ScoreAttack.of_plan(run.fit.plan, epoch),
+                              also=run.recorder.also_records(epoch), limit=run.scored_at_once)  # fmt: skip
         run.recorder.record(run.context, columns, epoch=epoch, segment=segment,
                             rows=segments.scored_rows(segment), carried=state.carried)  # fmt: skip
         progress.scored += 1

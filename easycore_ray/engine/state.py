@@ -18,6 +18,9 @@ from easycore_ray.core.sgd import SGD
 from easycore_ray.engine.checkpoint_files import AVERAGED, BEST, LAST
 from easycore_ray.storage.errors import EasyCoreError
 
+VAL_LOSSES = "val_losses"
+"""What a run that records scores carries: after each epoch, each class's mean cross-entropy on the validation split."""
+
 
 @dataclass
 class EpochProgress:

@@ -81,8 +81,11 @@ class ValidationBlocks:
         if len((rest := _join(held)).labels):
             yield rest
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """Accuracies over all workers' blocks, in [0, 1], and the seconds that took; nothing without a split."""
+    def measure(self, model: nn.Module) -> tuple[dict[str, float], list[float | None]]:
+        """Accuracies over all workers' blocks, in [0, 1], and the seconds that took; nothing without a split.
+
+        Also the mean cross-entropy of each class, in nats; None for a class without validation samples.
+        """
         started, fit, plan = time.monotonic(), self._fit, self._fit.plan
         watched = plan.training == "nfgsm" and fit.val_attack_steps > 0
         mine = validate(model, self, eps=plan.eps, norm=plan.norm, steps=fit.val_attack_steps, seed=plan.seed,
@@ -90,13 +93,16 @@ class ValidationBlocks:
         parts = self._context.gather(mine)
         total = sum(part.num_rows for part in parts)
         if not total:
-            return {}
+            return {}, []
         metrics = {"val_accuracy": sum(part.num_correct for part in parts) / total}
         if fit.val_attack_steps:
             metrics["val_robust_accuracy"] = sum(part.num_robust for part in parts) / total
         if watched:
             metrics["val_fgsm_accuracy"] = sum(part.num_fgsm for part in parts) / total
-        return metrics | {"val_seconds": time.monotonic() - started}
+        sums = np.sum([part.losses for part in parts if part.losses], axis=0)
+        rows = np.sum([part.class_rows for part in parts if part.losses], axis=0)
+        losses = [float(loss / count) if count else None for loss, count in zip(sums, rows, strict=True)]
+        return metrics | {"val_seconds": time.monotonic() - started}, losses
 
 
 def _join(parts: list[Samples]) -> Samples:

@@ -4,6 +4,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
+from easycore_ray.config.arms import needs_validation, parse_arm
 from easycore_ray.config.experiments import GridConfig, SweepConfig
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.data.dataset import Dataset
@@ -45,7 +46,9 @@ def mixed_order(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def check_comparable(config: SweepConfig, dataset: Dataset) -> None:
-    """Refuse early stopping and a search where there is nothing to compare trials by, or Optuna is missing.
+    """Refuse what needs a validation split where there is none: early stopping, a search, scores of its losses.
+
+    Also a search without Optuna.
 
     Raises:
         EasyCoreError: says what is missing.
@@ -57,7 +60,20 @@ def check_comparable(config: SweepConfig, dataset: Dataset) -> None:
                 f"{option} compares trials on the validation split, and {dataset.path} has none; prepare it with "
                 "--val-fraction, e.g. 0.1"
             )
+    for arm in map(parse_arm, config.method):
+        if needs_validation(arm) and (missing := _classes_without_validation(dataset)):
+            raise EasyCoreError(
+                f"method {arm.name} compares losses with those of its class on the validation split, and "
+                f"{dataset.path} has no validation images of {', '.join(missing)}; prepare it with a larger "
+                "--val-fraction, e.g. 0.1"
+            )
     if config.search != "none" and importlib.util.find_spec("optuna") is None:
         raise EasyCoreError(
             "--search optuna needs the package optuna, which is not installed; run: pip install 'easycore-ray[search]'"
         )
+
+
+def _classes_without_validation(dataset: Dataset) -> list[str]:
+    """Names of the first three classes that the validation split has no images of."""
+    there = set(dataset.index("val", ["label"])["label"].to_pylist())
+    return [name for label, name in enumerate(dataset.classes) if label not in there][:3]

@@ -88,6 +88,7 @@ def _run_stages(config: PipelineConfig, made: Claim, parents: Mapping[str, Artif
     dataset = parents.get("dataset") or prepare(config.prepare_config())
     opened, pool = open_dataset(dataset.path), None
     extra = open_extra_parents(config, opened)  # before hours of scoring
+    check_comparable(config.sweep_config(dataset.path, "scores"), opened)
     if config.subset is not None:
         pool = draw_subset(opened, paths.join(made.path, "subset"), config.subset, config.seed)
     scores = score(config.score_config(dataset.path, pool.path if pool else None))

@@ -1,9 +1,9 @@
 """What sweep(), study() and pipeline() would do, without doing it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from easycore_ray.config.arms import parse_arm
+from easycore_ray.config.arms import parse_arm, trajectory_problems
 from easycore_ray.config.experiments import PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.fields import ADVERSARIAL
 from easycore_ray.config.identity import artifact_identity
@@ -48,10 +48,17 @@ def open_sweep_inputs(config: SweepConfig) -> tuple[Dataset, Artifact, dict[str,
     if ADVERSARIAL & {*config.training}:
         check_budget(config.eps, config.norm, dataset.image_shape)
     check_comparable(config, dataset)
+    parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
     for arm in map(parse_arm, config.method):
         if arm.score in ADVERSARIAL_SCORES and training_of(hardness) == "standard":
             raise EasyCoreError(f"method {arm.name}: {not_recorded(arm.score)}")
-    parents = {"dataset": dataset, "scores": open_artifact(config.scores, "scoring_run")}
+        recorded = parents["scores"].manifest["config"].get("record", ())
+        if missing := [name for name in arm.needs_recorded if name not in recorded]:
+            raise EasyCoreError(
+                f"method {arm.name} needs what scoring records on request; score with --record {' '.join(missing)}"
+            )
+    if problems := trajectory_problems(map(parse_arm, config.method), hardness.manifest["counts"]["scored_epochs"]):
+        raise EasyCoreError(problems[0])
     return dataset, hardness, parents | open_extra_parents(config, dataset)
 
 
@@ -101,6 +108,7 @@ def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
     config = config.replace(out=paths.absolute(config.out))
     study = open_study(config)
     missing = {key_of(trial): trial for trials in study.missing.values() for trial in trials}
+    parts = ", ".join(f"{part}: {len(trials)}" for part, trials in study.missing.items())
     count = config.subset or study.dataset.num_rows("train")
     seeds = [seed for seed in dict.fromkeys(trial.seed for trial in missing.values())
              if not is_finished(scores_folder(config, seed))]  # fmt: skip
@@ -109,11 +117,12 @@ def plan_study(config: StudyConfig, measure: bool = False) -> WorkPlan:
         for number, seed in enumerate(seeds)
     ]
     sweep = config.sweep_config("scores", config.seeds[0], ("random",))
-    trials = _plan_trials(sweep, study.dataset, list(missing.values()), count, measure)
+    # AutoAttack has no model of its own.
+    untrained = {trial.train.out for trial in missing.values() if not is_finished(trial.train.out)}
+    trials = _plan_trials(sweep, study.dataset, list(missing.values()), count, measure, untrained)
     return join_plans(
         "study",
-        f"run {len(missing)} of {study.total} trials ({', '.join(config.parts)}) after {len(seeds)} scoring runs "
-        f"→ {study.results}",
+        f"run {len(missing)} of {study.total} trials ({parts}) after {len(seeds)} scoring runs → {study.results}",
         config.out,
         [*scoring, trials],
     ).replace(makes=(config.out, study.results))
@@ -162,22 +171,37 @@ def _planned_steps(config: SweepConfig, dataset: Dataset, measure: bool) -> Mapp
     return plan_steps(config.out, first, config.training, config.device_seconds, dataset, measure) or {}
 
 
-def _plan_trials(config: SweepConfig, dataset: Dataset, trials: Sequence[Trial], count: int, measure: bool) -> WorkPlan:
-    """Steps, bytes and time of trials on coresets of ``count`` samples."""
+def _plan_trials(
+    config: SweepConfig,
+    dataset: Dataset,
+    trials: Sequence[Trial],
+    count: int,
+    measure: bool,
+    untrained: Collection[str] | None = None,
+) -> WorkPlan:
+    """Steps, bytes and time of trials on coresets of ``count`` samples.
+
+    ``untrained``: the checkpoints that are to be made, each once; one for each trial if left out.
+    """
+    makers = trials if untrained is None else [
+        trial for trial in {trial.train.out: trial for trial in trials}.values() if trial.train.out in untrained
+    ]  # fmt: skip
     kept = {trial.name: count if trial.arm.is_dynamic else budget(count, trial.fraction) for trial in trials}
     works: list[Work] = []
-    for trial in trials:
+    for trial in makers:
         works += training_works(trial.train, kept[trial.name], dataset.num_rows("val"))
-        works += attack_works(trial.evaluate, image_count(trial.evaluate, dataset))
+    for trial in trials:
+        averaged = trial.train.ema is not None and "averaged" in trial.others_too
+        works += attack_works(trial.evaluate, image_count(trial.evaluate, dataset)) * (1 + averaged)
     size = checkpoint_bytes(config.model, config.width) if trials else 0
     plan = WorkPlan(
         verb="sweep",
         work="",
         out=config.out,
         trials=len(trials),
-        steps=sum(training_steps(trial.train, kept[trial.name]) for trial in trials),
+        steps=sum(training_steps(trial.train, kept[trial.name]) for trial in makers),
         samples=count,
-        bytes_written=None if size is None else len(trials) * size,
+        bytes_written=None if size is None else len(makers) * size,
     )
     if not trials:
         return plan

@@ -182,7 +182,11 @@ def _averaged_columns(members: list[FinishedTrial], eps: float) -> dict[str, flo
     """Accuracies of the averaged weights, the robust one under all attacks; nothing for runs without an average."""
     if "averaged" not in members[0].summaries:
         return {}
-    summaries = _summaries(members, "averaged")
+    return averaged_columns(_summaries(members, "averaged"), eps)
+
+
+def averaged_columns(summaries: Sequence[Mapping[str, Any]], eps: float) -> dict[str, float | None]:
+    """Accuracies of averaged weights, the robust one under all attacks; ``summaries`` as in ``accuracy_columns``."""
     robust = [[row for row in summary["robust"] if row["eps"] == eps][-1]["accuracy"] for summary in summaries]
     return {
         **mean_std("clean_accuracy_averaged", [summary["clean_accuracy"] for summary in summaries]),

@@ -54,7 +54,7 @@ def select_point(config: SweepConfig, dataset: Dataset, folder: str, point: Poin
     out = trial.train.coreset or ""
     if not trial.arm.is_dynamic and not is_finished(out):
         select(arm_config(trial.arm, out=out, scores=config.scores, dataset=dataset.path, fraction=trial.fraction,
-                          seed=trial.seed))  # fmt: skip
+                          seed=trial.seed, cutoff=config.cutoff))  # fmt: skip
 
 
 def sweep_trials(config: SweepConfig, folder: str, steps: Mapping[str, int] | None = None) -> list[Trial]:

@@ -10,14 +10,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from easycore_ray.config.arms import Arm
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.experiments import StudyConfig
-from easycore_ray.core.selection import METHODS
+from easycore_ray.config.study_parts import trained_parts
 from easycore_ray.data.dataset import Dataset
 from easycore_ray.experiments.finished_trials import FinishedTrial, read_finished
 from easycore_ray.experiments.plans import plan_study
 from easycore_ray.experiments.results import (
     accuracy_columns,
+    averaged_columns,
     cost_columns,
     described,
     lineage,
@@ -27,10 +29,8 @@ from easycore_ray.experiments.results import (
     read_result_rows,
 )
 from easycore_ray.experiments.study_results import (
-    AUTOATTACK_SUFFIX,
     Book,
     OpenStudy,
-    coreset_parts,
     key_of,
     open_study,
     scores_folder,
@@ -39,7 +39,7 @@ from easycore_ray.experiments.study_results import (
 )
 from easycore_ray.experiments.tracked_trials import describe_parent, describe_trials
 from easycore_ray.experiments.trial_runner import run_trials
-from easycore_ray.experiments.trials import select_coresets
+from easycore_ray.experiments.trials import AUTOATTACK_SUFFIX, select_coresets
 from easycore_ray.reporting.study_plots import draw_study
 from easycore_ray.runtime import cluster
 from easycore_ray.runtime.claims import warn_of_other_machines
@@ -144,14 +144,15 @@ def _finish(config: StudyConfig, made: Claim, opened: OpenStudy, saved: dict[str
 
 def draw_book(book: Book) -> None:
     """Draw what is known beside the results file; nothing where nothing is."""
-    draw_study(rows_of(book), list(book.trials.values()), book.path, diverged=list(book.diverged.values()))
+    records, diverged = list(book.trials.values()), list(book.diverged.values())
+    draw_study(rows_of(book), records, book.path, diverged=diverged, scoring=book.scoring)
 
 
 def rows_of(book: Book) -> list[dict[str, Any]]:
     """One row per arm, fraction, objective and eps, as in a sweep's summary: mean and spread over seeds, under PGD."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for key, record in book.trials.items():
-        if not key.endswith(AUTOATTACK_SUFFIX):
+        if AUTOATTACK_SUFFIX not in key:
             groups.setdefault(_without_seed(record), []).append(record)
     found = []
     for members in sorted(groups.values(), key=lambda group: _place(group[0])):
@@ -162,12 +163,14 @@ def rows_of(book: Book) -> list[dict[str, Any]]:
 
 def _row(members: Sequence[dict[str, Any]], eps: float, book: Book) -> dict[str, Any]:
     first, same = members[0], _without_seed(members[0])
-    scored = METHODS[first["method"]].needs_score
+    scored = Arm(first["method"], first["score"], first["balance"]).needs_score
+    averaged = [record["averaged"] for record in members if "averaged" in record]
     seconds = [book.scoring[str(record["seed"])]["device_seconds"] for record in members] if scored else [0.0]
     return {
         **{name: first[name] for name in _DESCRIBED},
         "scoring_seed": None,  # each seed has its own
         **accuracy_columns([record["seed"] for record in members], members, eps),
+        **(averaged_columns(averaged, eps) if len(averaged) == len(members) else {}),
         "diverged_seeds": sorted({lost["seed"] for lost in book.diverged.values() if _without_seed(lost) == same}),
         "steps": first["steps"],
         "num_samples": first["num_samples"],
@@ -201,7 +204,7 @@ def _run_part(config: StudyConfig, made: Claim, opened: OpenStudy, part: str, tr
     cluster.connect()
     for seed in dict.fromkeys(trial.seed for trial in trials):
         _score(config, dataset, book, seed)
-        for name in coreset_parts(part):
+        for name in trained_parts(part):
             sweep = sweep_of_part(config, name, seed)
             select_coresets(sweep, dataset, sweep.out)
     finished = read_finished(trials)
@@ -254,16 +257,24 @@ def _record(finished: FinishedTrial) -> dict[str, Any]:
         "machine_cost": machine_cost(finished),
         "device": "cuda" if trial.train.gpus_per_worker else "cpu",
         "num_eval_samples": summary["num_samples"],
-        "clean_accuracy": summary["clean_accuracy"],
-        "worst_class_clean_accuracy": summary["worst_class_clean_accuracy"],
+        **_accuracies(summary),
         **{name: summary[name] for name in ("clean_ece",) if name in summary},
-        "robust": [
-            {name: entry[name] for name in ("attack", "eps", "accuracy", "worst_class_accuracy")}
-            for entry in summary["robust"]
-        ],
+        **({"averaged": _accuracies(finished.summaries["averaged"])} if "averaged" in finished.summaries else {}),
         "suspicious": summary["suspicious"],
         "warnings": summary["warnings"],
         "finished": evaluation["created"],
         "versions": versions(),
         "git_commit": git_commit(),
+    }
+
+
+def _accuracies(summary: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the evaluation of some weights."""
+    return {
+        "clean_accuracy": summary["clean_accuracy"],
+        "worst_class_clean_accuracy": summary["worst_class_clean_accuracy"],
+        "robust": [
+            {name: entry[name] for name in ("attack", "eps", "accuracy", "worst_class_accuracy")}
+            for entry in summary["robust"]
+        ],
     }

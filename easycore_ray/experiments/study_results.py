@@ -6,38 +6,18 @@ from typing import Any
 
 from easycore_ray.config.experiments import StudyConfig, SweepConfig
 from easycore_ray.config.identity import identity_fields
+from easycore_ray.config.study_parts import ATTACK_PARTS, PARTS, trained_parts
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.run_inputs import check_training
 from easycore_ray.evaluation.threats import check_threats, threats_of
-from easycore_ray.experiments.trials import Trial, coreset_folders, make_trials
+from easycore_ray.experiments.comparison_rules import check_comparable
+from easycore_ray.experiments.trials import AUTOATTACK_SUFFIX, Trial, coreset_folders, make_trials
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import FORMAT_VERSION, Artifact, Claim, refuse_other_format
 from easycore_ray.storage.errors import EasyCoreError
 
-_HALF = ("random", "random/class", "easycore", "easycore/class", "hardest", "easiest:el2n", "easiest:aum")
-
-
 # Fields that say how much of the study is done, not how.
 _EXTENT = {"seeds", "parts"}
-
-
-AUTOATTACK_SUFFIX = "+autoattack"
-
-
-@dataclass(frozen=True)
-class Part:
-    """Trials that belong together: one objective, some arms, some fractions; all data are always among them."""
-
-    training: str
-    method: tuple[str, ...]
-    fraction: tuple[float, ...]
-
-
-PARTS = {
-    "standard": Part("standard", _HALF, (0.5,)),
-    "trades": Part("trades", ("random", "easycore", "easycore/class"), (0.5,)),
-    "fractions": Part("standard", _HALF, (0.3, 0.7)),
-}
 
 
 class Book:
@@ -85,7 +65,7 @@ class Book:
             self.made.check()
         self._content[kind][key] = record
         if kind == "trials":
-            self.diverged.pop(key.removesuffix(AUTOATTACK_SUFFIX), None)
+            self.diverged.pop(key.partition(AUTOATTACK_SUFFIX)[0], None)
         paths.write_json(self.path, self._content)
 
 
@@ -107,7 +87,8 @@ def open_study(config: StudyConfig) -> OpenStudy:
     """Open a study's dataset and results, and find what is missing; nothing is changed.
 
     Raises:
-        EasyCoreError: results of another setting, or an attack that is wider than the images or not installed.
+        EasyCoreError: results of another setting, an attack that is wider than the images or not installed, or a score
+            that needs a validation split where there is none.
     """
     dataset = open_dataset(config.dataset)
     setting = {key: value for key, value in identity_fields(config).items() if key not in _EXTENT}
@@ -118,6 +99,8 @@ def open_study(config: StudyConfig) -> OpenStudy:
         part: [trial for trial in trials if not book.knows(trial, diverged=config.keep_going)]
         for part, trials in wanted.items()
     }
+    for name in dict.fromkeys(name for part in config.parts for name in trained_parts(part)):
+        check_comparable(sweep_of_part(config, name, config.seeds[0]), dataset)
     for trial in itertools.chain(*missing.values()):
         check_threats(threats_of(trial.evaluate), dataset.image_shape)
         check_training(trial.train, dataset.image_shape)
@@ -126,8 +109,11 @@ def open_study(config: StudyConfig) -> OpenStudy:
 
 
 def key_of(trial: Trial) -> str:
-    """The name of a trial in the results, e.g. ``easycore_f0.5_standard_s0`` or the same with ``+autoattack``."""
-    return trial.name + (AUTOATTACK_SUFFIX if "autoattack" in trial.evaluate.attack else "")
+    """The name of a trial in the results, e.g. ``easycore_f0.5_standard_s0`` or the same with ``+autoattack``.
+
+    With ``+autoattack500`` where a part says on how many images.
+    """
+    return trial.name + trial.attack_suffix
 
 
 def _refuse_other(path: str, found: Any, mine: dict[str, Any]) -> None:
@@ -159,38 +145,37 @@ def sweep_of_part(config: StudyConfig, part: str, seed: int) -> SweepConfig:
         seed,
         what.method,
         fraction=what.fraction,
+        cutoff=what.cutoff,
         training=(what.training,),
         eval_eps=config.eval_eps if what.training == "trades" else config.standard_eval_eps,
     )
 
 
-def coreset_parts(part: str) -> tuple[str, ...]:
-    """The parts whose coresets and models a part works on: its own, and for AutoAttack those that are there."""
-    return ("standard", "trades") if part == "autoattack" else (part,)
-
-
 def trials_of_part(config: StudyConfig, part: str) -> list[Trial]:
     """The trials of a part, seed by seed."""
-    if part == "autoattack":
-        first = config.replace(seeds=config.seeds[:1])
+    if part in ATTACK_PARTS:
+        attack = ATTACK_PARTS[part]
+        attacked = config if attack.all_seeds else config.replace(seeds=config.seeds[:1])
         return [
-            _under_autoattack(config, trial) for name in coreset_parts(part) for trial in trials_of_part(first, name)
+            _under_autoattack(config, trial, attack.num_samples)
+            for name in attack.parts
+            for trial in trials_of_part(attacked, name)
         ]
     found: list[Trial] = []
     for seed in config.seeds:
         sweep = sweep_of_part(config, part, seed)
         trials = make_trials(sweep, sweep.out, coreset_folders(sweep, sweep.out))
-        found += [replace(trial, best_too=False) for trial in trials]
+        found += [replace(trial, others_too=("averaged",)) for trial in trials]
     return found
 
 
-def _under_autoattack(config: StudyConfig, trial: Trial) -> Trial:
-    """The same model, evaluated with PGD and AutoAttack at one eps."""
+def _under_autoattack(config: StudyConfig, trial: Trial, num_samples: int | None) -> Trial:
+    """The same model after its last epoch, evaluated with PGD and AutoAttack at one eps."""
     out = trial.evaluate.out.rsplit("/", 1)[0]
     evaluation = trial.evaluate.replace(
-        out=paths.join(out, "autoattack"),
+        out=paths.join(out, f"autoattack{num_samples or ''}"),
         attack=("pgd20", "autoattack"),
         eval_eps=(config.eps if trial.training == "trades" else config.autoattack_eval_eps,),
-        num_eval_samples=config.num_autoattack_samples,
+        num_eval_samples=num_samples or config.num_autoattack_samples,
     )
-    return replace(trial, evaluate=evaluation)
+    return replace(trial, evaluate=evaluation, others_too=())

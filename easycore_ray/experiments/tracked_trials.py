@@ -110,8 +110,7 @@ def new_trial_run(trial: Trial, parent: TrackedRun) -> TrackedRun:
     params = {"method": trial.arm.method, "score": trial.arm.score, "balance": trial.arm.balance,
               "fraction": trial.fraction, "training": trial.training, "beta": trial.beta, "seed": trial.seed,
               **params_of(to_dict(trial.train))}  # fmt: skip
-    suffix = "+autoattack" if "autoattack" in trial.evaluate.attack else ""
-    return TrackedRun(f"{parent.key}-{trial.name}{suffix}", trial.name, params, {"kind": "trial"}, parent)
+    return TrackedRun(f"{parent.key}-{trial.name}{trial.attack_suffix}", trial.name, params, {"kind": "trial"}, parent)
 
 
 def describe_trial(finished: FinishedTrial, parent: TrackedRun) -> TrackedRun:

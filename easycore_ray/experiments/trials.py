@@ -1,5 +1,6 @@
 """The trials of a sweep: every arm, fraction, objective and seed, with their configurations and folders."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Claim, open_artifact
 
 FULL = Arm("full", None, "none")
+AUTOATTACK_SUFFIX = "+autoattack"
+"""What names of evaluations under AutoAttack have after that of their trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +36,19 @@ class Trial:
     seed: int
     train: TrainConfig
     evaluate: EvaluateConfig
-    best_too: bool = True
-    """Evaluate the best epoch as well, where it is not the last."""
+    others_too: tuple[str, ...] = ("best", "averaged")
+    """What is evaluated beside the last epoch, where a checkpoint has it: the best one, the averaged weights."""
 
     @property
     def name(self) -> str:
         """What the trial is, for people and as its folder: ``easycore-class_f0.5_trades_b6_s1``."""
         return _trial_name(self.arm, self.fraction, self.training, self.beta, self.seed)
+
+    @property
+    def attack_suffix(self) -> str:
+        """What its name lacks of which evaluation it is: nothing, ``+autoattack``, ``+autoattack500`` by its folder."""
+        folder = self.place.rpartition("/")[2].removeprefix("evaluation").removeprefix("autoattack")
+        return f"{AUTOATTACK_SUFFIX}{folder}" if "autoattack" in self.evaluate.attack else ""
 
     @property
     def place(self) -> str:
@@ -53,7 +62,7 @@ class Trial:
     def evaluations(self, checkpoint: Mapping[str, Any]) -> list[EvaluateConfig]:
         """What is evaluated: the last epoch, and what the checkpoint's manifest names as other weights than its."""
         files = weights_files(checkpoint)
-        others = [name for name, file in files.items() if file != files["last"] and (self.best_too or name != "best")]
+        others = [name for name, file in files.items() if file != files["last"] and name in self.others_too]
         return [self.evaluate, *map(self.evaluation_of, others)]
 
 
@@ -80,7 +89,7 @@ def sweep_objectives(config: SweepConfig) -> list[tuple[str, float | None]]:
 
 
 def _slug(arm: Arm) -> str:
-    return arm.name.replace(":", "-").replace("/", "-")
+    return re.sub(r"[^\w.]+", "-", arm.name)
 
 
 def _trial_name(arm: Arm, fraction: float, training: str, beta: float | None, seed: int) -> str:
@@ -108,7 +117,8 @@ def select_coresets(config: SweepConfig, dataset: Dataset, out: str) -> dict[str
     for arm, fraction in sweep_arms(config):
         for seed in config.seeds if not arm.is_dynamic else ():
             out = folders[_coreset_name(arm, fraction, seed)]
-            wanted = arm_config(arm, out=out, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed)
+            wanted = arm_config(arm, out=out, scores=config.scores, dataset=dataset.path, fraction=fraction, seed=seed,
+                                cutoff=config.cutoff)  # fmt: skip
             chosen.setdefault(out, wanted)
     for wanted in chosen.values():
         select(wanted)

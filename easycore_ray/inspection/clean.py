@@ -136,7 +136,7 @@ def _finished(folder: Folder, quiet: bool) -> Iterator[tuple[Entry, str]]:
             yield entry, "partial result of a finished run"
         elif _STAGED.fullmatch(name):
             yield entry, "staging file of an import that has ended"
-        elif folder.kind == "score_table" and _PART.fullmatch(name):
+        elif folder.kind in ("score_table", "feature_table") and _PART.fullmatch(name):
             if name not in listed:
                 yield entry, "score part of a lost worker; the table does not list it"
         elif numbered and numbered.fullmatch(name):

@@ -18,7 +18,14 @@ from easycore_ray.config.inspection import InspectConfig
 from easycore_ray.data.index import read_index_rows
 from easycore_ray.engine.run_history import STOPPED
 from easycore_ray.inspection.artifact_files import Folder, current, read_commits, survey
-from easycore_ray.inspection.score_summary import QUANTILES, Extremes, NotRecordedError, ScoreSummary, summarise_scores
+from easycore_ray.inspection.score_summary import (
+    QUANTILES,
+    Extremes,
+    NotRecordedError,
+    ScoreSummary,
+    summarise_scores,
+    usual_score,
+)
 from easycore_ray.scoring.score_reader import input_space_of, training_of
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import DIVERGED, MANIFEST, RUN, Artifact, open_artifact, work_folder
@@ -29,6 +36,7 @@ _CONFIGS: dict[str, type[Any]] = {
     "dataset": stages.PrepareConfig,
     "scoring_run": stages.ScoreConfig,
     "score_table": stages.ScoreConfig,
+    "feature_table": stages.ScoreConfig,
     "hardness_table": stages.ReduceConfig,
     "coreset": stages.CoresetConfig,
     "checkpoint": stages.TrainConfig,
@@ -37,6 +45,7 @@ _CONFIGS: dict[str, type[Any]] = {
     "study": experiments.StudyConfig,
     "report": inspection.ReportConfig,
     "analysis": experiments.AnalyzeConfig,
+    "audit": inspection.AuditConfig,
     "pipeline": experiments.PipelineConfig,
 }
 # Of the configuration: where the artifact is, which it says itself.
@@ -311,14 +320,15 @@ def _hardness(folder: Folder) -> Artifact | None:
 
 def _scores(hardness: Artifact, config: InspectConfig) -> dict[str, Any]:
     """Quantiles, the easiest and the hardest samples; draws them if a file is named for it."""
-    summary = summarise_scores(hardness, score=config.score, count=config.count)
+    score = config.score or usual_score(hardness)
+    summary = summarise_scores(hardness, score=score, count=config.count)
     dataset = _dataset_of(hardness)
     found: dict[str, Any] = {
         "rows": summary.rows,
         "sampled_rows": summary.sampled_rows,
         "quantile_names": ["min", *(f"{100 * share:g} %" for share in QUANTILES), "max"],
         "quantiles": summary.quantiles,
-        "score": config.score,
+        "score": score,
         "score_pass": hardness.manifest.get("score_pass"),
         "input_space": input_space_of(hardness),
         "training": training_of(hardness),
@@ -331,7 +341,7 @@ def _scores(hardness: Artifact, config: InspectConfig) -> dict[str, Any]:
             raise EasyCoreError(
                 f"images cannot be drawn: the dataset {hardness.manifest['dataset']['path']} is gone or another one"
             )
-        found["images"] = _draw(summary, dataset, config)
+        found["images"] = _draw(summary, dataset, config, score)
     return found
 
 
@@ -355,7 +365,7 @@ def _described(rows: Extremes, dataset: Artifact | None) -> Iterator[dict[str, A
         yield {"sample_id": number, "label": label, "class": name, "score": value, "key": keys.get(number)}
 
 
-def _draw(summary: ScoreSummary, dataset: Artifact, config: InspectConfig) -> str:
+def _draw(summary: ScoreSummary, dataset: Artifact, config: InspectConfig, score: str) -> str:
     """Write the picture; its path."""
     # Matplotlib and Ray are slow to load, and only needed here.
     from easycore_ray.data.dataset import Dataset
@@ -370,7 +380,7 @@ def _draw(summary: ScoreSummary, dataset: Artifact, config: InspectConfig) -> st
         order = np.searchsorted(read.sample_ids.numpy(), rows.sample_ids)
         shown.append(Images(rows.sample_ids, rows.labels, rows.values, read.images.numpy()[order]))
     easiest, hardest = shown
-    plot = extremes_grid(easiest, hardest, dataset.manifest["classes"], score=config.score)
+    plot = extremes_grid(easiest, hardest, dataset.manifest["classes"], score=score)
     out = paths.absolute(config.images)
     paths.write_bytes(out, to_png(plot, {}))
     return out

@@ -13,8 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from easycore_ray.core.hashing import mix64
-from easycore_ray.core.selection import HIGHER_IS_HARDER
-from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, not_recorded, read_hardness_file
+from easycore_ray.core.selection import HIGHER_IS_HARDER, is_higher_harder
+from easycore_ray.core.trajectory_scores import is_trajectory_score
+from easycore_ray.scoring.hardness_table import columns_of, not_recorded, read_hardness_file
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -50,12 +51,18 @@ class ScoreSummary:
     hardest: Extremes
 
 
+def usual_score(hardness: Artifact) -> str:
+    """What easiest and hardest go by if nothing else is said: ``aign``, or the first score a table was made for."""
+    only = hardness.manifest.get("only")
+    return "aign" if not only or "aign" in only else str(only[0])
+
+
 def summarise_scores(hardness: Artifact, *, score: str = "aign", count: int = 10) -> ScoreSummary:
     """Read a hardness table once.
 
     Args:
         hardness: the table.
-        score: what easiest and hardest go by (a name of ``HIGHER_IS_HARDER``).
+        score: what easiest and hardest go by.
         count: samples at each end; fewer if there are no more.
 
     Raises:
@@ -63,16 +70,18 @@ def summarise_scores(hardness: Artifact, *, score: str = "aign", count: int = 10
         EasyCoreError: if a file is missing or damaged.
     """
     total = hardness.manifest["counts"]["samples"]
-    chosen: dict[str, list[NDArray[np.float64]]] = {name: [] for name in HIGHER_IS_HARDER}
-    ends: dict[str, list[tuple[float, float]]] = {name: [] for name in HIGHER_IS_HARDER}
+    trajectories = filter(is_trajectory_score, hardness.manifest.get("only") or ())
+    names = list(dict.fromkeys([*HIGHER_IS_HARDER, *trajectories, score]))
+    chosen: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+    ends: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     missing: set[str] = set()
     best = {True: _none(), False: _none()}
-    columns = sorted({"sample_id", "label", *(name for names in COLUMNS_OF_SCORE.values() for name in names)})
+    columns = sorted({"sample_id", "label", *(column for name in names for column in columns_of(name))})
     for entry in hardness.manifest["files"]:
         table = read_hardness_file(hardness.path, entry, columns)
         ids = table["sample_id"].to_numpy()
         keep = slice(None) if total <= EXACT_ROWS else _sampled(ids, total)
-        for name in HIGHER_IS_HARDER:
+        for name in names:
             values = _values(table, name)
             if values is None:
                 missing.add(name)
@@ -86,7 +95,7 @@ def summarise_scores(hardness: Artifact, *, score: str = "aign", count: int = 10
         mine = Extremes(ids, table["label"].to_numpy().astype(np.int64), values)
         for hard in best:
             best[hard] = _extreme(_joined(best[hard], mine), score, count, hardest=hard)
-    there = [name for name in HIGHER_IS_HARDER if name not in missing and chosen[name]]
+    there = [name for name in names if name not in missing and chosen[name]]
     return ScoreSummary(
         rows=total,
         sampled_rows=sum(map(len, chosen[score])),
@@ -98,12 +107,12 @@ def summarise_scores(hardness: Artifact, *, score: str = "aign", count: int = 10
 
 def _values(table: pa.Table, score: str) -> NDArray[np.float64] | None:
     """A score of every row, or None if the run did not record it."""
-    if any(table[name].null_count for name in COLUMNS_OF_SCORE[score]):
+    if any(table[name].null_count for name in columns_of(score)):
         return None
     if score != "forgetting":
         return np.asarray(table[score].to_numpy(), np.float64)
     # As in selection: what was never learned ranks above what was forgotten every time.
-    events, first, epochs = (table[name].to_numpy() for name in COLUMNS_OF_SCORE[score])
+    events, first, epochs = (table[name].to_numpy() for name in columns_of(score))
     return np.where(first < 0, epochs + 1.0, events)
 
 
@@ -129,7 +138,7 @@ def _joined(first: Extremes, second: Extremes) -> Extremes:
 
 def _extreme(rows: Extremes, score: str, count: int, *, hardest: bool) -> Extremes:
     """The first ``count`` rows by rank, ties by id."""
-    rank = -rows.values if HIGHER_IS_HARDER[score] == hardest else rows.values
+    rank = -rows.values if is_higher_harder(score) == hardest else rows.values
     count = min(count, len(rank))
     if count == 0:
         return _none()

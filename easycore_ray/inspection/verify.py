@@ -21,9 +21,10 @@ from easycore_ray.engine.checkpoint import open_checkpoint
 from easycore_ray.engine.checkpoint_files import weights_files
 from easycore_ray.evaluation.evaluate import summarise_outcomes
 from easycore_ray.evaluation.threats import Threats
-from easycore_ray.scoring import hardness_table, score_reader, score_table
+from easycore_ray.scoring import feature_table, hardness_table, score_reader, score_table
 from easycore_ray.scoring.score_reader import ScoreTable
 from easycore_ray.scoring.score_table import ScorePart
+from easycore_ray.selection.exclusion import FINDINGS
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -243,8 +244,24 @@ def _evaluation(artifact: Artifact) -> Iterator[str]:
         yield "summary.json is not the one in the manifest"
 
 
+def _feature_table(artifact: Artifact) -> Iterator[str]:
+    rows = 0
+    for part in feature_table.feature_parts(artifact):
+        try:
+            rows += feature_table.read_feature_part(artifact, part).num_rows
+        except EasyCoreError as error:
+            yield str(error)
+    if rows != artifact.manifest["counts"]["samples"]:
+        yield _differs("rows of the table", rows, artifact.manifest["counts"]["samples"])
+    if score_table.fingerprint(feature_table.feature_parts(artifact)) != artifact.fingerprint:
+        yield "the listed parts do not have the fingerprint in the manifest"
+
+
 def _scoring_run(artifact: Artifact) -> Iterator[str]:
-    for name, kind in (("table", "score_table"), ("hardness", "hardness_table")):
+    inside_of = {"table": "score_table", "hardness": "hardness_table", "features": "feature_table"}
+    for name, kind in inside_of.items():
+        if kind == "feature_table" and kind not in artifact.manifest["parents"]:
+            continue
         inside = _json(artifact, f"{name}/manifest.json")
         if inside["kind"] != kind:
             yield f"{name}/ holds a {inside['kind']}, not a {kind}"
@@ -290,6 +307,17 @@ def _analysis(artifact: Artifact) -> Iterator[str]:
         yield _differs("rows of samples.parquet", rows, artifact.manifest["counts"]["samples"])
 
 
+def _audit(artifact: Artifact) -> Iterator[str]:
+    for entry in artifact.manifest["files"]:
+        yield from _listed_file(artifact.path, entry)
+    findings, summary = (paths.read_bytes(paths.join(artifact.path, name)) for name in (FINDINGS, "summary.json"))
+    if content_hash(findings, summary) != artifact.fingerprint:
+        yield f"{FINDINGS} or summary.json do not have the fingerprint in the manifest"
+    rows = pq.read_metadata(pa.BufferReader(findings)).num_rows
+    if rows != artifact.manifest["counts"]["findings"]:
+        yield _differs(f"rows of {FINDINGS}", rows, artifact.manifest["counts"]["findings"])
+
+
 def _pipeline(artifact: Artifact) -> Iterator[str]:
     parents = artifact.manifest["parents"]
     for name, role in (("summary.json", "sweep"), ("report.html", "report")):
@@ -305,6 +333,7 @@ _CHECKS: dict[str, Callable[[Artifact], Iterator[str]]] = {
     "dataset": _dataset,
     "score_table": _score_table,
     "hardness_table": _hardness_table,
+    "feature_table": _feature_table,
     "coreset": _coreset,
     "checkpoint": _checkpoint,
     "evaluation": _evaluation,
@@ -313,6 +342,7 @@ _CHECKS: dict[str, Callable[[Artifact], Iterator[str]]] = {
     "study": _study,
     "report": _report,
     "analysis": _analysis,
+    "audit": _audit,
     "pipeline": _pipeline,
 }
 

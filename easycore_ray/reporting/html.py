@@ -149,22 +149,23 @@ def _images(findings: ReportData) -> str:
         "gather at the hard end.</p>"
     )
     grids = "".join(
-        f'<h3>{title}</h3><div class="images">{_grid(images, findings.classes)}</div>'
+        f'<h3>{title}</h3><div class="images">{picture_grid(images, findings.classes, "AIGN")}</div>'
         for title, images in (("Easiest", findings.easiest), ("Hardest", findings.hardest))
     )
     return f"<p>{intro}{grids}"
 
 
-def _grid(images: Images, classes: Sequence[str]) -> str:
+def picture_grid(images: Images, classes: Sequence[str], score: str) -> str:
+    """The images with class, score and id below each; ``score``: its name."""
     small = ' class="small"' if max(images.pixels.shape[2:]) < 64 else ""
     cells = []
-    for number, label, score, pixels in zip(
+    for number, label, value, pixels in zip(
         images.sample_ids, images.labels, images.scores, images.pixels, strict=True
     ):
         name = escape(str(classes[int(label)]))
         cells.append(
             f'<figure><img{small} loading="lazy" src="{to_data_uri(pixels)}" alt="{name}, sample {number}">'
-            f"<b>{name}</b><span>AIGN {short(score)}</span><span>id {number}</span></figure>"
+            f"<b>{name}</b><span>{escape(score)} {short(value)}</span><span>id {number}</span></figure>"
         )
     return "".join(cells)
 

@@ -27,7 +27,7 @@ class Images:
     labels: NDArray[np.int64]
     """(B,)."""
     scores: NDArray[np.float64]
-    """(B,): AIGN."""
+    """(B,): AIGN, or what the samples are shown by."""
     pixels: NDArray[np.uint8]
     """(B, channels, height, width)."""
 

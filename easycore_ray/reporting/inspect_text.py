@@ -97,6 +97,9 @@ def _details(facts: Facts) -> Iterator[str]:
         balance = "balanced by class" if details["balance"] == "class" else ""
         chosen = [details["method"], score, f"fraction {details['fraction']:g}", balance]
         yield from _line("method", ", ".join(word for word in chosen if word))
+        if "excluded" in details:
+            yield from _line("left out", f"{count_text(details['excluded']['samples'], 'sample')} of "
+                             f"{details['excluded']['path']}")  # fmt: skip
         yield from _line("classes", _histogram(details["classes"], details["class_histogram"]))
     elif kind == "checkpoint":
         model = details["model"]
@@ -119,6 +122,9 @@ def _details(facts: Facts) -> Iterator[str]:
     elif kind == "analysis":
         for claim in details["claims"]:
             yield from _line(claim["key"], f"{claim['outcome']}: {claim['sentence']}")
+    elif kind == "audit":
+        for sentence in details["sentences"]:
+            yield from _line("found", sentence)
     elif kind == "sweep":
         counts = facts["counts"]
         ended = {"diverged": "diverged", "stopped": "stopped early"}

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 
 from easycore_ray.core.eps import format_eps
 from easycore_ray.core.paired_differences import paired_difference, survives_holm
+from easycore_ray.reporting.arm_comparison import Record, compare_budgets
+from easycore_ray.reporting.comparison_page import against_rs2, comparison_sections
 from easycore_ray.reporting.figures import (
     INK,
     MUTED,
@@ -34,25 +36,50 @@ from easycore_ray.reporting.sweep_plots import trade_off
 from easycore_ray.reporting.tables import difference_text, spread_text
 from easycore_ray.storage import paths
 
-Record = Mapping[str, Any]
 _PGD = "pgd20"
 _SIZE = (5.4, 3.4)
 
 
-def draw_study(rows: Sequence[Row], records: Sequence[Record], results: str, *, diverged: Sequence[Row] = ()) -> None:
-    """Write ``results.md``, ``robust_by_eps.png``, ``against_random.png`` and ``trade_off.png`` beside ``results``."""
+def draw_study(
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    results: str,
+    *,
+    diverged: Sequence[Row] = (),
+    scoring: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write ``results.md`` and plots beside ``results``.
+
+    The plots: ``robust_by_eps.png``, ``against_random.png`` and ``trade_off.png``. With the arm rs2 also
+    ``against_rs2.png``, and a recommendation for each budget at the top of the page.
+
+    Args:
+        rows: as in a study's summary.
+        records: of single trials.
+        results: path of the results file.
+        diverged: runs without results.
+        scoring: what the scoring run of each seed cost, by seed, as in the results; needed with the arm rs2.
+    """
     if not rows and not diverged:
         return
     folder = results.rsplit("/", 1)[0]
     looks = styles(rows)
     gains = gains_over_random(records)
-    sections = [*_tables(rows), *_gains_table(gains), *_survivors(gains), *_autoattack_table(records)]
+    comparisons = compare_budgets(records, scoring or {})
+    sections = [
+        *comparison_sections(comparisons),
+        *_tables(rows),
+        *_gains_table(gains),
+        *_survivors(gains),
+        *_autoattack_table(records),
+    ]
     if diverged:
         lost = "\n".join(f"- {text}" for text in lost_runs(diverged))
         sections.append(f"### Diverged, without results\n\n{lost}")
     paths.write_bytes(paths.join(folder, "results.md"), ("\n\n".join(sections) + "\n").encode())
     plots = [_robust_by_eps(rows, looks), trade_off(rows, looks)] if rows else []
     plots += [_against_random(gains, looks)] if gains else []
+    plots += [against_rs2(comparisons)] if comparisons else []
     for plot in plots:
         if plot.panels:  # or there is nothing beside all data yet
             paths.write_bytes(paths.join(folder, f"{plot.name}.png"), to_png(plot, looks))
@@ -99,7 +126,9 @@ def _tables(rows: Sequence[Row]) -> list[str]:
     found = []
     for name, members in grouped(rows, objective).items():
         all_eps = sorted({row["eps"] for row in members})
-        heads = ["arm", "kept", "samples", "seeds", "clean", *map(format_eps, all_eps), "worst class clean", "steps"]
+        averaged = any("clean_accuracy_averaged_mean" in row for row in members)
+        heads = ["arm", "kept", *["weights"] * averaged, "samples", "seeds", "clean", *map(format_eps, all_eps)]
+        heads += ["worst class clean", "steps"]
         lines = []
         for (_, fraction), mine in grouped(members, lambda row: (arm_name(row), row["fraction"])).items():
             by_eps = {row["eps"]: row for row in mine}
@@ -108,6 +137,7 @@ def _tables(rows: Sequence[Row]) -> list[str]:
                 [
                     arm_name(first),
                     percent(fraction),
+                    *["last"] * averaged,
                     f"{first['num_samples']:,}",
                     str(len(first["seeds"])),
                     spread_text(first, "clean_accuracy"),
@@ -116,6 +146,11 @@ def _tables(rows: Sequence[Row]) -> list[str]:
                     f"{first['steps']:,}",
                 ]
             )
+            if "clean_accuracy_averaged_mean" in first:
+                robust = [spread_text(by_eps[eps], "robust_accuracy_averaged") if eps in by_eps else ""
+                          for eps in all_eps]  # fmt: skip
+                clean = spread_text(first, "clean_accuracy_averaged")
+                lines.append([*lines[-1][:2], "averaged", *lines[-1][3:5], clean, *robust, "", lines[-1][-1]])
         found.append(f"### {name}: clean, and robust under PGD-20 at each ε\n\n{_markdown(heads, lines)}")
     return found
 
@@ -206,7 +241,7 @@ def _by_eps(rows: Sequence[Row], looks: Mapping[str, Style], axes: Axes) -> None
     groups = grouped(rows, arm_name)
     for number, (arm, members) in enumerate(groups.items()):
         members.sort(key=lambda row: row["eps"])
-        shift = 0.05 * (number - (len(groups) - 1) / 2)
+        shift = min(0.05, 0.8 / len(groups)) * (number - (len(groups) - 1) / 2)
         values = [100 * members[0]["clean_accuracy_mean"]]
         values += [100 * row["robust_accuracy_pgd20_mean"] for row in members]
         spreads = [100 * (members[0]["clean_accuracy_std"] or 0)]
@@ -250,7 +285,7 @@ def _ahead(gains: Sequence[Mapping[str, Any]], looks: Mapping[str, Style], axes:
     axes.axhline(0, color=INK, linewidth=1)
     for number, (arm, members) in enumerate(groups.items()):
         for gain in members:
-            place = all_eps.index(gain["eps"]) + 0.11 * (number - (len(groups) - 1) / 2)
+            place = all_eps.index(gain["eps"]) + min(0.11, 0.9 / len(groups)) * (number - (len(groups) - 1) / 2)
             look = looks[arm]
             places = [place] * len(gain["points"])
             axes.plot(places, gain["points"], look.marker, color=look.colour, markersize=2.5, alpha=0.6)

@@ -33,6 +33,10 @@ class MixedRecorder:
         """See ``Recorder``."""
         return self.main.exact_pass(epoch, carried)
 
+    def also_records(self, epoch: int) -> tuple[str, ...]:
+        """See ``Recorder``."""
+        return self.main.also_records(epoch)
+
     def record(
         self,
         context: Context,

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from easycore_ray.core.selection import ADVERSARIAL_SCORES
+from easycore_ray.core.trajectory_scores import is_trajectory_score
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -68,8 +69,14 @@ def schema_of(only: Collection[str] | None, *, attacked: bool) -> pa.Schema:
     schema = ADVERSARIAL_HARDNESS_SCHEMA if attacked else HARDNESS_SCHEMA
     if only is None:
         return schema
-    names = {"sample_id", "label", *(name for score in only for name in COLUMNS_OF_SCORE[score])}
-    return pa.schema([spec for spec in schema if spec.name in names])
+    names = {"sample_id", "label", *(name for score in only for name in columns_of(score))}
+    trajectories = [pa.field(score, pa.float64()) for score in only if is_trajectory_score(score)]
+    return pa.schema([*(spec for spec in schema if spec.name in names), *trajectories])
+
+
+def columns_of(score: str) -> tuple[str, ...]:
+    """The columns a score is made of; a trajectory score has one, named as it is written."""
+    return COLUMNS_OF_SCORE.get(score, (score,))
 
 
 def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def write_hardness(folder: str, number: int, rows: pa.Table, *, count: int = 1) 
         sink,
         compression="NONE",
         use_dictionary=False,
-        column_encoding={name: _ENCODINGS[name] for name in rows.column_names},
+        column_encoding={name: _ENCODINGS.get(name, "PLAIN") for name in rows.column_names},
         write_statistics=["sample_id"],
         row_group_size=_ROW_GROUP_ROWS,
         # One page for each column of a row group: few headers to parse.
@@ -152,7 +159,7 @@ def read_hardness_file(folder: str, entry: dict[str, Any], columns: list[str] | 
         source = pa.BufferReader(paths.read_bytes(where)) if paths.is_remote(where) else pa.memory_map(where)
         with pq.ParquetFile(source) as file:
             there = set(file.schema_arrow.names)
-            extra = [name for name in ADVERSARIAL_SCORES if name in there]
+            extra = [name for name in file.schema_arrow.names if name not in HARDNESS_SCHEMA.names]
             columns = columns or [*HARDNESS_SCHEMA.names, *extra]
             rows = file.read([name for name in columns if name in there])
     except (OSError, pa.ArrowInvalid) as error:
@@ -168,7 +175,8 @@ def _filled(rows: pa.Table, columns: list[str]) -> pa.Table:
     """The rows with all these columns, null where there are none."""
     missing = [name for name in columns if name not in rows.column_names]
     for name in missing:
-        kind = ADVERSARIAL_HARDNESS_SCHEMA.field(name).type
+        known = name in ADVERSARIAL_HARDNESS_SCHEMA.names
+        kind = ADVERSARIAL_HARDNESS_SCHEMA.field(name).type if known else pa.float64()
         rows = rows.append_column(pa.field(name, kind), pa.nulls(rows.num_rows, kind))
     return rows.select(columns) if missing else rows
 
@@ -189,6 +197,11 @@ def read_hardness(hardness: Artifact, columns: list[str] | None = None) -> pa.Ta
 
 def not_recorded(score: str) -> str:
     """What is said of a score that a hardness table does not hold, in a sentence."""
+    if is_trajectory_score(score):
+        return (
+            f"the hardness table was reduced without {score}, which is made when asked for: easycore reduce --only "
+            f"{score} --scores RUN --out FOLDER"
+        )
     which = ", which needs scoring in adversarial training (score --training trades --score-pass eval)"
     return (
         f"the scoring run did not record {score}{which if score in ADVERSARIAL_SCORES else ''}, or it was reduced "
@@ -205,7 +218,7 @@ def hardness_column(table: pa.Table, score: str) -> pa.ChunkedArray:
     Raises:
         EasyCoreError: if the table does not hold the score.
     """
-    column = table[COLUMNS_OF_SCORE[score][0]]
+    column = table[columns_of(score)[0]]
     if column.null_count:
         raise EasyCoreError(not_recorded(score))
     values = column if column.type == pa.float64() else column.cast(pa.float64())

@@ -5,19 +5,31 @@ many ranges, and the artifact.
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.fields import parse_epoch_range
 from easycore_ray.config.stages import ReduceConfig
 from easycore_ray.core.selection import ADVERSARIAL_SCORES
+from easycore_ray.core.trajectory import RunFacts, TooFewEpochsError
 from easycore_ray.runtime.claims import claim_artifact
 from easycore_ray.runtime.console import say
 from easycore_ray.runtime.tasks import TaskResources, map_tasks
+from easycore_ray.scoring.feature_table import open_features
 from easycore_ray.scoring.hardness_table import HardnessTable, not_recorded
 from easycore_ray.scoring.plans import plan_reduce
-from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range
-from easycore_ray.scoring.score_reader import ScoreTable, input_space_of, open_table, population, training_of
+from easycore_ray.scoring.reduce_task import Plan, make_plan, reduce_range, sum_range
+from easycore_ray.scoring.score_reader import (
+    ScoreTable,
+    input_space_of,
+    open_table,
+    population,
+    training_of,
+    val_losses_of,
+)
+from easycore_ray.scoring.trajectories import exact_mean, needs_threshold, trajectory_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, finish
 from easycore_ray.storage.errors import EasyCoreError
@@ -25,6 +37,10 @@ from easycore_ray.storage.hashes import content_hash
 
 # A table that is cut at all may be cut up to this much finer, to give every CPU an equal share.
 _MOST_CUTS = 4
+# Memory of a sample in a task, about, without that of trajectory scores.
+_SAMPLE_BYTES = 200
+
+_Result = TypeVar("_Result")
 
 
 @verb(ReduceConfig, gives=HardnessTable, plan=plan_reduce)
@@ -39,7 +55,7 @@ def reduce(config: ReduceConfig) -> Artifact:
     number of scored epochs in which the attacked image is misclassified (Dong et al. 2021, arXiv 2102.07437).
     With ``epoch_range`` A:B all of them are over the scored epochs A..B, and parts of later or
     earlier ones are not looked at; epoch 0 stays the control, ``aign_epoch0``. With ``only``, the columns
-    of other scores are not read and null in the result.
+    of other scores are not read and null in the result; those of ``core.trajectory_scores`` are made if they are in it.
 
     Returns:
         The hardness table (``hardness_table.schema_of``: means float64, counts int32), one row per sample, sorted by
@@ -51,15 +67,17 @@ def reduce(config: ReduceConfig) -> Artifact:
     """
     started = time.monotonic()
     table = open_table(paths.join(content_folder(paths.absolute(config.scores)), "table"))
-    parents = {"score_table": table.artifact}
+    parents = {"score_table": table.artifact} | _features_of(config, table)
     out = paths.absolute(config.out)
     between = parse_epoch_range(config.epoch_range) if config.epoch_range is not None else None
     epochs = used_epochs(config, table, between)
+    run = _run_of(table, epochs, config)
     made = claim_artifact("hardness_table", config, parents)
     if isinstance(made, Artifact):
         say(f"reduce: {out} is finished, reused")
         return made
-    files = _reduce_ranges(table, epochs, made.path, config)
+    run = _with_threshold(run, table, epochs, config)
+    files = _map_ranges(reduce_range, table, epochs, made.path, config, run)
     rows = sum(entry["rows"] for entry in files)
     artifact = finish(
         made,
@@ -93,6 +111,11 @@ def used_epochs(config: ReduceConfig, table: ScoreTable, between: tuple[int, int
     for score in ADVERSARIAL_SCORES if training_of(table.artifact) == "standard" else ():
         if score in (config.only or ()):
             raise EasyCoreError(f"{table.path} has no {score}: {not_recorded(score)}")
+    for asked in trajectory_scores(config.only):
+        if missing := set(asked.COLUMNS) - set(table.schema.names):
+            raise EasyCoreError(
+                f"score {asked} needs {', '.join(missing)}, which {table.path} has not; score with --record kd"
+            )
     epochs = _epochs_between(table, between)
     if config.only is not None and "aign_epoch0" not in config.only:
         return tuple(epoch for epoch in epochs if epoch > 0)
@@ -121,22 +144,76 @@ def _epochs_between(table: ScoreTable, between: tuple[int, int] | None) -> tuple
     return tuple(epoch for epoch in table.epochs() if epoch == 0 or epoch in chosen)
 
 
-def _reduce_ranges(table: ScoreTable, epochs: tuple[int, ...], out: str, config: ReduceConfig) -> list[dict[str, Any]]:
-    """Run one task per id range; the files they wrote, in id order."""
+def _run_of(table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) -> RunFacts:
+    """What the trajectory scores that are asked for must know of the scoring run.
+
+    Raises:
+        EasyCoreError: it has too few scored epochs for one of them, or no validation losses where one needs them.
+    """
+    scores = trajectory_scores(config.only)
+    run = RunFacts(count=len([epoch for epoch in epochs if epoch > 0]))
+    for score in scores:
+        try:
+            score.check_epochs(run.count)
+        except TooFewEpochsError as error:
+            raise EasyCoreError(
+                f"{error}: {table.path}; score more epochs, or give the score a shorter window"
+            ) from error
+    scored = tuple(epoch for epoch in epochs if epoch > 0)
+    if any(score.NEEDS_VALIDATION for score in scores):
+        run = replace(run, val_loss=val_losses_of(table, scored))
+    return run
+
+
+def _features_of(config: ReduceConfig, table: ScoreTable) -> dict[str, Artifact]:
+    """The run's features, as a parent, where a score that is asked for reads them.
+
+    Raises:
+        EasyCoreError: there are none, or the epochs do not end with the weights that they are of.
+    """
+    asked = [str(score) for score in trajectory_scores(config.only) if score.NEEDS_FEATURES]
+    if not asked:
+        return {}
+    found = open_features(table.path.rpartition("/")[0], f"score {asked[0]}")
+    if config.epoch_range is not None:
+        raise EasyCoreError(
+            f"score {asked[0]} is of the final weights, got epoch_range {config.epoch_range}; leave it out"
+        )
+    return {"feature_table": found}
+
+
+def _with_threshold(run: RunFacts, table: ScoreTable, epochs: tuple[int, ...], config: ReduceConfig) -> RunFacts:
+    """The same with the mean over all samples, where a score compares with it: the table is read once more."""
+    if not needs_threshold(trajectory_scores(config.only)):
+        return run
+    scored = tuple(epoch for epoch in epochs if epoch > 0)
+    totals = _map_ranges(sum_range, table, scored, "", config.replace(only=("aign",)), run)
+    return replace(run, threshold=exact_mean(sum(totals), table.artifact.manifest["counts"]["samples"]))
+
+
+def _map_ranges(
+    work: Callable[[Plan, int], Any],
+    table: ScoreTable,
+    epochs: tuple[int, ...],
+    out: str,
+    config: ReduceConfig,
+    run: RunFacts,
+) -> list[Any]:
+    """Run one task per id range; what they give, in id order."""
     first, last, _ = population(table.path)
     num_ranges = -(-(last + 1 - first) // config.bucket_rows)
     if num_ranges == 1:
         # A table this small is reduced before a Ray task has started.
-        return [reduce_range(make_plan(table, epochs, out, 1, config.only), 0)]
+        return [work(make_plan(table, epochs, out, 1, config.only, run), 0)]
     from easycore_ray.runtime.cluster import capacity, connect
 
     connect()
     cpus = capacity().tasks
     even = -(-num_ranges // cpus) * cpus
-    return _reduce_on_ray(make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only))
+    return _map_on_ray(work, make_plan(table, epochs, out, min(even, _MOST_CUTS * num_ranges), config.only, run))
 
 
-def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
+def _map_on_ray(work: Callable[[Plan, int], _Result], plan: Plan) -> list[_Result]:
     import ray
 
     shared = ray.put(plan)
@@ -144,4 +221,4 @@ def _reduce_on_ray(plan: Plan) -> list[dict[str, Any]]:
     # For the progress line: ids lie nearly evenly in the ranges.
     rows = [total * (number + 1) // count - total * number // count for number in range(count)]
     items = [(shared, number) for number in range(len(plan.ranges))]
-    return map_tasks(reduce_range, items, label="reduce", resources=TaskResources(), rows=rows)
+    return map_tasks(work, items, label="reduce", resources=TaskResources(), rows=rows)

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from easycore_ray.core.trajectory import RunFacts, TrajectoryScore
+from easycore_ray.core.trajectory_scores import RunningNorm
+from easycore_ray.scoring.feature_table import open_features, read_features_between
 from easycore_ray.scoring.hardness_table import schema_of, write_hardness
 from easycore_ray.scoring.score_reader import (
     Rows,
@@ -22,9 +25,11 @@ from easycore_ray.scoring.score_reader import (
     population,
     read_range,
     read_samples,
+    training_of,
     verify_part,
 )
-from easycore_ray.scoring.score_table import SCORE_SCHEMA, ScorePart
+from easycore_ray.scoring.score_table import FLOAT_SCORES, ScorePart
+from easycore_ray.scoring.trajectories import Trajectories, exact_sum, trajectory_scores
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.read_ahead import read_ahead
@@ -46,6 +51,13 @@ class Plan:
     only: tuple[str, ...] | None
     """Scores that are wanted if not all are; then the checksums of the pages that are read are compared, not those of
     whole parts."""
+    run: RunFacts
+    """What trajectory scores must know of the scoring run."""
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Epochs that are averaged over."""
+        return tuple(epoch for epoch in self.epochs if epoch > 0)
 
     @property
     def means(self) -> tuple[str, ...]:
@@ -55,7 +67,7 @@ class Plan:
     @cached_property
     def schema(self) -> pa.Schema:
         """Of the hardness table."""
-        return schema_of(self.only, attacked=self.table.schema != SCORE_SCHEMA)
+        return schema_of(self.only, attacked=training_of(self.table.artifact) != "standard")
 
     @property
     def history(self) -> bool:
@@ -69,7 +81,12 @@ class Plan:
 
 
 def make_plan(
-    table: ScoreTable, epochs: tuple[int, ...], out: str, num_ranges: int, only: Collection[str] | None = None
+    table: ScoreTable,
+    epochs: tuple[int, ...],
+    out: str,
+    num_ranges: int,
+    only: Collection[str] | None = None,
+    run: RunFacts | None = None,
 ) -> Plan:
     """Cut the ids of the scored samples into ranges of equal width.
 
@@ -79,6 +96,7 @@ def make_plan(
         out: folder of the hardness table.
         num_ranges: about how many.
         only: scores that are wanted; all if None. The table has no columns for the others.
+        run: of trajectory scores among them, with what those need.
 
     Raises:
         EasyCoreError: if the scored samples are not the manifest's, or parts reach beyond it.
@@ -98,7 +116,8 @@ def make_plan(
     width = -(-(last + 1 - first) // num_ranges)
     ranges = tuple((low, min(low + width, last + 1)) for low in range(first, last + 1, width))
     verified = _share_out(parts, ranges) if only is None else ((),) * len(ranges)
-    return Plan(table, epochs, out, ranges, verified, None if only is None else tuple(only))
+    run = run or RunFacts(count=len([epoch for epoch in epochs if epoch > 0]))
+    return Plan(table, epochs, out, ranges, verified, None if only is None else tuple(only), run)
 
 
 def _share_out(parts: list[ScorePart], ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[ScorePart, ...], ...]:
@@ -116,8 +135,16 @@ def _share_out(parts: list[ScorePart], ranges: tuple[tuple[int, int], ...]) -> t
 
 def reduce_range(plan: Plan, number: int) -> dict[str, Any]:
     """Reduce one range of ids and write its file; idempotent, so it may run twice."""
-    rows = Range(plan, number).reduce()
+    rows = Range(plan, number, trajectory_scores(plan.only)).reduce()
     return write_hardness(plan.out, number, rows, count=len(plan.ranges))
+
+
+def sum_range(plan: Plan, number: int) -> int:
+    """Sum over the samples of a range of their ``RunningNorm``: see ``trajectories.exact_sum``."""
+    part = Range(plan, number, (RunningNorm(),))
+    part.add_all()
+    (values,) = part.trajectories().values()
+    return exact_sum(values)
 
 
 class Range:
@@ -130,16 +157,19 @@ class Range:
     order is taken over before anything is added.
     """
 
-    def __init__(self, plan: Plan, number: int) -> None:
+    def __init__(self, plan: Plan, number: int, trajectories: Sequence[TrajectoryScore] = ()) -> None:
         self._plan = plan
+        self._trajectories = Trajectories(trajectories, plan.scored, plan.run)
         self._floats = {name: _FLOATS[name] for name in plan.means}
         control = ["grad_norm"] if 0 in plan.epochs else []
         outcomes = ["correct"] * plan.history + ["adv_correct"] * plan.attacks
-        self._columns = list(dict.fromkeys(["sample_id", *self._floats.values(), *control, *outcomes]))
+        self._columns = list(
+            dict.fromkeys(["sample_id", *self._floats.values(), *self._trajectories.columns, *control, *outcomes])
+        )
         self._check_pages = plan.only is not None
         self._table = plan.table
         self._low, self._high = plan.ranges[number]
-        self._num_scores = len([epoch for epoch in plan.epochs if epoch > 0])
+        self._num_scores = len(plan.scored)
         self._unverified = set(plan.verified[number])
         samples = read_samples(plan.table.path, self._low, self._high, ["sample_id"])
         self._ids = samples["sample_id"].to_numpy()
@@ -156,6 +186,7 @@ class Range:
             self._state["correct"] = np.zeros(size, bool)
         if plan.attacks:
             self._state["problematic"] = np.zeros(size, np.int32)
+        self._state |= self._trajectories.begin(size)
 
     def reduce(self) -> pa.Table:
         """The range's rows of the hardness table, sorted by id: means float64, counts int32.
@@ -233,6 +264,7 @@ class Range:
             )
         if first:
             self._ids, self._places = np.concatenate([self._ids[:0], *order]), None
+            self._trajectories.set_known(self._state, {"label": self._labels, "feature_squares": self._feature_squares})
         elif seen is not None:
             self._reorder(np.concatenate(order))
 
@@ -282,6 +314,7 @@ class Range:
                 _add_history(block, rows["correct"], epoch)
             if self._plan.attacks:
                 block["problematic"] += ~rows["adv_correct"]
+            self._trajectories.add(block, rows, epoch)
         if not isinstance(at, slice):
             for name, values in block.items():
                 self._state[name][at] = values
@@ -298,7 +331,7 @@ class Range:
     def _refuse_non_finite(self, epochs: tuple[int, ...]) -> None:
         """Read the scores again and name the first epoch and the ids whose are not finite."""
         for epoch in epochs:
-            bad: dict[str, list[int]] = {name: [] for name in self._columns if name in _FLOATS.values()}
+            bad: dict[str, list[int]] = {name: [] for name in self._columns if name in FLOAT_SCORES}
             for rows in (rows for _, part in self._read((epoch,)) for rows in part):
                 for name, ids in bad.items():
                     ids += rows.columns["sample_id"][~np.isfinite(rows.columns[name])].tolist()
@@ -309,6 +342,34 @@ class Range:
                         f"{', '.join(map(str, sorted(ids)[:5]))}); the scoring run has diverged"
                     )
 
+    def trajectories(self) -> dict[str, np.ndarray]:
+        """The trajectory scores, float64 (n,), in the present order, by their text; once, after ``add_all``.
+
+        Raises:
+            EasyCoreError: a value that they are made of is not finite.
+        """
+        found = self._trajectories.finish(self._state)
+        if not all(np.isfinite(values).all() for values in found.values()):
+            self._refuse_non_finite(self._plan.scored)
+        return found
+
+    def _labels(self) -> np.ndarray:
+        """Labels int32 (n,) in the present order."""
+        labels = read_samples(self._table.path, self._low, self._high, ["sample_id", "label"])["label"].to_numpy()
+        return labels[self._ranks()]
+
+    def _feature_squares(self) -> np.ndarray:
+        """Squared norms of features, float64 (n,), in the present order."""
+        table = open_features(self._table.path.rpartition("/")[0], "score grand")
+        found = np.full(len(self._ids), np.nan)
+        ranks = self._ranks()
+        at = np.empty(len(ranks), np.int64)
+        at[ranks] = np.arange(len(ranks))
+        ascending = self._ids[at]
+        for ids, features in read_features_between(table, self._low, self._high):
+            found[at[np.searchsorted(ascending, ids)]] = np.einsum("ij,ij->i", features, features)
+        return found
+
     def _rows(self) -> pa.Table:
         schema = self._plan.schema
         known = [name for name in ("sample_id", "label", "input_norm") if name in schema.names]
@@ -317,6 +378,7 @@ class Range:
         columns: dict[str, Any] = {name: samples[name] for name in known}
         if "num_scores" in schema.names:
             columns["num_scores"] = np.full(len(ranks), self._num_scores, np.int32)
+        self._state |= self.trajectories()
         # Each column gives up its sums before the next is made: that is the peak of memory.
         for name in list(self._state):
             sums = self._state.pop(name)

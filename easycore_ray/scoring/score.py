@@ -18,6 +18,8 @@ import torch
 
 from easycore_ray.config.base import to_dict, verb
 from easycore_ray.config.stages import ReduceConfig, ScoreConfig
+from easycore_ray.core.last_layer import check_last_layer
+from easycore_ray.core.models import build_model
 from easycore_ray.core.score_stability import in_sample, stability
 from easycore_ray.data.dataset import Dataset, open_dataset
 from easycore_ray.engine.extra_data import ExtraData, extra_data
@@ -27,10 +29,11 @@ from easycore_ray.engine.run import Recorder
 from easycore_ray.engine.run_history import describe_training_run, train_run_name
 from easycore_ray.engine.run_identity import claim_run
 from easycore_ray.engine.run_inputs import INIT_FROM, open_run_inputs
-from easycore_ray.engine.state import State
+from easycore_ray.engine.state import VAL_LOSSES, State
 from easycore_ray.engine.worker_group import Context
 from easycore_ray.runtime.console import duration, say
 from easycore_ray.scoring.extra_scores import MixedRecorder, extra_history, extra_parents
+from easycore_ray.scoring.feature_table import FEATURE_TABLE, describe_features, write_feature_part
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.plans import plan_score
 from easycore_ray.scoring.reduce import reduce
@@ -47,8 +50,10 @@ from easycore_ray.scoring.score_table import (
     write_part_list,
     write_samples,
 )
+from easycore_ray.scoring.softmax_table import SOFTMAX, change, check_size, likely_first, read_softmax, write_softmax
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, Claim, finish
+from easycore_ray.storage.errors import EasyCoreError
 from easycore_ray.storage.hashes import content_hash
 from easycore_ray.tracking.mlflow import Tracker, reconcile, track
 from easycore_ray.tracking.runs import TrackedRun
@@ -91,6 +96,10 @@ class ScoreRecorder:
     num_samples: int
     checksum: int
     stop_when_stable: float | None = None
+    features: str | None = None
+    """Folder of the feature table; None if features are not recorded."""
+    softmax: str | None = None
+    """Folder of what ``kd_prev`` compares with; None if it is not recorded."""
 
     def records_steps(self, epoch: int) -> bool:
         """See ``Recorder``."""
@@ -103,6 +112,12 @@ class ScoreRecorder:
         # The weights after the last epoch are those with which one more would begin.
         last = epoch == self.epochs or carried.get("stopped", False)
         return epoch + 1 if self.score_pass == "fused+eval" and last else None
+
+    def also_records(self, epoch: int) -> tuple[str, ...]:
+        """See ``Recorder``: features of the final weights, the softmax of every epoch."""
+        last = self.score_pass == "fused+eval" or epoch == self.epochs
+        features = ("features",) if self.features is not None and epoch > 0 and last else ()
+        return (*features, "kd") if self.softmax is not None and epoch > 0 else features
 
     def _wanted(self, epoch: int) -> bool:
         return self.initial_pass if epoch == 0 else (self.epochs - epoch) % self.every == 0
@@ -118,8 +133,14 @@ class ScoreRecorder:
         carried: dict[str, Any],
     ) -> None:
         """See ``Recorder``."""
-        part = write_part(self.table, columns, epoch=epoch, segment=segment, rank=context.rank,
-                          attempt=context.attempt)  # fmt: skip
+        where: dict[str, Any] = {"epoch": epoch, "segment": segment, "rank": context.rank, "attempt": context.attempt}
+        if "features" in columns:
+            assert self.features is not None
+            placed = context.gather(write_feature_part(self.features, columns, **where).to_dict())
+            carried.setdefault("feature_parts", []).extend(placed)
+        if self.softmax is not None:
+            columns = columns | {"kd_prev": self._compare(context, columns, where, carried)}
+        part = write_part(self.table, columns, **where)
         chosen = in_sample(columns["sample_id"], self.num_samples)
         sample = (columns["sample_id"][chosen], columns["grad_norm"][chosen])
         totals = {
@@ -135,12 +156,31 @@ class ScoreRecorder:
             found = [torch.from_numpy(sample[position]) for _, _, sample in described]
             carried[name] = torch.cat([carried[name], *found] if name in carried else found)
 
+    def _compare(
+        self, context: Context, columns: dict[str, np.ndarray], where: dict[str, Any], carried: dict[str, Any]
+    ) -> np.ndarray:
+        """Change of the softmax since the scored epoch before, float32 (n,); 0 where there is none."""
+        assert self.softmax is not None
+        if not where["epoch"]:
+            return np.zeros(len(columns["sample_id"]), np.float32)
+        written = context.gather(write_softmax(self.softmax, columns, **where).to_dict())
+        carried.setdefault("softmax_parts", []).extend(written)
+        if "softmax_before" not in carried:
+            return np.zeros(len(columns["sample_id"]), np.float32)
+        before = likely_first(carried["softmax_before"], where["rank"], where["segment"])
+        return change(columns["softmax"], read_softmax(self.softmax, before, columns["sample_id"]))
+
     def complete(self, context: Context, epoch: int, carried: dict[str, Any]) -> dict[str, float]:
         """See ``Recorder``: check that the epoch is whole, list its parts, and measure how stable AIGN is."""
         parts = [ScorePart.from_dict(entry) for entry in carried.pop("parts")]
         check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         entry = write_part_list(self.lists, parts, epoch=epoch, attempt=context.attempt, write=context.rank == 0)
         carried.setdefault("part_lists", []).append(entry)
+        if "softmax_parts" in carried:
+            self._keep_softmax(context, epoch, carried)
+        if "feature_parts" in carried:
+            parts = [ScorePart.from_dict(entry) for entry in carried["feature_parts"]]
+            check_coverage(parts, epoch=epoch, num_samples=self.num_samples, checksum=self.checksum)
         metrics = {metric: carried.pop(key) / self.num_samples for key, (_, metric) in _SUMS.items() if key in carried}
         ids, norms = (carried.pop(name).numpy() for name in ("followed_ids", "followed_norms"))
         if epoch > 0:
@@ -148,6 +188,17 @@ class ScoreRecorder:
         if self.stop_when_stable is not None and metrics.get("easiest_overlap", 0.0) >= self.stop_when_stable:
             carried["stopped"] = True
         return metrics
+
+    def _keep_softmax(self, context: Context, epoch: int, carried: dict[str, Any]) -> None:
+        """Make this epoch the one that the next is compared with; what no commit needs any more is deleted."""
+        assert self.softmax is not None
+        # The newest commit is of this epoch or of the end of the one before it, which this one was compared with.
+        keep = {f"epoch={part['epoch']:05d}" for part in carried["softmax_parts"] + carried.get("softmax_before", [])}
+        carried["softmax_before"] = carried.pop("softmax_parts")
+        if context.rank == 0:
+            for folder in paths.list_subfolders(self.softmax):
+                if folder.rpartition("/")[2] not in keep:
+                    paths.delete_tree(folder)
 
 
 def _follow_sample(ids: np.ndarray, norms: np.ndarray, carried: dict[str, Any]) -> dict[str, float]:
@@ -213,10 +264,22 @@ def make_scoring_fit(
         coreset: whose samples are scored; the whole training split if None.
         initial: the checkpoint it starts from, see ``run_inputs``; random weights if None.
         extra: rows that are mixed into every batch, from ``extra_data.extra_data``; None without ``extra_dataset``.
+
+    Raises:
+        EasyCoreError: features are to be recorded, and the network does not end in a linear layer; or the softmax, and
+            it is too large.
     """
-    return make_fit(config, dataset, coreset, initial=initial, extra=extra, record_scores=config.score_pass != "eval",
-                    objective=None if config.training == "standard" else config,
-                    score_batch_size=config.score_batch_size)  # fmt: skip
+    fit = make_fit(config, dataset, coreset, initial=initial, extra=extra, record_scores=config.score_pass != "eval",
+                   objective=None if config.training == "standard" else config,
+                   score_batch_size=config.score_batch_size)  # fmt: skip
+    if "kd" in config.record:
+        check_size(fit.num_rows, dataset.num_classes)
+    if "features" in config.record:
+        try:
+            check_last_layer(build_model(**fit.model), dataset.image_shape)
+        except ValueError as error:
+            raise EasyCoreError(f"record features: {error}; score {config.model} without it") from error
+    return fit
 
 
 def describe_scoring(config: ScoreConfig, path: str, status: str) -> TrackedRun:
@@ -255,6 +318,8 @@ def make_recorder(config: ScoreConfig, fit: Fit, dataset: Dataset, folder: str, 
             num_samples=samples.num_rows,
             checksum=id_checksum(samples["sample_id"].to_numpy()),
             stop_when_stable=stop_when_stable,
+            features=paths.join(folder, FEATURE_TABLE) if "features" in config.record else None,
+            softmax=paths.join(folder, SOFTMAX) if "kd" in config.record else None,
         )
 
     main = record(scored_samples(dataset, fit.read_sample_ids()), folder, lists, config.stop_when_stable)
@@ -293,7 +358,10 @@ def _finish_run(
         parts = read_part_lists(paths.join(lists, EXTRA_SCORES), state.carried[CARRIED_EXTRA + "part_lists"])
         inside = made.inside(EXTRA_SCORES, "scoring_run", content_hash(made.identity, EXTRA_SCORES))
         sources = fit.describe_sources(state.step)
-        other = replace(state, history=extra_history(state.history))
+        # The validation split has the classes of the main rows.
+        placed = state.carried.get(CARRIED_EXTRA + "feature_parts", [])
+        carried = {**state.carried, VAL_LOSSES: [], "feature_parts": placed}
+        other = replace(state, history=extra_history(state.history), carried=carried)
         extra["extra_scores"] = _finish_scores(config, inside, extra_parents(parents), other, parts, seconds, **sources)
     parts = read_part_lists(lists, state.carried["part_lists"])
     details = fit.describe_sources(state.step)
@@ -332,17 +400,45 @@ def _finish_scores(
         steps=state.step,
         epochs=state.history,
         parts=[part.to_dict() for part in parts],
+        val_losses=state.carried.get(VAL_LOSSES, []),
     )
+    if "kd" in config.record:
+        paths.delete_tree(paths.join(made.path, SOFTMAX))
+    features = _finish_features(config, made, {**parents, "score_table": table}, state)
     started = time.monotonic()
     hardness = reduce(ReduceConfig(out=paths.join(made.path, "hardness"), scores=made.path))
     return finish(
         made,
         fingerprint=hardness.fingerprint,
         config=to_dict(config),
-        parents=parents | {"score_table": table, "hardness_table": hardness} | dict(more_parents or {}),
+        parents=parents | {"score_table": table, "hardness_table": hardness} | features | dict(more_parents or {}),
         counts=table.manifest["counts"],
         wall_seconds=seconds + time.monotonic() - started,
         device_seconds=device_seconds,
         epochs=state.history,
         **details,
     )
+
+
+def _finish_features(
+    config: ScoreConfig, made: Claim, parents: dict[str, Artifact], state: State
+) -> dict[str, Artifact]:
+    """The feature table of a run, as a parent of it; nothing where features were not recorded."""
+    parts = [ScorePart.from_dict(entry) for entry in state.carried.get("feature_parts", [])]
+    if not parts:
+        return {}
+    inside = made.inside(FEATURE_TABLE, "feature_table", made.identity)
+    found = finish(
+        inside,
+        fingerprint=fingerprint(parts),
+        config=to_dict(config),
+        parents=parents,
+        counts={
+            "samples": sum(part.rows for part in parts),
+            "bytes": sum(part.num_bytes for part in parts),
+        },
+        wall_seconds=0.0,
+        parts=[part.to_dict() for part in parts],
+        **describe_features(parts, inside.path),
+    )
+    return {"feature_table": found}

@@ -1,7 +1,7 @@
 """Reading score tables: listed parts only, checked as they are read."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,10 +16,10 @@ from easycore_ray.scoring.score_table import (
     _REMOTE_HASH_BYTES,
     _ROW_GROUP_ROWS,
     _SAMPLES,
-    ADVERSARIAL_SCORE_SCHEMA,
     SAMPLES_SCHEMA,
     SCORE_SCHEMA,
     ScorePart,
+    score_schema,
 )
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, open_artifact
@@ -86,8 +86,9 @@ class ScoreTable:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of all its parts: ``ADVERSARIAL_SCORE_SCHEMA`` where scores were taken in adversarial training."""
-        return SCORE_SCHEMA if training_of(self.artifact) == "standard" else ADVERSARIAL_SCORE_SCHEMA
+        """Of all its parts."""
+        recorded = self.artifact.manifest["config"].get("record", ())
+        return score_schema(attacked=training_of(self.artifact) != "standard", kd="kd" in recorded)
 
     def epochs(self) -> list[int]:
         """Scored epochs, ascending; 0 is the control at initial weights."""
@@ -120,6 +121,32 @@ def training_of(table: Artifact) -> str:
     return str(manifest.get("training") or manifest["config"].get("training", "standard"))
 
 
+def val_losses_of(table: ScoreTable, epochs: Sequence[int]) -> NDArray[np.float64]:
+    """Mean validation loss, in nats, of each class after each of some scored epochs.
+
+    Returns:
+        float64 (number of epochs, number of classes).
+
+    Raises:
+        EasyCoreError: it was not recorded, or a class has no validation samples.
+    """
+    recorded = table.artifact.manifest.get("val_losses")
+    if not recorded:
+        raise EasyCoreError(
+            f"{table.path} holds no validation losses; they need a dataset with a validation split (prepare "
+            "--val-fraction above 0), and a scoring run of this release"
+        )
+    # The exact pass after the last epoch is named after an epoch more, and has the same weights.
+    found = np.array([recorded[min(epoch, len(recorded)) - 1] for epoch in epochs], np.float64)
+    empty = np.flatnonzero(np.isnan(found).any(axis=0))
+    if len(empty):
+        raise EasyCoreError(
+            f"{table.path}: class {empty[0]} has no validation samples, and so no validation loss; prepare the dataset "
+            "with a larger --val-fraction"
+        )
+    return found
+
+
 def open_table(path: str) -> ScoreTable:
     """Open a finished score table (the ``table`` folder of a scoring run).
 
@@ -141,7 +168,8 @@ class Rows:
 
     def to_batch(self) -> pa.RecordBatch:
         """The same rows for Arrow."""
-        schema = pa.schema([ADVERSARIAL_SCORE_SCHEMA.field(name) for name in self.columns])
+        known = score_schema(attacked=True, kd=True)
+        schema = pa.schema([known.field(name) for name in self.columns])
         # Arrow wants aligned numbers; those in a file need not be.
         return pa.record_batch([pa.array(np.require(own, None, "A")) for own in self.columns.values()], schema=schema)
 

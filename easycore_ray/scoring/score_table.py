@@ -48,6 +48,21 @@ ADVERSARIAL_SCORE_SCHEMA = pa.schema(
 """Of one in adversarial training. All parts of a table have the same schema."""
 
 
+KD_PREV = pa.field("kd_prev", pa.float32(), nullable=False)
+"""The column that ``--record kd`` adds; 0 at the first scored epoch."""
+
+
+def score_schema(*, attacked: bool, kd: bool) -> pa.Schema:
+    """Of the parts of a table.
+
+    Args:
+        attacked: whether samples were scored under attack.
+        kd: whether the change of their softmax was recorded.
+    """
+    schema = ADVERSARIAL_SCORE_SCHEMA if attacked else SCORE_SCHEMA
+    return schema.append(KD_PREV) if kd else schema
+
+
 SAMPLES_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.int64(), nullable=False),
@@ -57,7 +72,7 @@ SAMPLES_SCHEMA = pa.schema(
 )
 
 
-FLOAT_SCORES = ("grad_norm", "loss", "margin", "el2n", "adv_loss")
+FLOAT_SCORES = ("grad_norm", "loss", "margin", "el2n", "adv_loss", "kd_prev")
 """Columns of which every value must be finite."""
 
 
@@ -78,6 +93,7 @@ _ENCODINGS = {
     "correct": "PLAIN",
     "adv_loss": "PLAIN",
     "adv_correct": "PLAIN",
+    "kd_prev": "PLAIN",
     "input_norm": "PLAIN",
 }
 
@@ -165,8 +181,7 @@ def write_part(
     Args:
         table: folder of the score table.
         columns: arrays (n,) in any order of rows: ``sample_id`` int64, ``label`` integers, ``correct`` and
-            ``adv_correct`` bool, the other score fields float32; those of ``ADVERSARIAL_SCORE_SCHEMA`` if ``adv_loss``
-            is among them, else of ``SCORE_SCHEMA``.
+            ``adv_correct`` bool, the other score fields float32; those of ``score_schema``, with what is among them.
         epoch: completed training epochs (0: initial weights).
         rank: the worker that writes.
         attempt: unique for every start of the worker group, so that no name is used twice.
@@ -179,7 +194,7 @@ def write_part(
     order = np.argsort(columns["sample_id"], kind="stable")
     ids = np.asarray(columns["sample_id"])[order]
     _refuse_non_finite(columns, epoch)
-    schema = ADVERSARIAL_SCORE_SCHEMA if "adv_loss" in columns else SCORE_SCHEMA
+    schema = score_schema(attacked="adv_loss" in columns, kd="kd_prev" in columns)
     arrays = [
         np.full(len(ids), epoch) if name == "epoch" else np.asarray(columns[name])[order] for name in schema.names
     ]

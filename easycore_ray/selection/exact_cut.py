@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.lowest import Ids, nan_problem
 from easycore_ray.core.order_statistics import (
     LIMIT,
@@ -47,6 +48,7 @@ class Selection:
         method: as registered.
         fraction: share of the samples that is kept, in (0, 1].
         score: name of the score, for its direction ("user": higher is harder); None if the method needs none.
+        second_score: name of the second score, where the method reads two.
         num_classes: number of classes if each gets its share of the samples kept, else None.
         seed: of methods that draw.
         options: the method's own.
@@ -55,6 +57,7 @@ class Selection:
     method: Method
     fraction: float
     score: str | None = None
+    second_score: str | None = None
     num_classes: int | None = None
     seed: int = 0
     options: Mapping[str, Any]
@@ -86,12 +89,21 @@ class Choice:
     total: int
 
 
-def decide(selection: Selection, partitions: Sequence[Partition], *, limit: int = LIMIT) -> Choice:
+def decide(
+    selection: Selection,
+    partitions: Sequence[Partition],
+    *,
+    second: NDArray[np.float64] | None = None,
+    features: Features | None = None,
+    limit: int = LIMIT,
+) -> Choice:
     """Find out what is kept: exactly ``budget(N, fraction)`` samples, those ``choose`` keeps.
 
     Args:
         selection: the method and its settings.
         partitions: all samples, in id order.
+        second: (n,), the second score of all of them as stored, where the method reads two.
+        features: of all of them, where the method goes by them.
         limit: about how many keys to bring together at a time.
 
     Raises:
@@ -106,7 +118,8 @@ def decide(selection: Selection, partitions: Sequence[Partition], *, limit: int 
         rules = [Rule(cut.value, ties) for ties in cut.ties]
     else:
         nothing = np.zeros(1, np.int64)
-        rules = [Rule(nothing.astype(np.float64), nothing, ids) for ids in choose_gathered(selection, partitions)]
+        chosen = choose_gathered(selection, partitions, second, features)
+        rules = [Rule(nothing.astype(np.float64), nothing, ids) for ids in chosen]
     return Choice(selection, partitions, rules, k, total)
 
 

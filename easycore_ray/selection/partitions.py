@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from easycore_ray.data import index as dataset_index
-from easycore_ray.scoring.hardness_table import COLUMNS_OF_SCORE, hardness_column, not_recorded
+from easycore_ray.scoring.hardness_table import columns_of, hardness_column, not_recorded
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -63,6 +63,7 @@ class Partition:
         from_index: whether ``source`` is a dataset.
         score: column that is the score, or None.
         user_scores: float64 (rows,), scores of a user instead; NaN where there is none.
+        left_out: int64 (n,), ascending, samples of the source that are passed over; ``rows`` is without them.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Partition:
     from_index: bool
     score: str | None = None
     user_scores: NDArray[np.float64] | None = None
+    left_out: NDArray[np.int64] | None = None
 
     @property
     def can_be_sampled(self) -> bool:
@@ -82,7 +84,7 @@ class Partition:
     def sampled_batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Ids and scores of a quarter of the row groups of a file, drawn at random; as of ``batches``."""
         for stored in self._file_rows(labels=False, scores=True, rng=rng):
-            yield from stored.cut()
+            yield from self._remaining(stored).cut()
 
     def batches(self, *, labels: bool, scores: bool) -> Iterator[Batch]:
         """The rows in id order, 65,536 at a time: ids int64, labels integers, scores float64, each (n,).
@@ -96,13 +98,26 @@ class Partition:
         """
         done = 0
         for stored in self._index_rows(labels) if self.from_index else self._file_rows(labels, scores):
+            stored = self._remaining(stored)
             count = len(stored.sample_ids)
             if scores and self.user_scores is not None:
                 stored = replace(stored, scores=self.user_scores[done : done + count])
             yield from stored.cut()
             done += count
         if done != self.rows:
-            raise EasyCoreError(f"{self.source} has {done:,} rows, {self.rows:,} are listed; it is damaged")
+            out = 0 if self.left_out is None else len(self.left_out)
+            listed = f"has {done + out:,} rows, {self.rows + out:,} are listed"
+            raise EasyCoreError(f"{self.source} {listed}; it is damaged")
+
+    def _remaining(self, stored: Batch) -> Batch:
+        """The rows that are not left out."""
+        if self.left_out is None or not len(stored.sample_ids):
+            return stored
+        low, high = np.searchsorted(self.left_out, stored.sample_ids[[0, -1]] + [0, 1])
+        if low == high:
+            return stored
+        stays = np.isin(stored.sample_ids, self.left_out[low:high], assume_unique=True, invert=True)
+        return stored.take(np.flatnonzero(stays))
 
     def _index_rows(self, labels: bool) -> Iterator[Batch]:
         columns = ["sample_id"] + ["label"] * labels
@@ -111,7 +126,7 @@ class Partition:
 
     def _file_rows(self, labels: bool, scores: bool, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """A batch for each row group; with ``rng`` for a few of them, drawn at random."""
-        of_score = list(COLUMNS_OF_SCORE[self.score]) if scores and self.score is not None else []
+        of_score = list(columns_of(self.score)) if scores and self.score is not None else []
         try:
             filesystem, inner = paths.locate(self.source)
             stream = filesystem.open_input_file(inner) if paths.is_remote(self.source) else pa.memory_map(inner)

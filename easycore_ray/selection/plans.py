@@ -13,17 +13,25 @@ _BYTES_PER_SAMPLE = 60
 
 def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
     """The plan of a selection: how many samples it keeps; there is nothing to measure."""
-    from easycore_ray.selection.select import coreset_identity, epochs_folder, open_selection_inputs
+    from easycore_ray.selection.select import (
+        coreset_identity,
+        count_population,
+        open_exclusion,
+        open_population,
+        open_selection_inputs,
+        reduced_folders,
+    )
 
-    out, first, make = paths.absolute(config.out), "", []
-    folder = epochs_folder(config)
-    reduces = folder is not None and not paths.exists(paths.join(folder, "manifest.json"))
+    out, first = paths.absolute(config.out), ""
+    make = [folder for folder in reduced_folders(config) if not paths.exists(paths.join(folder, "manifest.json"))]
     # The samples are the same ones, so their number is known before they are reduced.
-    parents, dataset = open_selection_inputs(config, open_hardness if reduces else None)
-    if reduces:
-        first, make = f"reduce epochs {config.epoch_range} → {folder}, and ", [str(folder)]
-    table = parents.get("hardness_table")
-    total = dataset.num_rows("train") if table is None else table.manifest["counts"]["samples"]
+    parents, dataset = open_selection_inputs(config, (lambda scores, _: open_hardness(scores)) if make else None)
+    if make:
+        first = f"reduce → {' and '.join(make)}, and "
+    excluded = open_exclusion(config, dataset)
+    total = count_population(parents, dataset)
+    if excluded is not None:
+        total = sum(partition.rows for partition in open_population(parents, dataset, excluded))
     try:
         kept = budget(total, config.fraction)
         METHODS[config.method].check_budget(kept, total)
@@ -35,7 +43,7 @@ def plan_select(config: CoresetConfig, _measure: bool = False) -> WorkPlan:
         "select",
         config,
         "coreset",
-        coreset_identity(config, parents),
+        coreset_identity(config, parents, excluded),
         work=f"{first}keep {kept:,} of {total:,} samples by {config.method}{copied}",
         samples=kept,
         bytes_written=kept * _BYTES_PER_SAMPLE + (kept * dataset.layout.image_bytes if config.materialize else 0),

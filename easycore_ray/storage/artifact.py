@@ -39,6 +39,7 @@ ALGORITHM_VERSIONS = {
     "report": 1,
     "study": 2,
     "analysis": 1,
+    "audit": 1,
     "pipeline": 2,
 }
 """By kind of artifact: raised when the same configuration and inputs come to give another result."""

@@ -21,7 +21,7 @@ from easycore_ray.config import evaluation, experiments, inspection, stages
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
-from easycore_ray.config.inspection import ReportConfig
+from easycore_ray.config.inspection import AuditConfig, ReportConfig
 from easycore_ray.config.presets import PRESETS, STUDIES
 from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.eps import format_eps
@@ -52,6 +52,7 @@ NEEDED = {
     EvaluateConfig: ["--dataset", "/d", "--checkpoint", "/c"],
     SweepConfig: ["--dataset", "/d", "--scores", "/s"],
     ReportConfig: ["--sweep", "/w"],
+    AuditConfig: ["--scores", "/s"],
     StudyConfig: ["--dataset", "/d"],
     AnalyzeConfig: ["--scores", "/s", "/t", "--checkpoint", "/c"],
 }
@@ -210,9 +211,11 @@ def test_paths_become_absolute_at_the_command_line(tmp_path, monkeypatch):
     """So that a saved configuration means the same folders from anywhere; named sources are not paths."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EASYCORE_ROOT", raising=False)
-    found = parse(CoresetConfig, ["--out", "c", "--scores", "s3://b/s/", "--user-scores", "../mine.parquet"])
+    given = ["--out", "c", "--scores", "s3://b/s/", "--user-scores", "../mine.parquet", "--exclude", "audit"]
+    found = parse(CoresetConfig, given)
     assert (found.out, found.scores, found.dataset) == (f"{tmp_path}/c", "s3://b/s", None)
     assert found.user_scores == f"{tmp_path.parent}/mine.parquet"
+    assert found.exclude == f"{tmp_path}/audit"
 
     sources = {"digits": "digits", "torchvision:CIFAR10": "torchvision:CIFAR10", "images": f"{tmp_path}/images"}
     for given, expected in sources.items():

@@ -14,7 +14,7 @@ from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.experiments import AnalyzeConfig, PipelineConfig, StudyConfig, SweepConfig
 from easycore_ray.config.fields import format_workers, parse_epoch_range, parse_workers
 from easycore_ray.config.identity import identity_fields
-from easycore_ray.config.inspection import ReportConfig
+from easycore_ray.config.inspection import AuditConfig, ReportConfig
 from easycore_ray.config.stages import CoresetConfig, PrepareConfig, ReduceConfig, ScoreConfig, TrainConfig
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.core.training_plan import TRAINING
@@ -29,6 +29,7 @@ JOBS = {
     EvaluateConfig: {"dataset": "d", "checkpoint": "c"},
     SweepConfig: {"dataset": "d", "scores": "s"},
     ReportConfig: {"sweep": "w"},
+    AuditConfig: {"scores": "s"},
     AnalyzeConfig: {"scores": ("s",)},
     PipelineConfig: {},
     StudyConfig: {"dataset": "d"},
@@ -257,6 +258,21 @@ BAD = [
         {"method": ("random", "hardest:adv_loss")},
         "method hardest:adv_loss needs scores of adversarial training, and a pipeline scores in standard",
     ),
+    (
+        PipelineConfig,
+        {"method": ("easycore", "dual_beta"), "score_epochs": 8},
+        "method dual_beta: score dual needs at least 10 scored epochs, there are 9; score more, or give it a shorter",
+    ),
+    (
+        PipelineConfig,
+        {"method": ("easiest:dyn_unc:window=5",), "score_epochs": 8, "score_every": 2, "score_pass": "eval"},
+        "method easiest:dyn_unc:window=5: score dyn_unc:window=5 needs at least 5 scored epochs, there are 4",
+    ),
+    (
+        PipelineConfig,
+        {"method": ("easycore", "moderate/class")},
+        "method moderate/class needs what scoring records on request; pass --record features",
+    ),
     (PipelineConfig, {"score_epochs": 0}, "score_epochs must be >= 1"),
     (PipelineConfig, {"fraction": (0.0,)}, r"fraction must be in \(0, 1\]"),
     (PipelineConfig, {"trial_workers": 0}, "trial_workers must be >= 1"),
@@ -338,7 +354,7 @@ def test_a_pipeline_hands_its_fields_to_its_stages():
 def test_an_arm_is_its_name(method, balance):
     """Written and parsed, it is the same arm, for every method and every score it takes."""
     scores = sorted(HIGHER_IS_HARDER) if METHODS[method].needs_score else [None]
-    for score in ["aign"] if method == "easycore" else scores:
+    for score in [METHODS[method].default_score] if METHODS[method].bound else scores:
         arm = Arm(method, score, balance)
         assert parse_arm(arm.name) == arm
 

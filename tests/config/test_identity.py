@@ -29,6 +29,7 @@ NEEDED = {
     evaluation.EvaluateConfig: {"dataset": "d", "checkpoint": "c", "threads_per_worker": 2},
     SWEEP: {"dataset": "d", "scores": "s", **TRAINED, "trial_workers": 2, "training": ("pgd",)},
     inspection.ReportConfig: {"sweep": "w"},
+    inspection.AuditConfig: {"scores": "s"},
     experiments.AnalyzeConfig: {"scores": ("s",), "threads_per_worker": 2},
     PIPELINE: {**TRAINED, "on_duplicate": "drop", "image_size": 8, "training": ("pgd",)},
     STUDY: {"dataset": "d", **TRAINED},
@@ -43,14 +44,16 @@ OTHER = {
     "cluster_max": "CPU=8", "count_scoring": True,
     "commit_minutes": 0.0, "compile": True, "corruptions": ("contrast",),
     "coreset": "t", "cpus_per_worker": 3.0, "crop_pad": 2, "crop_reflect": True,
-    "cutoff": 0.1,
+    "cut_score": "el2n", "cutoff": 0.1,
     "cuda_graphs": False, "dataset": "t", "device_seconds": 9.0, "ema": 0.9, "eval_batch_size": 9,
     "extra_coreset": "t", "extra_dataset": "t", "extra_fraction": 0.5,
-    "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exif": "ignore", "experiment": "t",
+    "epoch_range": "1:2", "epochs": 3, "eps": 0.01, "eval_eps": (0.01,), "exclude": "t",
+    "exclude_kind": ("duplicate",), "exif": "ignore", "experiment": "t",
     "final_lr": 0.001,
     "format": "parquet", "fraction": 0.2, "gpus_per_worker": 1.0, "grace_fraction": 0.2,
     "image_column": "t", "image_size": 9,
     "init_from": "t", "initial_pass": True, "input_space": "normalised", "keep_going": True, "label_column": "t",
+    "label_errors": 0.1,
     "label_smoothing": 0.1, "lr": 0.2, "materialize": True, "max_failures": 9,
     "max_concurrent_trials": 5, "method": "hardest", "milestones": (0.5,), "model": "cnn", "momentum": 0.5,
     "nesterov": False, "norm": "l2", "normalise": "half", "note": "t",
@@ -63,17 +66,18 @@ OTHER = {
     "score": "el2n", "score_epochs": 3, "score_every": 2,
     "score_pass": "eval", "scores": "t", "score_batch_size": 9, "search": "optuna", "seed": 5,
     "segment_images": 480, "seeds": (5,), "source": "t", "source_check": False, "split": "val",
-    "standard_eval_eps": (0.01,), "steps": 5, "steps_fraction": 0.5, "stop_when_stable": 0.9,
+    "standard_eval_eps": (0.01,), "starved": 0.1, "steps": 5, "steps_fraction": 0.5, "stop_when_stable": 0.9,
     "store": "pixels", "subset": 9, "sweep": "t",
     "take_over": True, "test_fraction": 0.3,
-    "register": "r", "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none",
+    "record": ("features",), "register": "r",
+    "test_source": "t", "threads_per_worker": 4, "title": "t", "tracking_uri": "none",
     "train_epochs": 3,
     "training": "trades", "trial_workers": 3, "user_scores": "t", "val_attack_steps": 3, "val_fraction": 0.1,
     "warmup_fraction": 0.2, "weight_decay": 0.1, "weights": "best", "weights_file": "t", "width": 8,
 }  # fmt: skip
 SEVERAL = {"beta": (2.0,), "fraction": (0.2,), "method": ("hardest",), "training": ("trades", "pgd")}
 OTHER_OF = {
-    stages.CoresetConfig: {"option": ("strata=20",), "method": "stratified"},
+    stages.CoresetConfig: {"option": ("strata=20",), "method": "stratified", "cutoff_score": "aum"},
     SCORE: {"training": "mart", "score_pass": "fused"},
     SWEEP: SEVERAL, PIPELINE: SEVERAL, experiments.AnalyzeConfig: {"scores": ("t",), "checkpoint": ("t",)},
 }  # fmt: skip
@@ -89,13 +93,14 @@ SAME = {
     PREPARE: PLACES | {"allow_one_class", "source_check"},
     SCORE: PLACES | TRACKING | RESERVED | COMMITS | EXTRA | {"dataset", "coreset", "init_from"},
     stages.ReduceConfig: PLACES | {"scores", "bucket_rows"},
-    stages.CoresetConfig: PLACES | TRACKING | {"scores", "dataset", "user_scores", "materialize"},
+    stages.CoresetConfig: PLACES | TRACKING | {"scores", "dataset", "user_scores", "exclude", "materialize"},
     TRAIN: PLACES | TRACKING | RESERVED | COMMITS | EXTRA | {"dataset", "coreset", "init_from"},
     evaluation.EvaluateConfig: PLACES
     | TRACKING
     | RESERVED
     | {"dataset", "checkpoint", "weights_file", "claim", "num_workers", "cache_gib"},
     inspection.ReportConfig: PLACES,
+    inspection.AuditConfig: PLACES | {"scores", "dataset"},
     experiments.AnalyzeConfig: PLACES
     | TRACKING
     | RESERVED
@@ -138,6 +143,12 @@ def beside(kind, name):
         return {"trial_workers": 1} | ({} if name == "scheduler" else {"scheduler": "asha"})
     if name in {"search", "num_trials"}:
         return {"seeds": (0,)} | ({} if name == "search" else {"search": "optuna"})
+    if name == "cutoff_score":
+        return {"method": "stratified", "scores": "s"}
+    if name == "cutoff" and kind in (SWEEP, PIPELINE):
+        return {"method": ("stratified",)}
+    if name == "exclude_kind":
+        return {"exclude": "e"}
     if name == "prune_ratio":
         return {"pruning": "infobatch"}
     return {}
@@ -184,10 +195,11 @@ def test_a_field_changes_the_identity_unless_it_is_known_to_change_no_result(kin
 def test_options_that_came_later_leave_identities_as_they_were(kind):
     """Left out they are in none, so that runs of earlier releases are resumed and reused."""
     later = {"scheduler", "reduction_factor", "grace_fraction", "search", "num_trials", "extra_fraction"}
+    later |= {"record", "cutoff_score", "exclude", "exclude_kind", "device_seconds", "prune_ratio", "pruning"}
     later |= {"awp", "clean_forwards", "crop_reflect", "ema", "final_lr", "input_space", "label_smoothing"}
-    later |= {"device_seconds", "prune_ratio", "pruning"}
 
     assert later & identity_fields(make(kind)).keys() == set()
+    assert kind is stages.CoresetConfig or "cutoff" not in identity_fields(make(kind))
 
 
 def test_scoring_runs_in_standard_training_are_known_by_what_they_were():

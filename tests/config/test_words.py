@@ -23,7 +23,7 @@ DIFFERENT_TYPES = {
     "norm": "only evaluations have l1",
     "num_workers": "a study scores with one number of workers",
     "format": "of a source, and of an exported file",
-    "score": "a coreset leaves it to the method",
+    "score": "a coreset leaves it to the method, an audit does not",
     "model": "a checkpoint that is evaluated knows its own",
 }
 

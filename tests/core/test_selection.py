@@ -1,5 +1,6 @@
 """Selection: exact counts, ties by id, quotas, and one contract for every method."""
 
+import math
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easycore_ray.core import selection_methods
+from easycore_ray.core.feature_selection import Features
 from easycore_ray.core.selection import METHODS, budget, choose, class_quotas, lowest, ranking_method, selection_method
 
 FRACTIONS = {name: 1.0 if name == "full" else 0.3 for name in METHODS}
@@ -23,6 +25,16 @@ def population(n=101, seed=0):
     }
 
 
+def also(name, n=101, seed=0):
+    """The second score of methods that read two, and features of those that go by them."""
+    rng, found = np.random.default_rng(seed), {}
+    if METHODS[name].second_score:
+        found["second"] = rng.random(n)
+    if METHODS[name].needs_features:
+        found["features"] = Features(*(rng.random((n, 5)).astype(np.float32) for _ in range(2)))
+    return found
+
+
 # ---------------------------------------------------------------- every method
 
 
@@ -33,12 +45,12 @@ class TestEveryMethod:
 
     def choose(self, name, balance, rows, **options):
         """The method's choice from these rows."""
-        return choose(name, fraction=FRACTIONS[name], balance=balance, **(rows | options))
+        return choose(name, fraction=FRACTIONS[name], balance=balance, **(rows | also(name) | options))
 
     @pytest.mark.parametrize("n", [1, 2, 10, 101])
     def test_keeps_exactly_the_budget(self, name, balance, n):
         """The choice is k different ids of the population, sorted, int64."""
-        rows = population(n)
+        rows = population(n) | also(name, n)
         fraction = max(FRACTIONS[name], 0.5 / n)
         ids = choose(name, fraction=fraction, balance=balance, **rows)
         assert ids.dtype == np.int64
@@ -50,14 +62,14 @@ class TestEveryMethod:
         """The whole population is the largest coreset of every method that is free to take it."""
         rows = population()
         options = {"band": (0.0, 1.0)} if "band" in METHODS[name].options else {}
-        ids = choose(name, fraction=1.0, balance=balance, **options, **rows)
+        ids = choose(name, fraction=1.0, balance=balance, **options, **rows, **also(name))
         assert np.array_equal(ids, np.sort(rows["sample_ids"]))
 
     @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan"), 1e-6])
     def test_impossible_fractions_are_refused(self, name, balance, fraction):
         """Nothing kept, or more than there is, is an error."""
         with pytest.raises(ValueError, match="fraction"):
-            choose(name, fraction=fraction, balance=balance, **population())
+            choose(name, fraction=fraction, balance=balance, **population(), **also(name))
 
     def test_one_class_is_enough(self, name, balance):
         """Data of a single class is chosen from as any other."""
@@ -341,3 +353,75 @@ def test_every_method_explains_itself():
         assert f"| `{name}` | {method.doc} |" in table
         for option, spec in method.options.items():
             assert f"`{option}` ({spec.default})" in table
+
+
+# ---------------------------------------------------------------- two scores
+
+
+def beta_weights(dual, confidence, k, exponent=4.0):
+    """DUAL's weights of a draw, one sample after the other, with the density written out."""
+    highest = sorted(range(len(dual)), key=lambda row: -dual[row])[:10]
+    mean = sum(confidence[row] for row in highest) / len(highest)
+    b = 15 * (1 - mean) * (1 - (1 - k / len(dual)) ** exponent)
+    a = 16 - b
+    scale = math.gamma(a + b) / (math.gamma(a) * math.gamma(b))
+    return np.array([score * scale * q ** (a - 1) * (1 - q) ** (b - 1)
+                     for score, q in zip(dual, confidence, strict=True)])  # fmt: skip
+
+
+def drawn(dual, confidence, k, seed, **options):
+    ids = np.arange(len(dual)) * 3
+    kept = choose("dual_beta", sample_ids=ids, labels=ids % 2, fraction=k / len(ids), scores=dual, second=confidence,
+                  seed=seed, **options)  # fmt: skip
+    return kept // 3
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_dual_beta_draws_by_its_weights_without_replacement(k):
+    """Shares over 4,000 seeds are those of one draw after the other from what is left."""
+    rng = np.random.default_rng(5)
+    dual, confidence = rng.gamma(1.0, 0.1, 12), rng.uniform(0.3, 0.95, 12)
+    weights = beta_weights(dual, confidence, k)
+    found = np.zeros(12)
+    for seed in range(4000):
+        found[drawn(dual, confidence, k, seed)] += 1
+    plain = np.zeros(12)
+    for _ in range(4000):
+        plain[rng.choice(12, k, replace=False, p=weights / weights.sum())] += 1
+
+    assert np.abs(found - plain).max() / 4000 < 0.05
+    assert plain.max() - plain.min() > 400
+
+
+def test_dual_beta_prefers_easier_samples_the_fewer_it_keeps():
+    """Its density moves to higher confidence; a larger exponent, to lower."""
+    rng = np.random.default_rng(6)
+    dual, confidence = rng.gamma(1.0, 0.1, 2000), rng.uniform(0.05, 0.95, 2000)
+    few, many = (confidence[drawn(dual, confidence, k, 0)].mean() for k in (100, 1000))
+    assert few > many + 0.05
+    assert (
+        confidence[drawn(dual, confidence, 300, 0, exponent=12.0)].mean()
+        < confidence[drawn(dual, confidence, 300, 0)].mean()
+    )
+
+
+def test_dual_beta_takes_what_has_no_weight_last():
+    """Samples without variation have none, and certain ones an infinite density."""
+    dual, confidence = np.array([0.0, 0.2, 0.0, 0.1, 0.3]), np.array([1.0, 1.0, 0.0, 0.5, 0.6])
+    assert drawn(dual, confidence, 3, 0).tolist() == [1, 3, 4]
+    assert {tuple(drawn(dual, confidence, 4, seed).tolist()) for seed in range(20)} == {(0, 1, 3, 4), (1, 2, 3, 4)}
+
+
+def test_stratified_drops_the_hardest_by_another_score():
+    """As CCS drops by AUM whatever it stratifies by; strata are those of what is left."""
+    rng = np.random.default_rng(7)
+    ids, el2n, aum = np.arange(200), rng.random(200), rng.normal(size=200)
+    options = dict(sample_ids=ids, labels=ids % 2, fraction=0.3, score="el2n", cutoff=0.25, strata=10)
+    kept = choose("stratified", scores=el2n, second=aum, second_score="aum", **options)
+    left = np.sort(np.argsort(aum)[50:])
+
+    assert set(kept) <= set(left.tolist())
+    alone = choose("stratified", scores=el2n[left], **options | dict(sample_ids=left, labels=left % 2, fraction=0.4,
+                                                                    cutoff=0.0))  # fmt: skip
+    assert kept.tolist() == alone.tolist()
+    assert kept.tolist() != choose("stratified", scores=el2n, **options).tolist()

@@ -165,6 +165,8 @@ class TestRuns:
         assert plan_sweep(config).steps == 4 * 9
         with pytest.raises(EasyCoreError, match=r"method easiest:adv_loss: .* needs scoring in adversarial training"):
             open_sweep_inputs(config.replace(method=("easiest:adv_loss",)))
+        with pytest.raises(EasyCoreError, match=r"method hardest:dual: score dual needs at least 10 scored epochs"):
+            open_sweep_inputs(config.replace(method=("hardest:dual",)))
         done = sweep(config)
 
         assert {row["method"]: row["steps"] for row in done.rows()} == dict.fromkeys(

@@ -50,7 +50,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """Folders with the same inputs at two places: dataset, scores, a user's scores, coreset, two checkpoints."""
+    """Folders with the same inputs at two places: dataset, scores, a user's scores, coreset, checkpoints and more."""
     root = tmp_path_factory.mktemp("worlds")
     dataset = make_image_dataset(root / "here" / "dataset", LABELS, LABELS[:20])
     make_scoring_run(root / "here" / "scores", dataset, LABELS)
@@ -61,6 +61,7 @@ def worlds(tmp_path_factory):
     select(out=f"{root}/here/extra_coreset", dataset=extra.path, method="random", fraction=0.5)
     ids = dataset_ids(dataset)
     pq.write_table(pa.table({"sample_id": ids, "score": uniform_draws(0, ids)}), root / "here" / "user_scores")
+    pq.write_table(pa.table({"sample_id": ids[::7]}), root / "here" / "exclude")
     shutil.copytree(root / "here", root / "there")
     return root / "here", root / "there"
 
@@ -123,7 +124,7 @@ RUNS = {
     ScoreConfig: (run_scoring, SMALL | {"score_pass": "eval", "initial_pass": True}, RUN_INPUTS),
     EvaluateConfig: (run_evaluation, {"eval_eps": 0.1, "threads_per_worker": 1}, ("dataset", "checkpoint")),
     ReduceConfig: (run_reduction, {"bucket_rows": 100}, ("scores",)),
-    CoresetConfig: (run_selection, {"fraction": 0.5}, ("scores", "dataset", "user_scores")),
+    CoresetConfig: (run_selection, {"fraction": 0.5}, ("scores", "dataset", "user_scores", "exclude")),
     AnalyzeConfig: (run_analysis, {"num_train_samples": 50, "eval_eps": 0.1}, ("scores", "checkpoint", "dataset")),
 }
 

@@ -189,3 +189,22 @@ def test_a_missing_package_and_a_missing_split_are_refused_before_any_work(root,
     dataset = SimpleNamespace(path="d", num_rows=lambda _: 9)
     with pytest.raises(EasyCoreError, match=r"not installed; run: pip install 'easycore-ray\[search\]'"):
         check_comparable(config, dataset)
+
+
+def test_an_arm_by_validation_losses_needs_validation_images_of_every_class(tmp_path):
+    """Said before anything is scored or trained."""
+    config = SweepConfig(out="o", dataset="d", scores="s", method=("easycore", "hardest:cld"))
+    for name, val_labels, missing in (
+        ("none", [], "class 0, class 1"),
+        ("some", [0, 2], "class 1"),
+        ("all", [2, 1, 0], ""),
+    ):
+        dataset = open_dataset(make_image_dataset(tmp_path / name, LABELS, val_labels=val_labels).path)
+        check_comparable(config.replace(method=("easycore",)), dataset)
+        if missing:
+            with pytest.raises(
+                EasyCoreError, match=rf"method hardest:cld compares .* has no validation images of {missing}"
+            ):
+                check_comparable(config, dataset)
+        else:
+            check_comparable(config, dataset)

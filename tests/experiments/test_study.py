@@ -264,7 +264,9 @@ class TestTables:
     [
         (
             {"parts": ("standard", "others")},
-            "parts must be one of standard, trades, fractions, autoattack, got 'others'",
+            "parts must be one of standard, trades, fractions, autoattack, half, half-autoattack, half-others, "
+            "half-others-autoattack, 30-percent, 30-percent-autoattack, 10-percent, 10-percent-autoattack, "
+            "standard-half, standard-half-autoattack, half-autoattack-500, got 'others'",
         ),
         ({"num_workers": 3}, "batch_size 128 is not divisible by 3 workers"),
         ({"num_workers": (1, 2)}, "num_workers must be a whole number, got (1, 2)"),

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from easycore_ray import select
+from easycore_ray import audit, select
 from easycore_ray.config.base import to_dict
 from easycore_ray.config.evaluation import EvaluateConfig
 from easycore_ray.config.stages import TrainConfig
@@ -30,6 +30,7 @@ def make_all(root):
     dataset = make_image_dataset(root / "dataset", LABELS)
     scores = make_scoring_run(root / "scores", dataset, LABELS)
     coreset = select(out=f"{root}/coreset", scores=scores.path, fraction=0.4)
+    audit(out=f"{root}/audit", scores=scores.path)
     model = dict(name="cnn", num_classes=3, image_shape=[1, 4, 4], width=2, mean=[0.5], std=[0.25], seed=0)
     weights = build_model(**model | {"image_shape": (1, 4, 4), "mean": (0.5,), "std": (0.25,)}).state_dict()
     content = write_model(f"{root}/checkpoint", weights)

@@ -10,15 +10,25 @@ import pyarrow.parquet as pq
 import pytest
 
 from easycore_ray.config.arms import parse_arm
+from easycore_ray.core import selection
 from easycore_ray.core.selection import HIGHER_IS_HARDER, METHODS
 from easycore_ray.data.coreset import open_coreset, read_sample_ids
 from easycore_ray.data.dataset import check_same_dataset, open_dataset
+from easycore_ray.scoring.feature_table import open_features, read_features
 from easycore_ray.scoring.hardness_table import open_hardness, read_hardness
 from easycore_ray.scoring.reduce import reduce
 from easycore_ray.selection.select import arm_config, select
 from easycore_ray.storage.artifact import Artifact
 from easycore_ray.storage.errors import EasyCoreError
-from tests.artifacts import draw_rows, edit_manifest, finish_table, make_dataset, samples_of, write_parts
+from tests.artifacts import (
+    draw_rows,
+    edit_manifest,
+    finish_features,
+    finish_table,
+    make_dataset,
+    samples_of,
+    write_parts,
+)
 
 COUNT = 101
 RANKING = [
@@ -41,6 +51,10 @@ def make_scores(run, dataset, ids, labels, *, ties=True, seed=0):
                 columns[name] = np.round(columns[name] / 2).astype(np.float32)
     parts = write_parts(f"{run}/table", rows, np.arange(len(ids)) % 2)
     finish_table(run, parts, samples_of(ids, labels), dataset, training="pgd")
+    rng = np.random.default_rng(seed)
+    vectors = {"features": rng.normal(size=(len(ids), 6)), "probabilities": rng.dirichlet(np.ones(4), len(ids))}
+    columns = {name: values.astype(np.float16) for name, values in vectors.items()}
+    finish_features(run, {"sample_id": ids, "label": labels, **columns}, np.arange(len(ids)) % 3)
     return reduce(out=f"{run}/hardness", scores=str(run))
 
 
@@ -129,8 +143,8 @@ def test_the_fixture_has_ties_where_the_cut_is(inputs):
 @pytest.mark.parametrize("fraction", [0.005, 0.25])
 def test_the_count_is_exact(inputs, tmp_path, method, balance, fraction):
     """floor(fraction · N + 0.5) samples, whatever the method, and their classes as the histogram says."""
-    band = (0.0, 1.0)
-    coreset, ids = choose(inputs, tmp_path / "c", method=method, balance=balance, fraction=fraction, band=band)
+    options = {"score": "dual:window=2,epochs=3"} if METHODS[method].default_score == "dual" else {"band": (0.0, 1.0)}
+    coreset, ids = choose(inputs, tmp_path / "c", method=method, balance=balance, fraction=fraction, **options)
     labels = labels_of(COUNT)
 
     assert len(ids) == {0.005: 1, 0.25: 25}[fraction]
@@ -330,12 +344,23 @@ def test_epochs_need_a_scoring_run(inputs, tmp_path):
     refuse(inputs, tmp_path / "c", "epoch_range must be A:B", epoch_range="3:1")
 
 
+def test_what_is_left_out_has_no_features_either(inputs, tmp_path):
+    """A method by features chooses from the rest as if the others had never been scored."""
+    gone = np.arange(0, COUNT, 3)
+    pq.write_table(pa.table({"sample_id": gone}), f"{tmp_path}/gone.parquet")
+    _, kept = choose(inputs, tmp_path / "c", method="k_center", fraction=0.3, exclude=f"{tmp_path}/gone.parquet")
+    ids, features = read_features(open_features(f"{inputs}/scores", "k_center"))
+    left = np.setdiff1d(np.arange(COUNT), gone)
+    plain = selection.choose("k_center", sample_ids=ids[left], labels=left, fraction=0.3, features=features.take(left))
+    assert kept.tolist() == plain.tolist()
+
+
 def test_a_plan_reduces_no_epochs(inputs, tmp_path):
     """It says that they would be."""
     run = tmp_path / "scores"
     shutil.copytree(inputs / "scores", run)
     plan = select.plan(out=f"{tmp_path}/c", scores=str(run), epoch_range="1:2")
-    assert plan.work.startswith("reduce epochs 1:2 → ")
+    assert plan.work.startswith(f"reduce → {run}/hardness-epochs-1-2, and ")
     assert plan.makes == (f"{run}/hardness-epochs-1-2", f"{tmp_path}/c")
     assert not (run / "hardness-epochs-1-2").exists()
 

@@ -76,7 +76,8 @@ class Case:
         tensors |= {f"averaged {name}": value for name, value in state.averaged.items()}
         found = {name: value.numpy().tobytes() for name, value in tensors.items()}
         tables = [fingerprint(self.parts(state, folder)), fingerprint(self.parts(state, folder, extra=True))]
-        return {**found, "metrics": history, "tables": tables, "best": state.best_epoch}
+        carried = state.carried.get("val_losses")
+        return {**found, "metrics": history, "tables": tables, "best": state.best_epoch, "val_losses": carried}
 
     def parts(self, state, folder, extra=False):
         """The listed parts of the score table, or of that of the extra rows, of which nothing may be left over."""

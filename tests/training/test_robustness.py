@@ -90,7 +90,7 @@ def test_the_average_is_validated_with_its_own_weights(dataset):
     state, fit = trained(config), make_training_fit(config, open_dataset(dataset.path), None)
     model = build(fit.model)
     model.load_state_dict(state.averaged)
-    measured = ValidationBlocks(fit, LocalContext()).measure(model.to(memory_format=torch.channels_last))
+    measured = ValidationBlocks(fit, LocalContext()).measure(model.to(memory_format=torch.channels_last))[0]
     for name in ("val_accuracy", "val_robust_accuracy"):
         assert state.history[-1][f"averaged_{name}"] == measured[name]
 
