@@ -2,7 +2,8 @@
 
 Each is a thin layer over ``feature_selection`` or ``gradient_selection``. They take ``features``, of ``score --record
 features``, and say what they cost: a class of 5,000 samples is soon done, a million at once may not be. With class
-balance each runs on one class at a time, as most of their authors do.
+balance each runs on one class at a time, as most of their authors do. Of N samples, in the order of their ids, each
+takes scores (N,), higher = harder, or None, labels (N,), the budget k, 1 .. N, and the features; gives k ids.
 """
 
 # ruff: noqa: ARG001, ARG005  (every method has the same signature, whatever it reads of it)
@@ -21,14 +22,6 @@ def _moderate(scores: None, sample_ids: Ids, labels: NDArray, k: int, *, uniform
     """The samples in the middle by distance to the median feature of their class (moderate coresets).
 
     Xia et al. 2023, "Moderate Coreset": a window of ranks about the median of the distances.
-
-    Args:
-        scores: not read.
-        sample_ids: (N,), sorted.
-        labels: (N,).
-        k: budget, 1 .. N.
-        uniform: not used.
-        features: of the samples.
     """
     distances = feature_selection.class_median_distances(features.values, labels)
     return sample_ids[feature_selection.middle_by_rank(distances, k)]
@@ -39,14 +32,6 @@ def _k_center(scores: None, sample_ids: Ids, labels: NDArray, k: int, *, uniform
     """Samples such that every other is near one of them, in features (k-center greedy).
 
     Sener & Savarese 2018, arXiv 1708.00489. Begins with the sample nearest to the mean feature; of equals the lower id.
-
-    Args:
-        scores: not read.
-        sample_ids: (N,), sorted.
-        labels: not read.
-        k: budget, 1 .. N.
-        uniform: not used.
-        features: of the samples.
     """
     places = features.values.astype(np.float64)
     first = int(np.argmin(((places - places.mean(axis=0)) ** 2).sum(axis=1)))
@@ -58,14 +43,6 @@ def _herding(scores: None, sample_ids: Ids, labels: NDArray, k: int, *, uniform:
     """Samples whose mean feature is that of all (herding).
 
     Welling 2009; in coresets as in Rebuffi et al. 2017, iCaRL.
-
-    Args:
-        scores: not read.
-        sample_ids: (N,), sorted.
-        labels: not read.
-        k: budget, 1 .. N.
-        uniform: not used.
-        features: of the samples.
     """
     return sample_ids[feature_selection.herding(features.values, k)]
 
@@ -90,13 +67,7 @@ def _d2(
     Maharana et al. 2024, arXiv 2310.07931. Features are scaled to unit length, so that one gamma suits networks of any
     width. Scores that go below 0 are shifted, so that the easiest has 0.
 
-    Args:
-        scores: (N,), higher = harder.
-        sample_ids: (N,), sorted.
-        labels: not read.
-        k: budget, 1 .. N.
-        uniform: not used.
-        features: of the samples.
+    Options:
         neighbours: of each sample in the graph.
         gamma: how fast edges fall with the squared distance.
     """
@@ -125,13 +96,7 @@ def _bws(
 
     Choi et al. 2024, arXiv 2406.03057.
 
-    Args:
-        scores: (N,), higher = harder.
-        sample_ids: (N,), sorted.
-        labels: (N,).
-        k: budget, 1 .. N.
-        uniform: not used.
-        features: of the samples.
+    Options:
         windows: how many are compared, from the easiest to the hardest.
         ridge: weight of the squared coefficients.
     """
@@ -143,14 +108,6 @@ def _craig(scores: None, sample_ids: Ids, labels: NDArray, k: int, *, uniform: N
     """Samples whose last-layer gradients are near those of all others (CRAIG).
 
     Mirzasoleiman et al. 2020, arXiv 1906.01827; within classes with class balance, as its authors do.
-
-    Args:
-        scores: not read.
-        sample_ids: (N,), sorted.
-        labels: (N,).
-        k: budget, 1 .. N.
-        uniform: not used.
-        features: of the samples.
     """
     return sample_ids[gradient_selection.craig(_products(features, labels), k)]
 
@@ -173,13 +130,7 @@ def _gradmatch(
 
     Killamsetty et al. 2021, arXiv 2103.00123; training does not use the weights.
 
-    Args:
-        scores: not read.
-        sample_ids: (N,), sorted.
-        labels: (N,).
-        k: budget, 1 .. N.
-        uniform: not used.
-        features: of the samples.
+    Options:
         ridge: weight of the squared weights.
     """
     return sample_ids[gradient_selection.gradmatch(_products(features, labels), k, ridge=ridge)[0]]

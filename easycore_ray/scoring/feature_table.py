@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from easycore_ray.core.feature_selection import Features
-from easycore_ray.scoring.score_table import ScorePart, id_checksum
+from easycore_ray.scoring.score_table import ScorePart, id_checksum, store_part
+from easycore_ray.scoring.vector_columns import from_column, to_column
 from easycore_ray.storage import paths
 from easycore_ray.storage.artifact import Artifact, content_folder, open_artifact
 from easycore_ray.storage.errors import EasyCoreError
@@ -22,6 +23,7 @@ FEATURE_TABLE = "features"
 """Folder, in that of a scoring run, of its feature table."""
 
 _COLUMNS = ("features", "probabilities")
+_DTYPE = "<f2"
 # Rows that are decoded at a time.
 _BATCH_ROWS = 1 << 16
 
@@ -57,7 +59,7 @@ def write_feature_part(
     """
     order = np.argsort(columns["sample_id"], kind="stable")
     ids = np.asarray(columns["sample_id"])[order]
-    values = {name: np.ascontiguousarray(columns[name][order], dtype="<f2") for name in _COLUMNS}
+    values = {name: np.asarray(columns[name][order], dtype=_DTYPE) for name in _COLUMNS}
     bad = ~np.isfinite(values["features"]).all(axis=1)
     if bad.any():
         raise EasyCoreError(
@@ -65,24 +67,12 @@ def write_feature_part(
             f"{', '.join(map(str, ids[bad][:5].tolist()))}); score without --record features"
         )
     schema = feature_schema(*(values[name].shape[1] for name in _COLUMNS))
-    vectors = [_as_bytes(values[name]) for name in _COLUMNS]
+    vectors = [to_column(values[name]) for name in _COLUMNS]
     labels = pa.array(np.asarray(columns["label"])[order].astype(np.int32))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table([pa.array(ids), labels, *vectors], schema=schema), sink, compression="NONE",
                    use_dictionary=False, write_statistics=["sample_id"], write_page_checksum=True)  # fmt: skip
-    content = sink.getvalue()
-    path = f"epoch={epoch:05d}/part-{segment:05d}-{attempt}-r{rank:05d}.parquet"
-    paths.write_bytes(paths.join(table, path), content)
-    first, last = (int(ids[0]), int(ids[-1])) if len(ids) else (-1, -1)
-    return ScorePart(path=path, epoch=epoch, rank=rank, rows=len(ids), num_bytes=content.size, first_id=first,
-                     last_id=last, id_checksum=id_checksum(ids), sha256=hashlib.sha256(content).hexdigest(),
-                     segment=segment)  # fmt: skip
-
-
-def _as_bytes(values: np.ndarray) -> pa.Array:
-    """Rows (n, size) of float16 as a column of their bytes."""
-    size = values.dtype.itemsize * values.shape[1]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(values), [None, pa.py_buffer(values)])
+    return store_part(table, sink.getvalue(), ids, epoch=epoch, rank=rank, attempt=attempt, segment=segment)
 
 
 def open_features(run: str, needed_by: str) -> Artifact:
@@ -119,10 +109,7 @@ def read_feature_part(table: Artifact, part: ScorePart) -> pa.Table:
         EasyCoreError: it is missing or damaged, or holds other samples.
     """
     where = paths.join(table.path, part.path)
-    try:
-        content = paths.read_bytes(where)
-    except OSError as error:
-        raise EasyCoreError(f"{where} is listed in the manifest but cannot be read: {error}") from error
+    content = paths.read_bytes(where)
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise EasyCoreError(f"{where} is damaged: its checksum is not that of the manifest")
     rows = pq.read_table(pa.BufferReader(content))
@@ -155,7 +142,7 @@ def read_features(table: Artifact) -> tuple[np.ndarray, Features]:
             stop = at + batch.num_rows
             ids[at:stop] = batch["sample_id"].to_numpy()
             for name, values in vectors.items():
-                values[at:stop] = _from_bytes(batch[name], values.shape[1])
+                values[at:stop] = from_column(batch[name], _DTYPE)
             at = stop
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
@@ -175,13 +162,7 @@ def read_features_between(table: Artifact, low: int, high: int) -> Iterator[tupl
             for batch in read_feature_part(table, part).to_batches(max_chunksize=_BATCH_ROWS):
                 ids = batch["sample_id"].to_numpy()
                 rows = slice(*np.searchsorted(ids, [low, high]))
-                yield ids[rows], _from_bytes(batch["features"], table.manifest["num_features"])[rows].astype(np.float64)
-
-
-def _from_bytes(column: pa.Array, size: int) -> np.ndarray:
-    """Rows (n, size) of float16 of a column of bytes."""
-    values = np.frombuffer(column.buffers()[1], "<f2").reshape(-1, size)
-    return values[column.offset : column.offset + len(column)]
+                yield ids[rows], from_column(batch["features"], _DTYPE)[rows].astype(np.float64)
 
 
 def describe_features(parts: Iterable[ScorePart], folder: str) -> dict[str, Any]:

@@ -202,17 +202,34 @@ def write_part(
         [pa.array(array).cast(spec.type) for array, spec in zip(arrays, schema, strict=True)], schema=schema
     )
     content = _encode(rows)
+    return store_part(table, content, ids, epoch=epoch, rank=rank, attempt=attempt, segment=segment)
+
+
+def store_part(
+    table: str, content: pa.Buffer, sample_ids: np.ndarray, *, epoch: int, rank: int, attempt: str, segment: int
+) -> ScorePart:
+    """Write an encoded part under a name that is never used twice.
+
+    Args:
+        table: folder of a table.
+        content: the file.
+        sample_ids: int64 (n,), ascending, of its rows.
+        epoch: see ``write_part``, as for the rest.
+        rank: the worker that writes.
+        attempt: unique for every start of the worker group.
+        segment: of the epoch.
+    """
     path = f"epoch={epoch:05d}/part-{segment:05d}-{attempt}-r{rank:05d}.parquet"
     paths.write_bytes(paths.join(table, path), content)
     return ScorePart(
         path=path,
         epoch=epoch,
         rank=rank,
-        rows=len(ids),
+        rows=len(sample_ids),
         num_bytes=content.size,
-        first_id=int(ids[0]) if len(ids) else -1,
-        last_id=int(ids[-1]) if len(ids) else -1,
-        id_checksum=id_checksum(ids),
+        first_id=int(sample_ids[0]) if len(sample_ids) else -1,
+        last_id=int(sample_ids[-1]) if len(sample_ids) else -1,
+        id_checksum=id_checksum(sample_ids),
         sha256=hashlib.sha256(content).hexdigest(),
         segment=segment,
     )
@@ -265,8 +282,8 @@ def read_part_lists(folder: str, lists: Iterable[Mapping[str, Any]]) -> list[Sco
         where = paths.join(folder, entry["path"])
         try:
             content = paths.read_bytes(where)
-        except OSError as error:
-            raise EasyCoreError(f"{where} cannot be read ({error}); pass --overwrite to begin again") from error
+        except EasyCoreError as error:
+            raise EasyCoreError(f"{error}; pass --overwrite to begin again") from error
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise EasyCoreError(f"{where} is damaged; pass --overwrite to begin again")
         found += [ScorePart.from_dict(part) for part in json.loads(content)]

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from easycore_ray.scoring.score_table import ScorePart, id_checksum
+from easycore_ray.scoring.score_table import ScorePart, store_part
+from easycore_ray.scoring.vector_columns import from_column, to_column
 from easycore_ray.storage import paths
 from easycore_ray.storage.errors import EasyCoreError
 
@@ -22,6 +23,7 @@ SOFTMAX = "softmax"
 MOST_BYTES = 1 << 30
 """Of the softmax of all samples: a worker may have to read all of it for each of its segments."""
 _EPS = 1e-8
+_DTYPE = "<f4"
 
 
 def change(now: NDArray[np.floating], before: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -67,17 +69,10 @@ def write_softmax(
     """
     order = np.argsort(columns["sample_id"], kind="stable")
     ids = np.asarray(columns["sample_id"])[order]
-    values = np.ascontiguousarray(columns["softmax"][order], dtype="<f4")
-    rows = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * values.shape[1]), len(ids), [None, pa.py_buffer(values)])
+    rows = to_column(np.asarray(columns["softmax"][order], dtype=_DTYPE))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"sample_id": ids, "softmax": rows}), sink, compression="NONE", use_dictionary=False)
-    content = sink.getvalue()
-    path = f"epoch={epoch:05d}/part-{segment:05d}-{attempt}-r{rank:05d}.parquet"
-    paths.write_bytes(paths.join(folder, path), content)
-    first, last = (int(ids[0]), int(ids[-1])) if len(ids) else (-1, -1)
-    return ScorePart(path=path, epoch=epoch, rank=rank, rows=len(ids), num_bytes=content.size, first_id=first,
-                     last_id=last, id_checksum=id_checksum(ids), sha256=hashlib.sha256(content).hexdigest(),
-                     segment=segment)  # fmt: skip
+    return store_part(folder, sink.getvalue(), ids, epoch=epoch, rank=rank, attempt=attempt, segment=segment)
 
 
 def read_softmax(folder: str, parts: Sequence[ScorePart], sample_ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -116,14 +111,12 @@ def _read(folder: str, part: ScorePart) -> tuple[NDArray[np.int64], NDArray[np.f
     where = paths.join(folder, part.path)
     try:
         content = paths.read_bytes(where)
-    except OSError as error:
-        raise EasyCoreError(f"{where} cannot be read ({error}); pass --overwrite to begin again") from error
+    except EasyCoreError as error:
+        raise EasyCoreError(f"{error}; pass --overwrite to begin again") from error
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise EasyCoreError(f"{where} is damaged; pass --overwrite to begin again")
     rows = pq.read_table(pa.BufferReader(content))
-    values = rows["softmax"].combine_chunks()
-    numbers = np.frombuffer(values.buffers()[1], "<f4").reshape(-1, values.type.byte_width // 4)
-    return rows["sample_id"].to_numpy(), numbers[values.offset : values.offset + len(values)]
+    return rows["sample_id"].to_numpy(), from_column(rows["softmax"].combine_chunks(), _DTYPE)
 
 
 def likely_first(parts: Iterable[Mapping[str, Any]], rank: int, segment: int) -> list[ScorePart]:

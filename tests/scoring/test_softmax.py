@@ -56,6 +56,9 @@ def test_softmax_is_found_whatever_part_it_is_in(tmp_path, last):
     assert np.array_equal(read_softmax(str(tmp_path), parts, ids[asked]), values[asked])
     with pytest.raises(EasyCoreError, match=r"lacks the softmax of 1 samples"):
         read_softmax(str(tmp_path), parts, np.array([3, 5]))
+    (tmp_path / parts[0].path).rename(tmp_path / "elsewhere")
+    with pytest.raises(EasyCoreError, match=r"r0000\d\.parquet cannot be read: .*; pass --overwrite to begin again"):
+        read_softmax(str(tmp_path), parts, ids)
     (tmp_path / parts[0].path).write_bytes(b"torn")
     with pytest.raises(EasyCoreError, match=r"r0000\d\.parquet is damaged; pass --overwrite"):
         read_softmax(str(tmp_path), parts, ids)
